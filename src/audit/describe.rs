@@ -1,0 +1,118 @@
+//! Rules in words, for people: the same words whichever backend holds the rule.
+
+use crate::config::ranges::{RangeList, Step};
+use crate::config::types::{Family, Interface, Networks};
+use crate::plan::canon::{Addresses, CanonMatches, CanonRule, cover};
+use crate::plan::model::{Cond, CtStates, Verdict, protocol};
+
+/// The most items of a list that are written out.
+const SHOWN: usize = 6;
+
+/// A canonical rule: its conditions, then what happens.
+pub fn rule(rule: &CanonRule, family: Family) -> String {
+    let conditions = matches(&rule.matches, family);
+    let verdict = verdict(&rule.verdict);
+    if conditions.is_empty() { verdict } else { format!("{conditions}: {verdict}") }
+}
+
+/// Conditions in words; empty for "everything".
+pub fn matches(m: &CanonMatches, family: Family) -> String {
+    let mut out: Vec<String> = Vec::new();
+    if !m.protocol.is_full() {
+        out.push(list(
+            m.protocol
+                .iter()
+                .map(|(a, b)| (a..=b).map(protocol::name).collect::<Vec<_>>())
+                .collect::<Vec<_>>()
+                .concat(),
+        ));
+    }
+    let whole = if family == Family::V4 { u128::from(u32::MAX) } else { u128::MAX };
+    for (word, addresses) in [("from", &m.source), ("to", &m.destination)] {
+        if !addresses.iter().eq([(0, whole)]) {
+            out.push(format!("{word} {}", networks(addresses, family, whole)));
+        }
+    }
+    for (word, ports) in [("from port", &m.source_port), ("port", &m.destination_port)] {
+        if !ports.is_full() {
+            out.push(format!("{word} {}", numbers(ports)));
+        }
+    }
+    for (word, cond) in [("in by", &m.in_interface), ("out by", &m.out_interface)] {
+        if let Some(cond) = cond {
+            out.push(format!("{}{word} {}", not(cond), list(cond.value.iter().map(Interface::to_string).collect())));
+        }
+    }
+    for (word, cond) in [("of user", &m.uid), ("of group", &m.gid)] {
+        if let Some(cond) = cond {
+            out.push(format!("{}{word} {}", not(cond), list(spans(&cond.value))));
+        }
+    }
+    for (word, cond) in [("marked", &m.mark), ("of a connection marked", &m.connection_mark)] {
+        if let Some(cond) = cond {
+            out.push(format!("{}{word} {:#x}", not(cond), cond.value.value));
+        }
+    }
+    if m.connection_state != CtStates::ALL {
+        let names = CtStates::NAMED.iter().filter(|(s, _)| m.connection_state.has(*s)).map(|(_, n)| (*n).to_owned());
+        out.push(format!("in state {}", list(names.collect())));
+    }
+    out.extend(m.unknown.iter().map(|u| format!("[{u}]")));
+    out.join(" ")
+}
+
+/// A verdict in words.
+pub fn verdict(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Continue => "nothing".into(),
+        Verdict::Return => "return".into(),
+        Verdict::Accept => "accept".into(),
+        Verdict::Drop => "drop".into(),
+        Verdict::Jump(chain) => format!("jump {chain}"),
+        Verdict::Goto(chain) => format!("goto {chain}"),
+        Verdict::Redirect(port) => format!("redirect to port {port}"),
+        Verdict::Tproxy { port, mark, closed } => {
+            let open = if *closed { "" } else { ", going on when nobody listens" };
+            format!("tproxy to port {port} marked {mark}{open}")
+        }
+        Verdict::SetMark(m) => format!("mark {:#x}", m.value),
+        Verdict::SaveMark => "save the mark".into(),
+        Verdict::RestoreMark => "restore the mark".into(),
+        Verdict::CtZone(zone) => format!("conntrack zone {zone}"),
+        Verdict::Unknown(words) => format!("[{words}]"),
+    }
+}
+
+fn not<T>(cond: &Cond<T>) -> &'static str {
+    if cond.negated { "not " } else { "" }
+}
+
+fn list(mut items: Vec<String>) -> String {
+    let more = items.len().saturating_sub(SHOWN);
+    items.truncate(SHOWN);
+    if more > 0 {
+        items.push(format!("and {more} more"));
+    }
+    items.join(",")
+}
+
+fn spans<T: Step>(ranges: &RangeList<T>) -> Vec<String> {
+    ranges.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") }).collect()
+}
+
+/// A set of numbers, or what is missing from it where that is shorter.
+fn numbers(ports: &RangeList<u16>) -> String {
+    let rest = ports.complement();
+    if rest.len() < ports.len() { format!("not {}", list(spans(&rest))) } else { list(spans(ports)) }
+}
+
+fn networks(addresses: &Addresses, family: Family, whole: u128) -> String {
+    let rest = addresses.complement().intersection(&Addresses::new([(0, whole)]));
+    let (prefix, shown) = if rest.len() < addresses.len() { ("not ", &rest) } else { ("", addresses) };
+    let mut nets = Networks::default();
+    shown.iter().take(SHOWN * 2).for_each(|(a, b)| cover(family, a, b, &mut nets));
+    let more = shown.len().saturating_sub(SHOWN * 2);
+    let mut items: Vec<String> = nets.of(family).iter().map(ToString::to_string).collect();
+    items.extend((more > 0).then(|| format!("{more} more ranges")));
+    format!("{prefix}{}", list(items))
+}

@@ -1,0 +1,8 @@
+//! iptables, both variants, through their `-save` and `-restore --noflush` programs.
+
+pub mod backend;
+pub mod ours;
+pub mod parse;
+pub mod programs;
+pub mod render;
+pub mod script;

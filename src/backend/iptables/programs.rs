@@ -1,0 +1,309 @@
+//! The iptables programs: finding them without running any, and running them.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::config::types::Family;
+use crate::sys;
+
+/// Which iptables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Variant {
+    Nft,
+    Legacy,
+}
+
+impl Variant {
+    pub fn name(self) -> &'static str {
+        match self {
+            Variant::Nft => "nft",
+            Variant::Legacy => "legacy",
+        }
+    }
+}
+
+/// Why an iptables program did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    #[error(
+        "no program {program} in {searched}: install the package iptables, or use --backend nftables, which needs no program"
+    )]
+    Missing { program: String, searched: String },
+    #[error("cannot run {program}: {source}")]
+    Run { program: String, source: io::Error },
+    #[error("{program} ended with {status}: {message}{hint}")]
+    Failed { program: String, status: String, message: String, hint: String },
+    #[error(
+        "{program}: the iptables lock {lock} is held by {holder}, still after {waited:?}; end it or allow more time with --lock-timeout"
+    )]
+    Locked { program: String, lock: String, holder: String, waited: Duration },
+    #[error("cannot understand what {program} printed: {source}")]
+    Parse { program: String, source: super::parse::ParseError },
+}
+
+/// What the programs get from the caller's environment.
+#[derive(Debug, Clone, Default)]
+pub struct ProgramEnvironment {
+    /// Where programs are looked for, as in `PATH`.
+    pub path: OsString,
+    /// Other variables handed on (`XTABLES_LOCKFILE`, `XTABLES_LIBDIR`).
+    pub variables: HashMap<&'static str, OsString>,
+}
+
+/// Where to look when there is no `PATH`.
+const USUAL: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// iptables' lock file unless XTABLES_LOCKFILE names another.
+const LOCK_FILE: &str = "/run/xtables.lock";
+
+/// Finds and runs the programs of one variant.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    pub variant: Variant,
+    environment: ProgramEnvironment,
+    lock_timeout: Duration,
+    /// Programs found already.
+    known: RefCell<HashMap<(Family, &'static str), PathBuf>>,
+}
+
+impl Programs {
+    pub fn new(variant: Variant, environment: ProgramEnvironment, lock_timeout: Duration) -> Self {
+        Self { variant, environment, lock_timeout, known: RefCell::default() }
+    }
+
+    /// Whether the programs for a family are there.
+    pub fn exist(&self, family: Family) -> bool {
+        self.check(family).is_ok()
+    }
+
+    /// Names the program for a family that is not there. A package has all or none.
+    pub fn check(&self, family: Family) -> Result<(), ProgramError> {
+        self.find(family, "restore").map(|_| ())
+    }
+
+    fn find(&self, family: Family, tool: &'static str) -> Result<PathBuf, ProgramError> {
+        if let Some(path) = self.known.borrow().get(&(family, tool)) {
+            return Ok(path.clone());
+        }
+        let path = self.search(family, tool)?;
+        self.known.borrow_mut().insert((family, tool), path.clone());
+        Ok(path)
+    }
+
+    /// `iptables-nft-restore` and its like; the bare name where it is known to be the variant.
+    fn search(&self, family: Family, tool: &str) -> Result<PathBuf, ProgramError> {
+        let stem = if family == Family::V4 { "iptables" } else { "ip6tables" };
+        let full = format!("{stem}-{}-{tool}", self.variant.name());
+        let bare = format!("{stem}-{tool}");
+        let path = &self.environment.path;
+        let path = if path.is_empty() { OsStr::new(USUAL) } else { path };
+        let dirs: Vec<PathBuf> = std::env::split_paths(path).filter(|dir| dir.is_absolute()).collect();
+        let named = |name: &str| dirs.iter().map(|d| d.join(name)).find(|p| is_program(p));
+        if let Some(found) = named(&full) {
+            return Ok(found);
+        }
+        if let Some(found) = named(&bare)
+            && variant_of(&found) == Some(self.variant)
+        {
+            return Ok(found);
+        }
+        let searched = dirs.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(":");
+        Err(ProgramError::Missing { program: full, searched })
+    }
+
+    /// The text that `-save` prints.
+    pub fn save(&self, family: Family) -> Result<String, ProgramError> {
+        self.run(family, "save", &["-c"], String::new)
+    }
+
+    /// Feeds a script to `-restore --noflush`. It is written while the program loads.
+    pub fn restore(&self, family: Family, script: impl FnOnce() -> String) -> Result<(), ProgramError> {
+        let wait = self.lock_timeout.as_secs().max(1).to_string();
+        self.run(family, "restore", &["--noflush", "-w", &wait], script).map(|_| ())
+    }
+
+    fn run(
+        &self,
+        family: Family,
+        tool: &'static str,
+        arguments: &[&str],
+        input: impl FnOnce() -> String,
+    ) -> Result<String, ProgramError> {
+        let program = self.find(family, tool)?;
+        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let finished = self.start(&program, arguments, input);
+        let Finished { status, input, printed } =
+            finished.map_err(|source| ProgramError::Run { program: name.clone(), source })?;
+        if status.success() {
+            return Ok(printed);
+        }
+        let message = printed.trim().replace('\n', "; ");
+        if status.code() == Some(4) && message.contains("lock") {
+            return Err(self.locked(name));
+        }
+        let hint = hint(&message, &input, self.variant);
+        Err(ProgramError::Failed { program: name, status: status.to_string(), message, hint })
+    }
+
+    /// Runs a program to its end. What it prints goes to a file in memory: so there is
+    /// only one thing to wait for, and neither side can block the other.
+    fn start(&self, program: &Path, arguments: &[&str], input: impl FnOnce() -> String) -> io::Result<Finished> {
+        let mut printed = File::from(memfd_create(c"podweir-output", MFdFlags::MFD_CLOEXEC)?);
+        let mut command = Command::new(program);
+        command.args(arguments).env_clear().env("PATH", &self.environment.path);
+        command.envs(&self.environment.variables);
+        command.stdin(Stdio::piped()).stdout(printed.try_clone()?).stderr(printed.try_clone()?);
+        let mut child = command.spawn()?;
+        let input = input();
+        let written = match child.stdin.take() {
+            Some(mut stdin) => stdin.write_all(input.as_bytes()),
+            None => Ok(()),
+        };
+        let status = child.wait()?;
+        // When a program stops reading, its status and words tell more than our broken pipe.
+        if status.success() {
+            written?;
+        }
+        let mut text = Vec::new();
+        printed.rewind()?;
+        printed.read_to_end(&mut text)?;
+        Ok(Finished { status, input, printed: String::from_utf8_lossy(&text).into_owned() })
+    }
+
+    fn locked(&self, program: String) -> ProgramError {
+        let lock = self.environment.variables.get("XTABLES_LOCKFILE").map(PathBuf::from);
+        let lock = lock.unwrap_or_else(|| LOCK_FILE.into());
+        let holder = std::fs::metadata(&lock).ok().and_then(|meta| sys::lock::holder(meta.ino()));
+        ProgramError::Locked {
+            program,
+            lock: lock.display().to_string(),
+            holder: holder.unwrap_or_else(|| "another process".into()),
+            waited: self.lock_timeout,
+        }
+    }
+}
+
+/// A program that has ended.
+struct Finished {
+    status: ExitStatus,
+    /// What it was fed.
+    input: String,
+    /// What it wrote to either of its outputs.
+    printed: String,
+}
+
+fn is_program(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+/// The variant of a program by the name of the file it leads to (`xtables-nft-multi`,
+/// `xtables-legacy-multi`); only when that tells nothing is the program asked.
+fn variant_of(program: &Path) -> Option<Variant> {
+    let target = std::fs::canonicalize(program).ok()?;
+    let name = target.file_name()?.to_string_lossy().into_owned();
+    if name.contains("nft") {
+        return Some(Variant::Nft);
+    }
+    if name.contains("legacy") {
+        return Some(Variant::Legacy);
+    }
+    let output = Command::new(program).arg("--version").env_clear().stdin(Stdio::null()).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    // Before 1.8 there was one variant, and no word about it.
+    Some(if text.contains("nf_tables") { Variant::Nft } else { Variant::Legacy })
+}
+
+/// The cause and the cure behind an iptables program's own words, where they can be told.
+fn hint(message: &str, script: &str, variant: Variant) -> String {
+    let line = failed_line(message).and_then(|n| script.lines().nth(n.checked_sub(1)?));
+    let at = line.map(|l| format!(" (line: {l})")).unwrap_or_default();
+    let lower = message.to_lowercase();
+    if lower.contains("permission denied") || lower.contains("operation not permitted") {
+        return format!("{at}; {}", sys::caps::NET_ADMIN_HINT);
+    }
+    if lower.contains("do you need to insmod")
+        || lower.contains("table does not exist")
+        || lower.contains("can't initialize")
+    {
+        let table =
+            Some("nat").filter(|t| lower.contains(t)).or(Some("mangle").filter(|t| lower.contains(t))).unwrap_or("raw");
+        let module = match variant {
+            Variant::Legacy => format!("iptable_{table} (and ip6table_{table})"),
+            Variant::Nft => "nf_tables and nft_compat".into(),
+        };
+        return format!("{at}; the kernel has no {module}: load it on the node, or use --backend nftables");
+    }
+    let missing = line.and_then(module_of_line);
+    match missing {
+        Some(module)
+            if lower.contains("no chain/target/match")
+                || lower.contains("no such file")
+                || lower.contains("extension")
+                || lower.contains("couldn't load")
+                || lower.contains("line") =>
+        {
+            format!("{at}; if the kernel lacks the module {module}, load it on the node (modprobe {module})")
+        }
+        _ => at,
+    }
+}
+
+/// The line number in "line 12 failed" or "line: 12".
+fn failed_line(message: &str) -> Option<usize> {
+    let words: Vec<&str> = message.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).collect();
+    words.windows(2).find_map(|pair| if pair[0] == "line" { pair[1].parse().ok() } else { None })
+}
+
+/// The extension that a rule line needs.
+fn module_of_line(line: &str) -> Option<&'static str> {
+    let modules = [
+        ("-j TPROXY", "xt_TPROXY"),
+        ("-j REDIRECT", "xt_REDIRECT"),
+        ("-j CONNMARK", "xt_connmark"),
+        ("-j CT", "xt_CT"),
+        ("-j MARK", "xt_mark"),
+        ("-m owner", "xt_owner"),
+        ("-m multiport", "xt_multiport"),
+        ("-m conntrack", "xt_conntrack"),
+        ("-m connmark", "xt_connmark"),
+        ("-m mark", "xt_mark"),
+        ("-m comment", "xt_comment"),
+    ];
+    modules.iter().find(|(part, _)| line.contains(part)).map(|(_, module)| *module)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_name_the_line_and_the_module() {
+        let script = "*nat\n-A OUTPUT -m owner --uid-owner 1 -j RETURN\nCOMMIT\n";
+        let text =
+            hint("iptables-restore: line 2 failed: No chain/target/match by that name.", script, Variant::Legacy);
+        assert!(text.contains("-A OUTPUT -m owner") && text.contains("modprobe xt_owner"), "{text}");
+        let text = hint(
+            "iptables-legacy-restore v1.8.9 (legacy): can't initialize iptables table `nat': Permission denied (you must be root)",
+            script,
+            Variant::Legacy,
+        );
+        assert!(text.contains("CAP_NET_ADMIN"), "{text}");
+    }
+
+    #[test]
+    fn programs_that_are_not_there_are_named() {
+        let environment = ProgramEnvironment { path: "/nonexistent".into(), ..Default::default() };
+        let programs = Programs::new(Variant::Legacy, environment, Duration::from_secs(1));
+        let error = programs.check(Family::V6).unwrap_err().to_string();
+        assert!(error.contains("ip6tables-legacy-restore") && error.contains("/nonexistent"), "{error}");
+    }
+}

@@ -1,0 +1,139 @@
+//! Backends: what reads a plan from the kernel and makes the kernel hold one. They
+//! translate and decide nothing; [`install`] decides what has to be done.
+
+pub mod guard;
+pub mod install;
+pub mod iptables;
+pub mod nftables;
+pub mod routing;
+pub mod survey;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+
+use crate::config::types::Family;
+use crate::plan::model::{ChainName, Plan, Table};
+
+/// The three ways to program a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Nftables,
+    IptablesNft,
+    IptablesLegacy,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 3] = [Kind::Nftables, Kind::IptablesNft, Kind::IptablesLegacy];
+
+    /// Its name on the command line and in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Nftables => "nftables",
+            Kind::IptablesNft => "iptables-nft",
+            Kind::IptablesLegacy => "iptables-legacy",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Something a plan cannot say: a table switched off, a foreign rule in front of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Strange {
+    pub table: Table,
+    /// `None`: the table as a whole.
+    pub chain: Option<ChainName>,
+    /// `None`: both families, or unknown.
+    pub family: Option<Family>,
+    pub what: String,
+}
+
+impl Strange {
+    pub fn new(table: Table, chain: Option<ChainName>, what: String) -> Self {
+        Self { table, chain, family: None, what }
+    }
+}
+
+impl fmt::Display for Strange {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let family = self.family.map(|f| format!("{f} ")).unwrap_or_default();
+        let chain = self.chain.as_ref().map(|c| format!(", chain {c}")).unwrap_or_default();
+        write!(f, "{family}table {}{chain}: {}", self.table.name(), self.what)
+    }
+}
+
+/// What one backend holds of an interception.
+#[derive(Debug, Clone)]
+pub struct Reading<B = Backup> {
+    /// Whether there is anything of ours at all.
+    pub present: bool,
+    /// Rules only: routing is the same for every backend and read apart.
+    pub plan: Plan,
+    pub strange: Vec<Strange>,
+    /// What it takes to put this state back.
+    pub backup: B,
+}
+
+impl Reading {
+    /// The reading of a backend that holds nothing.
+    pub fn nothing() -> Self {
+        Reading { present: false, plan: Plan::empty(), strange: Vec::new(), backup: Backup::Nothing }
+    }
+}
+
+/// A state as it was found, down to what the model does not know.
+#[derive(Debug, Clone)]
+pub enum Backup {
+    Nothing,
+    Nftables(HashMap<Table, nftables::read::Raw>),
+    Iptables(HashMap<Family, iptables::parse::Saved>),
+}
+
+/// Why a backend could not do what it should. The kernel holds what it held before,
+/// unless the message says otherwise.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    #[error(transparent)]
+    Nftables(#[from] nftables::transaction::TransactionError),
+    #[error("cannot list the rules of {backend}: {source}{hint}")]
+    List { backend: &'static str, source: io::Error, hint: String },
+    #[error(transparent)]
+    Iptables(#[from] iptables::programs::ProgramError),
+}
+
+impl BackendError {
+    /// Whether somebody else changed the rules meanwhile, so that trying again may help.
+    pub fn raced(&self) -> bool {
+        match self {
+            Self::Nftables(nftables::transaction::TransactionError::Raced) => true,
+            Self::List { source, .. } => source.kind() == io::ErrorKind::Interrupted,
+            _ => false,
+        }
+    }
+}
+
+/// A way to program the kernel's rules.
+pub trait Backend {
+    fn kind(&self) -> Kind;
+
+    /// Reads what it holds of an interception.
+    fn read(&mut self) -> Result<Reading, BackendError>;
+
+    /// Makes it hold the plan's rules, given what it holds. Native: in one transaction.
+    /// iptables: one table of one family after the other.
+    fn apply(&mut self, plan: &Plan, found: &Reading) -> Result<(), BackendError>;
+
+    /// Makes it hold nothing of an interception.
+    fn remove(&mut self, found: &Reading) -> Result<(), BackendError>;
+
+    /// Puts back what was found, whatever it holds now.
+    fn restore(&mut self, found: &Reading) -> Result<(), BackendError>;
+
+    /// How many separate steps, each visible to traffic, `apply` would take.
+    fn steps(&self, plan: &Plan, found: &Reading) -> usize;
+}

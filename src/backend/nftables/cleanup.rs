@@ -1,0 +1,66 @@
+//! Taking away what iptables-nft leaves behind: its tables, once they hold nothing.
+
+use std::collections::HashMap;
+
+use crate::plan::model::Table;
+use crate::sys::netlink::Netlink;
+
+use super::read::{dump, tables};
+use super::transaction::{Transaction, TransactionError};
+use super::wire::{Msg, NfFamily, NfMessage, find};
+
+/// Removes the `ip` and `ip6` tables nat, mangle and raw that hold nothing but hooks with
+/// the policy accept: the same as no table at all.
+pub fn remove_empty_iptables_tables(netlink: &mut Netlink) -> Result<(), TransactionError> {
+    let generation = tables(netlink)?.generation;
+    for family in [NfFamily::IPV4, NfFamily::IPV6] {
+        // Table name to whether there is anything in it.
+        let mut used: HashMap<String, bool> = HashMap::new();
+        dump(
+            netlink,
+            Msg::GetTable,
+            family,
+            |_| (),
+            |message| {
+                used.extend(find(message.attributes(), 1).map(|name| (name.string(), false)));
+            },
+        )?;
+        dump(
+            netlink,
+            Msg::GetChain,
+            family,
+            |_| (),
+            |message| {
+                let attributes = message.attributes();
+                let table = find(attributes, 1).map(|a| a.string()).unwrap_or_default();
+                // A hook has NFTA_CHAIN_HOOK (4); its policy (5) 1 is accept.
+                let accepts = find(attributes, 4).is_some() && find(attributes, 5).and_then(|a| a.u32()) == Some(1);
+                *used.entry(table).or_default() |= !accepts;
+            },
+        )?;
+        for object in [Msg::GetRule, Msg::GetSet] {
+            dump(
+                netlink,
+                object,
+                family,
+                |_| (),
+                |message| {
+                    let table = find(message.attributes(), 1).map(|a| a.string()).unwrap_or_default();
+                    used.insert(table, true);
+                },
+            )?;
+        }
+        let mut transaction = Transaction::new(Some(generation));
+        let empty = used.iter().filter(|(name, used)| !**used && Table::by_name(name).is_some());
+        for (name, _) in empty {
+            transaction.delete_table_in(family, name);
+        }
+        let removed = !transaction.is_empty();
+        transaction.commit(netlink)?;
+        if removed {
+            // The next family's transaction would find a newer generation than it was told.
+            return remove_empty_iptables_tables(netlink);
+        }
+    }
+    Ok(())
+}

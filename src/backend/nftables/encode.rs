@@ -1,0 +1,370 @@
+//! Rules of the model to nf_tables expressions and sets.
+//!
+//! A list becomes one lookup: in a hash (single values) or in an interval set (ranges).
+//! A rule of the model is one nftables rule, except that each family's addresses need a
+//! rule of their own (a packet's addresses lie at different offsets), and that TPROXY
+//! takes a second rule: nftables' `tproxy`, unlike iptables', lets a packet go on when
+//! nobody listens, so a `drop` stands behind it.
+
+use std::net::IpAddr;
+
+use crate::config::types::{Families, Family, IdList, Interface, Networks};
+use crate::plan::canon;
+use crate::plan::model::{Cond, Masked, Matches, Rule, Verdict};
+
+use super::expr::{Expr, Op, code, ct, meta, payload};
+use super::names;
+
+/// What a set's keys are; `number` is nft's own, by which it prints them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    Ipv4,
+    Ipv6,
+    Protocol,
+    Port,
+    Uid,
+    Gid,
+    InterfaceName,
+}
+
+impl Key {
+    /// `NFTA_SET_KEY_TYPE` (informational, `enum datatypes` of nft).
+    pub fn number(self) -> u32 {
+        match self {
+            Key::Ipv4 => 7,
+            Key::Ipv6 => 8,
+            Key::Protocol => 12,
+            Key::Port => 13,
+            Key::Uid => 24,
+            Key::Gid => 25,
+            Key::InterfaceName => 41,
+        }
+    }
+
+    /// Length in bytes.
+    pub fn length(self) -> u32 {
+        match self {
+            Key::Protocol => 1,
+            Key::Port => 2,
+            Key::Ipv4 | Key::Uid | Key::Gid => 4,
+            Key::Ipv6 | Key::InterfaceName => 16,
+        }
+    }
+}
+
+/// A rule's conditions as nftables can hold them: each family's addresses apart, names
+/// with any ending apart from exact ones. A family that is there has to be asked for.
+pub fn split(rule: &Rule, families: Families, in_hook: bool) -> Vec<(Matches, Option<Family>)> {
+    let m = &rule.matches;
+    let by_address = m.source.is_some() || m.destination.is_some();
+    // Packets of other families never get past the hooks, so only there, and where a rule
+    // is for one of two families, does a rule have to ask.
+    let here = if in_hook { Families::BOTH } else { families };
+    let asked: Vec<Option<Family>> =
+        if !by_address && rule.families == here { vec![None] } else { rule.families.iter().map(Some).collect() };
+    let variants = interface_variants(m);
+    asked.iter().flat_map(|family| variants.iter().map(|m| (m.clone(), *family))).collect()
+}
+
+/// An anonymous set, to be made in the transaction that uses it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Set {
+    /// Unique within the transaction.
+    pub id: u32,
+    pub key: Key,
+    /// Sorted, disjoint `(first, last)`; in a set without intervals both are the same.
+    pub elements: Vec<(Vec<u8>, Vec<u8>)>,
+    pub interval: bool,
+}
+
+/// An nftables rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NftRule {
+    pub exprs: Vec<Expr>,
+    pub comment: String,
+}
+
+/// Turns rules into expressions, collecting the sets they look into.
+#[derive(Debug)]
+pub struct Encoder {
+    /// The families that pass the rules at all.
+    families: Families,
+    sets: Vec<Set>,
+    next_id: u32,
+}
+
+/// The name under which the kernel is asked to name an anonymous set.
+pub const ANONYMOUS: &str = "__set%d";
+
+impl Encoder {
+    /// For rules that only `families` get to; sets are numbered from `id` on.
+    pub fn starting_at(families: Families, id: u32) -> Self {
+        Self { families, sets: Vec::new(), next_id: id }
+    }
+
+    /// The sets that the rules encoded since the last call look into.
+    pub fn take_sets(&mut self) -> Vec<Set> {
+        std::mem::take(&mut self.sets)
+    }
+
+    /// The number the next set would get.
+    pub fn next_id(&self) -> u32 {
+        self.next_id
+    }
+
+    /// The nftables rules for a rule; `in_hook`: it stands in a chain the kernel enters by itself.
+    pub fn rule(&mut self, rule: &Rule, in_hook: bool) -> Vec<NftRule> {
+        let mut out = Vec::new();
+        for (matches, family) in split(rule, self.families, in_hook) {
+            let Some(conditions) = self.conditions(&matches, family) else { continue };
+            for statement in statements(&rule.verdict, family) {
+                let mut exprs = conditions.clone();
+                exprs.push(Expr::Counter { packets: 0, bytes: 0 });
+                exprs.extend(statement);
+                out.push(NftRule { exprs, comment: rule.why.comment() });
+            }
+        }
+        out
+    }
+
+    /// `None` where no packet can meet the conditions.
+    fn conditions(&mut self, m: &Matches, family: Option<Family>) -> Option<Vec<Expr>> {
+        let mut out = Vec::new();
+        if let Some(family) = family {
+            out.extend([Expr::Meta(meta::NFPROTO), equals(vec![nfproto(family)])]);
+        }
+        for (key, cond) in [(meta::IIFNAME, &m.in_interface), (meta::OIFNAME, &m.out_interface)] {
+            if let Some(cond) = cond {
+                self.interfaces(key, cond, &mut out);
+            }
+        }
+        if let Some(family) = family {
+            let (source, destination) = if family == Family::V4 { (12, 16) } else { (8, 24) };
+            for (offset, cond) in [(source, &m.source), (destination, &m.destination)] {
+                if let Some(cond) = cond {
+                    self.networks(family, offset, cond, &mut out)?;
+                }
+            }
+        }
+        if let Some(cond) = &m.protocol {
+            let load = vec![Expr::Meta(meta::L4PROTO)];
+            let ranges = cond.value.distinct().iter().map(|(a, b)| (vec![a], vec![b])).collect();
+            self.ranges(load, Key::Protocol, ranges, cond.negated, None, &mut out);
+        }
+        for (offset, cond) in [(0, &m.source_port), (2, &m.destination_port)] {
+            if let Some(cond) = cond {
+                let load = vec![Expr::Payload { base: payload::TRANSPORT, offset, len: 2 }];
+                let bytes = |port: u16| port.to_be_bytes().to_vec();
+                let ranges = cond.value.distinct().iter().map(|(a, b)| (bytes(a), bytes(b))).collect();
+                self.ranges(load, Key::Port, ranges, cond.negated, None, &mut out);
+            }
+        }
+        marks(m, &mut out);
+        for (key, set_key, cond) in [(meta::SKUID, Key::Uid, &m.uid), (meta::SKGID, Key::Gid, &m.gid)] {
+            if let Some(cond) = cond {
+                self.owners(key, set_key, cond, &mut out);
+            }
+        }
+        Some(out)
+    }
+
+    /// An interval is compared by bytes, so a host-order number must be turned around
+    /// first; a single value is compared as it is.
+    fn owners(&mut self, key: u32, set_key: Key, cond: &Cond<IdList>, out: &mut Vec<Expr>) {
+        let list = cond.value.distinct();
+        let singles = list.iter().all(|(a, b)| a == b);
+        let bytes = |id: u32| if singles { id.to_ne_bytes().to_vec() } else { id.to_be_bytes().to_vec() };
+        let ranges = list.iter().map(|(a, b)| (bytes(a), bytes(b))).collect();
+        let hton = (!singles).then_some(Expr::Hton { len: 4 });
+        self.ranges(vec![Expr::Meta(key)], set_key, ranges, cond.negated, hton, out);
+    }
+
+    /// `None` where nothing matches: "not any address".
+    fn networks(&mut self, family: Family, offset: u32, cond: &Cond<Networks>, out: &mut Vec<Expr>) -> Option<()> {
+        let len = u32::from(family.bits()) / 8;
+        let load = Expr::Payload { base: payload::NETWORK, offset, len };
+        let list = cond.value.of(family);
+        match list[..] {
+            [] if cond.negated => return Some(()),
+            [] => return None,
+            [net] if net.prefix_len() == 0 => return (!cond.negated).then_some(()),
+            [net] if net.prefix_len() < family.bits() => {
+                let (mask, value) = (bytes(net.netmask()), bytes(net.network()));
+                let xor = vec![0; mask.len()];
+                out.extend([load, Expr::Bitwise { mask, xor }, compare(cond.negated, value)]);
+                return Some(());
+            }
+            _ => {}
+        }
+        let wide = |n: u128| n.to_be_bytes()[16 - len as usize..].to_vec();
+        let ranges = canon::distinct_addresses(&cond.value, family);
+        if ranges.iter().any(|range| range == (0, u128::MAX >> (128 - len * 8))) {
+            return (!cond.negated).then_some(());
+        }
+        let ranges = ranges.iter().map(|(a, b)| (wide(a), wide(b))).collect();
+        let key = if family == Family::V4 { Key::Ipv4 } else { Key::Ipv6 };
+        self.ranges(vec![load], key, ranges, cond.negated, None, out);
+        Some(())
+    }
+
+    /// Compares what `load` loads with one value, one range or a set.
+    fn ranges(
+        &mut self,
+        load: Vec<Expr>,
+        key: Key,
+        elements: Vec<(Vec<u8>, Vec<u8>)>,
+        negated: bool,
+        convert: Option<Expr>,
+        out: &mut Vec<Expr>,
+    ) {
+        out.extend(load);
+        out.extend(convert);
+        match &elements[..] {
+            [(first, last)] if first == last => out.push(compare(negated, first.clone())),
+            [(first, last)] => {
+                let op = if negated { Op::Neq } else { Op::Eq };
+                out.push(Expr::Range { op, from: first.clone(), to: last.clone() });
+            }
+            _ => {
+                let id = self.next_id;
+                self.next_id += 1;
+                let interval = elements.iter().any(|(first, last)| first != last);
+                self.sets.push(Set { id, key, elements, interval });
+                out.push(Expr::Lookup { set: ANONYMOUS.into(), id: Some(id), negated });
+            }
+        }
+    }
+
+    fn interfaces(&mut self, key: u32, cond: &Cond<Vec<Interface>>, out: &mut Vec<Expr>) {
+        if !cond.negated && cond.value.len() > 1 {
+            // Only exact names here: see `interface_variants`.
+            let mut names: Vec<Vec<u8>> = cond.value.iter().map(interface_bytes).collect();
+            names.sort();
+            names.dedup();
+            let elements = names.into_iter().map(|name| (name.clone(), name)).collect();
+            self.ranges(vec![Expr::Meta(key)], Key::InterfaceName, elements, false, None, out);
+            return;
+        }
+        for interface in &cond.value {
+            out.extend([Expr::Meta(key), compare(cond.negated, interface_bytes(interface))]);
+        }
+    }
+}
+
+/// A name as the kernel compares it: padded to IFNAMSIZ, or only its beginning.
+fn interface_bytes(interface: &Interface) -> Vec<u8> {
+    let mut bytes = interface.name.as_bytes().to_vec();
+    if !interface.any_ending {
+        bytes.resize(16, 0);
+    }
+    bytes
+}
+
+/// Positive lists of interfaces, split so that each has either exact names only or one
+/// name with any ending.
+fn interface_variants(m: &Matches) -> Vec<Matches> {
+    let parts = |cond: &Option<Cond<Vec<Interface>>>| match cond {
+        Some(cond) if !cond.negated => {
+            let (any, exact): (Vec<_>, Vec<_>) = cond.value.iter().cloned().partition(|i| i.any_ending);
+            let mut parts: Vec<_> = any.into_iter().map(|i| Some(Cond::is(vec![i]))).collect();
+            if !exact.is_empty() {
+                parts.insert(0, Some(Cond::is(exact)));
+            }
+            parts
+        }
+        other => vec![other.clone()],
+    };
+    let mut out = Vec::new();
+    for in_interface in parts(&m.in_interface) {
+        for out_interface in parts(&m.out_interface) {
+            out.push(Matches { in_interface: in_interface.clone(), out_interface, ..m.clone() });
+        }
+    }
+    out
+}
+
+/// `NFPROTO_*`.
+fn nfproto(family: Family) -> u8 {
+    if family == Family::V4 { 2 } else { 10 }
+}
+
+fn equals(data: Vec<u8>) -> Expr {
+    compare(false, data)
+}
+
+fn compare(negated: bool, data: Vec<u8>) -> Expr {
+    Expr::Cmp { op: if negated { Op::Neq } else { Op::Eq }, data }
+}
+
+fn bytes(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(a) => a.octets().to_vec(),
+        IpAddr::V6(a) => a.octets().to_vec(),
+    }
+}
+
+fn marks(m: &Matches, out: &mut Vec<Expr>) {
+    for (load, cond) in [(Expr::Meta(meta::MARK), &m.mark), (Expr::Ct(ct::MARK), &m.connection_mark)] {
+        let Some(cond) = cond else { continue };
+        let Masked { value, mask } = cond.value;
+        out.push(load);
+        if mask != u32::MAX {
+            out.push(Expr::Bitwise { mask: mask.to_ne_bytes().to_vec(), xor: vec![0; 4] });
+        }
+        out.push(compare(cond.negated, (value & mask).to_ne_bytes().to_vec()));
+    }
+    if let Some(cond) = &m.connection_state {
+        let mask = u32::from(cond.value.0).to_ne_bytes().to_vec();
+        out.extend([Expr::Ct(ct::STATE), Expr::Bitwise { mask, xor: vec![0; 4] }]);
+        // "One of these bits is set" is "the masked value is not zero".
+        out.push(compare(!cond.negated, vec![0; 4]));
+    }
+}
+
+fn verdict(code: i32, chain: Option<String>) -> Vec<Expr> {
+    vec![Expr::Verdict { code, chain }]
+}
+
+fn set_mark(mark: u32) -> [Expr; 2] {
+    [Expr::Immediate(mark.to_ne_bytes().to_vec()), Expr::MetaSet(meta::MARK)]
+}
+
+/// What a verdict takes, in as many rules as it takes.
+fn statements(v: &Verdict, family: Option<Family>) -> Vec<Vec<Expr>> {
+    let mut out = vec![statement(v, family)];
+    if matches!(v, Verdict::Tproxy { closed: true, .. }) {
+        out.push(verdict(code::DROP, None));
+    }
+    out
+}
+
+fn statement(v: &Verdict, family: Option<Family>) -> Vec<Expr> {
+    match v {
+        // A plan holds no unknown verdict; in a rule of others there is nothing to write.
+        Verdict::Continue | Verdict::Unknown(_) => Vec::new(),
+        Verdict::Return => verdict(code::RETURN, None),
+        Verdict::Accept => verdict(code::ACCEPT, None),
+        Verdict::Drop => verdict(code::DROP, None),
+        Verdict::Jump(chain) => verdict(code::JUMP, Some(names::chain(chain))),
+        Verdict::Goto(chain) => verdict(code::GOTO, Some(names::chain(chain))),
+        Verdict::Redirect(port) => vec![Expr::Immediate(port.get().to_be_bytes().to_vec()), Expr::Redir],
+        Verdict::Tproxy { port, mark, .. } => {
+            let mut out = vec![
+                Expr::Immediate(port.get().to_be_bytes().to_vec()),
+                Expr::Tproxy { family: family.map_or(0, nfproto).into() },
+            ];
+            out.extend(set_mark(mark.get()));
+            out.extend(verdict(code::ACCEPT, None));
+            out
+        }
+        Verdict::SetMark(m) if m.mask == u32::MAX => set_mark(m.value).to_vec(),
+        Verdict::SetMark(m) => vec![
+            Expr::Meta(meta::MARK),
+            Expr::Bitwise { mask: (!m.mask).to_ne_bytes().to_vec(), xor: m.value.to_ne_bytes().to_vec() },
+            Expr::MetaSet(meta::MARK),
+        ],
+        Verdict::SaveMark => vec![Expr::Meta(meta::MARK), Expr::CtSet(ct::MARK)],
+        Verdict::RestoreMark => vec![Expr::Ct(ct::MARK), Expr::MetaSet(meta::MARK)],
+        Verdict::CtZone(zone) => vec![Expr::Immediate(zone.to_ne_bytes().to_vec()), Expr::CtSet(ct::ZONE)],
+    }
+}

@@ -1,0 +1,15 @@
+//! Native nftables over netlink: no program is needed, and everything changes in one
+//! transaction.
+
+pub mod backend;
+pub mod cleanup;
+pub mod decode;
+pub mod encode;
+mod errors;
+pub mod expr;
+pub mod names;
+pub mod read;
+pub mod script;
+pub mod sets;
+pub mod transaction;
+pub mod wire;

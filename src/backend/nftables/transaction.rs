@@ -1,0 +1,282 @@
+//! One nf_tables transaction: everything in it happens at once, or nothing does.
+
+use std::io;
+
+use crate::config::types::Families;
+use crate::plan::model::{Chain, Table};
+use crate::sys::netlink::Netlink;
+
+use super::encode::{ANONYMOUS, Encoder, NftRule, Set};
+use super::expr;
+use super::names;
+use super::read::Raw;
+use super::sets;
+use super::wire::{
+    Attrs, Messages, Msg, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NfFamily,
+};
+
+/// `NFNL_SUBSYS_NFTABLES`, the resource id of a batch.
+const SUBSYSTEM: u16 = 10;
+/// Attributes hold at most 64 KiB; a set with more elements takes several messages.
+const ELEMENTS_PER_MESSAGE: usize = 700;
+
+/// Why the kernel did not take a transaction. It then holds what it held before.
+#[derive(Debug, thiserror::Error)]
+pub enum TransactionError {
+    /// Somebody else changed the rules between reading and writing.
+    #[error("the rules changed while they were being replaced")]
+    Raced,
+    #[error("the kernel refused {what}: {source}{detail}")]
+    Refused { what: String, source: io::Error, detail: String },
+    #[error("cannot talk to nf_tables: {0}")]
+    Socket(#[from] io::Error),
+}
+
+/// What a message is about, for when the kernel refuses it.
+enum About {
+    Transaction,
+    RemovedTable(String),
+    Table(&'static str),
+    Chain { table: &'static str, chain: String, kind: &'static str },
+    Set { table: &'static str, elements: usize },
+    Rule { table: &'static str, chain: String, comment: String },
+    Restored,
+}
+
+impl std::fmt::Display for About {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            About::Transaction => f.write_str("the transaction"),
+            About::RemovedTable(table) => write!(f, "removing table {table}"),
+            About::Table(table) => write!(f, "table inet {table}"),
+            About::Chain { table, chain, kind: "" } => write!(f, "chain {chain} of table inet {table}"),
+            About::Chain { table, chain, kind } => write!(f, "chain {chain} (a {kind} chain) of table inet {table}"),
+            About::Set { table, elements } => write!(f, "a set of {elements} elements in table inet {table}"),
+            About::Rule { table, chain, comment } => {
+                write!(f, "the rule \"{comment}\" of chain {chain} in table inet {table}")
+            }
+            About::Restored => f.write_str("what was there before"),
+        }
+    }
+}
+
+/// A transaction being written.
+pub struct Transaction {
+    messages: Messages,
+    /// By sequence number.
+    about: Vec<About>,
+    next_set: u32,
+}
+
+impl Transaction {
+    /// A transaction that the kernel takes only while the rules are as they were at
+    /// generation `generation`.
+    pub fn new(generation: Option<u32>) -> Self {
+        let mut messages = Messages::default();
+        messages.push(NFNL_MSG_BATCH_BEGIN, 0, NfFamily::UNSPEC, SUBSYSTEM, |a| {
+            if let Some(generation) = generation {
+                a.u32(1, generation); // NFNL_BATCH_GENID
+            }
+        });
+        Self { messages, about: vec![About::Transaction], next_set: 1 }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.about.len() == 1
+    }
+
+    fn push(&mut self, msg: Msg, flags: u16, about: About, attributes: impl FnOnce(&mut Attrs)) {
+        self.push_in(NfFamily::INET, msg, flags, about, attributes);
+    }
+
+    fn push_in(&mut self, family: NfFamily, msg: Msg, flags: u16, about: About, attributes: impl FnOnce(&mut Attrs)) {
+        self.messages.nft(msg, flags, family, attributes);
+        self.about.push(about);
+    }
+
+    /// Removes a table with everything in it; it must exist.
+    pub fn delete_table(&mut self, table: &str) {
+        self.delete_table_in(NfFamily::INET, table);
+    }
+
+    pub fn delete_table_in(&mut self, family: NfFamily, table: &str) {
+        self.push_in(family, Msg::DelTable, 0, About::RemovedTable(table.to_owned()), |a| a.string(1, table));
+    }
+
+    pub fn add_table(&mut self, table: &'static str) {
+        self.push(Msg::NewTable, NLM_F_CREATE | NLM_F_EXCL, About::Table(table), |a| a.string(1, table));
+    }
+
+    /// Adds a base chain.
+    pub fn add_hook(&mut self, table: &'static str, chain: &str, hook: names::Hook, drop: bool) {
+        let about = About::Chain { table, chain: chain.to_owned(), kind: hook.kind };
+        self.push(Msg::NewChain, NLM_F_CREATE | NLM_F_EXCL, about, |a| {
+            a.string(1, table);
+            a.string(3, chain);
+            a.nested(4, |a| {
+                a.u32(1, hook.number);
+                a.u32(2, hook.priority as u32);
+            });
+            a.u32(5, u32::from(!drop)); // NF_DROP is 0, NF_ACCEPT 1
+            a.string(7, hook.kind);
+        });
+    }
+
+    /// Adds one of our tables: chains first, then what they hold, since rules jump around.
+    pub fn add_plan_table(&mut self, table: Table, chains: &[&Chain], families: Families) {
+        let name = names::table(table);
+        self.add_table(name);
+        for chain in chains {
+            let chain_name = names::chain(&chain.name);
+            match names::hook(table, &chain.name) {
+                Some(hook) => self.add_hook(name, &chain_name, hook, false),
+                None => {
+                    let about = About::Chain { table: name, chain: chain_name.clone(), kind: "" };
+                    self.push(Msg::NewChain, NLM_F_CREATE | NLM_F_EXCL, about, |a| {
+                        a.string(1, name);
+                        a.string(3, &chain_name);
+                    });
+                }
+            }
+        }
+        let mut encoder = Encoder::starting_at(families, self.next_set);
+        for chain in chains {
+            let chain_name = names::chain(&chain.name);
+            for rule in &chain.rules {
+                for rule in encoder.rule(rule, chain.name.is_hook()) {
+                    for set in encoder.take_sets() {
+                        self.add_set(name, &set);
+                    }
+                    self.add_rule(name, &chain_name, &rule);
+                }
+            }
+        }
+        self.next_set = encoder.next_id();
+    }
+
+    fn add_set(&mut self, table: &'static str, set: &Set) {
+        let about = About::Set { table, elements: set.elements.len() };
+        self.push(Msg::NewSet, NLM_F_CREATE | NLM_F_EXCL, about, |a| {
+            a.string(1, table);
+            a.string(2, ANONYMOUS);
+            a.u32(3, 1 | 2 | if set.interval { 4 } else { 0 }); // anonymous, constant, interval
+            a.u32(4, set.key.number());
+            a.u32(5, set.key.length());
+            a.u32(10, set.id);
+            // A known size lets the kernel take a fixed hash.
+            let size = if set.interval { set.elements.len() * 2 } else { set.elements.len() };
+            a.nested(9, |a| a.u32(1, size as u32));
+        });
+        // An interval is its first key and, marked as an end, the one after its last.
+        let mut keys: Vec<(Vec<u8>, bool)> = Vec::with_capacity(set.elements.len() * 2);
+        for (first, last) in &set.elements {
+            keys.push((first.clone(), false));
+            if set.interval
+                && let Some(end) = sets::after(last)
+            {
+                keys.push((end, true));
+            }
+        }
+        for part in keys.chunks(ELEMENTS_PER_MESSAGE) {
+            let about = About::Set { table, elements: set.elements.len() };
+            self.push(Msg::NewSetElem, NLM_F_CREATE, about, |a| {
+                a.string(1, table);
+                a.string(2, ANONYMOUS);
+                a.u32(4, set.id);
+                a.nested(3, |a| {
+                    for (key, is_end) in part {
+                        a.nested(1, |a| {
+                            a.nested(1, |a| a.bytes(1, key));
+                            if *is_end {
+                                a.u32(3, 1); // NFT_SET_ELEM_INTERVAL_END
+                            }
+                        });
+                    }
+                });
+            });
+        }
+    }
+
+    fn add_rule(&mut self, table: &'static str, chain: &str, rule: &NftRule) {
+        let about = About::Rule { table, chain: chain.to_owned(), comment: rule.comment.clone() };
+        self.push(Msg::NewRule, NLM_F_CREATE | NLM_F_APPEND, about, |a| {
+            a.string(1, table);
+            a.string(2, chain);
+            a.nested(4, |a| expr::write(&rule.exprs, a));
+            a.bytes(7, &comment(&rule.comment));
+        });
+    }
+
+    /// Adds a table as it was listed.
+    pub fn restore(&mut self, raw: &Raw) {
+        for (msg, attributes) in &raw.messages {
+            let flags = NLM_F_CREATE | if *msg == Msg::NewRule { NLM_F_APPEND } else { 0 };
+            let id = self.next_set;
+            self.push(*msg, flags, About::Restored, |a| {
+                for (kind, value) in attributes {
+                    a.bytes(*kind, value);
+                }
+                if *msg == Msg::NewSet {
+                    a.u32(10, id);
+                }
+            });
+            self.next_set += u32::from(*msg == Msg::NewSet);
+        }
+    }
+
+    /// Hands it to the kernel.
+    pub fn commit(mut self, netlink: &mut Netlink) -> Result<(), TransactionError> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        // The last message asks for the acknowledgement: kernels before 6.10 give none for
+        // the end of a batch. It comes only after everything has been committed.
+        self.messages.acknowledge_last();
+        let last = self.messages.last_sequence();
+        self.messages.push(NFNL_MSG_BATCH_END, 0, NfFamily::UNSPEC, SUBSYSTEM, |_| ());
+        let refused = netlink.transact(self.messages.bytes(), last)?;
+        // What the first refusal causes (a chain that is not there …) is not worth telling.
+        let Some(first) = refused.into_iter().min_by_key(|r| r.sequence) else { return Ok(()) };
+        if first.errno == nix::libc::ERESTART {
+            return Err(TransactionError::Raced);
+        }
+        let what = self.about.get(first.sequence as usize).map(About::to_string).unwrap_or_default();
+        let detail = super::errors::hint(first.errno, &what, first.message);
+        Err(TransactionError::Refused { what, source: io::Error::from_raw_os_error(first.errno), detail })
+    }
+}
+
+/// A rule's user data: one comment (`NFTNL_UDATA_RULE_COMMENT`), as nft writes it.
+fn comment(text: &str) -> Vec<u8> {
+    let text = &text.as_bytes()[..text.len().min(250)];
+    let mut out = vec![0, text.len() as u8 + 1];
+    out.extend_from_slice(text);
+    out.push(0);
+    out
+}
+
+/// The comment in a rule's user data.
+pub fn comment_of(mut data: &[u8]) -> Option<String> {
+    while let [kind, length, rest @ ..] = data {
+        let value = rest.get(..usize::from(*length))?;
+        if *kind == 0 {
+            let end = value.iter().position(|&b| b == 0).unwrap_or(value.len());
+            return Some(String::from_utf8_lossy(&value[..end]).into_owned());
+        }
+        data = &rest[usize::from(*length)..];
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_read_back() {
+        assert_eq!(comment_of(&comment("all-inbound: taken")).as_deref(), Some("all-inbound: taken"));
+        assert_eq!(comment_of(&[1, 1, 7, 0, 2, b'x', 0]).as_deref(), Some("x"));
+        assert_eq!(comment_of(&[0, 9, 1]), None);
+        assert_eq!(comment_of(&[]), None);
+    }
+}

@@ -1,0 +1,405 @@
+//! Routing and addresses next to the rules: policy rules for marked packets, their
+//! routing table, and `::6` on lo (rtnetlink(7), ip-rule(8)).
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+
+use netlink_packet_core::{
+    Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, Parseable,
+};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+
+use nix::libc;
+
+use crate::config::types::{Family, Mark, RouteTable};
+use crate::plan::model::{MarkRoute, Routing};
+use crate::sys::netlink::{Netlink, Received};
+
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_GETADDR: u16 = 22;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+const RTM_GETROUTE: u16 = 26;
+const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
+const RTM_GETRULE: u16 = 34;
+
+/// Every network namespace's lo has this index.
+const LO: u32 = 1;
+/// Before the main table's rule (32766), and one place for ours: without a priority
+/// every `ip rule add` makes one more.
+const PRIORITY: u32 = 1337;
+/// The proxy's source address for its connections to the app.
+pub const MESH_ADDRESS: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
+
+/// Why routing could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RoutingError {
+    #[error("cannot list {what}: {source}")]
+    List { what: &'static str, source: io::Error },
+    #[error("cannot {verb} {what}: {source}{hint}")]
+    Change { verb: &'static str, what: String, source: io::Error, hint: &'static str },
+}
+
+/// One thing to add or to take away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Item {
+    Rule { rule: MarkRoute, priority: u32 },
+    Route(Family, RouteTable),
+    MeshAddress,
+}
+
+/// A policy rule on a mark, as found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FoundRule {
+    pub rule: MarkRoute,
+    pub priority: u32,
+}
+
+/// What was found that an interception may have made.
+#[derive(Debug, Clone, Default)]
+pub struct FoundRouting {
+    pub rules: Vec<FoundRule>,
+    pub routes: Vec<(Family, RouteTable)>,
+    pub mesh_address: bool,
+}
+
+fn family_of(family: AddressFamily) -> Option<Family> {
+    match family {
+        AddressFamily::Inet => Some(Family::V4),
+        AddressFamily::Inet6 => Some(Family::V6),
+        _ => None,
+    }
+}
+
+fn address_family(family: Family) -> AddressFamily {
+    if family == Family::V4 { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn message(kind: u16, flags: u16, body: &impl Emitable) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.message_type = kind;
+    header.flags = flags | NLM_F_REQUEST;
+    header.length = (header.buffer_len() + body.buffer_len()) as u32;
+    let mut bytes = vec![0; header.length as usize];
+    header.emit(&mut bytes);
+    body.emit(&mut bytes[header.buffer_len()..]);
+    bytes
+}
+
+/// The addresses of all interfaces, with the interface's index, IPv4 first.
+pub fn addresses(netlink: &mut Netlink) -> io::Result<Vec<(u32, IpAddr)>> {
+    let mut out = Vec::new();
+    netlink.dump(&message(RTM_GETADDR, NLM_F_DUMP, &AddressMessage::default()), |received| {
+        let Some(address) = parse_address(&received) else { return };
+        let local = address.attributes.iter().find_map(|a| match a {
+            AddressAttribute::Local(ip) => Some(*ip),
+            _ => None,
+        });
+        let any = address.attributes.iter().find_map(|a| match a {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        });
+        // On a point-to-point link IFA_ADDRESS is the peer's.
+        if let Some(ip) = local.or(any) {
+            out.push((address.header.index, ip));
+        }
+    })?;
+    Ok(out)
+}
+
+fn parse_address(received: &Received) -> Option<AddressMessage> {
+    AddressMessage::parse(received.payload).ok()
+}
+
+/// Whether `::6` is on lo.
+pub fn has_mesh_address(addresses: &[(u32, IpAddr)]) -> bool {
+    addresses.contains(&(LO, IpAddr::V6(MESH_ADDRESS)))
+}
+
+/// Lists the policy rules on marks.
+pub fn mark_rules(netlink: &mut Netlink) -> Result<Vec<FoundRule>, RoutingError> {
+    let mut out = Vec::new();
+    let each = |received: Received| out.extend(parse_rule(&received));
+    netlink
+        .dump(&message(RTM_GETRULE, NLM_F_DUMP, &RuleMessage::default()), each)
+        .map_err(|source| RoutingError::List { what: "policy routing rules", source })?;
+    Ok(out)
+}
+
+/// A rule that asks for a mark and nothing else, and looks a table up.
+fn parse_rule(received: &Received) -> Option<FoundRule> {
+    let rule = RuleMessage::parse(received.payload).ok()?;
+    if rule.header.action != RuleAction::ToTable || rule.header.dst_len != 0 || rule.header.src_len != 0 {
+        return None;
+    }
+    let family = family_of(rule.header.family)?;
+    let (mut mark, mut table, mut priority) = (None, u32::from(rule.header.table), 0);
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::FwMark(value) => mark = Some(*value),
+            RuleAttribute::FwMask(u32::MAX) => {}
+            RuleAttribute::Table(value) => table = *value,
+            RuleAttribute::Priority(value) => priority = *value,
+            RuleAttribute::Protocol(_) | RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
+            RuleAttribute::FwMask(_)
+            | RuleAttribute::Iifname(_)
+            | RuleAttribute::Oifname(_)
+            | RuleAttribute::UidRange(_)
+            | RuleAttribute::IpProtocol(_)
+            | RuleAttribute::SourcePortRange(_)
+            | RuleAttribute::DestinationPortRange(_) => return None,
+            _ => {}
+        }
+    }
+    let rule = MarkRoute { family, mark: Mark::new(mark?), table: RouteTable::new(table) };
+    Some(FoundRule { rule, priority })
+}
+
+/// Lists the tables that hold `local default dev lo`.
+pub fn local_routes(netlink: &mut Netlink) -> Result<Vec<(Family, RouteTable)>, RoutingError> {
+    let mut out = Vec::new();
+    netlink
+        .dump(&message(RTM_GETROUTE, NLM_F_DUMP, &RouteMessage::default()), |received| {
+            out.extend(parse_route(&received));
+        })
+        .map_err(|source| RoutingError::List { what: "routes", source })?;
+    Ok(out)
+}
+
+fn parse_route(received: &Received) -> Option<(Family, RouteTable)> {
+    let route = RouteMessage::parse(received.payload).ok()?;
+    if route.header.kind != RouteType::Local || route.header.destination_prefix_length != 0 {
+        return None;
+    }
+    let by_lo = route.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(LO)));
+    let table = route.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    let table = table.unwrap_or_else(|| u32::from(route.header.table));
+    by_lo.then_some((family_of(route.header.address_family)?, RouteTable::new(table)))
+}
+
+impl FoundRouting {
+    /// What of it belongs to an interception: rules at our priority, with the usual mark
+    /// and table, or with a mark that its rules use; and the tables these rules name.
+    pub fn ours(&self, marks: &[Mark], wanted: &Routing) -> FoundRouting {
+        let usual = |r: &MarkRoute| (r.mark.get(), r.table.get()) == (1337, 133);
+        let is_ours = |found: &&FoundRule| {
+            let rule = &found.rule;
+            let same = |w: &MarkRoute| w.mark == rule.mark && w.table == rule.table;
+            found.priority == PRIORITY || usual(rule) || marks.contains(&rule.mark) || wanted.rules.iter().any(same)
+        };
+        let rules: Vec<FoundRule> = self.rules.iter().filter(is_ours).copied().collect();
+        let named = |table: &RouteTable| {
+            table.get() == 133
+                || rules.iter().any(|r| r.rule.table == *table)
+                || wanted.routes.iter().any(|(_, t)| t == table)
+        };
+        let routes = self.routes.iter().filter(|(_, table)| named(table)).copied().collect();
+        FoundRouting { rules, routes, mesh_address: self.mesh_address }
+    }
+
+    /// As part of a plan.
+    pub fn routing(&self) -> Routing {
+        Routing {
+            rules: self.rules.iter().map(|r| r.rule).collect(),
+            routes: self.routes.clone(),
+            mesh_address: self.mesh_address,
+        }
+    }
+
+    fn items(&self) -> Vec<Item> {
+        let rules = self.rules.iter().map(|r| Item::Rule { rule: r.rule, priority: r.priority });
+        let routes = self.routes.iter().map(|&(family, table)| Item::Route(family, table));
+        let address = self.mesh_address.then_some(Item::MeshAddress);
+        rules.chain(routes).chain(address).collect()
+    }
+}
+
+/// Changes to routing, taken back in reverse order if they must be.
+#[derive(Debug, Default)]
+pub struct Changes {
+    done: Vec<(bool, Item)>,
+}
+
+impl Changes {
+    pub fn is_empty(&self) -> bool {
+        self.done.is_empty()
+    }
+
+    fn make(&mut self, netlink: &mut Netlink, add: bool, item: Item) -> Result<(), RoutingError> {
+        if change(netlink, add, item)? {
+            self.done.push((add, item));
+        }
+        Ok(())
+    }
+
+    /// Makes routing what is wanted. On an error everything is as it was.
+    pub fn apply(netlink: &mut Netlink, found: &FoundRouting, wanted: &Routing) -> Result<Self, RoutingError> {
+        let mut changes = Changes::default();
+        match changes.try_apply(netlink, found, wanted) {
+            Ok(()) => Ok(changes),
+            Err(error) => {
+                // The first error is the one to tell; going back is tried in any case.
+                let _ = changes.undo(netlink);
+                Err(error)
+            }
+        }
+    }
+
+    fn try_apply(&mut self, netlink: &mut Netlink, found: &FoundRouting, wanted: &Routing) -> Result<(), RoutingError> {
+        let wanted = wanted.normalised();
+        if wanted.mesh_address && !found.mesh_address {
+            self.make(netlink, true, Item::MeshAddress)?;
+        }
+        // A route before the rule that leads to it.
+        for &(family, table) in wanted.routes.iter().filter(|r| !found.routes.contains(r)) {
+            self.make(netlink, true, Item::Route(family, table))?;
+        }
+        for &rule in wanted.rules.iter().filter(|r| !found.rules.iter().any(|f| f.rule == **r)) {
+            self.make(netlink, true, Item::Rule { rule, priority: PRIORITY })?;
+        }
+        let keep = |item: &Item| match item {
+            Item::Rule { rule, .. } => wanted.rules.contains(rule),
+            Item::Route(family, table) => wanted.routes.contains(&(*family, *table)),
+            Item::MeshAddress => wanted.mesh_address,
+        };
+        for item in found.items().into_iter().filter(|item| !keep(item)) {
+            self.make(netlink, false, item)?;
+        }
+        Ok(())
+    }
+
+    /// Takes everything back, going on after an error; the first one is returned.
+    pub fn undo(self, netlink: &mut Netlink) -> Result<(), RoutingError> {
+        let mut first = Ok(());
+        for (added, item) in self.done.into_iter().rev() {
+            let result = change(netlink, !added, item).map(|_| ());
+            if first.is_ok() {
+                first = result;
+            }
+        }
+        first
+    }
+}
+
+/// Adds or removes; `false` where somebody was faster and nothing had to be done.
+fn change(netlink: &mut Netlink, add: bool, item: Item) -> Result<bool, RoutingError> {
+    let flags = NLM_F_ACK | if add { NLM_F_CREATE | NLM_F_EXCL } else { 0 };
+    let bytes = match item {
+        Item::Rule { rule, priority } => {
+            let kind = if add { RTM_NEWRULE } else { RTM_DELRULE };
+            message(kind, flags, &rule_message(rule, priority))
+        }
+        Item::Route(family, table) => {
+            let kind = if add { RTM_NEWROUTE } else { RTM_DELROUTE };
+            message(kind, flags, &route_message(family, table))
+        }
+        Item::MeshAddress => {
+            let kind = if add { RTM_NEWADDR } else { RTM_DELADDR };
+            message(kind, flags, &mesh_address_message())
+        }
+    };
+    let result = netlink.transact(&bytes, 0).and_then(|refused| match refused.first() {
+        None => Ok(()),
+        Some(refusal) => Err(io::Error::from_raw_os_error(refusal.errno)),
+    });
+    match result {
+        Ok(()) => Ok(true),
+        Err(e) if add && e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(e) if !add && matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EADDRNOTAVAIL)) => {
+            Ok(false)
+        }
+        Err(source) => Err(RoutingError::Change {
+            verb: if add { "add" } else { "remove" },
+            what: item.to_string(),
+            hint: hint(&source, item),
+            source,
+        }),
+    }
+}
+
+fn hint(source: &io::Error, item: Item) -> &'static str {
+    match (source.raw_os_error(), item) {
+        (Some(libc::EPERM), _) => "; the process lacks CAP_NET_ADMIN",
+        (Some(libc::ENETDOWN), _) => "; the interface lo is down: bring it up first (ip link set lo up)",
+        (Some(libc::EACCES), Item::MeshAddress) => {
+            "; IPv6 is disabled in this namespace (sysctl net.ipv6.conf.lo.disable_ipv6): leave the family out with --ip-families ipv4, or enable it"
+        }
+        (Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP), _) => {
+            "; the kernel has no IPv6 or no policy routing: leave the family out with --ip-families ipv4"
+        }
+        _ => "",
+    }
+}
+
+impl std::fmt::Display for Item {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Item::Rule { rule, .. } => {
+                write!(f, "the {} rule 'fwmark {} lookup {}'", rule.family, rule.mark, rule.table)
+            }
+            Item::Route(family, table) => write!(f, "the {family} route 'local default dev lo table {table}'"),
+            Item::MeshAddress => write!(f, "the address {MESH_ADDRESS}/128 on lo"),
+        }
+    }
+}
+
+fn rule_message(rule: MarkRoute, priority: u32) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = address_family(rule.family);
+    message.header.action = RuleAction::ToTable;
+    message.header.table = u8::try_from(rule.table.get()).unwrap_or(0);
+    message.attributes = vec![
+        RuleAttribute::Priority(priority),
+        RuleAttribute::FwMark(rule.mark.get()),
+        RuleAttribute::Table(rule.table.get()),
+    ];
+    message
+}
+
+fn route_message(family: Family, table: RouteTable) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = address_family(family);
+    message.header.table = u8::try_from(table.get()).unwrap_or(0);
+    message.header.protocol = RouteProtocol::Boot;
+    message.header.scope = if family == Family::V4 { RouteScope::Host } else { RouteScope::Universe };
+    message.header.kind = RouteType::Local;
+    message.attributes = vec![RouteAttribute::Oif(LO), RouteAttribute::Table(table.get())];
+    message
+}
+
+fn mesh_address_message() -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    message.header.prefix_len = 128;
+    message.header.index = LO;
+    // Nobody else can have it: no duplicate detection, usable at once.
+    message.header.flags = AddressHeaderFlags::Nodad;
+    let address = IpAddr::V6(MESH_ADDRESS);
+    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    message
+}
+
+/// What is to be done, as the `ip` commands that would do it.
+pub fn commands(routing: &Routing) -> Vec<String> {
+    let flag = |family| if family == Family::V4 { "-4" } else { "-6" };
+    let mut out = Vec::new();
+    if routing.mesh_address {
+        out.push(format!("ip -6 addr add {MESH_ADDRESS}/128 dev lo"));
+    }
+    for (family, table) in &routing.routes {
+        out.push(format!("ip {} route add local default dev lo table {table}", flag(*family)));
+    }
+    for rule in &routing.rules {
+        let (mark, table) = (rule.mark, rule.table);
+        out.push(format!("ip {} rule add priority {PRIORITY} fwmark {mark} lookup {table}", flag(rule.family)));
+    }
+    out
+}

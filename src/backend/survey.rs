@@ -1,0 +1,63 @@
+//! What is in the kernel before anything is read: which backends have tables at all.
+//! Looking makes nothing: no table comes to be by it, and no program is started.
+
+use std::io;
+
+use crate::config::types::{Families, Family};
+use crate::plan::model::Table;
+use crate::sys::netlink::Netlink;
+
+use super::nftables::read::{self, Tables};
+
+/// Where there is something to read.
+#[derive(Debug, Clone, Default)]
+pub struct Survey {
+    /// nf_tables' tables; `None` where the kernel has no nf_tables.
+    pub nftables: Option<Tables>,
+    /// An interception's chains are in the tables of iptables-nft.
+    pub iptables_nft: bool,
+    /// Families in which the kernel has tables of iptables-legacy.
+    pub iptables_legacy: Families,
+}
+
+/// Whether an error says that the kernel has no nf_tables.
+pub fn is_unsupported(error: &io::Error) -> bool {
+    use nix::libc::{EAFNOSUPPORT, EINVAL, EOPNOTSUPP, EPROTONOSUPPORT};
+    // nfnetlink answers EINVAL for a subsystem it does not know.
+    matches!(error.raw_os_error(), Some(EPROTONOSUPPORT | EOPNOTSUPP | EAFNOSUPPORT | EINVAL))
+}
+
+/// Looks around. `netfilter`: an open netfilter socket, if the kernel has one to offer.
+pub fn survey(netfilter: Option<&mut Netlink>) -> io::Result<Survey> {
+    let mut out = Survey { iptables_legacy: legacy_tables()?, ..Survey::default() };
+    if let Some(netlink) = netfilter {
+        match read::tables(netlink) {
+            Ok(tables) => {
+                out.iptables_nft = tables.of_iptables() && read::iptables_nft_has_ours(netlink)?;
+                out.nftables = Some(tables);
+            }
+            Err(e) if is_unsupported(&e) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(out)
+}
+
+/// The families with tables that iptables-legacy made. The kernel lists them in proc(5)
+/// from the moment the module is there; without the file there is no iptables-legacy.
+fn legacy_tables() -> io::Result<Families> {
+    let lists = |name: &str| match std::fs::read_to_string(format!("/proc/thread-self/net/{name}")) {
+        Ok(text) => Ok(text.lines().any(|table| Table::by_name(table).is_some())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(io::Error::new(e.kind(), format!("cannot read /proc/net/{name}: {e}"))),
+    };
+    Ok(Families { v4: lists("ip_tables_names")?, v6: lists("ip6_tables_names")? })
+}
+
+impl Survey {
+    /// Families in which iptables-nft has tables.
+    pub fn iptables_nft_tables(&self) -> Families {
+        let has = |family| self.nftables.as_ref().is_some_and(|tables| tables.of_iptables_in(family));
+        Families { v4: has(Family::V4), v6: has(Family::V6) }
+    }
+}

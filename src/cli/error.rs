@@ -1,0 +1,43 @@
+//! What ends a run, and with which exit status.
+
+use std::io;
+
+use crate::backend::install::InstallError;
+use crate::config::settings::SettingsError;
+use crate::sys::netns::NetnsError;
+
+/// Why a command did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// What was typed makes no sense: exit status 2.
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    #[error("cannot list the pod's addresses: {0}")]
+    Addresses(io::Error),
+    #[error("cannot write to standard output: {0}")]
+    Stdout(io::Error),
+    #[error("cannot write the log: {0}; the rules are as they were")]
+    Log(io::Error),
+    #[error("{0}")]
+    Failed(String),
+    /// The rules do not do what they should: exit status 126.
+    #[error("{0}")]
+    Validation(String),
+}
+
+impl CliError {
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Settings(error) if error.is_usage() => 2,
+            Self::Validation(_) => 126,
+            _ => 1,
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Facts about the pod, from the namespace and file system the process is in.
+
+use std::cell::OnceCell;
+use std::io;
+use std::net::IpAddr;
+
+use crate::backend::routing;
+use crate::config::facts::Facts;
+use crate::sys::netlink::Netlink;
+
+/// The running system.
+#[derive(Default)]
+pub struct System {
+    read: OnceCell<(Netlink, Vec<(u32, IpAddr)>)>,
+}
+
+impl System {
+    fn read(&self) -> io::Result<&(Netlink, Vec<(u32, IpAddr)>)> {
+        if let Some(known) = self.read.get() {
+            return Ok(known);
+        }
+        let mut netlink = Netlink::open(Netlink::ROUTE)?;
+        let addresses = routing::addresses(&mut netlink)?;
+        Ok(self.read.get_or_init(|| (netlink, addresses)))
+    }
+
+    /// Whether `::6` is on lo, and the open socket that told.
+    pub fn into_mesh_address(self) -> io::Result<(bool, Netlink)> {
+        let mesh_address = routing::has_mesh_address(&self.read()?.1);
+        match self.read.into_inner() {
+            Some((netlink, _)) => Ok((mesh_address, netlink)),
+            None => Ok((mesh_address, Netlink::open(Netlink::ROUTE)?)),
+        }
+    }
+}
+
+impl Facts for System {
+    fn addresses(&self) -> io::Result<Vec<IpAddr>> {
+        Ok(self.read()?.1.iter().map(|(_, address)| *address).collect())
+    }
+
+    fn resolv_conf(&self) -> io::Result<String> {
+        std::fs::read_to_string("/etc/resolv.conf")
+    }
+
+    fn passwd(&self) -> io::Result<String> {
+        std::fs::read_to_string("/etc/passwd")
+    }
+
+    fn group(&self) -> io::Result<String> {
+        std::fs::read_to_string("/etc/group")
+    }
+}

@@ -1,0 +1,86 @@
+//! What is typed: one file per subcommand, thin.
+
+mod args;
+mod clean;
+mod dry_run;
+mod error;
+mod facts;
+mod init;
+mod logging;
+mod output;
+mod print_config;
+mod quick;
+mod validate;
+
+use std::ffi::OsString;
+
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Command};
+
+use crate::config::given::process_environment;
+use crate::config::settings::Face;
+use error::CliError;
+use init::Print;
+use logging::LogOptions;
+
+/// The command line.
+fn command() -> Command {
+    let about = "Puts a weir across a pod's traffic: diverts it to a sidecar proxy, and says exactly what is diverted and what escapes";
+    let command = Command::new("podweir")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(about)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .subcommand(init::init_command())
+        .subcommand(init::istio_iptables_command())
+        .subcommand(clean::command());
+    logging::with_log_options(command)
+}
+
+/// Runs what the arguments say and gives the exit status.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    // A panic has said what it is about; nothing may unwind out of here.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(arguments))).unwrap_or(1)
+}
+
+fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let result = match quick::read(&arguments, &process_environment) {
+        Some(quick) => logging::start(&quick.log)
+            .map_err(CliError::Usage)
+            .and_then(|()| init::run(quick.face, &quick.given, Print::Nothing)),
+        None => match command().try_get_matches_from(&arguments) {
+            Ok(matches) => run_command(&matches),
+            Err(e) => return parse_error(&e),
+        },
+    };
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            logging::report(&error.to_string());
+            error.exit_status()
+        }
+    }
+}
+
+fn run_command(matches: &ArgMatches) -> Result<(), CliError> {
+    let Some((name, matches)) = matches.subcommand() else { return Err(CliError::Usage("no command".into())) };
+    logging::start(&LogOptions::from_matches(matches)).map_err(CliError::Usage)?;
+    match name {
+        "init" => init::run_matches(Face::Init, matches),
+        "istio-iptables" => init::run_matches(Face::IstioIptables, matches),
+        "clean" => clean::run(matches),
+        _ => Err(CliError::Usage(format!("{name} is no command"))),
+    }
+}
+
+/// Help and version are parse errors to clap.
+fn parse_error(error: &clap::Error) -> u8 {
+    let status = match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
+        _ => 2,
+    };
+    // Help that nobody can read is no success.
+    if error.print().is_ok() { status } else { status.max(1) }
+}

@@ -1,0 +1,71 @@
+//! What the user asked for, typed and checked: which traffic of a pod goes to its
+//! sidecar proxy. `plan::build` turns it into rules.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::Ipv4Net;
+
+use super::types::{
+    Families, IdList, Interface, Mark, Mode, Networks, Port, PortList, PortSelection, RangeSelection, RouteTable,
+};
+
+/// The most groups an inclusion list may name: each is one match of a single rule.
+pub const MAX_INCLUDED_GROUPS: usize = 64;
+
+/// An interception. Lists keep the order in which they were written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interception {
+    pub families: Families,
+    /// Where the proxy takes outbound TCP.
+    pub outbound_port: Port,
+    /// Where the proxy takes inbound TCP.
+    pub inbound_port: Port,
+    /// HBONE tunnel port, never intercepted inbound.
+    pub tunnel_port: Port,
+    /// Users whose traffic is the proxy's own.
+    pub proxy_uids: Vec<u32>,
+    /// Groups whose traffic is the proxy's own.
+    pub proxy_gids: Vec<u32>,
+    pub mode: Mode,
+    pub inbound_ports: PortSelection,
+    /// Left alone; counts only when all inbound ports are taken.
+    pub inbound_ports_exclude: PortList,
+    pub exclude_interfaces: Vec<Interface>,
+    /// Inbound traffic from these counts as outbound.
+    pub virtual_interfaces: Vec<Interface>,
+    pub outbound_ranges: RangeSelection,
+    pub outbound_ranges_exclude: Networks,
+    /// TCP ports always taken.
+    pub outbound_ports: PortList,
+    /// TCP and UDP ports left alone.
+    pub outbound_ports_exclude: PortList,
+    pub owner_groups: OwnerGroups,
+    /// Users whose outbound traffic is left alone.
+    pub outbound_uids_exclude: IdList,
+    /// What counts as the pod talking to itself (IPv4; in IPv6 it is `::1/128`).
+    pub loopback: Ipv4Net,
+    pub dns: Option<DnsCapture>,
+    pub drop_invalid: bool,
+    /// Set on intercepted packets in TPROXY mode.
+    pub mark: Mark,
+    /// Where marked packets are routed in TPROXY mode.
+    pub route_table: RouteTable,
+}
+
+/// Which owners' groups are intercepted outbound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OwnerGroups {
+    /// All but these.
+    Except(Vec<u32>),
+    /// Only these, at most [`MAX_INCLUDED_GROUPS`]; none of them: nobody's.
+    Only(Vec<u32>),
+}
+
+/// DNS capture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DnsCapture {
+    /// Whatever server is asked.
+    All,
+    /// Only the servers that the resolver is configured with; at least one.
+    Servers { v4: Vec<Ipv4Addr>, v6: Vec<Ipv6Addr> },
+}

@@ -1,0 +1,12 @@
+//! What the user asked for: option texts from flags, variables, a netconf or a pod's
+//! annotations, their precedence, and the typed [`interception::Interception`] they
+//! make. The only place that reads the environment.
+
+pub mod facts;
+pub mod given;
+pub mod interception;
+pub mod options;
+pub mod ranges;
+pub mod settings;
+pub mod types;
+pub mod value;

@@ -1,0 +1,207 @@
+//! Lists of inclusive ranges over a number type: ports, user and group ids,
+//! protocol numbers.
+//!
+//! A list keeps the order (and the repetitions) in which it was written, because
+//! an iptables rule set shows both. [`RangeList::normalised`] gives the set the
+//! list stands for: sorted, disjoint, with neighbours merged.
+
+use std::fmt::Debug;
+
+/// A number whose neighbours are known.
+pub trait Step: Copy + Ord + Debug + std::hash::Hash + std::fmt::Display {
+    const MIN: Self;
+    const MAX: Self;
+    /// The next number, or `None` at the largest.
+    fn next(self) -> Option<Self>;
+    /// The previous number, or `None` at the smallest.
+    fn previous(self) -> Option<Self>;
+}
+
+macro_rules! step {
+    ($($t:ty),*) => {$(
+        impl Step for $t {
+            const MIN: Self = <$t>::MIN;
+            const MAX: Self = <$t>::MAX;
+            fn next(self) -> Option<Self> { self.checked_add(1) }
+            fn previous(self) -> Option<Self> { self.checked_sub(1) }
+        }
+    )*};
+}
+step!(u8, u16, u32, u128);
+
+/// Inclusive ranges `(first, last)` with `first <= last`, in the order given.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RangeList<T>(Vec<(T, T)>);
+
+impl<T> Default for RangeList<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T: Step> RangeList<T> {
+    /// The list of the given ranges; a range whose ends are swapped is turned around.
+    pub fn new(ranges: impl IntoIterator<Item = (T, T)>) -> Self {
+        Self(ranges.into_iter().map(|(a, b)| (a.min(b), a.max(b))).collect())
+    }
+
+    /// The list of the given single numbers.
+    pub fn of(items: impl IntoIterator<Item = T>) -> Self {
+        Self(items.into_iter().map(|i| (i, i)).collect())
+    }
+
+    /// The list that holds every number of the type.
+    pub fn full() -> Self {
+        Self(vec![(T::MIN, T::MAX)])
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (T, T)> + '_ {
+        self.0.iter().copied()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The number of ranges written (not of numbers covered).
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn push(&mut self, first: T, last: T) {
+        self.0.push((first.min(last), first.max(last)));
+    }
+
+    pub fn extend(&mut self, other: &Self) {
+        self.0.extend_from_slice(&other.0);
+    }
+
+    /// The only number in the list, if it holds exactly one.
+    pub fn single(&self) -> Option<T> {
+        match self.0[..] {
+            [(a, b)] if a == b => Some(a),
+            _ => None,
+        }
+    }
+
+    pub fn contains(&self, item: T) -> bool {
+        self.0.iter().any(|&(a, b)| a <= item && item <= b)
+    }
+
+    /// Whether it covers every number of the type. Expects a normalised list.
+    pub fn is_full(&self) -> bool {
+        self.0 == [(T::MIN, T::MAX)]
+    }
+
+    /// The same set, sorted, disjoint, neighbours merged.
+    pub fn normalised(&self) -> Self {
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable();
+        let mut out: Vec<(T, T)> = Vec::with_capacity(sorted.len());
+        for (first, last) in sorted {
+            match out.last_mut() {
+                Some(open) if open.1.next().is_none_or(|n| first <= n) => open.1 = open.1.max(last),
+                _ => out.push((first, last)),
+            }
+        }
+        Self(out)
+    }
+
+    /// The same set, sorted and without doubles; as single numbers if it was written so,
+    /// else normalised.
+    pub fn distinct(&self) -> Self {
+        if self.0.iter().any(|(first, last)| first != last) {
+            return self.normalised();
+        }
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        Self(sorted)
+    }
+
+    /// Everything that is not in the list, normalised.
+    pub fn complement(&self) -> Self {
+        let mut out = Vec::new();
+        let mut from = Some(T::MIN);
+        for (first, last) in self.normalised().0 {
+            if let (Some(start), Some(end)) = (from, first.previous())
+                && start <= end
+            {
+                out.push((start, end));
+            }
+            from = last.next();
+        }
+        if let Some(start) = from {
+            out.push((start, T::MAX));
+        }
+        Self(out)
+    }
+
+    /// What both hold. Expects normalised lists, gives a normalised one.
+    pub fn intersection(&self, other: &Self) -> Self {
+        let (mut i, mut j, mut out) = (0, 0, Vec::new());
+        while let (Some(&a), Some(&b)) = (self.0.get(i), other.0.get(j)) {
+            let (first, last) = (a.0.max(b.0), a.1.min(b.1));
+            if first <= last {
+                out.push((first, last));
+            }
+            if a.1 < b.1 { i += 1 } else { j += 1 }
+        }
+        Self(out)
+    }
+
+    /// Whether the two share a number. Expects normalised lists.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (mut i, mut j) = (0, 0);
+        while let (Some(&a), Some(&b)) = (self.0.get(i), other.0.get(j)) {
+            if a.0.max(b.0) <= a.1.min(b.1) {
+                return true;
+            }
+            if a.1 < b.1 { i += 1 } else { j += 1 }
+        }
+        false
+    }
+
+    /// Whether a normalised list holds `item`; logarithmic in its length.
+    pub fn holds(&self, item: T) -> bool {
+        let after = self.0.partition_point(|&(first, _)| first <= item);
+        after > 0 && item <= self.0[after - 1].1
+    }
+}
+
+impl<T: Step> FromIterator<(T, T)> for RangeList<T> {
+    fn from_iter<I: IntoIterator<Item = (T, T)>>(iter: I) -> Self {
+        Self::new(iter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn complement_of_ends_and_neighbours() {
+        let list = RangeList::<u8>::new([(0, 3), (4, 9), (200, 255)]);
+        assert_eq!(list.normalised().0, [(0, 9), (200, 255)]);
+        assert_eq!(list.complement().0, [(10, 199)]);
+        assert!(RangeList::<u8>::default().complement().is_full());
+        assert!(RangeList::<u8>::full().complement().is_empty());
+    }
+
+    fn lists() -> impl Strategy<Value = RangeList<u8>> {
+        proptest::collection::vec((any::<u8>(), any::<u8>()), 0..8).prop_map(RangeList::new)
+    }
+
+    proptest! {
+        #[test]
+        fn set_algebra_agrees_with_membership(a in lists(), b in lists(), x in any::<u8>()) {
+            let (na, nb) = (a.normalised(), b.normalised());
+            prop_assert_eq!(na.holds(x), a.contains(x));
+            prop_assert_eq!(a.complement().holds(x), !a.contains(x));
+            prop_assert_eq!(na.intersection(&nb).holds(x), a.contains(x) && b.contains(x));
+            prop_assert_eq!(na.overlaps(&nb), !na.intersection(&nb).is_empty());
+            prop_assert_eq!(na.intersection(&nb).normalised(), na.intersection(&nb));
+        }
+    }
+}

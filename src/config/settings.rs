@@ -1,0 +1,413 @@
+//! What was typed becomes what it means: option texts plus facts about the pod give
+//! an [`Interception`] and the [`Run`] options around it.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::facts::{self, Facts};
+use super::given::{Given, Origin};
+use super::interception::{DnsCapture, Interception, MAX_INCLUDED_GROUPS, OwnerGroups};
+use super::options::Opt;
+use super::types::{Families, Port, PortSelection, RangeSelection};
+use super::value::{self, Invalid, Parsed};
+
+/// Which set of defaults applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Face {
+    /// `podweir init`: native nftables, every family, a typical sidecar when nothing is asked.
+    Init,
+    /// `podweir istio-iptables`: the defaults of the program of that name.
+    IstioIptables,
+}
+
+/// Why the options make no interception.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// An option's text is no valid value: a usage error.
+    #[error("{option}: '{}' {}; expected {}", .invalid.item, .invalid.problem, .invalid.expected)]
+    Value { option: String, invalid: Invalid },
+    /// Two options contradict each other: a usage error.
+    #[error("{0}")]
+    Contradiction(String),
+    /// A fact that is needed could not be had.
+    #[error("cannot read {what}: {source}{hint}")]
+    Fact { what: &'static str, source: std::io::Error, hint: &'static str },
+    /// The pod has no address and the families follow from its addresses.
+    #[error(
+        "the pod has no global address yet, so its IP families are not known; name them with --ip-families ipv4, ipv6 or both"
+    )]
+    NoAddress,
+}
+
+impl SettingsError {
+    /// Whether what was typed is at fault (exit status 2) rather than the surroundings (1).
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Value { .. } | Self::Contradiction(_))
+    }
+}
+
+/// Which IP families to program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FamilyChoice {
+    /// Every family the pod has a global address in.
+    Auto,
+    /// What the first global address tells: IPv4 alone, or both when it is an IPv6 address.
+    First,
+    /// IPv4, and IPv6 where the pod has it.
+    DualStack,
+    Exactly(Families),
+}
+
+/// What programs the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendChoice {
+    /// The one that holds our rules; else nftables; else iptables.
+    Auto,
+    /// The iptables variant that holds rules; else nft; else legacy; else nftables.
+    AutoIptables,
+    Nftables,
+    IptablesNft,
+    IptablesLegacy,
+}
+
+/// Options that do not change the plan.
+#[derive(Debug, Clone)]
+pub struct Run {
+    pub backend: BackendChoice,
+    pub rule_comments: bool,
+    pub dry_run: bool,
+    pub reconcile: bool,
+    pub cleanup_only: bool,
+    pub force_apply: bool,
+    pub run_validation: bool,
+    pub skip_rule_apply: bool,
+    pub probe_port: Port,
+    pub probe_timeout: Duration,
+    pub network_namespace: Option<PathBuf>,
+    /// iptables takes the namespace, not the node's lock file, as its lock.
+    pub cni_mode: bool,
+    pub host_network: bool,
+    pub lock_timeout: Duration,
+}
+
+/// Everything a run needs to know.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub interception: Interception,
+    pub run: Run,
+    /// Addresses of the pod, in the kernel's order.
+    pub addresses: Vec<IpAddr>,
+    /// What the user should hear about the options.
+    pub warnings: Vec<String>,
+}
+
+/// Reads one option's text with `parse`, naming option and value when it is wrong.
+struct Reader<'a> {
+    given: &'a Given,
+    warnings: Vec<String>,
+}
+
+impl Reader<'_> {
+    fn read<T>(&self, opt: Opt, parse: impl FnOnce(&str) -> Parsed<T>) -> Result<T, SettingsError> {
+        let (origin, text) = self.given.text(opt);
+        parse(text).map_err(|invalid| SettingsError::Value { option: origin.name_of(opt), invalid })
+    }
+
+    /// Like [`Self::read`], for parsers that may have something to say about a valid value.
+    fn read_warned<T>(
+        &mut self,
+        opt: Opt,
+        parse: impl FnOnce(&str, &mut dyn FnMut(String)) -> Parsed<T>,
+    ) -> Result<T, SettingsError> {
+        let (origin, text) = self.given.text(opt);
+        let name = origin.name_of(opt);
+        let warnings = &mut self.warnings;
+        parse(text, &mut |warning| warnings.push(format!("{name}: {warning}")))
+            .map_err(|invalid| SettingsError::Value { option: origin.name_of(opt), invalid })
+    }
+
+    fn flag(&self, opt: Opt) -> Result<bool, SettingsError> {
+        self.read(opt, value::boolean)
+    }
+}
+
+impl Run {
+    /// The options around the interception. Needs no facts, so it comes first: it says
+    /// in which namespace the facts are to be read.
+    pub fn resolve(given: &Given, face: Face) -> Result<Self, SettingsError> {
+        let reader = Reader { given, warnings: Vec::new() };
+        let path = given.text(Opt::NetworkNamespace).1;
+        let run = Run {
+            backend: backend(&reader, face)?,
+            rule_comments: reader.flag(Opt::RuleComments)?,
+            dry_run: reader.flag(Opt::DryRun)?,
+            reconcile: reader.flag(Opt::Reconcile)?,
+            cleanup_only: reader.flag(Opt::CleanupOnly)?,
+            force_apply: reader.flag(Opt::ForceApply)?,
+            run_validation: reader.flag(Opt::RunValidation)?,
+            skip_rule_apply: reader.flag(Opt::SkipRuleApply)?,
+            probe_port: reader.read(Opt::ProbePort, value::port)?,
+            probe_timeout: reader.read(Opt::ProbeTimeout, value::duration)?,
+            network_namespace: (!path.is_empty()).then(|| PathBuf::from(path)),
+            cni_mode: reader.flag(Opt::CniMode)?,
+            host_network: reader.flag(Opt::HostNetwork)?,
+            lock_timeout: reader.read(Opt::LockTimeout, value::duration)?,
+        };
+        if run.cleanup_only && run.run_validation {
+            return Err(SettingsError::Contradiction(
+                "--cleanup-only leaves nothing that --run-validation could test; give one of them".into(),
+            ));
+        }
+        Ok(run)
+    }
+}
+
+fn backend(reader: &Reader, face: Face) -> Result<BackendChoice, SettingsError> {
+    let named = reader.read(Opt::Backend, |text| match text {
+        "auto" => Ok(None),
+        "nftables" => Ok(Some(BackendChoice::Nftables)),
+        "iptables-nft" => Ok(Some(BackendChoice::IptablesNft)),
+        "iptables-legacy" => Ok(Some(BackendChoice::IptablesLegacy)),
+        _ => Err(Invalid {
+            item: text.into(),
+            problem: "is no backend".into(),
+            expected: "auto, nftables, iptables-nft or iptables-legacy",
+        }),
+    })?;
+    let variant = reader.read(Opt::ForceIptables, |text| match text {
+        "" => Ok(None),
+        "legacy" => Ok(Some(BackendChoice::IptablesLegacy)),
+        "nft" => Ok(Some(BackendChoice::IptablesNft)),
+        _ => Err(Invalid { item: text.into(), problem: "is no iptables variant".into(), expected: "legacy or nft" }),
+    })?;
+    let native = reader.flag(Opt::NativeNftables)?.then_some(BackendChoice::Nftables);
+    let typed = |opt| reader.given.get(opt).is_some_and(|(origin, _)| *origin == Origin::Flag);
+    let flags = [(Opt::Backend, named), (Opt::NativeNftables, native), (Opt::ForceIptables, variant)];
+    let mut on_flag = flags.iter().filter(|(opt, choice)| choice.is_some() && typed(*opt));
+    if let (Some((a, first)), Some((b, second))) = (on_flag.next(), on_flag.next())
+        && first != second
+    {
+        return Err(SettingsError::Contradiction(format!(
+            "{} and {} name different backends; give one of them",
+            a.spec().name(),
+            b.spec().name()
+        )));
+    }
+    // A flag beats a variable, whichever of the three options it is.
+    let by_flag = flags.iter().find(|(opt, choice)| choice.is_some() && typed(*opt));
+    let chosen = by_flag.and_then(|(_, choice)| *choice).or(named).or(native).or(variant);
+    let default = match face {
+        Face::Init => BackendChoice::Auto,
+        Face::IstioIptables => BackendChoice::AutoIptables,
+    };
+    Ok(chosen.unwrap_or(default))
+}
+
+impl Settings {
+    /// Makes sense of what was given. Nothing is touched; facts are read only where
+    /// they decide something.
+    pub fn resolve(given: &Given, face: Face, facts: &dyn Facts) -> Result<Self, SettingsError> {
+        let given = &with_face_defaults(given, face);
+        let run = Run::resolve(given, face)?;
+        let mut reader = Reader { given, warnings: Vec::new() };
+        let proxy_uids = proxy_owners(&reader, Opt::ProxyUid, facts)?;
+        let proxy_gids = if given.text(Opt::ProxyGid).1.is_empty() {
+            proxy_uids.clone()
+        } else {
+            proxy_owners(&reader, Opt::ProxyGid, facts)?
+        };
+        let uid_by_name = |name: &str| facts::uid_by_name(facts, name);
+        let choice = family_choice(&reader, face)?;
+        let dns_wanted = reader.flag(Opt::RedirectDns)?;
+        let dns_all = reader.flag(Opt::CaptureAllDns)?;
+        let mut interception = Interception {
+            families: Families::NONE,
+            outbound_port: reader.read(Opt::OutboundPort, value::port)?,
+            inbound_port: reader.read(Opt::InboundPort, value::port)?,
+            tunnel_port: reader.read(Opt::TunnelPort, value::port)?,
+            proxy_uids,
+            proxy_gids,
+            mode: reader.read(Opt::Mode, value::mode)?,
+            inbound_ports: reader.read(Opt::InboundPorts, value::port_selection)?,
+            inbound_ports_exclude: reader.read(Opt::InboundPortsExclude, value::port_list)?,
+            exclude_interfaces: reader.read(Opt::ExcludeInterfaces, value::interfaces)?,
+            virtual_interfaces: reader.read(Opt::VirtualInterfaces, value::interfaces)?,
+            outbound_ranges: reader.read_warned(Opt::OutboundRanges, value::range_selection)?,
+            outbound_ranges_exclude: reader.read_warned(Opt::OutboundRangesExclude, value::networks)?,
+            outbound_ports: reader.read(Opt::OutboundPorts, value::port_list)?,
+            outbound_ports_exclude: reader.read(Opt::OutboundPortsExclude, value::port_list)?,
+            owner_groups: owner_groups(&reader, facts)?,
+            outbound_uids_exclude: reader.read(Opt::OutboundUidsExclude, |text| value::id_list(text, &uid_by_name))?,
+            loopback: reader.read_warned(Opt::LoopbackCidr, value::loopback)?,
+            dns: None,
+            drop_invalid: reader.flag(Opt::DropInvalid)?,
+            mark: reader.read(Opt::TproxyMark, value::mark)?,
+            route_table: reader.read(Opt::TproxyTable, value::route_table)?,
+        };
+        // All texts are known to be right: now the surroundings may be asked.
+        let addresses = facts.addresses().map_err(|source| SettingsError::Fact {
+            what: "the pod's addresses",
+            source,
+            hint: "",
+        })?;
+        interception.families = families(choice, &addresses, &mut reader.warnings)?;
+        if dns_wanted {
+            interception.dns = dns_capture(dns_all, facts, &mut reader.warnings)?;
+        }
+        Ok(Settings { interception, run, addresses, warnings: reader.warnings })
+    }
+}
+
+/// What the faces assume when the user says nothing: `init` the typical sidecar and
+/// every family, the compatible face what the first address tells.
+pub fn with_face_defaults(given: &Given, face: Face) -> Given {
+    let mut given = given.clone();
+    let asks = [Opt::InboundPorts, Opt::OutboundRanges, Opt::OutboundPorts];
+    match face {
+        Face::Init if !asks.iter().any(|&opt| given.has(opt)) => {
+            given.set(Opt::InboundPorts, Origin::Default, "*");
+            given.set(Opt::OutboundRanges, Origin::Default, "*");
+            if !given.has(Opt::InboundPortsExclude) {
+                given.set(Opt::InboundPortsExclude, Origin::Default, "15020,15021,15090");
+            }
+        }
+        Face::IstioIptables if !given.has(Opt::IpFamilies) => {
+            given.set(Opt::IpFamilies, Origin::Default, "first");
+        }
+        _ => {}
+    }
+    given
+}
+
+/// The proxy's uids or gids: numbers or names, at least one.
+fn proxy_owners(reader: &Reader, opt: Opt, facts: &dyn Facts) -> Result<Vec<u32>, SettingsError> {
+    const EXPECTED: &str = "ids from 0 to 4294967294 or names known in the pod, comma separated, for example 1337";
+    let by_name = |name: &str| match opt {
+        Opt::ProxyGid => facts::gid_by_name(facts, name),
+        _ => facts::uid_by_name(facts, name),
+    };
+    let what = if opt == Opt::ProxyGid { "group" } else { "user" };
+    let owners: Vec<u32> = reader
+        .read(opt, |text| value::items(text).map(|item| value::owner(item, what, EXPECTED, &by_name)).collect())?;
+    if !owners.is_empty() {
+        return Ok(owners);
+    }
+    let user = reader.given.envoy_user();
+    Ok(vec![facts::uid_by_name(facts, user).unwrap_or(1337)])
+}
+
+fn owner_groups(reader: &Reader, facts: &dyn Facts) -> Result<OwnerGroups, SettingsError> {
+    const EXPECTED: &str = "'*' for all, or at most 64 group ids or names known in the pod, comma separated";
+    let by_name = |name: &str| facts::gid_by_name(facts, name);
+    let groups = |opt| {
+        reader.read(opt, |text| {
+            value::items(text).map(|item| value::owner(item, "group", EXPECTED, &by_name)).collect::<Parsed<Vec<_>>>()
+        })
+    };
+    // The exclusions are checked even where they do not count.
+    let excluded = groups(Opt::OwnerGroupsExclude)?;
+    if reader.given.text(Opt::OwnerGroups).1.trim() == "*" {
+        return Ok(OwnerGroups::Except(excluded));
+    }
+    let included = groups(Opt::OwnerGroups)?;
+    if included.len() > MAX_INCLUDED_GROUPS {
+        return reader.read(Opt::OwnerGroups, |text| {
+            Err(Invalid {
+                item: text.to_owned(),
+                problem: format!("names {} groups", included.len()),
+                expected: EXPECTED,
+            })
+        });
+    }
+    Ok(OwnerGroups::Only(included))
+}
+
+fn family_choice(reader: &Reader, _face: Face) -> Result<FamilyChoice, SettingsError> {
+    let dual_stack = reader.flag(Opt::DualStack)?;
+    let choice = reader.read(Opt::IpFamilies, |text| match text {
+        "auto" => Ok(FamilyChoice::Auto),
+        "first" => Ok(FamilyChoice::First),
+        "ipv4" => Ok(FamilyChoice::Exactly(Families::V4)),
+        "ipv6" => Ok(FamilyChoice::Exactly(Families::V6)),
+        "both" => Ok(FamilyChoice::Exactly(Families::BOTH)),
+        _ => Err(Invalid {
+            item: text.into(),
+            problem: "is no choice of families".into(),
+            expected: "auto, first, ipv4, ipv6 or both",
+        }),
+    })?;
+    let named = reader.given.get(Opt::IpFamilies).is_some_and(|(origin, _)| *origin != Origin::Default);
+    Ok(if dual_stack && !named { FamilyChoice::DualStack } else { choice })
+}
+
+fn families(choice: FamilyChoice, addresses: &[IpAddr], warnings: &mut Vec<String>) -> Result<Families, SettingsError> {
+    let has = facts::families_of(addresses);
+    let chosen = match choice {
+        FamilyChoice::Exactly(families) => families,
+        FamilyChoice::Auto if has.is_empty() => {
+            warnings.push("the pod has no global address yet: both IP families are programmed".into());
+            Families::BOTH
+        }
+        FamilyChoice::Auto => has,
+        FamilyChoice::DualStack => Families { v4: true, v6: has.v6 },
+        FamilyChoice::First => match addresses.iter().find(|a| facts::is_global(a)) {
+            None => return Err(SettingsError::NoAddress),
+            Some(IpAddr::V4(_)) => Families::V4,
+            Some(IpAddr::V6(_)) => Families::BOTH,
+        },
+    };
+    for family in has.iter().filter(|&f| !chosen.has(f)) {
+        let cure = match choice {
+            FamilyChoice::First => "give --dual-stack (or --ip-families auto) to take it too",
+            _ => "give --ip-families auto to take it too",
+        };
+        warnings.push(format!(
+            "the pod has an {family} address, but {family} is not programmed: all its {family} traffic passes the proxy by; {cure}"
+        ));
+    }
+    Ok(chosen)
+}
+
+fn dns_capture(all: bool, facts: &dyn Facts, warnings: &mut Vec<String>) -> Result<Option<DnsCapture>, SettingsError> {
+    if all {
+        return Ok(Some(DnsCapture::All));
+    }
+    let text = facts.resolv_conf().map_err(|source| SettingsError::Fact {
+        what: "/etc/resolv.conf",
+        source,
+        hint: " (--redirect-dns needs it for the servers to capture; --capture-all-dns does not)",
+    })?;
+    let (servers, odd) = facts::name_servers(&text);
+    for entry in odd {
+        warnings
+            .push(format!("/etc/resolv.conf: name server '{entry}' is no plain address: DNS to it is not captured"));
+    }
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for server in servers {
+        match server {
+            IpAddr::V4(a) => v4.push(a),
+            IpAddr::V6(a) => v6.push(a),
+        }
+    }
+    if v4.is_empty() && v6.is_empty() {
+        warnings.push(
+            "DNS capture is asked for, but /etc/resolv.conf names no server: DNS is not captured; give --capture-all-dns to capture it all".into(),
+        );
+        return Ok(None);
+    }
+    Ok(Some(DnsCapture::Servers { v4, v6 }))
+}
+
+impl Interception {
+    /// Whether any inbound traffic is taken.
+    pub fn takes_inbound(&self) -> bool {
+        !matches!(&self.inbound_ports, PortSelection::Only(ports) if ports.is_empty())
+    }
+
+    /// Whether any outbound TCP is taken.
+    pub fn takes_outbound(&self) -> bool {
+        !matches!(&self.outbound_ranges, RangeSelection::Only(nets) if nets.is_empty())
+            || !self.outbound_ports.is_empty()
+    }
+}

@@ -1,0 +1,471 @@
+//! The canonical form: what a plan means, without how it is written down.
+//!
+//! A backend may hold "these 500 ranges" as one rule with a set or as 500 rules; it may
+//! sort a list, drop what another entry covers, or merge neighbours. None of that
+//! changes a verdict. The canonical form of one family has every condition as a sorted
+//! interval set, and rules that differ in one condition only are one rule, as long as
+//! moving them together changes nothing: they may pass over rules that no packet can
+//! meet together with them. Plans are equal, and hash equal, when their canonical forms
+//! are. Comments and counters are no part of it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use crate::config::ranges::{RangeList, Step};
+use crate::config::types::{Families, Family, IdList, Interface, Networks, PortList};
+
+use super::model::{ChainName, Cond, CtStates, Masked, Matches, Plan, Routing, Rule, Table, Verdict, protocol};
+use super::why::Why;
+
+/// Address ranges as numbers; an IPv4 address is its 32 bits.
+pub type Addresses = RangeList<u128>;
+
+/// A rule's conditions for one family. Total dimensions (addresses, ports, protocol,
+/// conntrack state) are sets of what matches; owners, interfaces and marks keep their
+/// negation, since a packet may have none.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CanonMatches {
+    pub source: Addresses,
+    pub destination: Addresses,
+    pub protocol: RangeList<u8>,
+    pub source_port: PortList,
+    pub destination_port: PortList,
+    pub connection_state: CtStates,
+    pub in_interface: Option<Cond<Vec<Interface>>>,
+    pub out_interface: Option<Cond<Vec<Interface>>>,
+    pub uid: Option<Cond<IdList>>,
+    pub gid: Option<Cond<IdList>>,
+    pub mark: Option<Cond<Masked>>,
+    pub connection_mark: Option<Cond<Masked>>,
+    pub unknown: Vec<String>,
+}
+
+/// A rule in canonical form.
+#[derive(Debug, Clone)]
+pub struct CanonRule {
+    pub matches: CanonMatches,
+    pub verdict: Verdict,
+    /// The reason of the first rule that went into it.
+    pub why: Why,
+}
+
+impl PartialEq for CanonRule {
+    fn eq(&self, other: &Self) -> bool {
+        self.matches == other.matches && self.verdict == other.verdict
+    }
+}
+
+impl Eq for CanonRule {}
+
+/// A plan's chains for one family, in canonical form.
+pub type CanonChains = BTreeMap<(Table, ChainName), Vec<CanonRule>>;
+
+/// A plan in canonical form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Canon {
+    pub v4: CanonChains,
+    pub v6: CanonChains,
+    pub routing: Routing,
+}
+
+impl Canon {
+    pub fn of(plan: &Plan) -> Self {
+        let chains = |family| if plan.families.has(family) { canon_chains(plan, family) } else { CanonChains::new() };
+        Self { v4: chains(Family::V4), v6: chains(Family::V6), routing: plan.routing.normalised() }
+    }
+
+    pub fn family(&self, family: Family) -> &CanonChains {
+        if family == Family::V4 { &self.v4 } else { &self.v6 }
+    }
+
+    pub fn families(&self) -> Families {
+        Families { v4: !self.v4.is_empty(), v6: !self.v6.is_empty() }
+    }
+}
+
+fn canon_chains(plan: &Plan, family: Family) -> CanonChains {
+    let mut out = CanonChains::new();
+    for chain in &plan.chains {
+        let rules = canon_rules(&chain.rules, family);
+        if !rules.is_empty() {
+            out.insert((chain.table, chain.name.clone()), rules);
+        }
+    }
+    out
+}
+
+/// The canonical form of a chain's rules for one family.
+pub fn canon_rules(rules: &[Rule], family: Family) -> Vec<CanonRule> {
+    let mut merge = Merge::default();
+    for rule in rules.iter().filter(|r| r.families.has(family)) {
+        if let Some(matches) = CanonMatches::of(&rule.matches, family) {
+            merge.add(CanonRule { matches, verdict: rule.verdict.clone(), why: rule.why.clone() });
+        }
+    }
+    merge.finish()
+}
+
+/// Dimensions in which rules may be merged, innermost first: the order in which `lower`
+/// varies them, so that a full expansion folds back into what it came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dimension {
+    Protocol,
+    OutInterface,
+    InInterface,
+    Gid,
+    Uid,
+    SourcePort,
+    DestinationPort,
+    Source,
+    Destination,
+}
+
+const DIMENSIONS: [Dimension; 9] = [
+    Dimension::Protocol,
+    Dimension::OutInterface,
+    Dimension::InInterface,
+    Dimension::Gid,
+    Dimension::Uid,
+    Dimension::SourcePort,
+    Dimension::DestinationPort,
+    Dimension::Source,
+    Dimension::Destination,
+];
+
+/// Merges a chain's rules, one dimension after the other.
+#[derive(Default)]
+struct Merge {
+    rules: Vec<CanonRule>,
+}
+
+impl Merge {
+    fn add(&mut self, rule: CanonRule) {
+        self.rules.push(rule);
+    }
+
+    fn finish(mut self) -> Vec<CanonRule> {
+        // Folding in one dimension can make rules alike that were not; until nothing changes.
+        loop {
+            let before = self.rules.len();
+            for dimension in DIMENSIONS {
+                self.rules = fold(std::mem::take(&mut self.rules), dimension);
+            }
+            if self.rules.len() == before {
+                return self.rules;
+            }
+        }
+    }
+}
+
+/// A rule being collected: alternatives are gathered first and put in order at the end,
+/// so that 5,000 rules fold in one pass.
+struct Open {
+    rule: CanonRule,
+    more: Vec<CanonMatches>,
+}
+
+fn fold(rules: Vec<CanonRule>, dimension: Dimension) -> Vec<CanonRule> {
+    let mut open: Vec<Open> = Vec::new();
+    for rule in rules {
+        match home(&open, &rule, dimension) {
+            Some(at) => open[at].more.push(rule.matches),
+            None => open.push(Open { rule, more: Vec::new() }),
+        }
+    }
+    open.into_iter().map(|open| open.close(dimension)).collect()
+}
+
+/// The earlier rule that `rule` can join: same but for the dimension, and nothing in
+/// between that a packet of `rule` could meet.
+fn home(open: &[Open], rule: &CanonRule, dimension: Dimension) -> Option<usize> {
+    for (at, candidate) in open.iter().enumerate().rev() {
+        if candidate.rule.verdict == rule.verdict && candidate.rule.matches.same_but(&rule.matches, dimension) {
+            return Some(at);
+        }
+        let apart = |m: &CanonMatches| m.disjoint(&rule.matches);
+        if !(apart(&candidate.rule.matches) && candidate.more.iter().all(apart)) {
+            return None;
+        }
+    }
+    None
+}
+
+impl Open {
+    fn close(self, dimension: Dimension) -> CanonRule {
+        let mut rule = self.rule;
+        if self.more.is_empty() {
+            return rule;
+        }
+        let m = &mut rule.matches;
+        let more = self.more.iter();
+        match dimension {
+            Dimension::Protocol => join(&mut m.protocol, more.map(|o| &o.protocol)),
+            Dimension::SourcePort => join(&mut m.source_port, more.map(|o| &o.source_port)),
+            Dimension::DestinationPort => {
+                join(&mut m.destination_port, more.map(|o| &o.destination_port));
+            }
+            Dimension::Source => join(&mut m.source, more.map(|o| &o.source)),
+            Dimension::Destination => join(&mut m.destination, more.map(|o| &o.destination)),
+            Dimension::Uid => join_ids(&mut m.uid, more.map(|o| &o.uid)),
+            Dimension::Gid => join_ids(&mut m.gid, more.map(|o| &o.gid)),
+            Dimension::InInterface => join_names(&mut m.in_interface, more.map(|o| &o.in_interface)),
+            Dimension::OutInterface => join_names(&mut m.out_interface, more.map(|o| &o.out_interface)),
+        }
+        rule
+    }
+}
+
+fn join<'a, T: Step + 'a>(into: &mut RangeList<T>, more: impl Iterator<Item = &'a RangeList<T>>) {
+    more.for_each(|list| into.extend(list));
+    *into = into.normalised();
+}
+
+fn join_ids<'a>(into: &mut Option<Cond<IdList>>, more: impl Iterator<Item = &'a Option<Cond<IdList>>>) {
+    if let Some(cond) = into.as_mut().filter(|c| !c.negated) {
+        join(&mut cond.value, more.flatten().map(|c| &c.value));
+    }
+}
+
+fn join_names<'a>(
+    into: &mut Option<Cond<Vec<Interface>>>,
+    more: impl Iterator<Item = &'a Option<Cond<Vec<Interface>>>>,
+) {
+    if let Some(cond) = into.as_mut().filter(|c| !c.negated) {
+        cond.value.extend(more.flatten().flat_map(|c| c.value.iter().cloned()));
+        cond.value.sort();
+        cond.value.dedup();
+    }
+}
+
+/// Whether two optional conditions may become one list: both positive, or the same.
+fn joinable<T: PartialEq>(a: &Option<Cond<T>>, b: &Option<Cond<T>>) -> bool {
+    a == b || matches!((a, b), (Some(a), Some(b)) if !a.negated && !b.negated)
+}
+
+impl CanonMatches {
+    /// `None` where no packet of the family can meet the conditions.
+    pub fn of(m: &Matches, family: Family) -> Option<Self> {
+        let all_addresses = addresses(&Networks::from_iter([whole(family)]), family);
+        let addresses = |cond: &Option<Cond<Networks>>| match cond {
+            None => all_addresses.clone(),
+            Some(cond) if cond.negated => addresses(&cond.value, family).complement().intersection(&all_addresses),
+            Some(cond) => addresses(&cond.value, family),
+        };
+        let has_ports = RangeList::of(protocol::WITH_PORTS).normalised();
+        let mut protocol = total(&m.protocol);
+        let (source_port, destination_port) = (total(&m.source_port), total(&m.destination_port));
+        if !(source_port.is_full() && destination_port.is_full()) {
+            protocol = protocol.intersection(&has_ports);
+        }
+        let out = Self {
+            source: addresses(&m.source),
+            destination: addresses(&m.destination),
+            protocol,
+            source_port,
+            destination_port,
+            connection_state: match &m.connection_state {
+                None => CtStates::ALL,
+                Some(c) if c.negated => CtStates(CtStates::ALL.0 & !c.value.0),
+                Some(c) => CtStates(CtStates::ALL.0 & c.value.0),
+            },
+            in_interface: names(&m.in_interface),
+            out_interface: names(&m.out_interface),
+            uid: ids(&m.uid),
+            gid: ids(&m.gid),
+            mark: marks(&m.mark),
+            connection_mark: marks(&m.connection_mark),
+            unknown: m.unknown.clone(),
+        };
+        (!out.is_impossible()).then_some(out)
+    }
+
+    fn is_impossible(&self) -> bool {
+        self.source.is_empty()
+            || self.destination.is_empty()
+            || self.protocol.is_empty()
+            || self.source_port.is_empty()
+            || self.destination_port.is_empty()
+            || self.connection_state.0 == 0
+            || [&self.uid, &self.gid].into_iter().flatten().any(|c| !c.negated && c.value.is_empty())
+            || [&self.in_interface, &self.out_interface].into_iter().flatten().any(|c| !c.negated && c.value.is_empty())
+    }
+
+    /// Whether the two are the same but for `dimension`, and can become one in it.
+    fn same_but(&self, other: &Self, dimension: Dimension) -> bool {
+        use Dimension as D;
+        (dimension == D::Source || self.source == other.source)
+            && (dimension == D::Destination || self.destination == other.destination)
+            && (dimension == D::Protocol || self.protocol == other.protocol)
+            && (dimension == D::SourcePort || self.source_port == other.source_port)
+            && (dimension == D::DestinationPort || self.destination_port == other.destination_port)
+            && self.connection_state == other.connection_state
+            && alike(dimension == D::InInterface, &self.in_interface, &other.in_interface)
+            && alike(dimension == D::OutInterface, &self.out_interface, &other.out_interface)
+            && alike(dimension == D::Uid, &self.uid, &other.uid)
+            && alike(dimension == D::Gid, &self.gid, &other.gid)
+            && self.mark == other.mark
+            && self.connection_mark == other.connection_mark
+            && self.unknown == other.unknown
+            && self.unknown.is_empty()
+    }
+
+    /// Whether no packet can meet both. Errs on the side of "some could".
+    pub fn disjoint(&self, other: &Self) -> bool {
+        !self.destination_port.overlaps(&other.destination_port)
+            || !self.protocol.overlaps(&other.protocol)
+            || !self.destination.overlaps(&other.destination)
+            || !self.source.overlaps(&other.source)
+            || !self.source_port.overlaps(&other.source_port)
+            || self.connection_state.0 & other.connection_state.0 == 0
+            || ids_disjoint(&self.uid, &other.uid)
+            || ids_disjoint(&self.gid, &other.gid)
+            || names_disjoint(&self.in_interface, &other.in_interface)
+            || names_disjoint(&self.out_interface, &other.out_interface)
+    }
+}
+
+fn alike<T: PartialEq>(is_dimension: bool, a: &Option<Cond<T>>, b: &Option<Cond<T>>) -> bool {
+    if is_dimension { joinable(a, b) } else { a == b }
+}
+
+/// The range that holds every address of a family.
+fn whole(family: Family) -> IpNet {
+    match family {
+        Family::V4 => IpNet::V4(ipnet::Ipv4Net::default()),
+        Family::V6 => IpNet::V6(ipnet::Ipv6Net::default()),
+    }
+}
+
+/// An address as a number.
+pub fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(a) => u32::from(a).into(),
+        IpAddr::V6(a) => a.into(),
+    }
+}
+
+/// The address that a number stands for.
+pub fn address(family: Family, number: u128) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::from(number as u32)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::from(number)),
+    }
+}
+
+/// The ranges in CIDR form that together hold `first` to `last`.
+pub fn cover(family: Family, first: u128, last: u128, into: &mut Networks) {
+    let bits = u32::from(family.bits());
+    let mut from = first;
+    loop {
+        // The largest block that starts here and does not go beyond the end.
+        let aligned = if from == 0 { bits } else { from.trailing_zeros().min(bits) };
+        let room = (last - from).checked_add(1).map_or(128, |n| n.ilog2()).min(bits);
+        let size = aligned.min(room);
+        if let Ok(net) = IpNet::new(address(family, from), (bits - size) as u8) {
+            into.push(net);
+        }
+        let next = 1u128.checked_shl(size).and_then(|step| from.checked_add(step));
+        match next {
+            Some(next) if next <= last => from = next,
+            _ => return,
+        }
+    }
+}
+
+/// The addresses of one family that a list of ranges holds, as sorted numbers.
+pub fn addresses(networks: &Networks, family: Family) -> Addresses {
+    distinct_addresses(networks, family).normalised()
+}
+
+/// The same; single hosts stay single if there is nothing but hosts.
+pub fn distinct_addresses(networks: &Networks, family: Family) -> Addresses {
+    let ranges = networks.of(family).into_iter().map(|net| (number(net.network()), number(net.broadcast())));
+    Addresses::new(ranges).distinct()
+}
+
+/// A condition on something every packet has, as the set of what meets it.
+fn total<T: Step>(cond: &Option<Cond<RangeList<T>>>) -> RangeList<T> {
+    match cond {
+        None => RangeList::full(),
+        Some(cond) if cond.negated => cond.value.complement(),
+        Some(cond) => cond.value.normalised(),
+    }
+}
+
+fn ids(cond: &Option<Cond<IdList>>) -> Option<Cond<IdList>> {
+    let cond = cond.as_ref()?;
+    let value = cond.value.normalised();
+    // "None of nobody" is everyone, packets without an owner included.
+    (!(cond.negated && value.is_empty())).then_some(Cond { negated: cond.negated, value })
+}
+
+fn names(cond: &Option<Cond<Vec<Interface>>>) -> Option<Cond<Vec<Interface>>> {
+    let mut cond = cond.clone()?;
+    cond.value.sort();
+    cond.value.dedup();
+    (!(cond.negated && cond.value.is_empty())).then_some(cond)
+}
+
+fn marks(cond: &Option<Cond<Masked>>) -> Option<Cond<Masked>> {
+    let cond = cond.as_ref()?;
+    let value = Masked { value: cond.value.value & cond.value.mask, mask: cond.value.mask };
+    Some(Cond { negated: cond.negated, value })
+}
+
+fn ids_disjoint(a: &Option<Cond<IdList>>, b: &Option<Cond<IdList>>) -> bool {
+    let (Some(a), Some(b)) = (a, b) else { return false };
+    match (a.negated, b.negated) {
+        (false, false) => !a.value.overlaps(&b.value),
+        (true, false) => b.value.intersection(&a.value) == b.value,
+        (false, true) => a.value.intersection(&b.value) == a.value,
+        (true, true) => false,
+    }
+}
+
+fn names_disjoint(a: &Option<Cond<Vec<Interface>>>, b: &Option<Cond<Vec<Interface>>>) -> bool {
+    let (Some(a), Some(b)) = (a, b) else { return false };
+    let exact = |c: &Cond<Vec<Interface>>| c.value.iter().all(|i| !i.any_ending);
+    let meets = |i: &Interface, c: &Cond<Vec<Interface>>| c.value.iter().any(|o| o.matches(&i.name));
+    match (a.negated, b.negated) {
+        (false, false) if exact(a) => a.value.iter().all(|i| !meets(i, b)),
+        (false, false) if exact(b) => b.value.iter().all(|i| !meets(i, a)),
+        (true, false) if exact(b) => b.value.iter().all(|i| meets(i, a)),
+        (false, true) if exact(a) => a.value.iter().all(|i| meets(i, b)),
+        _ => false,
+    }
+}
+
+impl Canon {
+    /// Whether both hold the same rules, whatever their routing.
+    pub fn same_rules(&self, other: &Self) -> bool {
+        self.v4 == other.v4 && self.v6 == other.v6
+    }
+
+    /// The tables whose rules for a family differ.
+    pub fn differing_tables(&self, other: &Self, family: Family) -> Vec<Table> {
+        let rules = |canon: &Self, table| {
+            let chains = canon.family(family).iter().filter(|((t, _), _)| *t == table);
+            chains.map(|(key, rules)| (key.clone(), rules.clone())).collect::<Vec<_>>()
+        };
+        Table::ALL.into_iter().filter(|&table| rules(self, table) != rules(other, table)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_covered_exactly() {
+        let mut nets = Networks::default();
+        cover(Family::V4, 0x0a000001, 0x0a000006, &mut nets);
+        let text: Vec<String> = nets.v4.iter().map(ToString::to_string).collect();
+        assert_eq!(text, ["10.0.0.1/32", "10.0.0.2/31", "10.0.0.4/31", "10.0.0.6/32"]);
+        let mut all = Networks::default();
+        cover(Family::V4, 0, u32::MAX.into(), &mut all);
+        cover(Family::V6, 0, u128::MAX, &mut all);
+        assert_eq!((all.v4[0].prefix_len(), all.v6[0].prefix_len(), all.v4.len() + all.v6.len()), (0, 0, 2));
+    }
+}

@@ -1,0 +1,11 @@
+//! The plan: what a kernel must hold for an interception. [`model`] is the vocabulary,
+//! [`build`] the decision tree, [`lower`] the form iptables needs, [`canon`] the form
+//! in which plans are compared and hashed whichever backend holds them.
+
+pub mod build;
+pub mod canon;
+pub mod lower;
+pub mod model;
+pub mod why;
+
+pub use build::build;

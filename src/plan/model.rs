@@ -1,0 +1,346 @@
+//! The model: what a kernel holds, or should hold, to divert a pod's traffic.
+//! Plain data, the same for every backend.
+
+use std::fmt;
+
+use crate::config::ranges::RangeList;
+use crate::config::types::{Families, Family, IdList, Interface, Mark, Networks, Port, PortList, RouteTable};
+
+use super::why::Why;
+
+/// A netfilter table of the kinds an interception uses, in the order packets meet them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Table {
+    Raw,
+    Mangle,
+    Nat,
+}
+
+impl Table {
+    pub const ALL: [Table; 3] = [Table::Raw, Table::Mangle, Table::Nat];
+
+    /// iptables' name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Table::Raw => "raw",
+            Table::Mangle => "mangle",
+            Table::Nat => "nat",
+        }
+    }
+
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| t.name() == name)
+    }
+}
+
+/// A chain: one of the two hooks an interception uses, one of its own chains, or another's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ChainName {
+    Prerouting,
+    Output,
+    Inbound,
+    InRedirect,
+    Redirect,
+    OutputMain,
+    OutputDns,
+    Divert,
+    Tproxy,
+    Drop,
+    Other(Box<str>),
+}
+
+impl ChainName {
+    /// The chains that belong to an interception, in the order they are written.
+    pub const OWN: [ChainName; 8] = [
+        ChainName::Inbound,
+        ChainName::InRedirect,
+        ChainName::OutputMain,
+        ChainName::OutputDns,
+        ChainName::Redirect,
+        ChainName::Divert,
+        ChainName::Tproxy,
+        ChainName::Drop,
+    ];
+
+    /// iptables' name for it.
+    pub fn name(&self) -> &str {
+        match self {
+            ChainName::Prerouting => "PREROUTING",
+            ChainName::Output => "OUTPUT",
+            ChainName::Inbound => "ISTIO_INBOUND",
+            ChainName::InRedirect => "ISTIO_IN_REDIRECT",
+            ChainName::Redirect => "ISTIO_REDIRECT",
+            ChainName::OutputMain => "ISTIO_OUTPUT",
+            ChainName::OutputDns => "ISTIO_OUTPUT_DNS",
+            ChainName::Divert => "ISTIO_DIVERT",
+            ChainName::Tproxy => "ISTIO_TPROXY",
+            ChainName::Drop => "ISTIO_DROP",
+            ChainName::Other(name) => name,
+        }
+    }
+
+    pub fn by_name(name: &str) -> Self {
+        let hooks = [ChainName::Prerouting, ChainName::Output];
+        match hooks.into_iter().chain(Self::OWN).find(|c| c.name() == name) {
+            Some(known) => known,
+            None => ChainName::Other(name.into()),
+        }
+    }
+
+    /// Whether it is a chain that only an interception makes.
+    pub fn is_own(&self) -> bool {
+        Self::OWN.contains(self)
+    }
+
+    /// Whether the kernel enters it by itself.
+    pub fn is_hook(&self) -> bool {
+        matches!(self, ChainName::Prerouting | ChainName::Output)
+    }
+}
+
+impl fmt::Display for ChainName {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A condition on a value: that it is among these, or with `negated` that it is not.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Cond<T> {
+    pub negated: bool,
+    pub value: T,
+}
+
+impl<T> Cond<T> {
+    pub fn is(value: T) -> Self {
+        Self { negated: false, value }
+    }
+
+    pub fn is_not(value: T) -> Self {
+        Self { negated: true, value }
+    }
+}
+
+/// A mark compared or set under a mask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Masked {
+    pub value: u32,
+    pub mask: u32,
+}
+
+impl From<Mark> for Masked {
+    fn from(mark: Mark) -> Self {
+        Self { value: mark.get(), mask: u32::MAX }
+    }
+}
+
+/// Connection tracking states, as a set of bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CtStates(pub u8);
+
+impl CtStates {
+    pub const INVALID: CtStates = CtStates(1);
+    pub const ESTABLISHED: CtStates = CtStates(2);
+    pub const RELATED: CtStates = CtStates(4);
+    pub const NEW: CtStates = CtStates(8);
+    pub const UNTRACKED: CtStates = CtStates(64);
+    pub const ALL: CtStates = CtStates(1 | 2 | 4 | 8 | 64);
+    /// In the order in which iptables-save prints them.
+    pub const NAMED: [(CtStates, &'static str); 5] = [
+        (Self::INVALID, "INVALID"),
+        (Self::NEW, "NEW"),
+        (Self::RELATED, "RELATED"),
+        (Self::ESTABLISHED, "ESTABLISHED"),
+        (Self::UNTRACKED, "UNTRACKED"),
+    ];
+
+    pub fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// IP protocol numbers (IANA).
+pub mod protocol {
+    pub const ICMP: u8 = 1;
+    pub const TCP: u8 = 6;
+    pub const UDP: u8 = 17;
+    pub const ICMPV6: u8 = 58;
+    /// Those whose packets have ports.
+    pub const WITH_PORTS: [u8; 5] = [TCP, UDP, 33, 132, 136];
+
+    const NAMES: [(u8, &str); 7] = [
+        (TCP, "tcp"),
+        (UDP, "udp"),
+        (ICMP, "icmp"),
+        (ICMPV6, "ipv6-icmp"),
+        (132, "sctp"),
+        (33, "dccp"),
+        (136, "udplite"),
+    ];
+
+    /// The name of a protocol as iptables prints it; the number where it has none.
+    pub fn name(number: u8) -> String {
+        match NAMES.iter().find(|(known, _)| *known == number) {
+            Some((_, name)) => (*name).to_owned(),
+            None => number.to_string(),
+        }
+    }
+
+    /// The number of a protocol, by number or name.
+    pub fn by_name(text: &str) -> Option<u8> {
+        let text = if text == "icmpv6" { "ipv6-icmp" } else { text };
+        let known = NAMES.iter().find(|(_, name)| *name == text).map(|(number, _)| *number);
+        known.or_else(|| text.parse().ok())
+    }
+}
+
+/// What a packet must be for a rule to apply: every condition that is there must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Matches {
+    pub source: Option<Cond<Networks>>,
+    pub destination: Option<Cond<Networks>>,
+    pub in_interface: Option<Cond<Vec<Interface>>>,
+    pub out_interface: Option<Cond<Vec<Interface>>>,
+    pub protocol: Option<Cond<RangeList<u8>>>,
+    pub source_port: Option<Cond<PortList>>,
+    pub destination_port: Option<Cond<PortList>>,
+    pub mark: Option<Cond<Masked>>,
+    pub connection_mark: Option<Cond<Masked>>,
+    pub connection_state: Option<Cond<CtStates>>,
+    /// The owner of the sending socket. A packet without one meets only negated conditions.
+    pub uid: Option<Cond<IdList>>,
+    pub gid: Option<Cond<IdList>>,
+    /// Conditions in the backend's own words that the model does not know.
+    pub unknown: Vec<String>,
+}
+
+/// What happens to a packet that meets a rule's conditions.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Verdict {
+    /// Nothing; the next rule is looked at.
+    Continue,
+    /// Back to the calling chain; in a hook, its policy.
+    Return,
+    Accept,
+    Drop,
+    Jump(ChainName),
+    Goto(ChainName),
+    /// Destination becomes this port of the pod itself.
+    Redirect(Port),
+    /// Handed to the socket listening on `port`, with `mark` set. When nobody listens the
+    /// packet is dropped if `closed`, and goes on to its destination otherwise.
+    Tproxy {
+        port: Port,
+        mark: Mark,
+        closed: bool,
+    },
+    SetMark(Masked),
+    /// The packet's mark becomes its connection's.
+    SaveMark,
+    /// The connection's mark becomes the packet's.
+    RestoreMark,
+    /// Tracked in this conntrack zone.
+    CtZone(u16),
+    /// Something the model does not know, in the backend's own words.
+    Unknown(Box<str>),
+}
+
+/// How often a rule applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// A rule of one chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    pub families: Families,
+    pub matches: Matches,
+    pub verdict: Verdict,
+    pub why: Why,
+    /// Only on rules read from a kernel that counts.
+    pub counters: Option<Counters>,
+}
+
+/// A chain with its rules, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    pub table: Table,
+    pub name: ChainName,
+    pub rules: Vec<Rule>,
+}
+
+/// Policy routing that TPROXY needs: marked packets are delivered locally.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MarkRoute {
+    pub family: Family,
+    pub mark: Mark,
+    pub table: RouteTable,
+}
+
+/// Routing and addresses next to the rules.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Routing {
+    /// `fwmark MARK lookup TABLE`.
+    pub rules: Vec<MarkRoute>,
+    /// `local default dev lo` in these tables.
+    pub routes: Vec<(Family, RouteTable)>,
+    /// `::6/128` on lo: the proxy's source address for connections to the app.
+    pub mesh_address: bool,
+}
+
+impl Routing {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The same, in one order and without doubles.
+    pub fn normalised(&self) -> Self {
+        let mut out = self.clone();
+        out.rules.sort_unstable();
+        out.rules.dedup();
+        out.routes.sort_unstable();
+        out.routes.dedup();
+        out
+    }
+}
+
+/// Everything the kernel must hold for an interception.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The families whose traffic passes the rules.
+    pub families: Families,
+    /// Chains with rules, by table, hooks first.
+    pub chains: Vec<Chain>,
+    pub routing: Routing,
+}
+
+impl Plan {
+    /// A plan that holds nothing.
+    pub fn empty() -> Self {
+        Self { families: Families::NONE, chains: Vec::new(), routing: Routing::default() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.chains.is_empty() && self.routing.is_empty()
+    }
+
+    /// The tables it uses, in order.
+    pub fn tables(&self) -> Vec<Table> {
+        Table::ALL.into_iter().filter(|&t| self.chains.iter().any(|c| c.table == t)).collect()
+    }
+
+    /// The number of rules, as written (sets count once).
+    pub fn rule_count(&self) -> usize {
+        self.chains.iter().map(|c| c.rules.len()).sum()
+    }
+
+    pub fn chain(&self, table: Table, name: &ChainName) -> Option<&Chain> {
+        self.chains.iter().find(|c| c.table == table && c.name == *name)
+    }
+}

@@ -1,0 +1,8 @@
+//! The operating system: netlink sockets, namespaces, locks, capabilities. Every
+//! `unsafe`, if any, is here.
+
+pub mod caps;
+pub mod lock;
+pub mod netlink;
+pub mod netns;
+pub mod start;

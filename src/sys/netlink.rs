@@ -1,0 +1,194 @@
+//! A netlink socket, blocking, for requests that are answered at once (netlink(7)).
+
+use std::io;
+use std::os::fd::AsFd;
+
+use netlink_sys::{Socket, SocketAddr};
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_CAPPED: u16 = 0x100;
+const NLM_F_ACK_TLVS: u16 = 0x200;
+const NLM_F_DUMP_INTR: u16 = 0x10;
+/// As large as any datagram the kernel makes: it fits a listing to the reader's buffer,
+/// up to this (`netlink_recvmsg`, af_netlink.c).
+const BUFFER: usize = 32 * 1024;
+/// What fits a socket's default send buffer with room to spare.
+const USUAL_SEND: usize = 128 * 1024;
+
+/// A message received.
+#[derive(Debug, Clone, Copy)]
+pub struct Received<'a> {
+    pub kind: u16,
+    pub flags: u16,
+    pub sequence: u32,
+    /// After the 16 bytes of the netlink header.
+    pub payload: &'a [u8],
+}
+
+impl<'a> Received<'a> {
+    /// The errno of an NLMSG_ERROR or NLMSG_DONE, positive; 0 is an acknowledgement.
+    pub fn errno(&self) -> i32 {
+        let bytes = self.payload.get(..4).and_then(|b| b.try_into().ok());
+        bytes.map_or(0, |b: [u8; 4]| i32::from_ne_bytes(b).saturating_neg())
+    }
+
+    /// The kernel's own words about an error (`NLMSGERR_ATTR_MSG`), if it has any.
+    fn message(&self) -> Option<String> {
+        if self.flags & NLM_F_ACK_TLVS == 0 {
+            return None;
+        }
+        let echoed = if self.flags & NLM_F_CAPPED != 0 {
+            16
+        } else {
+            u32::from_ne_bytes(self.payload.get(4..8)?.try_into().ok()?) as usize
+        };
+        let mut rest = self.payload.get(4 + echoed.next_multiple_of(4)..)?;
+        while let Some(&[a, b, c, d]) = rest.get(..4) {
+            let (length, kind) = (usize::from(u16::from_ne_bytes([a, b])), u16::from_ne_bytes([c, d]));
+            let value = rest.get(4..length)?;
+            if kind & 0x3fff == 1 {
+                let end = value.iter().position(|&b| b == 0).unwrap_or(value.len());
+                return Some(String::from_utf8_lossy(&value[..end]).into_owned());
+            }
+            rest = rest.get(length.next_multiple_of(4)..)?;
+        }
+        None
+    }
+}
+
+/// The messages in a datagram; stops at the first one that does not fit.
+pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
+    std::iter::from_fn(move || {
+        let word = |at: usize| bytes.get(at..at + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+        let half = |at: usize| bytes.get(at..at + 2).map(|b| u16::from_ne_bytes([b[0], b[1]]));
+        let length = word(0)? as usize;
+        let (kind, flags, sequence) = (half(4)?, half(6)?, word(8)?);
+        let payload = bytes.get(16..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(Received { kind, flags, sequence, payload })
+    })
+}
+
+/// The kernel's answer to one message of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The message's sequence number.
+    pub sequence: u32,
+    /// Positive errno.
+    pub errno: i32,
+    /// The kernel's own words, if it has any.
+    pub message: Option<String>,
+}
+
+/// A connection to one netlink family of the kernel.
+pub struct Netlink {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl Netlink {
+    /// `NETLINK_ROUTE`.
+    pub const ROUTE: isize = 0;
+    /// `NETLINK_NETFILTER`.
+    pub const NETFILTER: isize = 12;
+
+    pub fn open(family: isize) -> io::Result<Self> {
+        let socket = Socket::new(family)?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        // Only words are lost without it.
+        let _ = socket.set_ext_ack(true);
+        let _ = socket.set_cap_ack(true);
+        Ok(Self { socket, buffer: Vec::with_capacity(BUFFER) })
+    }
+
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        if bytes.len() > USUAL_SEND {
+            // Needs CAP_NET_ADMIN, like everything sent here.
+            setsockopt(&self.socket.as_fd(), sockopt::SndBufForce, &(bytes.len() * 2))?;
+        }
+        let sent = self.socket.send(bytes, 0)?;
+        if sent != bytes.len() {
+            return Err(io::Error::new(io::ErrorKind::WriteZero, "netlink took only part of a request"));
+        }
+        Ok(())
+    }
+
+    /// Receives one datagram into the buffer; `Ok(false)` when there is none and `flags`
+    /// say not to wait.
+    fn receive(&mut self, flags: i32) -> io::Result<bool> {
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, flags | libc::MSG_TRUNC) {
+                Ok(length) if length > self.buffer.capacity() => {
+                    return Err(io::Error::other("netlink sent more than fits"));
+                }
+                Ok(_) => return Ok(true),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Sends a dump request and hands every message of the answer to `each`.
+    ///
+    /// Errors: the kernel's; `Interrupted` when what was being listed changed meanwhile.
+    pub fn dump(&mut self, request: &[u8], mut each: impl FnMut(Received)) -> io::Result<()> {
+        self.send(request)?;
+        let mut changed = false;
+        loop {
+            self.receive(0)?;
+            for message in messages(&self.buffer) {
+                changed |= message.flags & NLM_F_DUMP_INTR != 0;
+                match (message.kind, message.errno()) {
+                    (NLMSG_ERROR, 0) => {}
+                    (NLMSG_DONE, 0) if changed => return Err(io::ErrorKind::Interrupted.into()),
+                    (NLMSG_DONE, 0) => return Ok(()),
+                    (NLMSG_ERROR | NLMSG_DONE, errno) => return Err(io::Error::from_raw_os_error(errno)),
+                    _ => each(message),
+                }
+            }
+        }
+    }
+
+    /// Sends a request that is answered by one message.
+    pub fn get(&mut self, request: &[u8], mut each: impl FnMut(Received)) -> io::Result<()> {
+        self.send(request)?;
+        self.receive(0)?;
+        for message in messages(&self.buffer) {
+            match (message.kind, message.errno()) {
+                (NLMSG_ERROR, 0) => {}
+                (NLMSG_ERROR, errno) => return Err(io::Error::from_raw_os_error(errno)),
+                _ => each(message),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends messages of which the one numbered `last` asks for an acknowledgement, and
+    /// gives what the kernel refused; nothing refused means done.
+    pub fn transact(&mut self, request: &[u8], last: u32) -> io::Result<Vec<Refusal>> {
+        self.send(request)?;
+        let mut refused = Vec::new();
+        // Without a refusal the acknowledgement must come. After one, whatever else the
+        // kernel has to say is there already.
+        while self.receive(if refused.is_empty() { 0 } else { libc::MSG_DONTWAIT })? {
+            let mut acknowledged = false;
+            for message in messages(&self.buffer).filter(|m| m.kind == NLMSG_ERROR) {
+                match message.errno() {
+                    0 => acknowledged |= message.sequence == last,
+                    errno => {
+                        refused.push(Refusal { sequence: message.sequence, errno, message: message.message() });
+                    }
+                }
+            }
+            if acknowledged && refused.is_empty() {
+                break;
+            }
+        }
+        Ok(refused)
+    }
+}

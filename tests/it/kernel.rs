@@ -1,0 +1,98 @@
+//! The real kernel: what is applied is what is read, on every backend.
+
+use std::time::Duration;
+
+use podweir::backend::Kind;
+use podweir::backend::install::{Action, Conditions, Outcome, Request, Session};
+use podweir::backend::iptables::programs::ProgramEnvironment;
+use podweir::backend::routing;
+use podweir::config::interception::Interception;
+use podweir::config::settings::BackendChoice;
+use podweir::plan::build;
+use podweir::plan::canon::Canon;
+use podweir::plan::model::Plan;
+use podweir::sys::netlink::Netlink;
+use podweir::sys::netns;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+use crate::arbitrary::interceptions;
+use crate::fixture::{Namespace, RESOLV, V4, V6};
+use crate::properties::same;
+
+const CHOICES: [(Kind, BackendChoice); 3] = [
+    (Kind::Nftables, BackendChoice::Nftables),
+    (Kind::IptablesNft, BackendChoice::IptablesNft),
+    (Kind::IptablesLegacy, BackendChoice::IptablesLegacy),
+];
+
+fn conditions(namespace: &Namespace) -> Conditions {
+    Conditions {
+        rule_comments: false,
+        lock_timeout: Duration::from_secs(10),
+        programs: ProgramEnvironment {
+            path: std::env::var_os("PATH").unwrap_or_default(),
+            variables: [("XTABLES_LOCKFILE", namespace.lock_file().into())].into(),
+        },
+    }
+}
+
+/// Installs a plan in a namespace, replacing whatever is there.
+fn install(namespace: &Namespace, plan: &Plan, choice: BackendChoice) -> Outcome {
+    let conditions = conditions(namespace);
+    namespace.run(|| {
+        let mut route = Netlink::open(Netlink::ROUTE).unwrap();
+        let mesh = routing::has_mesh_address(&routing::addresses(&mut route).unwrap());
+        let mut session = Session::open(conditions, netns::current().unwrap(), route).unwrap();
+        let request = Request { plan, choice, reconcile: true, force: false };
+        session.install(&request, mesh).unwrap_or_else(|e| panic!("{e}"))
+    })
+}
+
+/// What the kernel holds, read by the backend.
+fn read(namespace: &Namespace, kind: Kind, wanted: &Plan) -> Plan {
+    let conditions = conditions(namespace);
+    namespace.run(|| {
+        let mut route = Netlink::open(Netlink::ROUTE).unwrap();
+        let mesh = routing::has_mesh_address(&routing::addresses(&mut route).unwrap());
+        let mut session = Session::open(conditions, netns::current().unwrap(), route).unwrap();
+        let found = session.read(mesh, &wanted.routing).unwrap();
+        let (_, reading) = found.into_iter().find(|(k, _)| *k == kind).expect("the backend holds something");
+        assert!(reading.strange.is_empty(), "{:?}", reading.strange);
+        reading.plan
+    })
+}
+
+fn check(interception: &Interception, kind: Kind, choice: BackendChoice) -> Result<(), TestCaseError> {
+    let plan = build(interception);
+    let namespace = Namespace::with(&[V4, V6], RESOLV);
+    prop_assert_eq!(install(&namespace, &plan, choice).action, Action::Installed);
+    same(&Canon::of(&plan), &Canon::of(&read(&namespace, kind, &plan)))?;
+    let before = namespace.everything();
+    prop_assert_eq!(install(&namespace, &plan, choice).action, Action::Unchanged);
+    prop_assert_eq!(before, namespace.everything());
+    Ok(())
+}
+
+fn run(kind: Kind, cases: u32, test: impl Fn(&Interception) -> Result<(), TestCaseError>) {
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(crate::cases(cases)) };
+    let result = TestRunner::new(config).run(&interceptions(), |interception| test(&interception));
+    if let Err(error) = result {
+        panic!("{kind}: {error}");
+    }
+}
+
+#[test]
+fn what_is_applied_is_read_by_nftables() {
+    run(Kind::Nftables, 150, |i| check(i, CHOICES[0].0, CHOICES[0].1));
+}
+
+#[test]
+fn what_is_applied_is_read_by_iptables_nft() {
+    run(Kind::IptablesNft, 30, |i| check(i, CHOICES[1].0, CHOICES[1].1));
+}
+
+#[test]
+fn what_is_applied_is_read_by_iptables_legacy() {
+    run(Kind::IptablesLegacy, 30, |i| check(i, CHOICES[2].0, CHOICES[2].1));
+}

@@ -1,0 +1,14 @@
+//! Black-box and property tests. Those that need the kernel make network namespaces of
+//! their own and fail, rather than skip, where that is not possible.
+
+mod arbitrary;
+mod conformance;
+mod fixture;
+mod kernel;
+mod properties;
+
+/// How many cases a property test runs: `PODWEIR_CASES` times as many as usual.
+fn cases(usual: u32) -> u32 {
+    let factor = std::env::var("PODWEIR_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    usual * factor
+}
