@@ -2,3 +2,6 @@
 
 pub mod compare;
 pub mod describe;
+pub mod explain;
+pub mod flow;
+pub mod ruleset;

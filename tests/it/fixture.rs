@@ -32,31 +32,48 @@ impl Namespace {
     }
 
     pub fn with(addresses: &[&str], resolv_conf: &str) -> Self {
+        let namespace = Self::bare(resolv_conf);
+        let mut batch = String::from("link add eth0 type veth peer name up0\n");
+        for address in addresses {
+            let nodad = if address.contains(':') { "nodad" } else { "" };
+            batch += &format!("addr add {address} dev eth0 {nodad}\n");
+        }
+        namespace.batch(&(batch + "link set eth0 up\nlink set up0 up\n"));
+        namespace
+    }
+
+    /// Only lo, up.
+    pub fn bare(resolv_conf: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("podweir-test-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let resolv = directory.join("resolv.conf");
         std::fs::write(&resolv, resolv_conf).unwrap();
-        let mut batch = String::from("link set lo up\nlink add eth0 type veth peer name up0\n");
-        for address in addresses {
-            let nodad = if address.contains(':') { "nodad" } else { "" };
-            batch += &format!("addr add {address} dev eth0 {nodad}\n");
-        }
-        batch += "link set eth0 up\nlink set up0 up\n";
         let (net, mounts) = std::thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("making namespaces needs root");
             let none: Option<&str> = None;
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
             mount(Some(&resolv), "/etc/resolv.conf", none, MsFlags::MS_BIND, none).unwrap();
-            let output = ip(&["-batch", "-"], &batch);
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             let open = |name: &str| File::open(format!("/proc/thread-self/ns/{name}")).unwrap();
             (open("net"), open("mnt"))
         })
         .join()
         .unwrap();
-        Self { net, mounts, directory }
+        let namespace = Self { net, mounts, directory };
+        namespace.batch("link set lo up\n");
+        namespace
+    }
+
+    /// The file that stands for the network namespace.
+    pub fn net(&self) -> &File {
+        &self.net
+    }
+
+    /// Runs `ip` commands, one a line.
+    pub fn batch(&self, commands: &str) {
+        let output = self.feed("ip", &["-batch", "-"], &[], commands);
+        assert!(output.status.success(), "{commands}{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Runs a closure in the namespace, on a thread of its own.
@@ -121,18 +138,6 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.directory);
     }
-}
-
-fn ip(arguments: &[&str], input: &str) -> Output {
-    let mut child = Command::new("ip")
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("ip (package iproute2)");
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    child.wait_with_output().unwrap()
 }
 
 /// What a table holds: its own chains, and the rules of each chain in order.

@@ -3,9 +3,12 @@
 
 mod arbitrary;
 mod conformance;
+mod explain;
 mod fixture;
 mod kernel;
+mod pod;
 mod properties;
+mod traffic;
 
 /// How many cases a property test runs: `PODWEIR_CASES` times as many as usual.
 fn cases(usual: u32) -> u32 {

@@ -1,0 +1,113 @@
+//! A flow: a connection or datagram that somebody starts, and who gets it.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::config::types::{Families, Family};
+
+/// Which way a flow goes, as the pod sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    Inbound,
+    Outbound,
+}
+
+impl Direction {
+    pub fn name(self) -> &'static str {
+        if self == Direction::Inbound { "inbound" } else { "outbound" }
+    }
+}
+
+/// The first packet of a connection, or a datagram.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flow {
+    pub direction: Direction,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// The sender's owner; `None` for a packet of no process (or of another host).
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    /// `None`: the address the kernel would choose.
+    pub source: Option<IpAddr>,
+    pub source_port: Option<u16>,
+    pub destination: IpAddr,
+    /// Destination port; of no meaning without ports.
+    pub port: u16,
+    /// Which interface it comes in or goes out by; `None`: what routing says.
+    pub interface: Option<Box<str>>,
+    pub mark: u32,
+}
+
+impl Flow {
+    pub fn family(&self) -> Family {
+        if self.destination.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+}
+
+/// Who gets a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Taker {
+    OutboundProxy,
+    InboundProxy,
+    DnsProxy,
+    /// Its destination, past the proxy.
+    Direct,
+    Dropped,
+    /// A rule decides that is not understood.
+    Unknown,
+}
+
+impl Taker {
+    pub const ALL: [Taker; 6] =
+        [Self::OutboundProxy, Self::InboundProxy, Self::DnsProxy, Self::Direct, Self::Dropped, Self::Unknown];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Taker::OutboundProxy => "outbound-proxy",
+            Taker::InboundProxy => "inbound-proxy",
+            Taker::DnsProxy => "dns-proxy",
+            Taker::Direct => "direct",
+            Taker::Dropped => "dropped",
+            Taker::Unknown => "unknown",
+        }
+    }
+
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|taker| taker.name() == name)
+    }
+}
+
+impl fmt::Display for Taker {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What rules alone do not tell about a pod.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// The pod's own addresses; loopback ones need not be named.
+    pub addresses: Vec<IpAddr>,
+    /// The interface by which the pod reaches others, and they it.
+    pub uplink: Box<str>,
+}
+
+impl Surroundings {
+    pub fn of(addresses: Vec<IpAddr>) -> Self {
+        Self { addresses, uplink: "eth0".into() }
+    }
+
+    /// Whether packets to an address stay within the pod.
+    pub fn is_local(&self, address: IpAddr) -> bool {
+        let loopback = match address {
+            IpAddr::V4(a) => a.is_loopback(),
+            IpAddr::V6(a) => a.is_loopback() || a == crate::backend::routing::MESH_ADDRESS,
+        };
+        loopback || self.addresses.contains(&address)
+    }
+
+    /// The families the pod has a global address in.
+    pub fn families(&self) -> Families {
+        crate::config::facts::families_of(&self.addresses)
+    }
+}

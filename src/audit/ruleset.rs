@@ -1,0 +1,200 @@
+//! All rules that a packet can meet in a pod's network namespace, of anybody, ready to
+//! be walked: every condition is a set that answers in logarithmic time, so that a long
+//! list costs no more than a short one.
+
+use std::collections::HashMap;
+
+use crate::backend::nftables::names;
+use crate::config::types::{Families, Family};
+use crate::plan::canon::{CanonRule, canon_rules};
+use crate::plan::model::{ChainName, Plan, Rule, Table, Verdict, protocol};
+
+use super::flow::Taker;
+
+/// Where in the kernel a chain is entered (linux/netfilter.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hook {
+    Prerouting,
+    Input,
+    Forward,
+    Output,
+    Postrouting,
+}
+
+impl Hook {
+    pub fn name(self) -> &'static str {
+        match self {
+            Hook::Prerouting => "prerouting",
+            Hook::Input => "input",
+            Hook::Forward => "forward",
+            Hook::Output => "output",
+            Hook::Postrouting => "postrouting",
+        }
+    }
+}
+
+/// Which table a chain is in, and who made it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TableId {
+    /// `nftables`, `iptables-nft`, `iptables-legacy`, or where else the rules come from.
+    pub source: Box<str>,
+    pub name: Box<str>,
+}
+
+/// Entered by the kernel itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Base {
+    pub hook: Hook,
+    /// Lower ones come first.
+    pub priority: i32,
+    /// Sees only the first packet of a connection, and not again once one has been rewritten.
+    pub nat: bool,
+    /// What happens to a packet that no rule decides about.
+    pub drops: bool,
+}
+
+/// A chain of one family, with rules in canonical form.
+#[derive(Debug, Clone)]
+pub struct ChainRules {
+    pub table: TableId,
+    pub name: ChainName,
+    pub base: Option<Base>,
+    pub rules: Vec<CanonRule>,
+    /// For each rule the chain it jumps to, if that is there.
+    targets: Vec<Option<usize>>,
+}
+
+/// The rules of both families.
+#[derive(Debug, Clone, Default)]
+pub struct Ruleset {
+    v4: FamilyRules,
+    v6: FamilyRules,
+}
+
+/// The rules of one family.
+#[derive(Debug, Clone, Default)]
+pub struct FamilyRules {
+    pub chains: Vec<ChainRules>,
+    /// Base chains by hook, in the order in which packets meet them.
+    hooks: [Vec<usize>; 5],
+    /// Ports that connections are redirected to, and who listens there.
+    pub listeners: Vec<(u16, Taker)>,
+}
+
+impl FamilyRules {
+    /// The base chains on a hook, in order.
+    pub fn on(&self, hook: Hook) -> impl Iterator<Item = &ChainRules> {
+        self.hooks[hook as usize].iter().map(|&at| &self.chains[at])
+    }
+
+    /// The chain that a rule jumps to; `None` where there is none.
+    pub fn target(&self, chain: &ChainRules, rule: usize) -> Option<&ChainRules> {
+        chain.targets.get(rule).copied().flatten().and_then(|at| self.chains.get(at))
+    }
+
+    fn add(&mut self, chain: ChainRules) {
+        let at = self.chains.len();
+        if let Some(base) = chain.base {
+            let chains = &self.chains;
+            let on_hook = &mut self.hooks[base.hook as usize];
+            // Of two with the same priority the one added first comes first.
+            let before = |&other: &usize| chains[other].base.is_some_and(|other| other.priority <= base.priority);
+            on_hook.insert(on_hook.partition_point(before), at);
+        }
+        self.chains.push(chain);
+    }
+
+    fn resolve(&mut self) {
+        let places: HashMap<(TableId, ChainName), usize> =
+            self.chains.iter().enumerate().map(|(at, c)| ((c.table.clone(), c.name.clone()), at)).collect();
+        for chain in &mut self.chains {
+            let target = |rule: &CanonRule| match &rule.verdict {
+                Verdict::Jump(to) | Verdict::Goto(to) => places.get(&(chain.table.clone(), to.clone())).copied(),
+                _ => None,
+            };
+            chain.targets = chain.rules.iter().map(target).collect();
+            for rule in &chain.rules {
+                match &rule.verdict {
+                    Verdict::Redirect(port) if rule.matches.protocol.holds(protocol::TCP) => {
+                        self.listeners.push((port.get(), redirect_taker(&chain.name)));
+                    }
+                    Verdict::Tproxy { port, .. } => self.listeners.push((port.get(), Taker::InboundProxy)),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// A chain as it was found, both families in it.
+#[derive(Debug, Clone)]
+pub struct FoundChain {
+    pub table: TableId,
+    pub name: ChainName,
+    pub base: Option<Base>,
+    /// The families that meet it at all.
+    pub families: Families,
+    pub rules: Vec<Rule>,
+}
+
+impl Ruleset {
+    pub fn new(chains: impl IntoIterator<Item = FoundChain>) -> Self {
+        let mut out = Self::default();
+        for chain in chains {
+            for family in chain.families.iter() {
+                let into = if family == Family::V4 { &mut out.v4 } else { &mut out.v6 };
+                into.add(ChainRules {
+                    table: chain.table.clone(),
+                    name: chain.name.clone(),
+                    base: chain.base,
+                    rules: canon_rules(&chain.rules, family),
+                    targets: Vec::new(),
+                });
+            }
+        }
+        out.v4.resolve();
+        out.v6.resolve();
+        // A proxy listens in both families, whichever of them is redirected to it.
+        let mut listeners = std::mem::take(&mut out.v4.listeners);
+        listeners.append(&mut out.v6.listeners);
+        listeners.sort_unstable();
+        listeners.dedup();
+        (out.v4.listeners, out.v6.listeners) = (listeners.clone(), listeners);
+        out
+    }
+
+    pub fn family(&self, family: Family) -> &FamilyRules {
+        if family == Family::V4 { &self.v4 } else { &self.v6 }
+    }
+
+    /// What the kernel would hold with nothing but a plan in it.
+    pub fn of_plan(plan: &Plan) -> Self {
+        Self::new(plan.chains.iter().map(|chain| FoundChain {
+            table: TableId { source: "plan".into(), name: chain.table.name().into() },
+            name: chain.name.clone(),
+            base: base_of(chain.table, &chain.name),
+            families: plan.families,
+            rules: chain.rules.clone(),
+        }))
+    }
+}
+
+/// Which of the proxy's listeners a redirection leads to, by the chain it stands in.
+pub fn redirect_taker(chain: &ChainName) -> Taker {
+    match chain {
+        ChainName::InRedirect => Taker::InboundProxy,
+        ChainName::OutputDns => Taker::DnsProxy,
+        _ => Taker::OutboundProxy,
+    }
+}
+
+/// The base chain that one of the hooks of a plan is.
+pub fn base_of(table: Table, chain: &ChainName) -> Option<Base> {
+    let hook = names::hook(table, chain)?;
+    Some(Base {
+        hook: if hook.number == names::LOCAL_OUT { Hook::Output } else { Hook::Prerouting },
+        priority: hook.priority,
+        nat: table == Table::Nat,
+        drops: false,
+    })
+}
