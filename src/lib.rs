@@ -14,6 +14,7 @@
 //! | [`plan`] | the model of what a kernel must hold, and the one place that decides it |
 //! | [`backend`] | translation of plans to and from nftables and iptables; installing and removing |
 //! | [`audit`] | comparing, explaining, drawing |
+//! | [`probe`] | a token sent through the rules, to prove them |
 //! | [`cli`] | what is typed: one file per subcommand |
 //! | [`sys`] | the operating system: sockets, namespaces, locks |
 
@@ -24,4 +25,5 @@ pub mod backend;
 pub mod cli;
 pub mod config;
 pub mod plan;
+pub mod probe;
 pub mod sys;

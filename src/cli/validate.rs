@@ -1,6 +1,102 @@
-use super::error::CliError;
+//! `--run-validation`: proves that the rules do what they should, or says which do not.
+
+use std::io;
+
+use tracing::{info, warn};
+
+use crate::audit::compare;
+use crate::backend::install::Session;
 use crate::config::settings::Settings;
-use crate::plan::model::Plan;
-pub fn run(_settings: &Settings, _plan: &Plan) -> Result<(), CliError> {
-    Err(CliError::Validation("x".into()))
+use crate::plan::canon::Canon;
+use crate::plan::model::{ChainName, Plan, Table};
+use crate::probe::{self, Failure, Path, Route, Setup};
+use crate::sys::netns;
+
+use super::error::CliError;
+use super::facts::System;
+use super::init;
+
+/// Where Kubernetes reads a container's last words.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// Tests the rules that are in the kernel against the plan.
+pub fn run(settings: &Settings, plan: &Plan) -> Result<(), CliError> {
+    let setup = Setup {
+        interception: &settings.interception,
+        plan,
+        addresses: &settings.addresses,
+        port: settings.run.probe_port,
+        timeout: settings.run.probe_timeout,
+    };
+    let problem = match probe::run(&setup) {
+        Ok(Ok(report)) => {
+            for (path, why) in &report.untested {
+                warn!("validation: {path} is not tested: {why}");
+            }
+            let passed: Vec<String> = report.passed.iter().map(Path::to_string).collect();
+            if !passed.is_empty() {
+                info!(paths = %passed.join(", "), "validated");
+                return Ok(());
+            }
+            "validation failed: nothing could be tested".into()
+        }
+        Ok(Err(failure)) => explain(&failure, settings, plan),
+        Err(problem) => format!("validation failed: {problem}"),
+    };
+    termination_log(&problem);
+    Err(CliError::Validation(problem))
+}
+
+/// Which path failed, and which rule is the cause, by reading the kernel.
+fn explain(failure: &Failure, settings: &Settings, plan: &Plan) -> String {
+    let mut text = format!("validation failed on the path {}: {}", failure.path, failure.problem);
+    match causes(failure.path, settings, plan) {
+        Err(e) => text += &format!("; the kernel's rules cannot be read to tell why: {e}"),
+        Ok(causes) if causes.is_empty() => text += "; the kernel holds every rule of the plan, so something else keeps packets from it (rules of others, or no route back)",
+        Ok(causes) => text += &format!("; in the kernel:\n  {}", causes.join("\n  ")),
+    }
+    text
+}
+
+fn causes(path: Path, settings: &Settings, plan: &Plan) -> Result<Vec<String>, CliError> {
+    let (mesh_address, route) = System::default().into_mesh_address().map_err(CliError::Addresses)?;
+    let namespace = netns::current().map_err(|e| CliError::Failed(e.to_string()))?;
+    let mut session = Session::open(init::conditions(&settings.run), namespace, route)?;
+    let readings = session.read(mesh_address, &plan.routing)?;
+    let Some((kind, reading)) = readings.first() else {
+        return Ok(vec!["no rule of an interception is there at all".into()]);
+    };
+    let mut out: Vec<String> = reading.strange.iter().map(|s| format!("{kind}: {s}")).collect();
+    let differences = compare::differences(&Canon::of(plan), &Canon::of(&reading.plan));
+    let about = |place: &Option<(crate::config::types::Family, Table, ChainName)>| match place {
+        None => true,
+        Some((family, _, chain)) => *family == path.family && concerns(path.route, chain),
+    };
+    let (near, far): (Vec<_>, Vec<_>) = differences.into_iter().partition(|d| about(&d.place));
+    let shown = if near.is_empty() { far } else { near };
+    out.extend(shown.iter().map(|d| format!("{kind}: {d}")));
+    Ok(out)
+}
+
+/// Whether a chain is on a way through the rules.
+fn concerns(route: Route, chain: &ChainName) -> bool {
+    use ChainName as C;
+    match route {
+        Route::Outbound => matches!(chain, C::Output | C::OutputMain | C::Redirect),
+        Route::Loop => matches!(chain, C::Output | C::OutputMain | C::InRedirect),
+        Route::Inbound => matches!(chain, C::Prerouting | C::Inbound | C::InRedirect | C::Divert | C::Tproxy),
+        Route::DnsUdp | Route::DnsTcp => matches!(chain, C::Output | C::OutputMain | C::OutputDns | C::Inbound),
+    }
+}
+
+/// The same words where Kubernetes shows them, if this is a container of its.
+fn termination_log(text: &str) {
+    let write = || -> io::Result<()> {
+        use std::io::Write;
+        std::fs::OpenOptions::new().write(true).truncate(true).open(TERMINATION_LOG)?.write_all(text.as_bytes())
+    };
+    match write() {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => warn!("cannot write {TERMINATION_LOG}: {e}"),
+        _ => {}
+    }
 }

@@ -2,7 +2,9 @@
 //! `unsafe`, if any, is here.
 
 pub mod caps;
+pub mod link;
 pub mod lock;
 pub mod netlink;
 pub mod netns;
+pub mod packet;
 pub mod start;

@@ -1,0 +1,261 @@
+//! `--run-validation`: sends a token through the rules to listeners of our own and
+//! demands it back, with the destination it was addressed to. Only the kernel can answer
+//! right, so a rule that is missing, shadowed or without effect shows.
+//!
+//! Which connections to make is not guessed: each one is chosen so that, by the plan,
+//! the proxy gets it.
+
+mod inbound;
+mod listener;
+mod outbound;
+mod tcp;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use crate::audit::explain::{NoTrace, explain};
+use crate::audit::flow::{Direction, Flow, Surroundings, Taker};
+use crate::audit::ruleset::Ruleset;
+use crate::config::facts::is_global;
+use crate::config::interception::{DnsCapture, Interception, OwnerGroups};
+use crate::config::types::{Family, Port, RangeSelection};
+use crate::plan::model::{Plan, protocol};
+
+use listener::Listeners;
+
+/// A way through the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// A process of the pod calls somebody else.
+    Outbound,
+    /// The proxy calls its own pod: in through the inbound side.
+    Loop,
+    /// Somebody else calls the pod.
+    Inbound,
+    DnsUdp,
+    DnsTcp,
+}
+
+/// One way, in one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Path {
+    pub route: Route,
+    pub family: Family,
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let route = match self.route {
+            Route::Outbound => "outbound",
+            Route::Loop => "proxy to its own pod",
+            Route::Inbound => "inbound",
+            Route::DnsUdp => "DNS over UDP",
+            Route::DnsTcp => "DNS over TCP",
+        };
+        write!(f, "{} {route}", self.family)
+    }
+}
+
+/// What was tested.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub passed: Vec<Path>,
+    /// What could not be, and why.
+    pub untested: Vec<(Path, String)>,
+}
+
+/// The first path on which the token did not come back.
+#[derive(Debug)]
+pub struct Failure {
+    pub path: Path,
+    pub problem: String,
+}
+
+/// What came of one path.
+pub enum Trial {
+    Passed,
+    Untested(String),
+    Failed(String),
+}
+
+/// What a connection has to bring back.
+const TOKEN: &[u8; 16] = b"podweir-probe-01";
+
+/// How to validate.
+pub struct Setup<'a> {
+    pub interception: &'a Interception,
+    pub plan: &'a Plan,
+    /// The pod's addresses.
+    pub addresses: &'a [IpAddr],
+    /// The port that probes are addressed to where the plan leaves a choice.
+    pub port: Port,
+    pub timeout: Duration,
+}
+
+/// Tests every path that the plan diverts. `Err`: the listeners could not be set up.
+pub fn run(setup: &Setup) -> Result<Result<Report, Failure>, String> {
+    let deadline = Instant::now() + setup.timeout;
+    let listeners = Listeners::start(setup.interception, setup.plan.families)?;
+    let chooser = Chooser::new(setup);
+    let mut report = Report::default();
+    for path in paths(setup) {
+        let trial = match chooser.choose(path) {
+            Some(_) if path.route == Route::DnsUdp && !listener::can_answer_dns(setup.interception) => {
+                Trial::Untested("answering takes the proxy's own user, which this process is not".into())
+            }
+            None => Trial::Untested(chooser.why_none(path)),
+            Some(target) if path.route == Route::Inbound => inbound::attempt(target.to, deadline),
+            Some(target) => outbound::attempt(path, &target, deadline),
+        };
+        match trial {
+            Trial::Passed => report.passed.push(path),
+            Trial::Untested(why) => report.untested.push((path, why)),
+            Trial::Failed(problem) => {
+                drop(listeners);
+                return Ok(Err(Failure { path, problem }));
+            }
+        }
+    }
+    Ok(Ok(report))
+}
+
+/// The ways that the plan diverts, by family.
+fn paths(setup: &Setup) -> Vec<Path> {
+    let i = setup.interception;
+    let dns = |family| match &i.dns {
+        None => false,
+        Some(DnsCapture::All) => true,
+        Some(DnsCapture::Servers { v4, v6 }) => !if family == Family::V4 { v4.is_empty() } else { v6.is_empty() },
+    };
+    let mut out = Vec::new();
+    for family in setup.plan.families.iter() {
+        let mut add = |wanted: bool, route| out.extend(wanted.then_some(Path { route, family }));
+        add(i.takes_outbound(), Route::Outbound);
+        add(true, Route::Loop);
+        add(i.takes_inbound(), Route::Inbound);
+        add(dns(family), Route::DnsUdp);
+        add(dns(family), Route::DnsTcp);
+    }
+    out
+}
+
+/// A connection to make, and as whom.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    pub to: SocketAddr,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// Finds connections that by the plan take a certain way.
+struct Chooser<'a> {
+    setup: &'a Setup<'a>,
+    rules: Ruleset,
+    pod: Surroundings,
+    /// Users and groups we can act as.
+    owners: Vec<(u32, u32)>,
+}
+
+impl<'a> Chooser<'a> {
+    fn new(setup: &'a Setup<'a>) -> Self {
+        let i = setup.interception;
+        let mut wanted = vec![outbound::me(), (65_532, 65_532), (1000, 1000)];
+        if let OwnerGroups::Only(gids) = &i.owner_groups {
+            wanted.extend(gids.iter().map(|&gid| (65_532, gid)));
+        }
+        wanted.extend(i.proxy_uids.iter().zip(i.proxy_gids.iter().cycle()).map(|(&uid, &gid)| (uid, gid)));
+        wanted.retain(|&(uid, gid)| outbound::can_be(uid, gid));
+        Self {
+            setup,
+            rules: Ruleset::of_plan(setup.plan),
+            pod: Surroundings::of(setup.addresses.to_vec()),
+            owners: wanted,
+        }
+    }
+
+    fn choose(&self, path: Path) -> Option<Target> {
+        let (taker, direction, protocol) = match path.route {
+            Route::Outbound => (Taker::OutboundProxy, Direction::Outbound, protocol::TCP),
+            Route::Loop => (Taker::InboundProxy, Direction::Outbound, protocol::TCP),
+            Route::Inbound => (Taker::InboundProxy, Direction::Inbound, protocol::TCP),
+            Route::DnsUdp => (Taker::DnsProxy, Direction::Outbound, protocol::UDP),
+            Route::DnsTcp => (Taker::DnsProxy, Direction::Outbound, protocol::TCP),
+        };
+        let anybody = [(0, 0)];
+        let owners = if direction == Direction::Inbound { &anybody[..] } else { &self.owners };
+        for to in self.destinations(path) {
+            for &(uid, gid) in owners {
+                let own = |id| (direction == Direction::Outbound).then_some(id);
+                let flow = Flow {
+                    direction,
+                    protocol,
+                    uid: own(uid),
+                    gid: own(gid),
+                    source: None,
+                    source_port: None,
+                    destination: to.ip(),
+                    port: to.port(),
+                    interface: (direction == Direction::Inbound).then(|| inbound::NEAR.into()),
+                    mark: 0,
+                };
+                if explain(&self.rules, &self.pod, &flow, &mut NoTrace).taker == taker {
+                    return Some(Target { to, uid, gid });
+                }
+            }
+        }
+        None
+    }
+
+    /// Where a connection could go to take this way.
+    fn destinations(&self, path: Path) -> Vec<SocketAddr> {
+        let i = self.setup.interception;
+        let v4 = path.family == Family::V4;
+        let own = self.setup.addresses.iter().copied().filter(|a| a.is_ipv4() == v4 && is_global(a));
+        // Ranges for documentation (RFC 5737, RFC 3849): nobody is disturbed if a rule is missing.
+        let nobody: [IpAddr; 2] = if v4 {
+            [[192, 0, 2, 10].into(), [198, 51, 100, 10].into()]
+        } else {
+            [[0x2001, 0xdb8, 0, 0, 0, 0, 0, 10].into(), [0x2001, 0xdb8, 1, 0, 0, 0, 0, 10].into()]
+        };
+        let addresses: Vec<IpAddr> = match (path.route, &i.dns) {
+            (Route::Loop | Route::Inbound, _) => own.collect(),
+            (Route::DnsUdp | Route::DnsTcp, Some(DnsCapture::Servers { v4: servers, v6: servers6 })) => {
+                if v4 { servers.iter().map(|&a| a.into()).collect() } else { servers6.iter().map(|&a| a.into()).collect() }
+            }
+            (Route::Outbound, _) => {
+                let mut list = nobody.to_vec();
+                if let RangeSelection::Only(ranges) = &i.outbound_ranges {
+                    list.extend(ranges.of(path.family).iter().flat_map(|net| [net.network(), net.broadcast()]));
+                }
+                list
+            }
+            _ => nobody.to_vec(),
+        };
+        let ports: Vec<u16> = match path.route {
+            Route::DnsUdp | Route::DnsTcp => vec![Port::DNS.get()],
+            Route::Inbound => {
+                let listed = match &i.inbound_ports {
+                    crate::config::types::PortSelection::Only(ports) => ports.iter().map(|(first, _)| first).collect(),
+                    crate::config::types::PortSelection::All => vec![80, 8080, 443],
+                };
+                [vec![self.setup.port.get()], listed].concat()
+            }
+            _ => [vec![self.setup.port.get()], i.outbound_ports.iter().map(|(first, _)| first).collect(), vec![80]].concat(),
+        };
+        ports.iter().flat_map(|&port| addresses.iter().map(move |&a| SocketAddr::new(a, port))).collect()
+    }
+
+    fn why_none(&self, path: Path) -> String {
+        let (uid, gid) = outbound::me();
+        match path.route {
+            Route::Outbound | Route::DnsUdp | Route::DnsTcp => format!(
+                "nothing that this process (user {uid}, group {gid}) can send goes that way; run it as another user than the proxy's"
+            ),
+            Route::Loop => format!(
+                "only the proxy's own user takes that way, and this process (user {uid}, group {gid}) cannot act as it without CAP_SETUID"
+            ),
+            Route::Inbound => "no port of the pod's own address is taken".into(),
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Links, addresses and neighbours (rtnetlink(7)): as much as a probe's pair of
+//! interfaces takes.
+
+use std::io;
+use std::net::IpAddr;
+
+use super::netlink::Netlink;
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_NEWADDR: u16 = 20;
+const RTM_NEWNEIGH: u16 = 28;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_CREATE: u16 = 0x400;
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const VETH_INFO_PEER: u16 = 1;
+const IFF_UP: u32 = 1;
+/// No duplicate address detection.
+const IFA_F_NODAD: u8 = 2;
+const NUD_PERMANENT: u16 = 0x80;
+
+/// An Ethernet address.
+pub type Mac = [u8; 6];
+
+/// An attribute, padded.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(8 + value.len());
+    out.extend((4 + value.len() as u16).to_ne_bytes());
+    out.extend(kind.to_ne_bytes());
+    out.extend(value);
+    out.resize(out.len().next_multiple_of(4), 0);
+    out
+}
+
+fn name(name: &str) -> Vec<u8> {
+    attribute(IFLA_IFNAME, &[name.as_bytes(), &[0]].concat())
+}
+
+/// `struct ifinfomsg`.
+fn link_header(index: u32, flags: u32) -> Vec<u8> {
+    let mut out = vec![0u8; 4];
+    out.extend(index.to_ne_bytes());
+    out.extend(flags.to_ne_bytes());
+    out.extend(flags.to_ne_bytes()); // which flags change
+    out
+}
+
+fn transact(netlink: &mut Netlink, kind: u16, flags: u16, body: &[&[u8]]) -> io::Result<()> {
+    let body = body.concat();
+    let mut message = Vec::with_capacity(16 + body.len());
+    message.extend((16 + body.len() as u32).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend((flags | NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend(body);
+    match netlink.transact(&message, 0)?.first() {
+        None => Ok(()),
+        Some(refusal) => Err(io::Error::from_raw_os_error(refusal.errno)),
+    }
+}
+
+/// Makes a pair of connected interfaces.
+pub fn add_veth(netlink: &mut Netlink, one: (&str, Mac), other: (&str, Mac)) -> io::Result<()> {
+    let peer = [link_header(0, 0), name(other.0), attribute(IFLA_ADDRESS, &other.1)].concat();
+    let data = attribute(IFLA_INFO_DATA, &attribute(VETH_INFO_PEER, &peer));
+    let info = attribute(IFLA_LINKINFO, &[attribute(IFLA_INFO_KIND, b"veth"), data].concat());
+    let body = [link_header(0, 0), name(one.0), attribute(IFLA_ADDRESS, &one.1), info].concat();
+    transact(netlink, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &[&body])
+}
+
+/// Removes an interface by name.
+pub fn remove(netlink: &mut Netlink, interface: &str) -> io::Result<()> {
+    transact(netlink, RTM_DELLINK, 0, &[&link_header(0, 0), &name(interface)])
+}
+
+pub fn set_up(netlink: &mut Netlink, index: u32) -> io::Result<()> {
+    transact(netlink, RTM_NEWLINK, 0, &[&link_header(index, IFF_UP)])
+}
+
+fn family(address: IpAddr) -> u8 {
+    if address.is_ipv4() { nix::libc::AF_INET as u8 } else { nix::libc::AF_INET6 as u8 }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(a) => a.octets().to_vec(),
+        IpAddr::V6(a) => a.octets().to_vec(),
+    }
+}
+
+pub fn add_address(netlink: &mut Netlink, index: u32, address: IpAddr, bits: u8) -> io::Result<()> {
+    let mut header = vec![family(address), bits, IFA_F_NODAD, 0];
+    header.extend(index.to_ne_bytes());
+    let octets = octets(address);
+    // IFA_LOCAL and IFA_ADDRESS.
+    let body = [header, attribute(2, &octets), attribute(1, &octets)].concat();
+    transact(netlink, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &[&body])
+}
+
+/// Makes an address known without asking for it on the link.
+pub fn add_neighbour(netlink: &mut Netlink, index: u32, address: IpAddr, mac: Mac) -> io::Result<()> {
+    let mut header = vec![family(address), 0, 0, 0];
+    header.extend(index.to_ne_bytes());
+    header.extend(NUD_PERMANENT.to_ne_bytes());
+    header.extend([0, 0]);
+    // NDA_DST and NDA_LLADDR.
+    let body = [header, attribute(1, &octets(address)), attribute(2, &mac)].concat();
+    transact(netlink, RTM_NEWNEIGH, NLM_F_CREATE, &[&body])
+}
+
+/// The number of an interface.
+pub fn index(interface: &str) -> io::Result<u32> {
+    Ok(nix::net::if_::if_nametoindex(interface)?)
+}
