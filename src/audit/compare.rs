@@ -53,17 +53,49 @@ pub fn differences(want: &Canon, have: &Canon) -> Vec<Difference> {
         for place in places {
             let empty = Vec::new();
             let (a, b) = (wanted.get(&place).unwrap_or(&empty), had.get(&place).unwrap_or(&empty));
-            rules(a, b, |side, rule| {
+            let mut found: Vec<(Side, &CanonRule)> = Vec::new();
+            rules(a, b, |side, rule| found.push((side, rule)));
+            for (side, rule) in narrowed(&found) {
                 out.push(Difference {
                     side,
                     place: Some((family, place.0, place.1.clone())),
-                    what: describe::rule(rule, family),
-                    why: Some(rule.why.sentence().to_owned()),
+                    what: describe::rule(&rule, family),
+                    why: Some(rule.why().sentence().to_owned()),
                 });
-            });
+            }
         }
     }
     routing(&want.routing, &have.routing, &mut out);
+    out
+}
+
+/// Where a rule is there, only with more or fewer items in one of its lists, just these
+/// items are the difference.
+fn narrowed(found: &[(Side, &CanonRule)]) -> Vec<(Side, CanonRule)> {
+    let mut out = Vec::new();
+    let mut at = 0;
+    while let Some(&(side, rule)) = found.get(at) {
+        let pair = found.get(at + 1).filter(|(other, _)| *other != side);
+        let parts = pair.and_then(|(other_side, other)| {
+            let same = rule.verdict == other.verdict;
+            let only = |a: &CanonRule, b: &CanonRule| {
+                let matches = a.matches.without(&b.matches)?;
+                let why = a.why_for(&matches).clone();
+                Some(CanonRule { parts: vec![(why, matches.clone())], matches, verdict: a.verdict.clone() })
+            };
+            same.then(|| Some([(side, only(rule, other)?), (*other_side, only(other, rule)?)]))?
+        });
+        match parts {
+            Some(parts) => {
+                out.extend(parts.into_iter().filter(|(_, rule)| !rule.matches.is_empty()));
+                at += 2;
+            }
+            None => {
+                out.push((side, rule.clone()));
+                at += 1;
+            }
+        }
+    }
     out
 }
 

@@ -436,7 +436,17 @@ impl Session {
         for &other in elsewhere {
             self.remove(other, found)?;
         }
-        self.lower_guard()
+        self.lower_guard()?;
+        self.sweep(found);
+        Ok(())
+    }
+
+    /// Takes away tables of iptables-nft that held something of ours and hold nothing now.
+    /// They have no effect: it is no failure if they stay.
+    fn sweep(&mut self, found: &Found) {
+        if let Some(netlink) = self.netfilter.as_mut().filter(|_| found.holds(Kind::IptablesNft)) {
+            let _ = cleanup::remove_empty_iptables_tables(netlink);
+        }
     }
 
     /// Lets a backend change its rules, and remembers what was there.
@@ -483,10 +493,7 @@ impl Session {
         let changes = Changes::apply(&mut self.route, &ours, &Routing::default())?;
         self.done.push(Done::Routing(changes));
         self.lower_guard()?;
-        if let Some(netlink) = self.netfilter.as_mut().filter(|_| holders.contains(&Kind::IptablesNft)) {
-            // Empty tables have no effect; it is no failure if they cannot be removed.
-            let _ = cleanup::remove_empty_iptables_tables(netlink);
-        }
+        self.sweep(&found);
         Ok(Outcome {
             action: if nothing { Action::Nothing } else { Action::Removed },
             backend: holders.first().copied().unwrap_or(Kind::Nftables),

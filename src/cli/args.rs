@@ -29,7 +29,7 @@ pub fn option(spec: &'static Spec) -> Arg {
             .default_missing_value("true")
             .value_name("true|false")
             .hide_possible_values(true),
-        Takes::One(name) | Takes::List(name) => arg.num_args(1).value_name(name),
+        Takes::One(name) | Takes::List(name) => arg.num_args(1).allow_hyphen_values(true).value_name(name),
     }
 }
 

@@ -46,10 +46,6 @@ pub fn read(arguments: &[OsString], environment: Environment) -> Option<Quick> {
                     (Takes::Boolean, None) => "true",
                     (_, None) => words.next()??,
                 };
-                // A value that looks like an option is more likely one with its value missing.
-                if value.is_none() && text.starts_with('-') {
-                    return None;
-                }
                 quick.given.set(spec.opt, Origin::Flag, text);
             }
         }

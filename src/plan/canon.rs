@@ -47,8 +47,25 @@ pub struct CanonMatches {
 pub struct CanonRule {
     pub matches: CanonMatches,
     pub verdict: Verdict,
+    /// What it was put together from: one part for each reason, in order. Never empty.
+    pub parts: Vec<(Why, CanonMatches)>,
+}
+
+impl CanonRule {
+    fn new(matches: CanonMatches, verdict: Verdict, why: Why) -> Self {
+        Self { parts: vec![(why, matches.clone())], matches, verdict }
+    }
+
     /// The reason of the first rule that went into it.
-    pub why: Why,
+    pub fn why(&self) -> &Why {
+        &self.parts[0].0
+    }
+
+    /// The reason of the first part that some packets of `matches` meet.
+    pub fn why_for(&self, matches: &CanonMatches) -> &Why {
+        let part = self.parts.iter().find(|(_, part)| !part.disjoint(matches));
+        part.map_or(self.why(), |(why, _)| why)
+    }
 }
 
 impl PartialEq for CanonRule {
@@ -101,7 +118,7 @@ pub fn canon_rules(rules: &[Rule], family: Family) -> Vec<CanonRule> {
     let mut merge = Merge::default();
     for rule in rules.iter().filter(|r| r.families.has(family)) {
         if let Some(matches) = CanonMatches::of(&rule.matches, family) {
-            merge.add(CanonRule { matches, verdict: rule.verdict.clone(), why: rule.why.clone() });
+            merge.add(CanonRule::new(matches, rule.verdict.clone(), rule.why.clone()));
         }
     }
     merge.finish()
@@ -163,14 +180,14 @@ impl Merge {
 /// so that 5,000 rules fold in one pass.
 struct Open {
     rule: CanonRule,
-    more: Vec<CanonMatches>,
+    more: Vec<CanonRule>,
 }
 
 fn fold(rules: Vec<CanonRule>, dimension: Dimension) -> Vec<CanonRule> {
     let mut open: Vec<Open> = Vec::new();
     for rule in rules {
         match home(&open, &rule, dimension) {
-            Some(at) => open[at].more.push(rule.matches),
+            Some(at) => open[at].more.push(rule),
             None => open.push(Open { rule, more: Vec::new() }),
         }
     }
@@ -184,8 +201,8 @@ fn home(open: &[Open], rule: &CanonRule, dimension: Dimension) -> Option<usize> 
         if candidate.rule.verdict == rule.verdict && candidate.rule.matches.same_but(&rule.matches, dimension) {
             return Some(at);
         }
-        let apart = |m: &CanonMatches| m.disjoint(&rule.matches);
-        if !(apart(&candidate.rule.matches) && candidate.more.iter().all(apart)) {
+        let apart = |other: &CanonRule| other.matches.disjoint(&rule.matches);
+        if !(apart(&candidate.rule) && candidate.more.iter().all(apart)) {
             return None;
         }
     }
@@ -198,22 +215,88 @@ impl Open {
         if self.more.is_empty() {
             return rule;
         }
-        let m = &mut rule.matches;
-        let more = self.more.iter();
-        match dimension {
-            Dimension::Protocol => join(&mut m.protocol, more.map(|o| &o.protocol)),
-            Dimension::SourcePort => join(&mut m.source_port, more.map(|o| &o.source_port)),
-            Dimension::DestinationPort => {
-                join(&mut m.destination_port, more.map(|o| &o.destination_port));
+        let more: Vec<&CanonMatches> = self.more.iter().map(|r| &r.matches).collect();
+        rule.matches.join(dimension, &more);
+        let mut parts: Vec<(Why, CanonMatches, Vec<&CanonMatches>)> =
+            rule.parts.drain(..).map(|(why, matches)| (why, matches, Vec::new())).collect();
+        for (why, matches) in self.more.iter().flat_map(|r| &r.parts) {
+            let same = |(known, part, _): &&mut (Why, CanonMatches, Vec<_>)| known == why && part.same_but(matches, dimension);
+            match parts.iter_mut().rev().find(same) {
+                Some((_, _, more)) => more.push(matches),
+                None => parts.push((why.clone(), matches.clone(), Vec::new())),
             }
-            Dimension::Source => join(&mut m.source, more.map(|o| &o.source)),
-            Dimension::Destination => join(&mut m.destination, more.map(|o| &o.destination)),
-            Dimension::Uid => join_ids(&mut m.uid, more.map(|o| &o.uid)),
-            Dimension::Gid => join_ids(&mut m.gid, more.map(|o| &o.gid)),
-            Dimension::InInterface => join_names(&mut m.in_interface, more.map(|o| &o.in_interface)),
-            Dimension::OutInterface => join_names(&mut m.out_interface, more.map(|o| &o.out_interface)),
         }
+        rule.parts = parts
+            .into_iter()
+            .map(|(why, mut matches, more)| {
+                matches.join(dimension, &more);
+                (why, matches)
+            })
+            .collect();
         rule
+    }
+}
+
+impl CanonMatches {
+    /// Takes in others that are the same but for one dimension.
+    fn join(&mut self, dimension: Dimension, more: &[&CanonMatches]) {
+        if more.is_empty() {
+            return;
+        }
+        let more = more.iter().copied();
+        match dimension {
+            Dimension::Protocol => join(&mut self.protocol, more.map(|o| &o.protocol)),
+            Dimension::SourcePort => join(&mut self.source_port, more.map(|o| &o.source_port)),
+            Dimension::DestinationPort => join(&mut self.destination_port, more.map(|o| &o.destination_port)),
+            Dimension::Source => join(&mut self.source, more.map(|o| &o.source)),
+            Dimension::Destination => join(&mut self.destination, more.map(|o| &o.destination)),
+            Dimension::Uid => join_ids(&mut self.uid, more.map(|o| &o.uid)),
+            Dimension::Gid => join_ids(&mut self.gid, more.map(|o| &o.gid)),
+            Dimension::InInterface => join_names(&mut self.in_interface, more.map(|o| &o.in_interface)),
+            Dimension::OutInterface => join_names(&mut self.out_interface, more.map(|o| &o.out_interface)),
+        }
+    }
+
+    /// Whether two are the same but in one dimension, and which that is.
+    fn one_apart(&self, other: &Self) -> Option<Dimension> {
+        if self == other {
+            return None;
+        }
+        DIMENSIONS.into_iter().find(|&dimension| self.same_but(other, dimension))
+    }
+
+    /// What meets these conditions and not the other ones, where the two differ in one
+    /// set only; as a whole otherwise.
+    pub fn without(&self, other: &Self) -> Option<Self> {
+        let mut left = self.clone();
+        match self.one_apart(other)? {
+            Dimension::Protocol => left.protocol = minus(&self.protocol, &other.protocol),
+            Dimension::SourcePort => left.source_port = minus(&self.source_port, &other.source_port),
+            Dimension::DestinationPort => left.destination_port = minus(&self.destination_port, &other.destination_port),
+            Dimension::Source => left.source = minus(&self.source, &other.source),
+            Dimension::Destination => left.destination = minus(&self.destination, &other.destination),
+            Dimension::Uid => left.uid = minus_ids(&self.uid, &other.uid)?,
+            Dimension::Gid => left.gid = minus_ids(&self.gid, &other.gid)?,
+            Dimension::InInterface | Dimension::OutInterface => return None,
+        }
+        Some(left)
+    }
+
+    /// Whether no packet can meet the conditions.
+    pub fn is_empty(&self) -> bool {
+        self.is_impossible()
+    }
+}
+
+fn minus<T: Step>(a: &RangeList<T>, b: &RangeList<T>) -> RangeList<T> {
+    a.intersection(&b.complement())
+}
+
+/// `None` where one of them is negated.
+fn minus_ids(a: &Option<Cond<IdList>>, b: &Option<Cond<IdList>>) -> Option<Option<Cond<IdList>>> {
+    match (a, b) {
+        (Some(a), Some(b)) if !a.negated && !b.negated => Some(Some(Cond::is(minus(&a.value, &b.value)))),
+        _ => None,
     }
 }
 

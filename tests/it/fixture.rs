@@ -252,14 +252,14 @@ impl Namespace {
     /// Everything that can be listed: both iptables variants, nft, routing and addresses.
     /// Two equal texts mean two equal states.
     pub fn everything(&self) -> String {
-        let mut out = self.print("nft", &["-s", "list", "ruleset"]);
-        for program in ["iptables-legacy-save", "ip6tables-legacy-save"] {
+        let mut out = without_empty_hooks(&self.print("nft", &["-s", "list", "ruleset"]));
+        for program in ["iptables-legacy-save", "ip6tables-legacy-save", "iptables-nft-save", "ip6tables-nft-save"] {
             let text = self.print(program, &[]);
             // Counters of policies change with every packet; comments carry the time.
             let lines = text.lines().filter(|line| !line.starts_with('#'));
             let tables: Vec<String> = lines.map(|l| l.split(" [").next().unwrap_or(l).to_owned()).collect();
             // A table that is there without a rule or chain is as good as none.
-            out += &non_empty_tables(&tables);
+            out += &format!("{program}\n{}", non_empty_tables(&tables));
         }
         for arguments in [
             &["-4", "rule"][..],
@@ -277,14 +277,38 @@ impl Namespace {
     }
 }
 
+/// A listing by nft in which the tables of iptables-nft have no hooks without a rule,
+/// which it never takes away, and their chains stand in one order.
+fn without_empty_hooks(text: &str) -> String {
+    let mut out = Vec::new();
+    for table in text.split_inclusive("\n}\n") {
+        if !table.starts_with("table ip ") && !table.starts_with("table ip6 ") {
+            out.push(table.to_owned());
+            continue;
+        }
+        let (head, body) = table.split_once('\n').unwrap();
+        let mut chains: Vec<&str> = body.strip_suffix("}\n").unwrap().split_inclusive("\t}\n").map(str::trim_start).collect();
+        chains.retain(|chain| !(chain.lines().count() == 3 && chain.contains("policy accept;")) && !chain.is_empty());
+        chains.sort();
+        if !chains.is_empty() {
+            out.push(format!("{head}\n{}", chains.concat()));
+        }
+    }
+    out.sort();
+    out.concat()
+}
+
 fn non_empty_tables(lines: &[String]) -> String {
-    let mut out = String::new();
+    let mut out = Vec::new();
     for table in lines.split(|line| line == "COMMIT") {
         let counts = |line: &&String| line.starts_with("-A") || (line.starts_with(':') && line.ends_with('-'));
         if table.iter().any(|line| counts(&line)) {
-            out += &table.join("\n");
-            out.push('\n');
+            let (mut chains, rules): (Vec<&String>, Vec<&String>) = table.iter().partition(|l| l.starts_with(':'));
+            chains.sort();
+            let lines: Vec<&str> = rules.iter().chain(&chains).map(|l| l.as_str()).collect();
+            out.push(lines.join("\n") + "\n");
         }
     }
-    out
+    out.sort();
+    out.concat()
 }

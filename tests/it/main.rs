@@ -2,12 +2,14 @@
 //! their own and fail, rather than skip, where that is not possible.
 
 mod arbitrary;
+mod bad_input;
 mod conformance;
 mod explain;
 mod fixture;
 mod kernel;
 mod pod;
 mod properties;
+mod states;
 mod traffic;
 
 /// How many cases a property test runs: `PODWEIR_CASES` times as many as usual.

@@ -8,7 +8,9 @@ use podweir::config::interception::Interception;
 use podweir::config::types::Family;
 use podweir::plan::build;
 use podweir::plan::canon::Canon;
+use podweir::plan::infer::infer;
 use podweir::plan::lower::lower;
+use podweir::plan::why::Why;
 use podweir::plan::model::{Chain, Plan, Routing, Table};
 use proptest::prelude::*;
 
@@ -87,6 +89,23 @@ proptest! {
     fn iptables_text_reads_back_as_the_same_plan(interception in interceptions()) {
         check_iptables(&interception, false)?;
         check_iptables(&interception, true)?;
+    }
+
+    #[test]
+    fn reasons_can_be_told_from_the_rules(interception in interceptions()) {
+        let mut plan = build(&interception);
+        let known = plan.clone();
+        for rule in plan.chains.iter_mut().flat_map(|c| &mut c.rules) {
+            rule.why = Why::Foreign("".into());
+        }
+        infer(&mut plan.chains);
+        for (a, b) in known.chains.iter().zip(&plan.chains) {
+            for (a, b) in a.rules.iter().zip(&b.rules) {
+                // A range given by hand may be the loopback one, an owner the proxy's.
+                let alike = [Why::Loopback, Why::ExcludedRange, Why::ProxyOwn, Why::ExcludedUser, Why::ExcludedGroup, Why::ExcludedInterface, Why::VirtualInterfaceRest];
+                prop_assert!(a.why == b.why || (alike.contains(&a.why) && alike.contains(&b.why)), "{:?} {:?}", a, b);
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@ use crate::backend::Strange;
 use crate::config::types::{Families, Family, Mark};
 use crate::plan::model::{Chain, ChainName, Matches, Plan, Routing, Rule, Table, Verdict};
 
+use crate::plan::infer::infer;
+
 use super::parse::{Saved, SavedRule, SavedTable};
 
 /// A table's part of an interception, as listed.
@@ -35,16 +37,19 @@ pub fn own_part(table: &SavedTable) -> OwnPart<'_> {
     let mut part = OwnPart { chains, ..OwnPart::default() };
     let jumps = |rule: &SavedRule| matches!(&rule.rule.verdict, Verdict::Jump(c) | Verdict::Goto(c) if c.is_own());
     let ours_is_here = !part.chains.is_empty() || table.rules.iter().any(jumps);
+    let certain = |rule: &SavedRule| is_certainly_ours(&rule.rule);
+    let first_entry = |chain: &str| table.rules.iter().position(|rule| rule.chain == chain && is_entry(&rule.rule));
     let mut waiting: HashMap<ChainName, Vec<&SavedRule>> = HashMap::new();
-    for rule in &table.rules {
+    for (at, rule) in table.rules.iter().enumerate() {
         let chain = ChainName::by_name(&rule.chain);
         if chain.is_own() {
             part.chain_rules.push((chain, rule));
         } else if chain.is_hook() {
-            // Conditions such as "in by eth1: RETURN" could be anybody's where no chain of
-            // an interception is.
-            let is_ours = kind.is_some_and(|table| ours_is_here && is_hook_rule(table, &chain, &rule.rule));
-            if is_ours {
+            // "In by eth1: return" could be anybody's. It is ours in a table with chains of
+            // an interception, unless it stands behind the way into them.
+            let behind = first_entry(&rule.chain).is_some_and(|entry| at > entry);
+            let shaped = kind.is_some_and(|table| is_hook_rule(table, &chain, &rule.rule));
+            if ours_is_here && shaped && (certain(rule) || !behind) {
                 let before = waiting.remove(&chain).unwrap_or_default();
                 part.in_front.extend(before.into_iter().map(|foreign| (chain.clone(), foreign)));
                 part.hook_rules.push((chain, rule));
@@ -54,6 +59,20 @@ pub fn own_part(table: &SavedTable) -> OwnPart<'_> {
         }
     }
     part
+}
+
+/// Whether a rule leads into an interception's chains: what is left alone comes before it.
+fn is_entry(rule: &Rule) -> bool {
+    is_certainly_ours(rule) && rule.verdict != Verdict::Jump(ChainName::Redirect)
+}
+
+/// Whether a rule in a hook is one that nobody else would write.
+fn is_certainly_ours(rule: &Rule) -> bool {
+    match &rule.verdict {
+        Verdict::Jump(chain) | Verdict::Goto(chain) => chain.is_own(),
+        Verdict::SaveMark | Verdict::RestoreMark | Verdict::SetMark(_) => true,
+        _ => false,
+    }
 }
 
 /// Whether a rule can take a packet away from the rules behind it.
@@ -122,5 +141,6 @@ pub fn plan(saved: &HashMap<Family, Saved>) -> (Plan, Vec<Strange>) {
         }
     }
     chains.sort_by_key(|c| (c.table, c.name.clone()));
+    infer(&mut chains);
     (Plan { families, chains, routing: Routing::default() }, strange)
 }

@@ -5,6 +5,7 @@ use std::io;
 
 use crate::backend::{Reading, Strange};
 use crate::config::types::{Families, Family};
+use crate::plan::infer::infer;
 use crate::plan::model::{Chain, ChainName, Plan, Routing, Table};
 use crate::sys::netlink::{Netlink, Received};
 
@@ -196,6 +197,7 @@ pub fn read(netlink: &mut Netlink, present: &[Table]) -> io::Result<Reading<Hash
         raw.insert(table, listing.raw);
     }
     chains.sort_by_key(|c| (c.table, c.name.clone()));
+    infer(&mut chains);
     // Rules behind the hooks do not say which families get to them; the hooks do.
     let hooks = chains.iter().filter(|c| c.name.is_hook());
     let families = hooks.flat_map(|c| &c.rules).fold(Families::NONE, |all, rule| all.union(rule.families));
