@@ -5,6 +5,8 @@
 //! It is an nftables table, up in both families at once. Where the kernel has no
 //! nf_tables it is a chain in iptables' raw table, family by family.
 
+use std::io;
+
 use crate::config::types::{Families, Family};
 use crate::plan::model::Table;
 use crate::sys::netlink::Netlink;
@@ -70,8 +72,14 @@ impl Guard {
                 let hook = Hook { kind: "filter", number, priority: PRIORITY };
                 transaction.add_hook(GUARD, chain, hook, true);
             }
-            transaction.commit(netlink)?;
-            return Ok(Guard::Nftables);
+            return match transaction.commit(netlink) {
+                Ok(()) => Ok(Guard::Nftables),
+                Err(error) => {
+                    // The kernel's answer may have been lost. The first error is the one to tell.
+                    let _ = Guard::Nftables.lower(Some(netlink), conditions);
+                    Err(error.into())
+                }
+            };
         }
         let guard = Guard::Iptables { kind, families: Families::NONE };
         let mut up = Families::NONE;
@@ -89,13 +97,16 @@ impl Guard {
         Ok(Guard::Iptables { kind, families: up })
     }
 
-    /// Takes the guard away.
+    /// Takes the guard away; it may be gone already.
     pub fn lower(&self, netlink: Option<&mut Netlink>, conditions: &Conditions) -> Result<(), GuardError> {
         match (self, netlink) {
             (Guard::Nftables, Some(netlink)) => {
                 let mut transaction = Transaction::new(None);
                 transaction.delete_table(GUARD);
-                transaction.commit(netlink)?;
+                match transaction.commit(netlink) {
+                    Err(TransactionError::Refused { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                    other => other?,
+                }
             }
             (Guard::Nftables, None) => {}
             (Guard::Iptables { families, .. }, _) => {

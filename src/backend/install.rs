@@ -308,7 +308,7 @@ impl Session {
             found.guard = found.readings.iter().find_map(|(_, reading)| Guard::in_iptables(reading));
         }
         found.routing.rules = routing::mark_rules(&mut self.route)?;
-        if wants_routes || !found.routing.rules.is_empty() {
+        if wants_routes || !found.routing.rules.is_empty() || found.guard.is_some() {
             found.routing.routes = routing::local_routes(&mut self.route)?;
         }
         Ok(found)
@@ -458,8 +458,9 @@ impl Session {
         work: impl FnOnce(&mut dyn Backend) -> Result<(), BackendError>,
     ) -> Result<(), InstallError> {
         let result = work(&mut *self.backend(kind, families)?);
-        // A refused transaction has changed nothing; iptables may have got halfway.
-        if result.is_ok() || kind != Kind::Nftables {
+        // A refused transaction has changed nothing. In all other cases something may have
+        // changed: iptables got halfway, or the kernel's answer was lost.
+        if !matches!(&result, Err(error) if error.changed_nothing()) {
             self.done.push(Done::Rules { kind, found: reading.clone(), families });
         }
         Ok(result?)

@@ -107,6 +107,12 @@ pub enum BackendError {
 }
 
 impl BackendError {
+    /// Whether the kernel itself said that it has changed nothing.
+    fn changed_nothing(&self) -> bool {
+        use nftables::transaction::TransactionError as E;
+        matches!(self, Self::Nftables(E::Raced | E::Refused { .. }))
+    }
+
     /// Whether somebody else changed the rules meanwhile, so that trying again may help.
     pub fn raced(&self) -> bool {
         match self {

@@ -41,8 +41,9 @@ pub const MESH_ADDRESS: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 pub enum RoutingError {
     #[error("cannot list {what}: {source}")]
     List { what: &'static str, source: io::Error },
+    /// `refused`: the kernel said so, and has changed nothing.
     #[error("cannot {verb} {what}: {source}{hint}")]
-    Change { verb: &'static str, what: String, source: io::Error, hint: &'static str },
+    Change { verb: &'static str, what: String, source: io::Error, hint: &'static str, refused: bool },
 }
 
 /// One thing to add or to take away.
@@ -214,11 +215,12 @@ impl FoundRouting {
         }
     }
 
+    /// Routes first: while its rule is there, what is left of a killed run is found.
     fn items(&self) -> Vec<Item> {
         let rules = self.rules.iter().map(|r| Item::Rule { rule: r.rule, priority: r.priority });
         let routes = self.routes.iter().map(|&(family, table)| Item::Route(family, table));
         let address = self.mesh_address.then_some(Item::MeshAddress);
-        rules.chain(routes).chain(address).collect()
+        routes.chain(rules).chain(address).collect()
     }
 }
 
@@ -234,10 +236,12 @@ impl Changes {
     }
 
     fn make(&mut self, netlink: &mut Netlink, add: bool, item: Item) -> Result<(), RoutingError> {
-        if change(netlink, add, item)? {
+        let result = change(netlink, add, item);
+        // Where the kernel's answer was lost, it may have been done.
+        if !matches!(result, Ok(false) | Err(RoutingError::Change { refused: true, .. })) {
             self.done.push((add, item));
         }
-        Ok(())
+        result.map(|_| ())
     }
 
     /// Makes routing what is wanted. On an error everything is as it was.
@@ -306,23 +310,17 @@ fn change(netlink: &mut Netlink, add: bool, item: Item) -> Result<bool, RoutingE
             message(kind, flags, &mesh_address_message())
         }
     };
-    let result = netlink.transact(&bytes, 0).and_then(|refused| match refused.first() {
-        None => Ok(()),
-        Some(refusal) => Err(io::Error::from_raw_os_error(refusal.errno)),
-    });
-    match result {
-        Ok(()) => Ok(true),
-        Err(e) if add && e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
-        Err(e) if !add && matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EADDRNOTAVAIL)) => {
-            Ok(false)
-        }
-        Err(source) => Err(RoutingError::Change {
-            verb: if add { "add" } else { "remove" },
-            what: item.to_string(),
-            hint: hint(&source, item),
-            source,
-        }),
-    }
+    let (source, refused) = match netlink.transact(&bytes, 0) {
+        Err(error) => (error, false),
+        Ok(refusals) => match refusals.first().map(|r| r.errno) {
+            None => return Ok(true),
+            Some(libc::EEXIST) if add => return Ok(false),
+            Some(libc::ENOENT | libc::ESRCH | libc::EADDRNOTAVAIL) if !add => return Ok(false),
+            Some(errno) => (io::Error::from_raw_os_error(errno), true),
+        },
+    };
+    let verb = if add { "add" } else { "remove" };
+    Err(RoutingError::Change { verb, what: item.to_string(), hint: hint(&source, item), source, refused })
 }
 
 fn hint(source: &io::Error, item: Item) -> &'static str {

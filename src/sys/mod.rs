@@ -7,4 +7,5 @@ pub mod lock;
 pub mod netlink;
 pub mod netns;
 pub mod packet;
+pub mod process;
 pub mod start;

@@ -252,6 +252,11 @@ impl Namespace {
     /// Everything that can be listed: both iptables variants, nft, routing and addresses.
     /// Two equal texts mean two equal states.
     pub fn everything(&self) -> String {
+        self.rules() + &self.routing()
+    }
+
+    /// The rules of every backend.
+    pub fn rules(&self) -> String {
         let mut out = without_empty_hooks(&self.print("nft", &["-s", "list", "ruleset"]));
         for program in ["iptables-legacy-save", "ip6tables-legacy-save", "iptables-nft-save", "ip6tables-nft-save"] {
             let text = self.print(program, &[]);
@@ -261,12 +266,15 @@ impl Namespace {
             // A table that is there without a rule or chain is as good as none.
             out += &format!("{program}\n{}", non_empty_tables(&tables));
         }
-        for arguments in [
-            &["-4", "rule"][..],
-            &["-6", "rule"],
-            &["-4", "route", "show", "table", "all"],
-            &["-6", "addr", "show", "dev", "lo"],
-        ] {
+        out
+    }
+
+    /// Policy rules, routes, and the addresses of lo.
+    pub fn routing(&self) -> String {
+        let mut out = String::new();
+        for arguments in
+            [&["-4", "rule"][..], &["-6", "rule"], &["-4", "route", "show", "table", "all"], &["-6", "addr", "show", "dev", "lo"]]
+        {
             out += &self.print("ip", arguments);
         }
         let routes = self.print("ip", &["-6", "route", "show", "table", "all"]);

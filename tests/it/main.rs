@@ -7,6 +7,7 @@ mod conformance;
 mod explain;
 mod fixture;
 mod kernel;
+mod kill;
 mod pod;
 mod properties;
 mod states;

@@ -62,6 +62,9 @@ pub struct ProgramEnvironment {
 /// Where to look when there is no `PATH`.
 const USUAL: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// How long a program may take once it has the lock.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// iptables' lock file unless XTABLES_LOCKFILE names another.
 const LOCK_FILE: &str = "/run/xtables.lock";
 
@@ -168,7 +171,11 @@ impl Programs {
             Some(mut stdin) => stdin.write_all(input.as_bytes()),
             None => Ok(()),
         };
-        let status = child.wait()?;
+        let status = sys::process::wait(&mut child, self.lock_timeout + PATIENCE).inspect_err(|_| {
+            // Nothing may go on changing rules while we are about to put them back.
+            let _ = child.kill();
+            let _ = child.wait();
+        })?;
         // When a program stops reading, its status and words tell more than our broken pipe.
         if status.success() {
             written?;
