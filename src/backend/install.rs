@@ -183,14 +183,14 @@ impl Session {
         })
     }
 
-    /// Makes the kernel hold the plan. `mesh_address`: whether `::6` is on lo now.
+    /// Makes the kernel hold the plan. `mesh_address`: whether `::6` was on lo a moment ago.
     pub fn install(&mut self, request: &Request, mesh_address: bool) -> Result<Outcome, InstallError> {
         self.repeatedly(|session| session.try_install(request, mesh_address))
     }
 
     /// Removes every trace of an interception from every backend.
-    pub fn clean(&mut self, mesh_address: bool) -> Result<Outcome, InstallError> {
-        self.repeatedly(|session| session.try_clean(mesh_address))
+    pub fn clean(&mut self) -> Result<Outcome, InstallError> {
+        self.repeatedly(Self::try_clean)
     }
 
     /// Begins again when somebody else changed the rules between reading and writing.
@@ -209,8 +209,8 @@ impl Session {
     }
 
     /// What every backend holds of an interception, routing included.
-    pub fn read(&mut self, mesh_address: bool, wanted: &Routing) -> Result<Vec<(Kind, Reading)>, InstallError> {
-        let found = self.look(true, mesh_address)?;
+    pub fn read(&mut self, wanted: &Routing) -> Result<Vec<(Kind, Reading)>, InstallError> {
+        let found = self.look(true, None)?;
         let routing = found.routing.ours(&marks(&found), wanted).routing();
         let mut readings = found.readings;
         readings.retain(|(_, reading)| reading.present);
@@ -277,12 +277,13 @@ impl Session {
         })
     }
 
-    fn look(&mut self, wants_routes: bool, mesh_address: bool) -> Result<Found, InstallError> {
+    /// What is there. `mesh_address`: whether `::6` is on lo, where that is known and decides nothing.
+    fn look(&mut self, wants_routes: bool, mesh_address: Option<bool>) -> Result<Found, InstallError> {
         let survey = survey::survey(self.netfilter.as_mut()).map_err(survey_error)?;
         self.tables = survey.nftables.clone().unwrap_or_default();
         let mut found = Found {
             readings: Vec::new(),
-            routing: FoundRouting { mesh_address, ..FoundRouting::default() },
+            routing: FoundRouting { mesh_address: mesh_address.unwrap_or_default(), ..FoundRouting::default() },
             guard: Guard::left_behind(&survey),
             legacy_unknown: false,
             survey,
@@ -306,6 +307,11 @@ impl Session {
         }
         if found.guard.is_none() {
             found.guard = found.readings.iter().find_map(|(_, reading)| Guard::in_iptables(reading));
+        }
+        if mesh_address.is_none() {
+            let addresses = routing::addresses(&mut self.route);
+            let addresses = addresses.map_err(|source| RoutingError::List { what: "addresses", source })?;
+            found.routing.mesh_address = routing::has_mesh_address(&addresses);
         }
         found.routing.rules = routing::mark_rules(&mut self.route)?;
         if wants_routes || !found.routing.rules.is_empty() || found.guard.is_some() {
@@ -358,7 +364,11 @@ impl Session {
 
     fn try_install(&mut self, request: &Request, mesh_address: bool) -> Result<Outcome, InstallError> {
         let plan = request.plan;
-        let found = self.look(!plan.routing.routes.is_empty(), mesh_address)?;
+        let mut found = self.look(!plan.routing.routes.is_empty(), Some(mesh_address))?;
+        if mesh_address != plan.routing.mesh_address && found.readings.iter().any(|(_, reading)| reading.present) {
+            // Read before the lock was ours, and whoever had it may have changed it.
+            found = self.look(!plan.routing.routes.is_empty(), None)?;
+        }
         let mut warnings = Vec::new();
         let kind = self.choose(request.choice, &found, &mut warnings)?;
         if kind == Kind::Nftables && found.survey.nftables.is_none() {
@@ -479,8 +489,8 @@ impl Session {
         Ok(())
     }
 
-    fn try_clean(&mut self, mesh_address: bool) -> Result<Outcome, InstallError> {
-        let found = self.look(true, mesh_address)?;
+    fn try_clean(&mut self) -> Result<Outcome, InstallError> {
+        let found = self.look(true, None)?;
         if found.legacy_unknown {
             return Err(InstallError::CannotTellLegacy);
         }

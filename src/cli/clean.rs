@@ -9,10 +9,10 @@ use crate::config::given::{Given, process_environment};
 use crate::config::options::Opt;
 use crate::config::settings::{Face, Run};
 use crate::plan::model::Plan;
+use crate::sys::netlink::Netlink;
 use crate::sys::netns;
 
 use super::error::CliError;
-use super::facts::System;
 use super::{args, init, logging, output};
 
 /// The `clean` subcommand.
@@ -35,9 +35,9 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     }
     let namespace = init::check_namespace(Face::Init, &run)?;
     output::check()?;
-    let (mesh_address, route) = System::default().into_mesh_address().map_err(CliError::Addresses)?;
+    let route = Netlink::open(Netlink::ROUTE).map_err(CliError::Addresses)?;
     let mut session = Session::open(init::conditions(&run), namespace, route)?;
-    let outcome = session.clean(mesh_address)?;
+    let outcome = session.clean()?;
     init::report(&outcome, &Plan::empty(), started);
     match logging::failure() {
         None => Ok(()),

@@ -145,7 +145,7 @@ fn program(face: Face, settings: &Settings, plan: &Plan, system: System, started
     let (mesh_address, route) = system.into_mesh_address().map_err(CliError::Addresses)?;
     let mut session = Session::open(conditions(run), namespace, route)?;
     let outcome = if run.cleanup_only {
-        session.clean(mesh_address)?
+        session.clean()?
     } else {
         let request = Request { plan, choice: run.backend, reconcile: run.reconcile, force: run.force_apply };
         session.install(&request, mesh_address)?

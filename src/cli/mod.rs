@@ -82,5 +82,5 @@ fn parse_error(error: &clap::Error) -> u8 {
         _ => 2,
     };
     // Help that nobody can read is no success.
-    if error.print().is_ok() { status } else { status.max(1) }
+    if output::check().is_ok() && error.print().is_ok() { status } else { status.max(1) }
 }

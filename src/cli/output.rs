@@ -2,20 +2,26 @@
 
 use std::io::{self, Write};
 
-use nix::sys::stat::fstat;
+use nix::errno::Errno;
+
+use crate::sys::start::was_closed;
 
 use super::error::CliError;
 
 /// Writes everything, or says that it could not.
 pub fn print(text: &str) -> Result<(), CliError> {
+    check()?;
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(CliError::Stdout)
 }
 
-/// Whether standard output and error are open at all, before anything is changed: with
-/// one of them closed, the next file opened would take its place and be written to.
+/// Whether standard output and error are open at all, before anything is changed.
+/// The standard library takes writing to a closed one for success.
 pub fn check() -> Result<(), CliError> {
-    fstat(io::stdout()).map_err(|errno| CliError::Stdout(errno.into()))?;
-    fstat(io::stderr()).map_err(|errno| CliError::Log(errno.into()))?;
-    Ok(())
+    let closed = || io::Error::from(Errno::EBADF);
+    match () {
+        () if was_closed(1) => Err(CliError::Stdout(closed())),
+        () if was_closed(2) => Err(CliError::Log(closed())),
+        () => Ok(()),
+    }
 }

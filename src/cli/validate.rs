@@ -10,10 +10,10 @@ use crate::config::settings::Settings;
 use crate::plan::canon::Canon;
 use crate::plan::model::{ChainName, Plan, Table};
 use crate::probe::{self, Failure, Path, Route, Setup};
+use crate::sys::netlink::Netlink;
 use crate::sys::netns;
 
 use super::error::CliError;
-use super::facts::System;
 use super::init;
 
 /// Where Kubernetes reads a container's last words.
@@ -52,17 +52,19 @@ fn explain(failure: &Failure, settings: &Settings, plan: &Plan) -> String {
     let mut text = format!("validation failed on the path {}: {}", failure.path, failure.problem);
     match causes(failure.path, settings, plan) {
         Err(e) => text += &format!("; the kernel's rules cannot be read to tell why: {e}"),
-        Ok(causes) if causes.is_empty() => text += "; the kernel holds every rule of the plan, so something else keeps packets from it (rules of others, or no route back)",
+        Ok(causes) if causes.is_empty() => {
+            text += "; the kernel holds every rule of the plan, so something else keeps packets from it (rules of others, or no route back)"
+        }
         Ok(causes) => text += &format!("; in the kernel:\n  {}", causes.join("\n  ")),
     }
     text
 }
 
 fn causes(path: Path, settings: &Settings, plan: &Plan) -> Result<Vec<String>, CliError> {
-    let (mesh_address, route) = System::default().into_mesh_address().map_err(CliError::Addresses)?;
+    let route = Netlink::open(Netlink::ROUTE).map_err(CliError::Addresses)?;
     let namespace = netns::current().map_err(|e| CliError::Failed(e.to_string()))?;
     let mut session = Session::open(init::conditions(&settings.run), namespace, route)?;
-    let readings = session.read(mesh_address, &plan.routing)?;
+    let readings = session.read(&plan.routing)?;
     let Some((kind, reading)) = readings.first() else {
         return Ok(vec!["no rule of an interception is there at all".into()]);
     };

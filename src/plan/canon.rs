@@ -220,7 +220,8 @@ impl Open {
         let mut parts: Vec<(Why, CanonMatches, Vec<&CanonMatches>)> =
             rule.parts.drain(..).map(|(why, matches)| (why, matches, Vec::new())).collect();
         for (why, matches) in self.more.iter().flat_map(|r| &r.parts) {
-            let same = |(known, part, _): &&mut (Why, CanonMatches, Vec<_>)| known == why && part.same_but(matches, dimension);
+            let same =
+                |(known, part, _): &&mut (Why, CanonMatches, Vec<_>)| known == why && part.same_but(matches, dimension);
             match parts.iter_mut().rev().find(same) {
                 Some((_, _, more)) => more.push(matches),
                 None => parts.push((why.clone(), matches.clone(), Vec::new())),
@@ -272,7 +273,9 @@ impl CanonMatches {
         match self.one_apart(other)? {
             Dimension::Protocol => left.protocol = minus(&self.protocol, &other.protocol),
             Dimension::SourcePort => left.source_port = minus(&self.source_port, &other.source_port),
-            Dimension::DestinationPort => left.destination_port = minus(&self.destination_port, &other.destination_port),
+            Dimension::DestinationPort => {
+                left.destination_port = minus(&self.destination_port, &other.destination_port)
+            }
             Dimension::Source => left.source = minus(&self.source, &other.source),
             Dimension::Destination => left.destination = minus(&self.destination, &other.destination),
             Dimension::Uid => left.uid = minus_ids(&self.uid, &other.uid)?,

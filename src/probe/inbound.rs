@@ -54,7 +54,9 @@ pub fn attempt(to: SocketAddr, deadline: Instant) -> Trial {
     let (_pair, socket) = match pair(client, gateway, bits) {
         Ok(made) => made,
         Err(e) => {
-            return Trial::Untested(format!("a pair of interfaces to come in by cannot be made (it takes CAP_NET_ADMIN and CAP_NET_RAW): {e}"));
+            return Trial::Untested(format!(
+                "a pair of interfaces to come in by cannot be made (it takes CAP_NET_ADMIN and CAP_NET_RAW): {e}"
+            ));
         }
     };
     let from = SocketAddr::new(client, 40_000 + (std::process::id() % 20_000) as u16);

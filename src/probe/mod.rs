@@ -221,7 +221,11 @@ impl<'a> Chooser<'a> {
         let addresses: Vec<IpAddr> = match (path.route, &i.dns) {
             (Route::Loop | Route::Inbound, _) => own.collect(),
             (Route::DnsUdp | Route::DnsTcp, Some(DnsCapture::Servers { v4: servers, v6: servers6 })) => {
-                if v4 { servers.iter().map(|&a| a.into()).collect() } else { servers6.iter().map(|&a| a.into()).collect() }
+                if v4 {
+                    servers.iter().map(|&a| a.into()).collect()
+                } else {
+                    servers6.iter().map(|&a| a.into()).collect()
+                }
             }
             (Route::Outbound, _) => {
                 let mut list = nobody.to_vec();
@@ -241,7 +245,8 @@ impl<'a> Chooser<'a> {
                 };
                 [vec![self.setup.port.get()], listed].concat()
             }
-            _ => [vec![self.setup.port.get()], i.outbound_ports.iter().map(|(first, _)| first).collect(), vec![80]].concat(),
+            _ => [vec![self.setup.port.get()], i.outbound_ports.iter().map(|(first, _)| first).collect(), vec![80]]
+                .concat(),
         };
         ports.iter().flat_map(|&port| addresses.iter().map(move |&a| SocketAddr::new(a, port))).collect()
     }

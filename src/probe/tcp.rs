@@ -24,9 +24,9 @@ pub struct Segment {
 
 /// The Internet checksum (RFC 1071) over some bytes, on top of a sum so far.
 fn sum(bytes: &[u8], start: u32) -> u32 {
-    bytes.chunks(2).fold(start, |sum, pair| {
-        sum + u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))
-    })
+    bytes
+        .chunks(2)
+        .fold(start, |sum, pair| sum + u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])))
 }
 
 fn fold(mut sum: u32) -> u16 {

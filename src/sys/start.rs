@@ -4,12 +4,37 @@
 
 #![allow(unsafe_code)]
 
-use nix::sys::signal::{SigHandler, Signal, signal};
+use std::os::fd::{BorrowedFd, IntoRawFd};
+use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Prepares the process: a closed pipe is an error to report, not a signal to die from.
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::stat::Mode;
+
+/// Bit n: descriptor n was closed when the process began.
+static CLOSED: AtomicU8 = AtomicU8::new(0);
+
+/// Prepares the process: a closed pipe is an error to report, not a signal to die from,
+/// and the place of a closed standard descriptor is taken, lest a file or socket opened
+/// later be written to as standard output.
 pub fn prepare() {
     // SAFETY: ignoring a signal installs no code of ours that could run in its place.
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) };
+    for number in 0..3 {
+        // SAFETY: asking for the flags of a descriptor that may not be open does nothing.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+        if fcntl(descriptor, FcntlArg::F_GETFD) == Err(Errno::EBADF) {
+            CLOSED.fetch_or(1 << number, Ordering::Relaxed);
+            // The lowest free number is this one. It can be neither read nor written.
+            let _ = open("/", OFlag::O_PATH, Mode::empty()).map(IntoRawFd::into_raw_fd);
+        }
+    }
+}
+
+/// Whether one of the standard descriptors was closed when the process began.
+pub fn was_closed(number: u8) -> bool {
+    CLOSED.load(Ordering::Relaxed) & (1 << number) != 0
 }
 
 /// Makes a function the process's entry point, in place of `fn main`.

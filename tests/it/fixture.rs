@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -68,6 +68,11 @@ impl Namespace {
     /// The file that stands for the network namespace.
     pub fn net(&self) -> &File {
         &self.net
+    }
+
+    /// A directory of the test's own.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Runs `ip` commands, one a line.
@@ -272,9 +277,12 @@ impl Namespace {
     /// Policy rules, routes, and the addresses of lo.
     pub fn routing(&self) -> String {
         let mut out = String::new();
-        for arguments in
-            [&["-4", "rule"][..], &["-6", "rule"], &["-4", "route", "show", "table", "all"], &["-6", "addr", "show", "dev", "lo"]]
-        {
+        for arguments in [
+            &["-4", "rule"][..],
+            &["-6", "rule"],
+            &["-4", "route", "show", "table", "all"],
+            &["-6", "addr", "show", "dev", "lo"],
+        ] {
             out += &self.print("ip", arguments);
         }
         let routes = self.print("ip", &["-6", "route", "show", "table", "all"]);
@@ -295,8 +303,10 @@ fn without_empty_hooks(text: &str) -> String {
             continue;
         }
         let (head, body) = table.split_once('\n').unwrap();
-        let mut chains: Vec<&str> = body.strip_suffix("}\n").unwrap().split_inclusive("\t}\n").map(str::trim_start).collect();
-        chains.retain(|chain| !(chain.lines().count() == 3 && chain.contains("policy accept;")) && !chain.is_empty());
+        let mut chains: Vec<&str> =
+            body.strip_suffix("}\n").unwrap().split_inclusive("\t}\n").map(str::trim_start).collect();
+        let empty_hook = |chain: &str| chain.lines().count() == 3 && chain.contains("policy accept;");
+        chains.retain(|chain| !chain.is_empty() && !empty_hook(chain));
         chains.sort();
         if !chains.is_empty() {
             out.push(format!("{head}\n{}", chains.concat()));

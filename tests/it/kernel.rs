@@ -53,10 +53,9 @@ fn install(namespace: &Namespace, plan: &Plan, choice: BackendChoice) -> Outcome
 fn read(namespace: &Namespace, kind: Kind, wanted: &Plan) -> Plan {
     let conditions = conditions(namespace);
     namespace.run(|| {
-        let mut route = Netlink::open(Netlink::ROUTE).unwrap();
-        let mesh = routing::has_mesh_address(&routing::addresses(&mut route).unwrap());
+        let route = Netlink::open(Netlink::ROUTE).unwrap();
         let mut session = Session::open(conditions, netns::current().unwrap(), route).unwrap();
-        let found = session.read(mesh, &wanted.routing).unwrap();
+        let found = session.read(&wanted.routing).unwrap();
         let (_, reading) = found.into_iter().find(|(k, _)| *k == kind).expect("the backend holds something");
         assert!(reading.strange.is_empty(), "{:?}", reading.strange);
         reading.plan

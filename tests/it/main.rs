@@ -3,11 +3,14 @@
 
 mod arbitrary;
 mod bad_input;
+mod closed;
 mod conformance;
 mod explain;
+mod faults;
 mod fixture;
 mod kernel;
 mod kill;
+mod parallel;
 mod pod;
 mod properties;
 mod states;

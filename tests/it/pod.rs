@@ -26,8 +26,6 @@ struct Server {
 pub struct Pod {
     pub namespace: Namespace,
     pub outside: Namespace,
-    pub v4: Option<IpAddr>,
-    pub v6: Option<IpAddr>,
     servers: Vec<Server>,
 }
 
@@ -57,11 +55,7 @@ impl Pod {
         let namespace = Namespace::bare(resolv_conf);
         let outside = Namespace::bare("");
         connect(&namespace, &outside, addresses);
-        let address = |v6: bool| {
-            let found = addresses.iter().find(|a| a.contains(':') == v6)?;
-            found.split('/').next()?.parse().ok()
-        };
-        let mut pod = Self { namespace, outside, v4: address(false), v6: address(true), servers: Vec::new() };
+        let mut pod = Self { namespace, outside, servers: Vec::new() };
         let outside = pod.outside.run(|| serve(&[("outside", OUTSIDE)], 0, 0));
         let ports = [("out-proxy", proxy.outbound), ("in-proxy", proxy.inbound), ("dns-proxy", 15053)];
         let in_pod = pod.namespace.run(|| {
@@ -91,7 +85,8 @@ fn connect(pod: &Namespace, outside: &Namespace, addresses: &[&str]) {
     pod.print("ip", &["link", "add", "eth0", "type", "veth", "peer", "name", "up0", "netns", &path]);
     let macs = [mac(pod, "eth0"), mac(outside, "up0")];
     let mut inside = String::new();
-    let mut outer = String::from("addr add 10.244.0.1/24 dev up0\naddr add fd00:10:244::1/64 dev up0 nodad\nlink set up0 up\n");
+    let mut outer =
+        String::from("addr add 10.244.0.1/24 dev up0\naddr add fd00:10:244::1/64 dev up0 nodad\nlink set up0 up\n");
     for address in addresses {
         let nodad = if address.contains(':') { "nodad" } else { "" };
         inside += &format!("addr add {address} dev eth0 {nodad}\n");
@@ -131,7 +126,8 @@ fn mac(namespace: &Namespace, device: &str) -> String {
 fn serve(ports: &[(&'static str, u16)], uid: u32, gid: u32) -> Server {
     setfsgid(Gid::from_raw(gid));
     setfsuid(Uid::from_raw(uid));
-    let sockets: Vec<(&'static str, Socket, bool)> = ports.iter().flat_map(|&(tag, port)| listeners(tag, port)).collect();
+    let sockets: Vec<(&'static str, Socket, bool)> =
+        ports.iter().flat_map(|&(tag, port)| listeners(tag, port)).collect();
     setfsuid(Uid::from_raw(0));
     setfsgid(Gid::from_raw(0));
     let (stopped, stop) = nix::unistd::pipe().unwrap();
@@ -193,7 +189,8 @@ fn listeners(tag: &'static str, port: u16) -> Vec<(&'static str, Socket, bool)> 
 
 /// IP_TRANSPARENT, which TPROXY asks of a listener.
 fn transparent(socket: &Socket, v4: bool) {
-    let (level, name) = if v4 { (libc::SOL_IP, libc::IP_TRANSPARENT) } else { (libc::SOL_IPV6, libc::IPV6_TRANSPARENT) };
+    let (level, name) =
+        if v4 { (libc::SOL_IP, libc::IP_TRANSPARENT) } else { (libc::SOL_IPV6, libc::IPV6_TRANSPARENT) };
     let on: libc::c_int = 1;
     let size = std::mem::size_of_val(&on) as libc::socklen_t;
     // SAFETY: the pointer is to a local of the size given.

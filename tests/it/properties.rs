@@ -10,8 +10,8 @@ use podweir::plan::build;
 use podweir::plan::canon::Canon;
 use podweir::plan::infer::infer;
 use podweir::plan::lower::lower;
-use podweir::plan::why::Why;
 use podweir::plan::model::{Chain, Plan, Routing, Table};
+use podweir::plan::why::Why;
 use proptest::prelude::*;
 
 use crate::arbitrary::interceptions;

@@ -87,11 +87,28 @@ fn order_and_foreign_rules_in_front_are_drift() {
         let tools = format!("iptables-{variant}");
         let tampering: &[&[&[&str]]] = &[
             // The catch-all moved to the front.
-            &[&["-t", "nat", "-D", "ISTIO_OUTPUT", "-j", "ISTIO_REDIRECT"], &["-t", "nat", "-I", "ISTIO_OUTPUT", "1", "-j", "ISTIO_REDIRECT"]],
+            &[
+                &["-t", "nat", "-D", "ISTIO_OUTPUT", "-j", "ISTIO_REDIRECT"],
+                &["-t", "nat", "-I", "ISTIO_OUTPUT", "1", "-j", "ISTIO_REDIRECT"],
+            ],
             // Somebody's ACCEPT in front of our jump.
             &[&["-t", "nat", "-I", "OUTPUT", "1", "-d", "8.8.8.8", "-j", "ACCEPT"]],
             // Somebody's match that is not known.
-            &[&["-t", "nat", "-I", "OUTPUT", "1", "-m", "statistic", "--mode", "random", "--probability", "0.5", "-j", "RETURN"]],
+            &[&[
+                "-t",
+                "nat",
+                "-I",
+                "OUTPUT",
+                "1",
+                "-m",
+                "statistic",
+                "--mode",
+                "random",
+                "--probability",
+                "0.5",
+                "-j",
+                "RETURN",
+            ]],
         ];
         for steps in tampering {
             let namespace = dual();
@@ -219,7 +236,11 @@ fn cleaning_leaves_what_others_made() {
     for variant in ["legacy", "nft"] {
         let namespace = dual();
         let iptables = format!("iptables-{variant}");
-        for rule in [&["-t", "nat", "-A", "OUTPUT", "-d", "8.8.8.8", "-j", "ACCEPT"][..], &["-t", "nat", "-N", "OTHER"], &["-t", "mangle", "-A", "PREROUTING", "-i", "eth9", "-j", "RETURN"]] {
+        for rule in [
+            &["-t", "nat", "-A", "OUTPUT", "-d", "8.8.8.8", "-j", "ACCEPT"][..],
+            &["-t", "nat", "-N", "OTHER"],
+            &["-t", "mangle", "-A", "PREROUTING", "-i", "eth9", "-j", "RETURN"],
+        ] {
             namespace.print(&iptables, rule);
         }
         namespace.print("nft", &["add", "table", "inet", "others"]);
@@ -234,7 +255,12 @@ fn cleaning_leaves_what_others_made() {
 #[test]
 fn looking_makes_nothing() {
     let namespace = dual();
-    let modules = || (namespace.print("nft", &["list", "tables"]), namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap()));
+    let modules = || {
+        (
+            namespace.print("nft", &["list", "tables"]),
+            namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap()),
+        )
+    };
     let before = modules();
     namespace.ok(&["clean"]);
     namespace.ok(&["init", "--dry-run"]);
@@ -247,8 +273,10 @@ fn looking_makes_nothing() {
 fn the_compatible_face_takes_the_variant_that_is_in_use() {
     for variant in ["legacy", "nft"] {
         let namespace = Namespace::new();
-        namespace.print(&format!("iptables-{variant}"), &["-t", "filter", "-A", "OUTPUT", "-d", "8.8.8.8", "-j", "ACCEPT"]);
-        namespace.print(&format!("iptables-{variant}"), &["-t", "nat", "-A", "OUTPUT", "-d", "8.8.8.8", "-j", "ACCEPT"]);
+        namespace
+            .print(&format!("iptables-{variant}"), &["-t", "filter", "-A", "OUTPUT", "-d", "8.8.8.8", "-j", "ACCEPT"]);
+        namespace
+            .print(&format!("iptables-{variant}"), &["-t", "nat", "-A", "OUTPUT", "-d", "8.8.8.8", "-j", "ACCEPT"]);
         let log = namespace.ok(&["istio-iptables", "-b", "*", "-i", "*"]);
         assert!(log.contains(&format!("iptables-{variant}")), "{log}");
     }

@@ -231,7 +231,8 @@ fn variant_of(program: &Path) -> Option<Variant> {
 
 /// The cause and the cure behind an iptables program's own words, where they can be told.
 fn hint(message: &str, script: &str, variant: Variant) -> String {
-    let line = failed_line(message).and_then(|n| script.lines().nth(n.checked_sub(1)?));
+    let number = failed_line(message).unwrap_or_default();
+    let line = script.lines().nth(number.wrapping_sub(1));
     let at = line.map(|l| format!(" (line: {l})")).unwrap_or_default();
     let lower = message.to_lowercase();
     if lower.contains("permission denied") || lower.contains("operation not permitted") {
@@ -249,18 +250,21 @@ fn hint(message: &str, script: &str, variant: Variant) -> String {
         };
         return format!("{at}; the kernel has no {module}: load it on the node, or use --backend nftables");
     }
-    let missing = line.and_then(module_of_line);
-    match missing {
-        Some(module)
-            if lower.contains("no chain/target/match")
-                || lower.contains("no such file")
-                || lower.contains("extension")
-                || lower.contains("couldn't load")
-                || lower.contains("line") =>
-        {
-            format!("{at}; if the kernel lacks the module {module}, load it on the node (modprobe {module})")
-        }
-        _ => at,
+    // The kernel sees a table of iptables-legacy at its COMMIT, whole.
+    let mut lines: Vec<&str> = line.into_iter().collect();
+    if line == Some("COMMIT") {
+        lines.extend(
+            script.lines().take(number).collect::<Vec<_>>().into_iter().rev().take_while(|l| !l.starts_with('*')),
+        );
+    }
+    let modules = modules_of(&lines);
+    match modules.as_slice() {
+        [] => at,
+        [module] => format!("{at}; if the kernel lacks the module {module}, load it on the node (modprobe {module})"),
+        several => format!(
+            "{at}; if the kernel lacks one of the modules {}, load it on the node (modprobe)",
+            several.join(", ")
+        ),
     }
 }
 
@@ -270,8 +274,8 @@ fn failed_line(message: &str) -> Option<usize> {
     words.windows(2).find_map(|pair| if pair[0] == "line" { pair[1].parse().ok() } else { None })
 }
 
-/// The extension that a rule line needs.
-fn module_of_line(line: &str) -> Option<&'static str> {
+/// The extensions that rule lines need.
+fn modules_of(lines: &[&str]) -> Vec<&'static str> {
     let modules = [
         ("-j TPROXY", "xt_TPROXY"),
         ("-j REDIRECT", "xt_REDIRECT"),
@@ -285,7 +289,13 @@ fn module_of_line(line: &str) -> Option<&'static str> {
         ("-m mark", "xt_mark"),
         ("-m comment", "xt_comment"),
     ];
-    modules.iter().find(|(part, _)| line.contains(part)).map(|(_, module)| *module)
+    let needed = modules.iter().filter(|(part, _)| lines.iter().any(|line| line.contains(part)));
+    needed.map(|(_, module)| *module).fold(Vec::new(), |mut all, module| {
+        if !all.contains(&module) {
+            all.push(module);
+        }
+        all
+    })
 }
 
 #[cfg(test)]
@@ -298,6 +308,9 @@ mod tests {
         let text =
             hint("iptables-restore: line 2 failed: No chain/target/match by that name.", script, Variant::Legacy);
         assert!(text.contains("-A OUTPUT -m owner") && text.contains("modprobe xt_owner"), "{text}");
+        let text =
+            hint("iptables-restore: line 3 failed: No chain/target/match by that name.", script, Variant::Legacy);
+        assert!(text.contains("modprobe xt_owner"), "{text}");
         let text = hint(
             "iptables-legacy-restore v1.8.9 (legacy): can't initialize iptables table `nat': Permission denied (you must be root)",
             script,
