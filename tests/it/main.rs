@@ -1,9 +1,14 @@
 //! Black-box and property tests. Those that need the kernel make network namespaces of
 //! their own and fail, rather than skip, where that is not possible.
 
+mod api;
 mod arbitrary;
 mod bad_input;
 mod closed;
+mod cni_cases;
+mod cni_lookup;
+mod cni_namespace;
+mod cni_protocol;
 mod conformance;
 mod explain;
 mod faults;
@@ -11,6 +16,7 @@ mod fixture;
 mod kernel;
 mod kill;
 mod parallel;
+mod plugin;
 mod pod;
 mod properties;
 mod states;
