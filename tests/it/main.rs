@@ -6,6 +6,8 @@ mod arbitrary;
 mod bad_input;
 mod closed;
 mod cni_cases;
+mod cni_chain;
+mod cni_fuzz;
 mod cni_lookup;
 mod cni_namespace;
 mod cni_protocol;
