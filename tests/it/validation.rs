@@ -76,11 +76,11 @@ fn with_termination_log(namespace: &Namespace) -> std::path::PathBuf {
 fn a_missing_rule_is_named_and_the_words_reach_the_termination_log() {
     // What is taken away, and what must be said.
     let outbound = ["IPv4 outbound", "missing", "redirect to port 15001"];
-    let inbound = ["IPv4 inbound", "missing", "ISTIO_IN"];
+    let inbound = ["IPv4 inbound", "missing", "ISTIO_INBOUND"];
     for (backend, table, chain, words) in [
         ("iptables-legacy", "nat", "ISTIO_REDIRECT", outbound),
         ("iptables-nft", "nat", "ISTIO_REDIRECT", outbound),
-        ("iptables-legacy", "nat", "ISTIO_IN_REDIRECT", inbound),
+        ("iptables-legacy", "nat", "ISTIO_INBOUND", inbound),
     ] {
         let namespace = pod();
         let init = ["init", "--backend", backend];
