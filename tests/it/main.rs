@@ -14,6 +14,7 @@ mod kill;
 mod parallel;
 mod pod;
 mod properties;
+mod readme;
 mod states;
 mod traffic;
 mod validation;
