@@ -4,6 +4,7 @@
 mod api;
 mod arbitrary;
 mod bad_input;
+mod cli;
 mod closed;
 mod cni_cases;
 mod cni_chain;
@@ -21,8 +22,10 @@ mod parallel;
 mod plugin;
 mod pod;
 mod properties;
+mod readme;
 mod states;
 mod traffic;
+mod validation;
 
 /// How many cases a property test runs: `PODWEIR_CASES` times as many as usual.
 fn cases(usual: u32) -> u32 {

@@ -9,9 +9,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use tracing::debug;
 
 use crate::config::types::Family;
 use crate::sys;
@@ -150,7 +151,9 @@ impl Programs {
     ) -> Result<String, ProgramError> {
         let program = self.find(family, tool)?;
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let started = Instant::now();
         let finished = self.start(&program, arguments, input);
+        debug!(program = name, ?arguments, ms = started.elapsed().as_micros() as f64 / 1e3, "ran");
         let Finished { status, input, printed } =
             finished.map_err(|source| ProgramError::Run { program: name.clone(), source })?;
         if status.success() {
@@ -245,6 +248,14 @@ fn hint(message: &str, script: &str, variant: Variant) -> String {
     let line = script.lines().nth(number.wrapping_sub(1));
     let at = line.map(|l| format!(" (line: {l})")).unwrap_or_default();
     let lower = message.to_lowercase();
+    let denied = ["permission denied", "operation not permitted", "unable to initialize table"];
+    if variant == Variant::Legacy
+        && denied.iter().any(|words| lower.contains(words))
+        && sys::caps::has(sys::caps::CAP_NET_ADMIN).is_ok_and(|has| has)
+        && sys::caps::has(sys::caps::CAP_NET_RAW).is_ok_and(|has| !has)
+    {
+        return format!("{at}; {}", sys::caps::NET_RAW_HINT);
+    }
     if lower.contains("permission denied") || lower.contains("operation not permitted") {
         return format!("{at}; {}", sys::caps::NET_ADMIN_HINT);
     }
