@@ -61,6 +61,11 @@ pub async fn load(run_dir: &Path) -> Result<kube::Config, KubeconfigError> {
     let invalid =
         |source: Box<dyn std::error::Error + Send + Sync>| KubeconfigError::Invalid { path: path.clone(), source };
     let mut kubeconfig = parse(&text).map_err(invalid)?;
+    if kubeconfig.clusters.iter().any(|named| named.cluster.as_ref().is_some_and(|c| c.proxy_url.is_some())) {
+        return Err(invalid(
+            "proxy-url is not supported; the API server must be reachable from the node itself".into(),
+        ));
+    }
     relative_to(&mut kubeconfig, run_dir);
     kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(|e| invalid(e.into()))
 }
