@@ -83,7 +83,8 @@ struct Case<'a> {
 }
 
 pub fn measure(podweir: &str) {
-    let run_dir = std::env::temp_dir().join(format!("podweir-bench-{}", std::process::id()));
+    // In memory, as the run directory of a node is.
+    let run_dir = Path::new("/dev/shm").join(format!("podweir-bench-{}", std::process::id()));
     std::fs::create_dir_all(&run_dir).expect("run directory");
     let _server = Server::start(&run_dir);
     let result = json!({ "cniVersion": "1.0.0", "interfaces": [{ "name": "eth0" }],
