@@ -8,6 +8,7 @@ mod conformance;
 mod explain;
 mod faults;
 mod fixture;
+mod image;
 mod kernel;
 mod kill;
 mod parallel;
