@@ -55,7 +55,7 @@ fn main() {
 
     let quoted = |word: &&str| if word.is_empty() || *word == "*" { format!("'{word}'") } else { (*word).to_owned() };
     println!("$ podweir {}\n{log}", arguments.iter().map(quoted).collect::<Vec<_>>().join(" "));
-    println!("{:32}  {:12}  {}", "connection", "before", "after: answered by");
+    println!("{:32}  {:12}  after: answered by", "connection", "before");
     for (((words, _), before), after) in FLOWS.iter().zip(&before).zip(&after) {
         println!("{words:32}  {before:12}  {after}");
     }

@@ -8,6 +8,8 @@
 use std::io;
 use std::time::Duration;
 
+use tracing::{Level, debug, enabled};
+
 use crate::audit::compare;
 use crate::config::settings::BackendChoice;
 use crate::config::types::{Families, Family, Mark};
@@ -322,6 +324,7 @@ impl Session {
 
     fn read_into(&mut self, kind: Kind, families: Families, found: &mut Found) -> Result<(), InstallError> {
         let reading = self.backend(kind, families)?.read()?;
+        debug!(backend = kind.name(), present = reading.present, rules = reading.plan.rule_count(), "read");
         found.readings.push((kind, reading));
         Ok(())
     }
@@ -377,6 +380,7 @@ impl Session {
         if found.legacy_unknown {
             warnings.push("iptables-legacy has tables in this namespace, but there is no iptables-legacy-save to tell what they hold: an interception in them, if any, stays".into());
         }
+        debug!(backend = kind.name(), asked = ?request.choice, "backend chosen");
         let reading = found.reading(kind);
         let ours = found.routing.ours(&marks(&found), &plan.routing);
         let elsewhere: Vec<Kind> = Kind::ALL.into_iter().filter(|&k| k != kind && found.holds(k)).collect();
@@ -388,13 +392,15 @@ impl Session {
         }
         let interrupted = found.guard.is_some() || is_unfinished(&reading);
         let differs = (reading.present && !same) || !elsewhere.is_empty();
-        if kind != Kind::Nftables && differs && !interrupted && !request.reconcile {
-            let mut differences: Vec<String> = Vec::new();
-            if reading.present {
-                let have = Canon { routing: have_routing, ..Canon::of(&reading.plan) };
-                differences.extend(compare::differences(&Canon::of(plan), &have).iter().map(ToString::to_string));
-                differences.extend(reading.strange.iter().map(ToString::to_string));
-            }
+        let refuses = kind != Kind::Nftables && differs && !interrupted && !request.reconcile;
+        let mut differences: Vec<String> = Vec::new();
+        if reading.present && differs && (refuses || enabled!(Level::DEBUG)) {
+            let have = Canon { routing: have_routing, ..Canon::of(&reading.plan) };
+            differences.extend(compare::differences(&Canon::of(plan), &have).iter().map(ToString::to_string));
+            differences.extend(reading.strange.iter().map(ToString::to_string));
+            differences.iter().for_each(|difference| debug!("{difference}"));
+        }
+        if refuses {
             return Err(InstallError::Drift { backend: kind, elsewhere, differences });
         }
         self.check_programs(kind, plan)?;
@@ -432,18 +438,21 @@ impl Session {
             // A killed run's guard serves this one.
             Some(guard) => self.done.push(Done::Guard(guard.clone())),
             None if in_steps => {
+                debug!("the change takes more than one step: all traffic is held back meanwhile");
                 let guard = Guard::raise(self.netfilter.as_mut(), &self.conditions, kind, plan.families)?;
                 self.done.push(Done::Guard(guard));
             }
             None => {}
         }
         let changes = Changes::apply(&mut self.route, ours, &plan.routing)?;
+        debug!(?changes, "routing done");
         self.done.push(Done::Routing(changes));
         if writes {
             let touched = families.union(plan.families);
             self.change(kind, reading, touched, |backend| backend.apply(plan, reading))?;
         }
         for &other in elsewhere {
+            debug!(backend = other.name(), "removing what is there");
             self.remove(other, found)?;
         }
         self.lower_guard()?;

@@ -3,6 +3,7 @@
 
 mod arbitrary;
 mod bad_input;
+mod cli;
 mod closed;
 mod conformance;
 mod explain;
@@ -16,6 +17,7 @@ mod pod;
 mod properties;
 mod states;
 mod traffic;
+mod validation;
 
 /// How many cases a property test runs: `PODWEIR_CASES` times as many as usual.
 fn cases(usual: u32) -> u32 {

@@ -8,9 +8,10 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use tracing::debug;
 
 use crate::config::types::Family;
 use crate::sys;
@@ -143,7 +144,9 @@ impl Programs {
     ) -> Result<String, ProgramError> {
         let program = self.find(family, tool)?;
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let started = Instant::now();
         let finished = self.start(&program, arguments, input);
+        debug!(program = name, ?arguments, ms = started.elapsed().as_micros() as f64 / 1e3, "ran");
         let Finished { status, input, printed } =
             finished.map_err(|source| ProgramError::Run { program: name.clone(), source })?;
         if status.success() {
