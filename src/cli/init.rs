@@ -130,7 +130,9 @@ pub fn run(face: Face, given: &Given, print: Print) -> Result<(), CliError> {
     if run.dry_run {
         return dry_run::print(&plan, &settings);
     }
-    if !run.skip_rule_apply {
+    if run.skip_rule_apply {
+        info!("nothing is programmed: --skip-rule-apply");
+    } else {
         program(face, &settings, &plan, system, started)?;
     }
     if run.run_validation {

@@ -18,6 +18,7 @@ mod node;
 mod parallel;
 mod pod;
 mod properties;
+mod readme;
 mod states;
 mod traffic;
 mod validation;

@@ -238,6 +238,14 @@ fn hint(message: &str, script: &str, variant: Variant) -> String {
     let line = script.lines().nth(number.wrapping_sub(1));
     let at = line.map(|l| format!(" (line: {l})")).unwrap_or_default();
     let lower = message.to_lowercase();
+    let denied = ["permission denied", "operation not permitted", "unable to initialize table"];
+    if variant == Variant::Legacy
+        && denied.iter().any(|words| lower.contains(words))
+        && sys::caps::has(sys::caps::CAP_NET_ADMIN) == Some(true)
+        && sys::caps::has(sys::caps::CAP_NET_RAW) == Some(false)
+    {
+        return format!("{at}; {}", sys::caps::NET_RAW_HINT);
+    }
     if lower.contains("permission denied") || lower.contains("operation not permitted") {
         return format!("{at}; {}", sys::caps::NET_ADMIN_HINT);
     }
