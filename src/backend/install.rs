@@ -6,7 +6,7 @@
 //! reverse order on failure.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{Level, debug, enabled};
 
@@ -120,6 +120,8 @@ pub struct Outcome {
     /// Other backends from which rules were removed.
     pub removed_from: Vec<Kind>,
     pub warnings: Vec<String>,
+    /// How long it took to read what was there.
+    pub read: Duration,
 }
 
 /// Something done, with what it takes to undo it.
@@ -367,11 +369,13 @@ impl Session {
 
     fn try_install(&mut self, request: &Request, mesh_address: bool) -> Result<Outcome, InstallError> {
         let plan = request.plan;
+        let started = Instant::now();
         let mut found = self.look(!plan.routing.routes.is_empty(), Some(mesh_address))?;
         if mesh_address != plan.routing.mesh_address && found.readings.iter().any(|(_, reading)| reading.present) {
             // Read before the lock was ours, and whoever had it may have changed it.
             found = self.look(!plan.routing.routes.is_empty(), None)?;
         }
+        let read = started.elapsed();
         let mut warnings = Vec::new();
         let kind = self.choose(request.choice, &found, &mut warnings)?;
         if kind == Kind::Nftables && found.survey.nftables.is_none() {
@@ -388,7 +392,7 @@ impl Session {
         let same_rules = holds(&reading, plan);
         let same = same_rules && have_routing == plan.routing.normalised();
         if same && elsewhere.is_empty() && found.guard.is_none() && !request.force {
-            return Ok(Outcome { action: Action::Unchanged, backend: kind, removed_from: Vec::new(), warnings });
+            return Ok(Outcome { action: Action::Unchanged, backend: kind, removed_from: Vec::new(), warnings, read });
         }
         let interrupted = found.guard.is_some() || is_unfinished(&reading);
         let differs = (reading.present && !same) || !elsewhere.is_empty();
@@ -406,7 +410,7 @@ impl Session {
         self.check_programs(kind, plan)?;
         self.execute(request, kind, &found, &reading, &ours, &elsewhere)?;
         let action = if reading.present || !elsewhere.is_empty() { Action::Replaced } else { Action::Installed };
-        Ok(Outcome { action, backend: kind, removed_from: elsewhere, warnings })
+        Ok(Outcome { action, backend: kind, removed_from: elsewhere, warnings, read })
     }
 
     /// Whether the programs that a backend needs are there, before anything is touched.
@@ -499,7 +503,9 @@ impl Session {
     }
 
     fn try_clean(&mut self) -> Result<Outcome, InstallError> {
+        let started = Instant::now();
         let found = self.look(true, None)?;
+        let read = started.elapsed();
         if found.legacy_unknown {
             return Err(InstallError::CannotTellLegacy);
         }
@@ -519,6 +525,7 @@ impl Session {
             backend: holders.first().copied().unwrap_or(Kind::Nftables),
             removed_from: holders,
             warnings: Vec::new(),
+            read,
         })
     }
 }

@@ -150,6 +150,7 @@ pub fn conditions(run: &Run) -> Conditions {
         programs: ProgramEnvironment {
             path: process_environment("PATH").unwrap_or_default().into(),
             variables: ["XTABLES_LOCKFILE", "XTABLES_LIBDIR"].into_iter().filter_map(variable).collect(),
+            user_namespace: None,
         },
     }
 }
