@@ -1,10 +1,15 @@
 //! Black-box and property tests. Those that need the kernel make network namespaces of
 //! their own and fail, rather than skip, where that is not possible.
 
+mod api;
 mod arbitrary;
 mod bad_input;
 mod cli;
 mod closed;
+mod cni_cases;
+mod cni_lookup;
+mod cni_namespace;
+mod cni_protocol;
 mod conformance;
 mod containerd;
 mod cri;
@@ -16,6 +21,7 @@ mod kernel;
 mod kill;
 mod node;
 mod parallel;
+mod plugin;
 mod pod;
 mod properties;
 mod readme;
