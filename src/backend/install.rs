@@ -555,7 +555,8 @@ impl Found {
 }
 
 fn survey_error(source: io::Error) -> InstallError {
-    let denied = source.raw_os_error() == Some(nix::libc::EPERM);
+    // The files of proc(5) are root's: whoever is not gets EACCES rather than EPERM.
+    let denied = source.kind() == io::ErrorKind::PermissionDenied;
     let hint = if denied { format!("; {}", crate::sys::caps::NET_ADMIN_HINT) } else { String::new() };
     InstallError::Survey { source, hint }
 }

@@ -19,7 +19,7 @@ const OUTSIDE: u16 = 9;
 const TIMEOUT: Duration = Duration::from_millis(700);
 
 /// A thread that answers; it ends when this is dropped.
-struct Server {
+pub struct Server {
     _stop: OwnedFd,
 }
 
@@ -133,7 +133,7 @@ fn mac(namespace: &Namespace, device: &str) -> String {
 
 /// Answers on the ports, TCP and UDP in both families, as a user and group of its own.
 /// Sockets get their owner when they are made, so only that happens under the other ids.
-fn serve(ports: &[(&'static str, u16)], uid: u32, gid: u32) -> Server {
+pub fn serve(ports: &[(&'static str, u16)], uid: u32, gid: u32) -> Server {
     setfsgid(Gid::from_raw(gid));
     setfsuid(Uid::from_raw(uid));
     let sockets: Vec<(&'static str, Socket, bool)> =
@@ -217,7 +217,7 @@ fn ask_twice(probe: &Probe) -> String {
     }
 }
 
-fn ask(probe: &Probe) -> String {
+pub fn ask(probe: &Probe) -> String {
     setfsgid(Gid::from_raw(probe.gid));
     setfsuid(Uid::from_raw(probe.uid));
     let domain = if probe.to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
