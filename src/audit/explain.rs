@@ -11,7 +11,7 @@ use super::flow::{Direction, Flow, Surroundings, Taker};
 use super::ruleset::{ChainRules, FamilyRules, Hook, Ruleset, redirect_taker};
 
 /// How deep chains may call each other (`NFT_JUMP_STACK_SIZE`).
-const DEPTH: usize = 16;
+pub(super) const DEPTH: usize = 16;
 
 /// Who gets a flow, and the rule that decided.
 #[derive(Debug, Clone)]
@@ -60,25 +60,25 @@ pub fn explain<'a>(ruleset: &'a Ruleset, pod: &Surroundings, flow: &Flow, trace:
 
 /// A packet on its way.
 #[derive(Debug, Clone)]
-struct Packet<'a> {
+pub(super) struct Packet<'a> {
     family: Family,
-    protocol: u8,
-    source: u128,
-    destination: u128,
-    local: bool,
-    source_port: Option<u16>,
-    port: u16,
-    in_interface: Option<&'a str>,
-    out_interface: Option<&'a str>,
-    uid: Option<u32>,
-    gid: Option<u32>,
+    pub(super) protocol: u8,
+    pub(super) source: u128,
+    pub(super) destination: u128,
+    pub(super) local: bool,
+    pub(super) source_port: Option<u16>,
+    pub(super) port: u16,
+    pub(super) in_interface: Option<&'a str>,
+    pub(super) out_interface: Option<&'a str>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
     mark: u32,
     connection_mark: u32,
     state: CtStates,
 }
 
 impl<'a> Packet<'a> {
-    fn of(flow: &'a Flow, pod: &'a Surroundings) -> Self {
+    pub(super) fn of(flow: &'a Flow, pod: &'a Surroundings) -> Self {
         let family = flow.family();
         let local = pod.is_local(flow.destination);
         let interface = flow.interface.as_deref();
@@ -348,7 +348,7 @@ impl<'a> Walk<'a, '_> {
 }
 
 /// A port in the middle of those from which clients connect.
-const EPHEMERAL: u16 = 45_678;
+pub(super) const EPHEMERAL: u16 = 45_678;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Meets {

@@ -4,4 +4,5 @@ pub mod compare;
 pub mod describe;
 pub mod explain;
 pub mod flow;
+pub mod partition;
 pub mod ruleset;

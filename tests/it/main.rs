@@ -11,6 +11,7 @@ mod fixture;
 mod kernel;
 mod kill;
 mod parallel;
+mod partition;
 mod pod;
 mod properties;
 mod states;
