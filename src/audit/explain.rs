@@ -108,7 +108,7 @@ impl<'a> Packet<'a> {
 }
 
 /// The source address the kernel would choose; of another host, one that is nobody's.
-fn usual_source(flow: &Flow, pod: &Surroundings, local: bool) -> IpAddr {
+pub(super) fn usual_source(flow: &Flow, pod: &Surroundings, local: bool) -> IpAddr {
     let v4 = flow.destination.is_ipv4();
     match flow.direction {
         Direction::Outbound if local && v4 && flow.destination.is_loopback() => Ipv4Addr::LOCALHOST.into(),

@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod describe;
+pub mod escapes;
 pub mod explain;
 pub mod flow;
 pub mod partition;

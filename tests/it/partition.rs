@@ -140,7 +140,7 @@ fn pick<T: Step>(set: &RangeList<T>, index: &Index, near: bool) -> T {
 }
 
 /// A corner of a set of flows; with `near` also a flow just outside.
-fn corner(flows: &Cube, ways: &[Index], near: bool) -> Point {
+pub fn corner(flows: &Cube, ways: &[Index], near: bool) -> Point {
     let mut ways = ways.iter().cycle();
     let mut way = || ways.next().unwrap();
     Point {
@@ -172,7 +172,7 @@ fn homes<'p, 'a>(space: &Space, parts: &'p [Part<'a>], flow: &Flow) -> Vec<&'p P
 }
 
 /// Random flows as people ask about them: most of it left to routing.
-fn flows() -> impl Strategy<Value = Flow> {
+pub fn flows() -> impl Strategy<Value = Flow> {
     let outbound = (weighted(0.9, 0..3000u32), weighted(0.9, 0..3000u32));
     let address = |v4: Vec<&'static str>| select(v4).prop_map(|a| a.parse::<IpAddr>().unwrap());
     let destination = prop_oneof![
