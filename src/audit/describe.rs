@@ -89,7 +89,7 @@ fn not<T>(cond: &Cond<T>) -> &'static str {
     if cond.negated { "not " } else { "" }
 }
 
-pub(super) fn list(mut items: Vec<String>) -> String {
+pub(in crate::audit) fn list(mut items: Vec<String>) -> String {
     let more = items.len().saturating_sub(SHOWN);
     items.truncate(SHOWN);
     if more > 0 {
@@ -98,18 +98,18 @@ pub(super) fn list(mut items: Vec<String>) -> String {
     items.join(",")
 }
 
-pub(super) fn spans<T: Step>(ranges: &RangeList<T>) -> Vec<String> {
+pub(in crate::audit) fn spans<T: Step>(ranges: &RangeList<T>) -> Vec<String> {
     ranges.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") }).collect()
 }
 
 /// A set of numbers, or what is missing from it where that is shorter.
-pub(super) fn numbers(ports: &RangeList<u16>) -> String {
+pub(in crate::audit) fn numbers(ports: &RangeList<u16>) -> String {
     let rest = ports.complement();
     if rest.len() < ports.len() { format!("not {}", list(spans(&rest))) } else { list(spans(ports)) }
 }
 
 /// Some of all addresses, or what is missing from them where that is shorter.
-pub(super) fn networks(addresses: &Addresses, family: Family, all: &Addresses) -> String {
+pub(in crate::audit) fn networks(addresses: &Addresses, family: Family, all: &Addresses) -> String {
     let rest = all.minus(addresses);
     let (prefix, shown) = if rest.len() < addresses.len() { ("not ", &rest) } else { ("", addresses) };
     let mut nets = Networks::default();

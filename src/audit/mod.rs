@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod describe;
+pub mod draw;
 pub mod escapes;
 pub mod explain;
 pub mod flow;

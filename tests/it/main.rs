@@ -5,6 +5,7 @@ mod arbitrary;
 mod bad_input;
 mod closed;
 mod conformance;
+mod draw;
 mod escapes;
 mod explain;
 mod faults;

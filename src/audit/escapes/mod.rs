@@ -73,6 +73,11 @@ impl<'a> Escape<'a> {
         self.kind.closes(self.scope)
     }
 
+    /// Whether it is not known to escape: a rule decides that is not understood.
+    pub fn is_undecided(&self) -> bool {
+        self.kind == Kind::Undecided
+    }
+
     pub fn families(&self) -> Families {
         self.parts.iter().fold(Families::NONE, |all, part| all.union(Families::only(part.family)))
     }

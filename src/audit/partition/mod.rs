@@ -47,6 +47,11 @@ impl Scope {
         }
     }
 
+    /// Whether a process of the pod sends its flows.
+    pub fn is_outbound(self) -> bool {
+        self.direction() == Direction::Outbound
+    }
+
     /// Whether its flows end in the pod.
     pub fn is_local(self) -> bool {
         matches!(self, Scope::Local | Scope::Inbound)
