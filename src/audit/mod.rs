@@ -6,5 +6,6 @@ pub mod draw;
 pub mod escapes;
 pub mod explain;
 pub mod flow;
+pub mod lints;
 pub mod partition;
 pub mod ruleset;

@@ -68,7 +68,7 @@ proptest! {
 }
 
 /// A pod with one address of each family.
-struct Pod;
+pub struct Pod;
 
 impl Facts for Pod {
     fn addresses(&self) -> std::io::Result<Vec<std::net::IpAddr>> {
@@ -92,10 +92,14 @@ impl Facts for Pod {
 const TYPICAL: [(Opt, &str); 3] =
     [(Opt::InboundPorts, "*"), (Opt::OutboundRanges, "*"), (Opt::InboundPortsExclude, "15020,15021,15090")];
 
-pub fn ruleset(options: &[(Opt, &str)]) -> Ruleset {
+pub fn given(options: &[(Opt, &str)]) -> Given {
     let mut given = Given::from_environment(&|_| None);
     TYPICAL.iter().chain(options).for_each(|(opt, text)| given.set(*opt, Origin::Flag, *text));
-    Ruleset::of_plan(&build(&Settings::resolve(&given, Face::Init, &Pod).unwrap().interception))
+    given
+}
+
+pub fn ruleset(options: &[(Opt, &str)]) -> Ruleset {
+    Ruleset::of_plan(&build(&Settings::resolve(&given(options), Face::Init, &Pod).unwrap().interception))
 }
 
 fn ids(options: &[(Opt, &str)]) -> Vec<String> {

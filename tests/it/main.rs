@@ -12,6 +12,7 @@ mod faults;
 mod fixture;
 mod kernel;
 mod kill;
+mod lints;
 mod parallel;
 mod partition;
 mod pod;
