@@ -5,3 +5,5 @@ pub mod describe;
 pub mod explain;
 pub mod flow;
 pub mod ruleset;
+pub mod schema;
+pub mod source;

@@ -13,6 +13,7 @@ mod kill;
 mod parallel;
 mod pod;
 mod properties;
+mod sources;
 mod states;
 mod traffic;
 
