@@ -88,13 +88,15 @@ impl fmt::Display for Taker {
 pub struct Surroundings {
     /// The pod's own addresses; loopback ones need not be named.
     pub addresses: Vec<IpAddr>,
+    /// The name servers it asks; `None` where they are not known.
+    pub dns_servers: Option<Vec<IpAddr>>,
     /// The interface by which the pod reaches others, and they it.
     pub uplink: Box<str>,
 }
 
 impl Surroundings {
     pub fn of(addresses: Vec<IpAddr>) -> Self {
-        Self { addresses, uplink: "eth0".into() }
+        Self { addresses, dns_servers: None, uplink: "eth0".into() }
     }
 
     /// Whether packets to an address stay within the pod.

@@ -9,3 +9,5 @@ pub mod flow;
 pub mod lints;
 pub mod partition;
 pub mod ruleset;
+pub mod schema;
+pub mod source;

@@ -22,6 +22,23 @@ pub enum Hook {
 }
 
 impl Hook {
+    /// In the order of their numbers (`enum nf_inet_hooks`).
+    pub const ALL: [Hook; 5] = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
+
+    /// By the kernel's number for it.
+    pub fn by_number(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| *hook as u32 == number)
+    }
+
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| hook.name() == name)
+    }
+
+    /// By the name of iptables' built-in chain on it.
+    pub fn by_chain(chain: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| hook.name().to_ascii_uppercase() == chain)
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Hook::Prerouting => "prerouting",

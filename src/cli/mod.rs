@@ -10,6 +10,8 @@ mod logging;
 mod output;
 mod print_config;
 mod quick;
+mod render;
+mod source;
 mod validate;
 
 use std::ffi::OsString;
@@ -34,7 +36,8 @@ fn command() -> Command {
         .disable_help_subcommand(true)
         .subcommand(init::init_command())
         .subcommand(init::istio_iptables_command())
-        .subcommand(clean::command());
+        .subcommand(clean::command())
+        .subcommand(render::command());
     logging::with_log_options(command)
 }
 
@@ -71,6 +74,7 @@ fn run_command(matches: &ArgMatches) -> Result<(), CliError> {
         "init" => init::run_matches(Face::Init, matches),
         "istio-iptables" => init::run_matches(Face::IstioIptables, matches),
         "clean" => clean::run(matches),
+        "render" => render::run(matches),
         _ => Err(CliError::Usage(format!("{name} is no command"))),
     }
 }

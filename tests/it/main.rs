@@ -17,6 +17,7 @@ mod parallel;
 mod partition;
 mod pod;
 mod properties;
+mod sources;
 mod states;
 mod traffic;
 
