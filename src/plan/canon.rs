@@ -8,7 +8,8 @@
 //! meet together with them. Plans are equal, and hash equal, when their canonical forms
 //! are. Comments and counters are no part of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -183,7 +184,17 @@ struct Open {
     more: Vec<CanonRule>,
 }
 
+/// From how many rules on candidates are looked up instead of looked for.
+const MANY: usize = 64;
+/// How many pairs of rules are compared before rules stay as they are written. No
+/// interception needs as many; tables of others, and made up ones, could.
+const MOST_COMPARISONS: usize = 50_000_000;
+
 fn fold(rules: Vec<CanonRule>, dimension: Dimension) -> Vec<CanonRule> {
+    if rules.len() < MANY { fold_few(rules, dimension) } else { fold_many(rules, dimension) }
+}
+
+fn fold_few(rules: Vec<CanonRule>, dimension: Dimension) -> Vec<CanonRule> {
     let mut open: Vec<Open> = Vec::new();
     for rule in rules {
         match home(&open, &rule, dimension) {
@@ -192,6 +203,72 @@ fn fold(rules: Vec<CanonRule>, dimension: Dimension) -> Vec<CanonRule> {
         }
     }
     open.into_iter().map(|open| open.close(dimension)).collect()
+}
+
+/// The same for long chains: the only rule that one can join is the last of those that
+/// are like it, since two of them apart have something between them.
+fn fold_many(rules: Vec<CanonRule>, dimension: Dimension) -> Vec<CanonRule> {
+    let mut open: Vec<Open> = Vec::new();
+    let mut last: HashMap<u64, usize> = HashMap::new();
+    let mut left = MOST_COMPARISONS;
+    for rule in rules {
+        let likeness = likeness(&rule, dimension);
+        let home = last.get(&likeness).copied().filter(|&at| joins(&open, at, &rule, dimension, &mut left));
+        match home {
+            Some(at) => open[at].more.push(rule),
+            None => {
+                last.insert(likeness, open.len());
+                open.push(Open { rule, more: Vec::new() });
+            }
+        }
+    }
+    open.into_iter().map(|open| open.close(dimension)).collect()
+}
+
+fn joins(open: &[Open], at: usize, rule: &CanonRule, dimension: Dimension, left: &mut usize) -> bool {
+    let home = &open[at].rule;
+    if home.verdict != rule.verdict || !home.matches.same_but(&rule.matches, dimension) {
+        return false;
+    }
+    let mut between = open[at + 1..].iter().rev().flat_map(|o| std::iter::once(&o.rule).chain(&o.more));
+    between.all(|other| match left.checked_sub(1) {
+        Some(fewer) => {
+            *left = fewer;
+            other.matches.disjoint(&rule.matches)
+        }
+        None => false,
+    })
+}
+
+/// The same for rules that are the same but for a dimension.
+fn likeness(rule: &CanonRule, dimension: Dimension) -> u64 {
+    use Dimension as D;
+    let m = &rule.matches;
+    let mut state = DefaultHasher::new();
+    let mut part = |of: D, value: &dyn Fn(&mut DefaultHasher)| {
+        if of != dimension {
+            value(&mut state);
+        }
+    };
+    part(D::Source, &|h| m.source.hash(h));
+    part(D::Destination, &|h| m.destination.hash(h));
+    part(D::Protocol, &|h| m.protocol.hash(h));
+    part(D::SourcePort, &|h| m.source_port.hash(h));
+    part(D::DestinationPort, &|h| m.destination_port.hash(h));
+    part(D::InInterface, &|h| m.in_interface.hash(h));
+    part(D::OutInterface, &|h| m.out_interface.hash(h));
+    part(D::Uid, &|h| m.uid.hash(h));
+    part(D::Gid, &|h| m.gid.hash(h));
+    // Of these only lists can be joined, and each of the others is a kind of its own.
+    match dimension {
+        D::InInterface => kind(&m.in_interface, &mut state),
+        D::OutInterface => kind(&m.out_interface, &mut state),
+        D::Uid => kind(&m.uid, &mut state),
+        D::Gid => kind(&m.gid, &mut state),
+        _ => {}
+    }
+    (m.connection_state, &m.mark, &m.connection_mark, &rule.verdict).hash(&mut state);
+    state.finish()
 }
 
 /// The earlier rule that `rule` can join: same but for the dimension, and nothing in
@@ -207,6 +284,13 @@ fn home(open: &[Open], rule: &CanonRule, dimension: Dimension) -> Option<usize> 
         }
     }
     None
+}
+
+fn kind<T: Hash>(cond: &Option<Cond<T>>, state: &mut DefaultHasher) {
+    match cond {
+        Some(Cond { negated: false, .. }) => 1u8.hash(state),
+        other => other.hash(state),
+    }
 }
 
 impl Open {
@@ -542,6 +626,37 @@ impl Canon {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use proptest::prelude::*;
+
+    /// Rules over so few values that many of them meet and many are alike.
+    fn rules() -> impl Strategy<Value = Vec<CanonRule>> {
+        let ids = || proptest::option::of((any::<bool>(), 0..3u32));
+        let one = (0..4u16, 0..3u128, ids(), ids(), 0..3usize).prop_map(|(port, address, uid, gid, verdict)| {
+            let id = |cond: Option<(bool, u32)>| cond.map(|(negated, n)| Cond { negated, value: IdList::of([n]) });
+            let address = crate::plan::canon::address(Family::V4, address).into();
+            let matches = Matches {
+                protocol: Some(Cond::is(RangeList::of([protocol::TCP]))),
+                destination: Some(Cond::is(Networks::from_iter([address]))),
+                destination_port: (port > 0).then(|| Cond::is(PortList::of([port]))),
+                uid: id(uid),
+                gid: id(gid),
+                ..Matches::default()
+            };
+            let verdict = [Verdict::Return, Verdict::Accept, Verdict::Drop][verdict].clone();
+            CanonRule::new(CanonMatches::of(&matches, Family::V4).unwrap(), verdict, Why::Loopback)
+        });
+        proptest::collection::vec(one, 0..40)
+    }
+
+    proptest! {
+        #[test]
+        fn looking_up_finds_what_looking_for_finds(rules in rules()) {
+            for dimension in DIMENSIONS {
+                prop_assert_eq!(fold_few(rules.clone(), dimension), fold_many(rules.clone(), dimension));
+            }
+        }
+    }
 
     #[test]
     fn ranges_are_covered_exactly() {
