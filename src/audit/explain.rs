@@ -12,7 +12,7 @@ use super::flow::{Direction, Flow, Surroundings, Taker};
 use super::ruleset::{ChainRules, FamilyRules, Hook, Ruleset};
 
 /// How deep chains may call each other (`NFT_JUMP_STACK_SIZE`).
-const DEPTH: usize = 16;
+pub(super) const DEPTH: usize = 16;
 
 /// Who gets a flow, and the rule that decided.
 #[derive(Debug, Clone)]
@@ -141,25 +141,25 @@ impl<'a> Choices<'a> {
 
 /// A packet on its way.
 #[derive(Debug, Clone)]
-struct Packet<'a> {
+pub(super) struct Packet<'a> {
     family: Family,
-    protocol: u8,
-    source: u128,
-    destination: u128,
-    local: bool,
-    source_port: Option<u16>,
-    port: u16,
-    in_interface: Option<&'a str>,
-    out_interface: Option<&'a str>,
-    uid: Option<u32>,
-    gid: Option<u32>,
+    pub(super) protocol: u8,
+    pub(super) source: u128,
+    pub(super) destination: u128,
+    pub(super) local: bool,
+    pub(super) source_port: Option<u16>,
+    pub(super) port: u16,
+    pub(super) in_interface: Option<&'a str>,
+    pub(super) out_interface: Option<&'a str>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
     mark: u32,
     connection_mark: u32,
     state: CtStates,
 }
 
 impl<'a> Packet<'a> {
-    fn of(flow: &'a Flow, pod: &'a Surroundings) -> Self {
+    pub(super) fn of(flow: &'a Flow, pod: &'a Surroundings) -> Self {
         let family = flow.family();
         // What comes in is for the pod, where its addresses are not known.
         let unknown = flow.direction == Direction::Inbound && pod.addresses.is_empty();
@@ -191,7 +191,7 @@ impl<'a> Packet<'a> {
 }
 
 /// The source address the kernel would choose; of another host, one that is nobody's.
-fn usual_source(flow: &Flow, pod: &Surroundings, local: bool) -> IpAddr {
+pub(super) fn usual_source(flow: &Flow, pod: &Surroundings, local: bool) -> IpAddr {
     let v4 = flow.destination.is_ipv4();
     match flow.direction {
         Direction::Outbound if local && v4 && flow.destination.is_loopback() => Ipv4Addr::LOCALHOST.into(),
@@ -518,7 +518,7 @@ fn effect(words: &str) -> Effect {
 }
 
 /// A port in the middle of those from which clients connect.
-const EPHEMERAL: u16 = 45_678;
+pub(super) const EPHEMERAL: u16 = 45_678;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Meets {

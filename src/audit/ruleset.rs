@@ -106,6 +106,10 @@ impl FamilyRules {
         self.hooks[hook as usize].iter().map(|&at| &self.chains[at])
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.chains.is_empty()
+    }
+
     /// The chain that a rule jumps to; `None` where there is none.
     pub fn target(&self, chain: &ChainRules, rule: usize) -> Option<&ChainRules> {
         chain.targets.get(rule).copied().flatten().and_then(|at| self.chains.get(at))

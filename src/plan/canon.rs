@@ -355,13 +355,11 @@ impl CanonMatches {
     pub fn without(&self, other: &Self) -> Option<Self> {
         let mut left = self.clone();
         match self.one_apart(other)? {
-            Dimension::Protocol => left.protocol = minus(&self.protocol, &other.protocol),
-            Dimension::SourcePort => left.source_port = minus(&self.source_port, &other.source_port),
-            Dimension::DestinationPort => {
-                left.destination_port = minus(&self.destination_port, &other.destination_port)
-            }
-            Dimension::Source => left.source = minus(&self.source, &other.source),
-            Dimension::Destination => left.destination = minus(&self.destination, &other.destination),
+            Dimension::Protocol => left.protocol = self.protocol.minus(&other.protocol),
+            Dimension::SourcePort => left.source_port = self.source_port.minus(&other.source_port),
+            Dimension::DestinationPort => left.destination_port = self.destination_port.minus(&other.destination_port),
+            Dimension::Source => left.source = self.source.minus(&other.source),
+            Dimension::Destination => left.destination = self.destination.minus(&other.destination),
             Dimension::Uid => left.uid = minus_ids(&self.uid, &other.uid)?,
             Dimension::Gid => left.gid = minus_ids(&self.gid, &other.gid)?,
             Dimension::InInterface | Dimension::OutInterface => return None,
@@ -375,14 +373,10 @@ impl CanonMatches {
     }
 }
 
-fn minus<T: Step>(a: &RangeList<T>, b: &RangeList<T>) -> RangeList<T> {
-    a.intersection(&b.complement())
-}
-
 /// `None` where one of them is negated.
 fn minus_ids(a: &Option<Cond<IdList>>, b: &Option<Cond<IdList>>) -> Option<Option<Cond<IdList>>> {
     match (a, b) {
-        (Some(a), Some(b)) if !a.negated && !b.negated => Some(Some(Cond::is(minus(&a.value, &b.value)))),
+        (Some(a), Some(b)) if !a.negated && !b.negated => Some(Some(Cond::is(a.value.minus(&b.value)))),
         _ => None,
     }
 }
