@@ -1,5 +1,7 @@
 //! Audit: what is intercepted, what escapes, and whether the kernel agrees.
 
+pub mod answer;
+pub mod ask;
 pub mod compare;
 pub mod describe;
 pub mod draw;

@@ -4,6 +4,7 @@ mod args;
 mod clean;
 mod dry_run;
 mod error;
+mod explain;
 mod facts;
 mod init;
 mod logging;
@@ -37,7 +38,8 @@ fn command() -> Command {
         .subcommand(init::init_command())
         .subcommand(init::istio_iptables_command())
         .subcommand(clean::command())
-        .subcommand(render::command());
+        .subcommand(render::command())
+        .subcommand(explain::command());
     logging::with_log_options(command)
 }
 
@@ -74,6 +76,7 @@ fn run_command(matches: &ArgMatches) -> Result<(), CliError> {
         "init" => init::run_matches(Face::Init, matches),
         "istio-iptables" => init::run_matches(Face::IstioIptables, matches),
         "clean" => clean::run(matches),
+        "explain" => explain::run(matches),
         "render" => render::run(matches),
         _ => Err(CliError::Usage(format!("{name} is no command"))),
     }

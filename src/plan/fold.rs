@@ -61,15 +61,19 @@ struct Open {
 
 /// From how many rules on an index pays.
 const MANY: usize = 64;
+/// How many pairs of rules are compared before rules stay as they are written. No
+/// interception needs as many; tables of others, and made up ones, could.
+const MOST_COMPARISONS: usize = 50_000_000;
 
 fn fold(rules: Vec<CanonRule>, dimension: Dimension) -> Vec<CanonRule> {
     let mut open: Vec<Open> = Vec::new();
     // What earlier rules look like but for the dimension. Without it, thousands of rules
     // that differ elsewhere would each be held against all before it.
     let mut seen = (rules.len() >= MANY).then(HashSet::new);
+    let mut left = MOST_COMPARISONS;
     for rule in rules {
         let may_join = seen.as_mut().is_none_or(|seen| !seen.insert(looks(&rule, dimension)));
-        match may_join.then(|| home(&open, &rule, dimension)).flatten() {
+        match may_join.then(|| home(&open, &rule, dimension, &mut left)).flatten() {
             Some(at) => open[at].more.push(rule),
             None => open.push(Open { rule, more: Vec::new() }),
         }
@@ -101,11 +105,12 @@ fn looks(rule: &CanonRule, dimension: Dimension) -> u64 {
 
 /// The earlier rule that `rule` can join: same but for the dimension, and nothing in
 /// between that a packet of `rule` could meet.
-fn home(open: &[Open], rule: &CanonRule, dimension: Dimension) -> Option<usize> {
+fn home(open: &[Open], rule: &CanonRule, dimension: Dimension, left: &mut usize) -> Option<usize> {
     for (at, candidate) in open.iter().enumerate().rev() {
         if candidate.rule.verdict == rule.verdict && candidate.rule.matches.same_but(&rule.matches, dimension) {
             return Some(at);
         }
+        *left = left.checked_sub(1 + candidate.more.len())?;
         let apart = |other: &CanonRule| other.matches.disjoint(&rule.matches);
         if !(apart(&candidate.rule) && candidate.more.iter().all(apart)) {
             return None;

@@ -18,6 +18,7 @@ use std::io;
 
 use crate::backend::iptables::programs::ProgramError;
 use crate::backend::routing::RoutingError;
+use crate::config::given::Given;
 use crate::config::settings::{Settings, SettingsError};
 use crate::config::types::Families;
 use crate::plan::canon::Canon;
@@ -43,6 +44,8 @@ pub struct Source {
     pub pod: Surroundings,
     /// Only of options: what they mean.
     pub settings: Option<Settings>,
+    /// Only of options: their texts, and where they come from.
+    pub given: Option<Given>,
     /// What the user should hear.
     pub notes: Vec<String>,
 }
