@@ -1,7 +1,15 @@
 //! Audit: what is intercepted, what escapes, and whether the kernel agrees.
 
+pub mod answer;
+pub mod ask;
 pub mod compare;
 pub mod describe;
+pub mod draw;
+pub mod escapes;
 pub mod explain;
 pub mod flow;
+pub mod lints;
+pub mod partition;
 pub mod ruleset;
+pub mod schema;
+pub mod source;
