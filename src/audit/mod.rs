@@ -13,3 +13,4 @@ pub mod partition;
 pub mod ruleset;
 pub mod schema;
 pub mod source;
+pub mod verify;
