@@ -12,6 +12,7 @@ mod output;
 mod print_config;
 mod quick;
 mod render;
+mod report;
 mod source;
 mod validate;
 mod verify;

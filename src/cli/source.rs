@@ -161,6 +161,22 @@ pub fn wanted(matches: &ArgMatches, found: Option<&Source>) -> Result<Source, Cl
     of_words(&words, said, &known)
 }
 
+/// The rules of the options behind `--`, and of those behind `--against --`.
+pub fn both(matches: &ArgMatches) -> Result<(Source, Source), CliError> {
+    let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
+    let Some(at) = words.windows(2).position(|pair| pair == ["--against", "--"]) else {
+        return Err(CliError::Usage("--diff needs two lots of options: --diff -- A... --against -- B...".into()));
+    };
+    let said = matches.get_one::<String>("as").map(String::as_str);
+    let known =
+        Known { addresses: addresses(matches, "pod-ip"), dns_servers: dns_servers(matches)?, ..Known::default() };
+    let (before, after) = (of_words(&words[..at], said, &known)?, of_words(&words[at + 2..], said, &known)?);
+    for note in before.notes.iter().chain(after.notes.iter().filter(|note| !before.notes.contains(note))) {
+        warn!("{note}");
+    }
+    Ok((before, after))
+}
+
 /// Refuses options that mean nothing, whatever the pod is like.
 pub fn check_options(matches: &ArgMatches) -> Result<(), CliError> {
     let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
