@@ -12,8 +12,10 @@ mod output;
 mod print_config;
 mod quick;
 mod render;
+mod report;
 mod source;
 mod validate;
+mod verify;
 
 use std::ffi::OsString;
 
@@ -39,6 +41,7 @@ fn command() -> Command {
         .subcommand(init::istio_iptables_command())
         .subcommand(clean::command())
         .subcommand(render::command())
+        .subcommand(verify::command())
         .subcommand(explain::command());
     logging::with_log_options(command)
 }
@@ -76,6 +79,7 @@ fn run_command(matches: &ArgMatches) -> Result<(), CliError> {
         "init" => init::run_matches(Face::Init, matches),
         "istio-iptables" => init::run_matches(Face::IstioIptables, matches),
         "clean" => clean::run(matches),
+        "verify" => verify::run(matches),
         "explain" => explain::run(matches),
         "render" => render::run(matches),
         _ => Err(CliError::Usage(format!("{name} is no command"))),
