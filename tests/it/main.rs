@@ -4,14 +4,17 @@
 mod api;
 mod arbitrary;
 mod bad_input;
+mod busybox;
 mod cli;
 mod closed;
 mod cni_cases;
+mod cni_conf;
 mod cni_lookup;
 mod cni_namespace;
 mod cni_protocol;
 mod conformance;
 mod containerd;
+mod containerd_cni;
 mod cri;
 mod explain;
 mod faults;

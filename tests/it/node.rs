@@ -10,17 +10,19 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
 
 use crate::cri::{
-    Capabilities, ContainerConfig, ContainerId, ContainerMetadata, ContainerSecurity, ContainerStatus,
-    ContainerStatusResponse, CreateContainer, Cri, DnsConfig, EXITED, Empty, ExecSync, ExecSyncResponse, ImageSpec,
-    Int64Value, LinuxContainerConfig, LinuxSandboxConfig, NamespaceOption, PID_PER_CONTAINER, RUNNING, RunSandbox,
-    SandboxConfig, SandboxId, SandboxMetadata, SandboxSecurity, SandboxStatusResponse, StatusResponse,
+    AskSandboxStatus, AskStatus, Capabilities, ContainerConfig, ContainerId, ContainerMetadata, ContainerSecurity,
+    ContainerStatus, ContainerStatusResponse, CreateContainer, Cri, DnsConfig, EXITED, Empty, ExecSync,
+    ExecSyncResponse, ImageSpec, Int64Value, LinuxContainerConfig, LinuxSandboxConfig, NamespaceOption,
+    PID_PER_CONTAINER, PortMapping, RUNNING, RunSandbox, SandboxConfig, SandboxId, SandboxMetadata, SandboxSecurity,
+    SandboxStatusResponse, StatusResponse,
 };
-use crate::fixture::{Namespace, PODWEIR};
-use crate::image;
+use crate::fixture::Namespace;
 use crate::pod::{Probe, Server, ask, serve};
+use crate::{busybox, image};
 
 pub const PODWEIR_IMAGE: &str = "localhost/podweir:test";
 const BUSYBOX_IMAGE: &str = "localhost/busybox:test";
@@ -30,13 +32,21 @@ const PACKAGES: &str = "containerd runc busybox-static containernetworking-plugi
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The first process of the node's own process namespace: when it ends, the kernel ends all
-/// others. It ends when its standard input does, which is a pipe from the test.
-const FIRST_PROCESS: &str = "
-mount -t tmpfs tmpfs /run || exit 1
-mkdir -p /run/containerd
-containerd --config \"$1/containerd.toml\" >\"$1/containerd.log\" 2>&1 </dev/null &
+/// others. It ends when its standard input does, which is a pipe from the test. What the
+/// runtime and its plugins write stays in the test's folder, at the paths they have on a node.
+const FIRST_PROCESS: &str = r#"
+set -e
+mount -t tmpfs tmpfs /run
+mkdir /run/containerd /run/etc /run/work
+mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/etc,workdir=/run/work /etc
+mount -t tmpfs tmpfs /opt
+mount --bind "$1/var-lib" /var/lib
+mkdir -p /etc/cni/net.d /opt/cni/bin
+mount --bind "$1/net.d" /etc/cni/net.d
+mount --bind "$1/bin" /opt/cni/bin
+containerd --config "$1/containerd.toml" >"$1/containerd.log" 2>&1 </dev/null &
 read -r _
-";
+"#;
 
 pub struct Node {
     cri: Option<Cri>,
@@ -50,6 +60,8 @@ pub struct Node {
 pub struct Sandbox {
     pub id: String,
     pub ip: String,
+    /// Where the runtime keeps its network namespace, on the node.
+    pub netns: String,
     config: SandboxConfig,
 }
 
@@ -61,20 +73,18 @@ pub struct Rights {
 }
 
 impl Node {
-    /// Starts containerd with the plugins of a chain. The node takes what pods send to
-    /// anywhere and answers "outside".
-    pub fn start(plugins: Value) -> Self {
+    /// Starts containerd with a chain of plugins. The node takes what pods send to anywhere
+    /// and answers "outside".
+    pub fn start(chain: &Value) -> Self {
         need_programs();
         let namespace = Namespace::bare("nameserver 10.96.0.10\n");
         let folder = namespace.directory().to_owned();
-        for name in ["net.d", "bin", "logs"] {
+        for name in ["net.d", "bin", "logs", "var-lib"] {
             std::fs::create_dir(folder.join(name)).unwrap();
         }
         for plugin in ["bridge", "host-local", "portmap", "loopback"] {
             symlink(Path::new(PLUGINS).join(plugin), folder.join("bin").join(plugin)).unwrap();
         }
-        symlink(PODWEIR, folder.join("bin/podweir")).unwrap();
-        let chain = json!({ "cniVersion": "1.0.0", "name": "pods", "plugins": plugins });
         std::fs::write(folder.join("net.d/10-pods.conflist"), chain.to_string()).unwrap();
         std::fs::write(folder.join("containerd.toml"), configuration(&folder)).unwrap();
 
@@ -102,7 +112,7 @@ impl Node {
         let begin = Instant::now();
         loop {
             let error = match Cri::connect(&socket) {
-                Ok(cri) => match cri.call("Status", Empty {}) {
+                Ok(cri) => match cri.call("Status", AskStatus { verbose: false }) {
                     Ok(StatusResponse { .. }) => return cri,
                     Err(e) => e,
                 },
@@ -124,7 +134,7 @@ impl Node {
     }
 
     fn answer_for_everyone(&self) -> Server {
-        let rules = "table inet anyone { chain prerouting { type nat hook prerouting priority -100; iifname \"cni0\" meta l4proto { tcp, udp } fib daddr type != local redirect to :9; }; }";
+        let rules = "table inet anyone { chain prerouting { type nat hook prerouting priority -100; iifname \"cni*\" meta l4proto { tcp, udp } fib daddr type != local redirect to :9; }; }";
         let output = self.namespace.feed("nft", &["-f", "-"], &[], rules);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         self.namespace.run(|| serve(&[("outside", 9)], 0, 0))
@@ -134,7 +144,7 @@ impl Node {
     fn import(&self) {
         let podweir = self.folder().join("podweir.tar");
         image::build(&podweir, PODWEIR_IMAGE);
-        for archive in [podweir, busybox_image(&self.folder().join("busybox"))] {
+        for archive in [podweir, busybox::image(&self.folder().join("busybox"), BUSYBOX_IMAGE)] {
             let archive = archive.to_str().unwrap();
             let socket = self.folder().join("containerd.sock");
             // The runtime's own tool, as an engineer without a registry uses it.
@@ -171,8 +181,41 @@ impl Node {
         self.call(method, request).unwrap_or_else(|e| panic!("{method}: {e}\n{}", self.log()))
     }
 
-    /// RunPodSandbox as a kubelet calls it.
-    pub fn run_sandbox(&self, namespace: &str, name: &str, annotations: &[(&str, &str)]) -> Result<Sandbox, String> {
+    /// Waits until the runtime has noticed that a plugin is in its chain.
+    pub fn wait_for_plugin(&self, name: &str) {
+        let begin = Instant::now();
+        loop {
+            let status: StatusResponse = self.must("Status", AskStatus { verbose: true });
+            let networks = &status.info["cniconfig"];
+            if networks.contains(&format!("\"{name}\"")) {
+                return;
+            }
+            assert!(begin.elapsed() < PATIENCE, "{name} is not in {networks}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Starts a container that belongs to no pod, and gives its process id.
+    pub fn run_without_kubernetes(&self, name: &str) -> u32 {
+        let socket = self.folder().join("containerd.sock");
+        let runtime = ["-a", socket.to_str().unwrap(), "-n", "k8s.io"];
+        let cgroup = format!("{}/{name}", self.cgroup);
+        let run = ["run", "--detach", "--cni", "--snapshotter", "native", "--cgroup", &cgroup, BUSYBOX_IMAGE, name];
+        self.print("ctr", &[&runtime[..], &run].concat());
+        let tasks = self.print("ctr", &[&runtime[..], &["tasks", "ls"]].concat());
+        let line = tasks.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// RunPodSandbox as a kubelet calls it. `host_port`: a port of the node that leads to the
+    /// pod's port 8080.
+    pub fn run_sandbox(
+        &self,
+        namespace: &str,
+        name: &str,
+        annotations: &[(&str, &str)],
+        host_port: Option<i32>,
+    ) -> Result<Sandbox, String> {
         let uid = format!("6f1b63a2-0000-4000-8000-{:012}", std::process::id());
         let labels = [
             ("io.kubernetes.pod.name", name),
@@ -191,8 +234,12 @@ impl Node {
                 servers: vec!["10.96.0.10".into()],
                 searches: vec!["svc.cluster.local".into()],
             }),
+            port_mappings: host_port
+                .map(|host_port| PortMapping { container_port: 8080, host_port })
+                .into_iter()
+                .collect(),
             labels: owned(&labels),
-            annotations: owned(annotations),
+            annotations: owned(&[&[("kubernetes.io/config.source", "api")], annotations].concat()),
             linux: Some(LinuxSandboxConfig {
                 cgroup_parent: self.cgroup.clone(),
                 security_context: Some(SandboxSecurity { namespaces: Some(namespaces) }),
@@ -200,9 +247,17 @@ impl Node {
         };
         std::fs::create_dir_all(&config.log_directory).unwrap();
         let SandboxId { id } = self.call("RunPodSandbox", RunSandbox { config: Some(config.clone()) })?;
-        let status: SandboxStatusResponse = self.must("PodSandboxStatus", SandboxId { id: id.clone() });
-        let ip = status.status.and_then(|status| status.network).map(|network| network.ip).unwrap_or_default();
-        Ok(Sandbox { id, ip, config })
+        let status: SandboxStatusResponse =
+            self.must("PodSandboxStatus", AskSandboxStatus { id: id.clone(), verbose: true });
+        let info: Value = serde_json::from_str(&status.info["info"]).unwrap();
+        let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array().unwrap();
+        let netns = namespaces.iter().find(|namespace| namespace["type"] == "network").unwrap();
+        Ok(Sandbox {
+            id,
+            ip: status.status.and_then(|status| status.network).map(|network| network.ip).unwrap_or_default(),
+            netns: netns["path"].as_str().unwrap().to_owned(),
+            config,
+        })
     }
 
     pub fn stop(&self, sandbox: &Sandbox) -> Result<(), String> {
@@ -294,17 +349,45 @@ impl Node {
         }
     }
 
-    /// Who answers a connection from the node to a pod.
-    pub fn connect_to(&self, sandbox: &Sandbox, port: u16) -> String {
-        let probe = Probe::parse(&format!("in tcp to {} {port}", sandbox.ip));
+    /// Who answers a connection from the node.
+    pub fn connect_to(&self, address: &str, port: u16) -> String {
+        let probe = Probe::parse(&format!("in tcp to {address} {port}"));
         self.namespace.run(|| ask(&probe)).trim().to_owned()
+    }
+
+    /// Runs a closure in the node's network.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.namespace.run(work)
+    }
+
+    /// Runs a closure in the network namespace that has this path on the node.
+    pub fn run_in<T: Send>(&self, netns: &str, work: impl FnOnce() -> T + Send) -> T {
+        let netns = File::open(format!("/proc/{}/root{netns}", self.first_process())).unwrap();
+        std::thread::scope(|scope| {
+            let entered = scope.spawn(|| {
+                setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            });
+            entered.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn first_process(&self) -> String {
+        let children = format!("/proc/{0}/task/{0}/children", self.machine.id());
+        std::fs::read_to_string(children).unwrap().trim().to_owned()
+    }
+
+    /// Runs a program on the node, which must succeed, and gives what it printed.
+    pub fn print(&self, program: &str, arguments: &[&str]) -> String {
+        let output = self.command(program, arguments, &[], "");
+        assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Runs a program where containerd runs: in its network, mounts and processes.
     pub fn command(&self, program: &str, arguments: &[&str], variables: &[(&str, &str)], input: &str) -> Output {
-        let children = format!("/proc/{0}/task/{0}/children", self.machine.id());
-        let first = std::fs::read_to_string(children).unwrap();
-        let enter = ["--target", first.trim(), "--mount", "--net", "--pid", "--", program];
+        let first = self.first_process();
+        let enter = ["--target", &first, "--mount", "--net", "--pid", "--", program];
         self.namespace.feed("nsenter", &[&enter[..], arguments].concat(), variables, input)
     }
 }
@@ -379,9 +462,6 @@ path = "{folder}/opt"
 sandbox_image = "{BUSYBOX_IMAGE}"
 restrict_oom_score_adj = true
 disable_apparmor = true
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "{folder}/bin"
-conf_dir = "{folder}/net.d"
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "native"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
@@ -390,33 +470,4 @@ runtime_type = "io.containerd.runc.v2"
 SystemdCgroup = false
 "#
     )
-}
-
-/// An image of one program, which sleeps if nothing else is asked of it: Docker's old
-/// format, with the layer's digest where the configuration wants it.
-fn busybox_image(folder: &Path) -> PathBuf {
-    let run = |program: &str, arguments: &[&str]| {
-        let output = Command::new(program).args(arguments).current_dir(folder).output().unwrap();
-        assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
-    std::fs::create_dir_all(folder.join("root/bin")).unwrap();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let busybox = std::env::split_paths(&path).map(|p| p.join("busybox")).find(|p| p.exists()).unwrap();
-    std::fs::copy(busybox, folder.join("root/bin/busybox")).unwrap();
-    run("tar", &["-C", "root", "-cf", "layer.tar", "bin"]);
-    let digest = run("sha256sum", &["layer.tar"]);
-    let digest = digest.split_whitespace().next().unwrap();
-    let config = json!({
-        "architecture": std::env::consts::ARCH.replace("x86_64", "amd64").replace("aarch64", "arm64"),
-        "os": "linux",
-        "config": { "Cmd": ["/bin/busybox", "sleep", "1000000"], "Env": ["PATH=/bin"] },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
-    });
-    let manifest = json!([{ "Config": "config.json", "RepoTags": [BUSYBOX_IMAGE], "Layers": ["layer.tar"] }]);
-    for (name, content) in [("config.json", config), ("manifest.json", manifest)] {
-        serde_json::to_writer(File::create(folder.join(name)).unwrap(), &content).unwrap();
-    }
-    run("tar", &["-cf", "image.tar", "manifest.json", "config.json", "layer.tar"]);
-    folder.join("image.tar")
 }
