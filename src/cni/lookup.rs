@@ -72,7 +72,8 @@ impl Failure {
 
     /// Whether trying again is of no use.
     fn is_final(&self) -> bool {
-        matches!(self, Self::Refused { status: 401, .. })
+        use KubeconfigError::WorldWritable;
+        matches!(self, Self::Refused { status: 401, .. } | Self::Kubeconfig(WorldWritable { .. }))
     }
 }
 

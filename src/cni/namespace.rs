@@ -223,3 +223,20 @@ fn drift(plan: &Plan, wanted: Option<Kind>, readings: &[(Kind, Reading)]) -> Res
         _ => format!("{more} more differences; {hint}"),
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_in_a_namespace_is_an_error_and_nothing_more() {
+        let own = || netns::current().unwrap().inode;
+        let before = own();
+        let deadline = Deadline { started: Instant::now(), timeout: Duration::from_secs(10) };
+        let there = Netns::open(Path::new("/proc/thread-self/ns/net")).unwrap();
+        let result: Result<(), CniError> = inside(there, deadline, &Answer::default(), |_| panic!("boom"));
+        let error = result.unwrap_err();
+        assert!(error.code == Code::Internal && error.msg.contains("boom"), "{error}");
+        assert_eq!(own(), before);
+    }
+}

@@ -193,7 +193,7 @@ impl Call {
 
     fn lookup_problem(&self) -> Option<String> {
         let run_dir = &self.netconf.run_dir;
-        match kubeconfig::find(run_dir) {
+        match kubeconfig::open(run_dir) {
             // Without Kubernetes the netconf says all there is to say.
             Err(KubeconfigError::Missing(_)) if self.netconf.intercepts => None,
             Err(e) => Some(format!("pods cannot be looked up: {e}")),

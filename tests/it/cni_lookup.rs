@@ -14,7 +14,7 @@ fn refusal(cluster: &Cluster) -> (u64, String) {
     let before = cluster.namespace.everything();
     let started = Instant::now();
     let error = cluster.add().key("timeout", json!(1.5)).call().error();
-    assert!(started.elapsed() < Duration::from_millis(2500), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
     assert_eq!(cluster.namespace.everything(), before);
     assert!(error.1.contains("podweir cannot read pod shop/web-0: "), "{}", error.1);
     error
@@ -25,7 +25,7 @@ fn an_expired_token_ends_the_tries_and_is_named() {
     let cluster = Cluster::with(Api::start(|_| Answer::Refuse(401, "Unauthorized")));
     let started = Instant::now();
     let (code, message) = cluster.add().call().error();
-    assert!(started.elapsed() < Duration::from_secs(2));
+    assert!(started.elapsed() < Duration::from_secs(5));
     assert_eq!((code, cluster.api.requests()), (101, 1));
     assert!(
         message.contains("podweir cannot read pod shop/web-0: Unauthorized; the agent's token has expired – is the podweir-node pod on this node running?"),

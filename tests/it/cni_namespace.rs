@@ -170,8 +170,7 @@ fn pods_with_a_user_namespace_of_their_own_work_on_every_backend() {
 fn the_nodes_iptables_lock_is_not_the_pods() {
     let cluster = Cluster::new(&sidecar(json!({})));
     let lock = File::options().create(true).truncate(false).write(true).open("/run/xtables.lock").unwrap();
-    let held = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock);
-    let held = held.unwrap_or_else(|_| panic!("somebody is using the node's lock"));
+    let held = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive).unwrap_or_else(|_| panic!("flock"));
     let started = Instant::now();
     cluster.add().key("backend", json!("iptables-legacy")).call().ok();
     assert!(started.elapsed() < Duration::from_secs(5));
@@ -194,6 +193,20 @@ fn a_failed_add_leaves_the_namespace_as_it_was() {
     drop(held);
     assert_eq!(cluster.namespace.everything(), before);
     assert!(cluster.run_dir.states().is_empty());
+}
+
+#[test]
+fn a_program_that_hangs_does_not_hang_the_pod() {
+    use std::os::unix::fs::PermissionsExt;
+    let cluster = Cluster::new(&sidecar(json!({})));
+    let program = cluster.run_dir.path().join("iptables-legacy-restore");
+    std::fs::write(&program, "#!/bin/sh\nexec /bin/sleep 7\n").unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let add = cluster.add().key("backend", json!("iptables-legacy")).key("timeout", json!(1));
+    let started = Instant::now();
+    let (code, message) = add.variable("PATH", cluster.run_dir.path().to_str().unwrap()).call().error();
+    assert!(code == 11 && message.contains("not done within 1s"), "{message}");
+    assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The protocol: what runtimes really send, and what none should.
 
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 
 use serde_json::{Value, json};
 
@@ -154,6 +155,11 @@ fn del_succeeds_whatever_comes_and_as_often_as_it_comes() {
     let cluster = Cluster::new(&sidecar(json!({})));
     cluster.add().call().ok();
     assert_eq!(cluster.run_dir.states(), ["abc:eth0.json"]);
+    let mode = |name: &str| std::fs::metadata(cluster.run_dir.path().join(name)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(
+        (mode("attachments") & 0o022, mode("attachments/abc:eth0.json"), mode("plugin.log") & 0o027),
+        (0, 0o600, 0)
+    );
     let del = cluster.add().verb("DEL");
     // StopPodSandbox, then RemovePodSandbox.
     let stop = del.clone().key("prevResult", json!({ "cniVersion": "1.0.0" }));
