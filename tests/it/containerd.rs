@@ -4,7 +4,8 @@
 use serde_json::Value;
 
 use crate::cni_conf;
-use crate::node::{Container, Node, Rights, Sandbox};
+use crate::containers::{Container, Rights};
+use crate::node::{Node, Sandbox};
 
 /// What an injector writes into a pod, with one more port left alone.
 const INJECTED: &[&str] = &[

@@ -17,6 +17,7 @@ mod cni_protocol;
 mod conformance;
 mod containerd;
 mod containerd_cni;
+mod containers;
 mod cri;
 mod explain;
 mod faults;
