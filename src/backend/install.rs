@@ -14,7 +14,7 @@ use crate::audit::compare;
 use crate::config::settings::BackendChoice;
 use crate::config::types::{Families, Family, Mark};
 use crate::plan::canon::Canon;
-use crate::plan::model::{ChainName, Plan, Routing, Table, Verdict};
+use crate::plan::model::{ChainName, Plan, Routing, Table};
 use crate::sys::lock::{self, LockError};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns;
@@ -563,14 +563,7 @@ fn survey_error(source: io::Error) -> InstallError {
 
 /// The marks that the rules found set or ask for.
 fn marks(found: &Found) -> Vec<Mark> {
-    let rules = found.readings.iter().flat_map(|(_, reading)| &reading.plan.chains).flat_map(|chain| &chain.rules);
-    let marks = rules.filter_map(|rule| match &rule.verdict {
-        Verdict::Tproxy { mark, .. } => Some(*mark),
-        Verdict::SetMark(mark) => Some(Mark::new(mark.value)),
-        Verdict::SaveMark => rule.matches.mark.as_ref().map(|c| Mark::new(c.value.value)),
-        _ => None,
-    });
-    marks.filter(|mark| *mark != Mark::OUTBOUND).collect()
+    found.readings.iter().flat_map(|(_, reading)| reading.plan.marks()).collect()
 }
 
 /// Whether exactly the plan's rules were found. Comparing with nothing would only take time.

@@ -4,13 +4,18 @@ mod args;
 mod clean;
 mod dry_run;
 mod error;
+mod explain;
 mod facts;
 mod init;
 mod logging;
 mod output;
 mod print_config;
 mod quick;
+mod render;
+mod report;
+mod source;
 mod validate;
+mod verify;
 
 use std::ffi::OsString;
 
@@ -34,7 +39,10 @@ fn command() -> Command {
         .disable_help_subcommand(true)
         .subcommand(init::init_command())
         .subcommand(init::istio_iptables_command())
-        .subcommand(clean::command());
+        .subcommand(clean::command())
+        .subcommand(render::command())
+        .subcommand(verify::command())
+        .subcommand(explain::command());
     logging::with_log_options(command)
 }
 
@@ -71,6 +79,9 @@ fn run_command(matches: &ArgMatches) -> Result<(), CliError> {
         "init" => init::run_matches(Face::Init, matches),
         "istio-iptables" => init::run_matches(Face::IstioIptables, matches),
         "clean" => clean::run(matches),
+        "verify" => verify::run(matches),
+        "explain" => explain::run(matches),
+        "render" => render::run(matches),
         _ => Err(CliError::Usage(format!("{name} is no command"))),
     }
 }
