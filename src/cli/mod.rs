@@ -1,6 +1,7 @@
 //! What is typed: one file per subcommand, thin.
 
 mod args;
+mod audit;
 mod clean;
 mod dry_run;
 mod error;
@@ -38,6 +39,7 @@ fn command() -> Command {
         .subcommand(init::init_command())
         .subcommand(init::istio_iptables_command())
         .subcommand(clean::command())
+        .subcommand(audit::command())
         .subcommand(render::command())
         .subcommand(explain::command());
     logging::with_log_options(command)
@@ -76,6 +78,7 @@ fn run_command(matches: &ArgMatches) -> Result<(), CliError> {
         "init" => init::run_matches(Face::Init, matches),
         "istio-iptables" => init::run_matches(Face::IstioIptables, matches),
         "clean" => clean::run(matches),
+        "audit" => audit::run(matches),
         "explain" => explain::run(matches),
         "render" => render::run(matches),
         _ => Err(CliError::Usage(format!("{name} is no command"))),
