@@ -66,7 +66,7 @@ pub fn matches(m: &CanonMatches, family: Family) -> String {
 /// A verdict in words.
 pub fn verdict(verdict: &Verdict) -> String {
     match verdict {
-        Verdict::Continue => "nothing".into(),
+        Verdict::Continue => "go on".into(),
         Verdict::Return => "return".into(),
         Verdict::Accept => "accept".into(),
         Verdict::Drop => "drop".into(),

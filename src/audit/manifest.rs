@@ -227,8 +227,8 @@ impl Container<'_> {
         }
         // Root has CAP_SETUID and CAP_SETGID unless they are taken away.
         let dropped = self.capabilities("drop");
-        let can_switch = !dropped.contains(&"ALL") && !(dropped.contains(&"SETUID") && dropped.contains(&"SETGID"));
-        let can_switch = can_switch || added.iter().any(|name| ["SETUID", "SETGID"].contains(name));
+        let has = |name: &str| !dropped.contains(&"ALL") && !dropped.contains(&name);
+        let can_switch = has("SETUID") || has("SETGID") || added.iter().any(|name| ["SETUID", "SETGID"].contains(name));
         if self.id("runAsUser") == Some(0) && can_switch {
             let message = "it runs as root with CAP_SETUID: it can become the proxy's user".into();
             return Some(lint(Severity::Low, message, "run it as another user, or drop SETUID and SETGID"));

@@ -204,6 +204,17 @@ impl Ruleset {
         out
     }
 
+    /// Gives both the listeners of either.
+    pub fn share_listeners(&mut self, other: &mut Self) {
+        let mut all = self.v4.listeners.clone();
+        all.extend(&other.v4.listeners);
+        all.sort_unstable();
+        all.dedup();
+        for rules in [&mut self.v4, &mut self.v6, &mut other.v4, &mut other.v6] {
+            rules.listeners.clone_from(&all);
+        }
+    }
+
     pub fn family(&self, family: Family) -> &FamilyRules {
         if family == Family::V4 { &self.v4 } else { &self.v6 }
     }

@@ -13,8 +13,10 @@ mod output;
 mod print_config;
 mod quick;
 mod render;
+mod report;
 mod source;
 mod validate;
+mod verify;
 
 use std::ffi::OsString;
 
@@ -41,6 +43,7 @@ fn command() -> Command {
         .subcommand(clean::command())
         .subcommand(audit::command())
         .subcommand(render::command())
+        .subcommand(verify::command())
         .subcommand(explain::command());
     logging::with_log_options(command)
 }
@@ -79,6 +82,7 @@ fn run_command(matches: &ArgMatches) -> Result<(), CliError> {
         "istio-iptables" => init::run_matches(Face::IstioIptables, matches),
         "clean" => clean::run(matches),
         "audit" => audit::run(matches),
+        "verify" => verify::run(matches),
         "explain" => explain::run(matches),
         "render" => render::run(matches),
         _ => Err(CliError::Usage(format!("{name} is no command"))),

@@ -13,7 +13,7 @@ use crate::audit::source::dump::Text;
 use crate::audit::source::live::Live;
 use crate::audit::source::options::Known;
 use crate::audit::source::{Source, SourceError, dump, live, options};
-use crate::config::given::{Environment, process_environment};
+use crate::config::given::{Environment, Given, process_environment};
 use crate::config::settings::{Face, Run};
 use crate::config::types::Family;
 use crate::sys::netns;
@@ -157,11 +157,36 @@ pub fn known(matches: &ArgMatches, found: Option<&Source>) -> Result<Known, CliE
             ..Known::default()
         },
     };
-    let files = root_of(matches);
-    // Only of use for names of users and groups; without the files names are not known.
-    known.passwd = files.read("etc/passwd").unwrap_or_default();
-    known.group = files.read("etc/group").unwrap_or_default();
+    if found.is_some() {
+        let files = root_of(matches);
+        // Only of use for names of users and groups; without the files names are not known.
+        known.passwd = files.read("etc/passwd").unwrap_or_default();
+        known.group = files.read("etc/group").unwrap_or_default();
+    }
     Ok(known)
+}
+
+/// The rules of the options behind `--`, and of those behind `--against --`.
+pub fn both(matches: &ArgMatches) -> Result<(Source, Source), CliError> {
+    let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
+    let Some(at) = words.windows(2).position(|pair| pair == ["--against", "--"]) else {
+        return Err(CliError::Usage("--diff needs two lots of options: --diff -- A... --against -- B...".into()));
+    };
+    let said = matches.get_one::<String>("as").map(String::as_str);
+    let known =
+        Known { addresses: addresses(matches, "pod-ip"), dns_servers: dns_servers(matches)?, ..Known::default() };
+    let (before, after) = (of_words(&words[..at], said, &known)?, of_words(&words[at + 2..], said, &known)?);
+    for note in before.notes.iter().chain(after.notes.iter().filter(|note| !before.notes.contains(note))) {
+        warn!("{note}");
+    }
+    Ok((before, after))
+}
+
+/// Refuses options that mean nothing, whatever the pod is like.
+pub fn check_options(matches: &ArgMatches) -> Result<(), CliError> {
+    let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
+    let said = matches.get_one::<String>("as").map(String::as_str);
+    given_of("behind --", &words, said, &process_environment).map(|_| ())
 }
 
 /// The rules that options mean.
@@ -177,6 +202,17 @@ pub fn of_words_in(
     known: &Known,
     environment: Environment,
 ) -> Result<Source, CliError> {
+    let (given, face) = given_of(place, words, said, environment)?;
+    Ok(options::read(&given, face, known)?)
+}
+
+/// The options that words give, in the face they are meant for.
+fn given_of(
+    place: &str,
+    words: &[&str],
+    said: Option<&str>,
+    environment: Environment,
+) -> Result<(Given, Face), CliError> {
     // A container's arguments begin with the face.
     let (named, words) = match words.split_first() {
         Some((&name @ ("init" | "istio-iptables"), rest)) => (Some(name), rest),
@@ -200,7 +236,7 @@ pub fn of_words_in(
     })?;
     let given = args::given(&matches, environment);
     Run::resolve(&given, face)?;
-    Ok(options::read(&given, face, known)?)
+    Ok((given, face))
 }
 
 /// The files named, or standard input.
@@ -257,6 +293,6 @@ impl Root {
 fn root_of(matches: &ArgMatches) -> Root {
     Root(match matches.get_one::<u32>("pid") {
         Some(pid) => Some(format!("/proc/{pid}/root").into()),
-        None => matches.get_flag("live").then(|| "/".into()),
+        None => (!matches.contains_id("netns") && !matches.contains_id("dump")).then(|| "/".into()),
     })
 }

@@ -3,7 +3,7 @@
 //! put together by the reason for it. Classes share no flow.
 
 mod classify;
-mod example;
+pub mod example;
 pub mod kind;
 pub mod words;
 

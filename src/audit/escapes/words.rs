@@ -25,7 +25,7 @@ pub fn flows(escape: &Escape, space: &Space) -> Vec<String> {
 }
 
 /// A set of flows in one line: only what tells it from all flows of its scope.
-fn set(family: Family, scope: Scope, flows: &Cube, space: &Space) -> String {
+pub fn set(family: Family, scope: Scope, flows: &Cube, space: &Space) -> String {
     let whole = space.whole(family, scope);
     let outbound = scope.direction() == Direction::Outbound;
     let mut out = vec![protocols(&flows.protocol)];

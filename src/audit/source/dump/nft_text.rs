@@ -48,6 +48,8 @@ impl<'a> Reader<'a> {
             match token {
                 Token::End | Token::Sign(';') => {}
                 Token::Word("table") => self.table()?,
+                // A script empties a table before it fills it.
+                Token::Word("delete") => drop(self.line()?),
                 other => {
                     let shown = other.text().unwrap_or("a sign").chars().take(40).collect::<String>();
                     return Err(format!(
@@ -65,6 +67,9 @@ impl<'a> Reader<'a> {
         let (family, name) = match self.token()? {
             Token::Sign('{') => ("ip", first),
             name => {
+                if self.words.peek()? == Some(Token::End) {
+                    return Ok(());
+                }
                 self.expect('{')?;
                 (first, name.text().ok_or("a name is missing")?)
             }
