@@ -21,7 +21,7 @@ const PADDING: usize = 10;
 const HEADER: usize = 40;
 /// Between boxes of a column, and between columns.
 const GAP: usize = 26;
-const GUTTER: usize = 92;
+const GUTTER: usize = 72;
 /// How far an escape sticks out of its box.
 const TIP: usize = 16;
 const BADGE_HEIGHT: usize = 22;

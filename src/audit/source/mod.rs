@@ -23,6 +23,7 @@ use crate::config::settings::{Settings, SettingsError};
 use crate::config::types::Families;
 use crate::plan::canon::Canon;
 use crate::plan::model::{Plan, Routing};
+use crate::plan::why::Why;
 
 use super::flow::Surroundings;
 use super::ruleset::Ruleset;
@@ -65,6 +66,20 @@ impl Source {
         }
         plan.routing = self.routing.clone().unwrap_or_default();
         plan
+    }
+
+    /// The owners whose traffic the rules let out as the proxy's own.
+    pub fn proxy_owners(&self) -> (Vec<u32>, Vec<u32>) {
+        let plan = self.plan();
+        let rules = plan.chains.iter().flat_map(|chain| &chain.rules).filter(|rule| rule.why == Why::ProxyOwn);
+        let (mut uids, mut gids) = (Vec::new(), Vec::new());
+        for rule in rules {
+            for (cond, into) in [(&rule.matches.uid, &mut uids), (&rule.matches.gid, &mut gids)] {
+                let single = cond.iter().filter(|cond| !cond.negated).flat_map(|cond| cond.value.iter());
+                into.extend(single.map(|(first, _)| first));
+            }
+        }
+        (uids, gids)
     }
 
     /// The same in the form in which plans are compared.
