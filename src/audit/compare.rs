@@ -28,6 +28,8 @@ pub struct Difference {
     pub what: String,
     /// The reason for it, where one is known.
     pub why: Option<String>,
+    /// Of a rule that differs in a list only what differs.
+    pub rule: Option<CanonRule>,
 }
 
 impl std::fmt::Display for Difference {
@@ -61,6 +63,7 @@ pub fn differences(want: &Canon, have: &Canon) -> Vec<Difference> {
                     place: Some((family, place.0, place.1.clone())),
                     what: describe::rule(&rule, family),
                     why: Some(rule.why().sentence().to_owned()),
+                    rule: Some(rule),
                 });
             }
         }
@@ -136,7 +139,7 @@ fn rules<'a>(want: &'a [CanonRule], have: &'a [CanonRule], mut each: impl FnMut(
 }
 
 fn routing(want: &Routing, have: &Routing, out: &mut Vec<Difference>) {
-    let mut push = |side, what: String| out.push(Difference { side, place: None, what, why: None });
+    let mut push = |side, what: String| out.push(Difference { side, place: None, what, why: None, rule: None });
     let mut both = |a: &Routing, b: &Routing, side| {
         for rule in a.rules.iter().filter(|r| !b.rules.contains(r)) {
             push(side, format!("the {} rule 'fwmark {} lookup {}'", rule.family, rule.mark, rule.table));

@@ -5,6 +5,8 @@ use crate::config::types::{Family, Interface, Networks};
 use crate::plan::canon::{Addresses, CanonMatches, CanonRule, cover};
 use crate::plan::model::{Cond, CtStates, Verdict, protocol};
 
+use super::partition::cube::all_addresses;
+
 /// The most items of a list that are written out.
 const SHOWN: usize = 6;
 
@@ -27,10 +29,10 @@ pub fn matches(m: &CanonMatches, family: Family) -> String {
                 .concat(),
         ));
     }
-    let whole = if family == Family::V4 { u128::from(u32::MAX) } else { u128::MAX };
+    let whole = all_addresses(family);
     for (word, addresses) in [("from", &m.source), ("to", &m.destination)] {
-        if !addresses.iter().eq([(0, whole)]) {
-            out.push(format!("{word} {}", networks(addresses, family, whole)));
+        if *addresses != whole {
+            out.push(format!("{word} {}", networks(addresses, family, &whole)));
         }
     }
     for (word, ports) in [("from port", &m.source_port), ("port", &m.destination_port)] {
@@ -64,7 +66,7 @@ pub fn matches(m: &CanonMatches, family: Family) -> String {
 /// A verdict in words.
 pub fn verdict(verdict: &Verdict) -> String {
     match verdict {
-        Verdict::Continue => "nothing".into(),
+        Verdict::Continue => "go on".into(),
         Verdict::Return => "return".into(),
         Verdict::Accept => "accept".into(),
         Verdict::Drop => "drop".into(),
@@ -87,7 +89,7 @@ fn not<T>(cond: &Cond<T>) -> &'static str {
     if cond.negated { "not " } else { "" }
 }
 
-fn list(mut items: Vec<String>) -> String {
+pub(in crate::audit) fn list(mut items: Vec<String>) -> String {
     let more = items.len().saturating_sub(SHOWN);
     items.truncate(SHOWN);
     if more > 0 {
@@ -96,18 +98,19 @@ fn list(mut items: Vec<String>) -> String {
     items.join(",")
 }
 
-fn spans<T: Step>(ranges: &RangeList<T>) -> Vec<String> {
+pub(in crate::audit) fn spans<T: Step>(ranges: &RangeList<T>) -> Vec<String> {
     ranges.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") }).collect()
 }
 
 /// A set of numbers, or what is missing from it where that is shorter.
-fn numbers(ports: &RangeList<u16>) -> String {
+pub(in crate::audit) fn numbers(ports: &RangeList<u16>) -> String {
     let rest = ports.complement();
     if rest.len() < ports.len() { format!("not {}", list(spans(&rest))) } else { list(spans(ports)) }
 }
 
-fn networks(addresses: &Addresses, family: Family, whole: u128) -> String {
-    let rest = addresses.complement().intersection(&Addresses::new([(0, whole)]));
+/// Some of all addresses, or what is missing from them where that is shorter.
+pub(in crate::audit) fn networks(addresses: &Addresses, family: Family, all: &Addresses) -> String {
+    let rest = all.minus(addresses);
     let (prefix, shown) = if rest.len() < addresses.len() { ("not ", &rest) } else { ("", addresses) };
     let mut nets = Networks::default();
     shown.iter().take(SHOWN * 2).for_each(|(a, b)| cover(family, a, b, &mut nets));

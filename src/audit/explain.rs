@@ -3,15 +3,16 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::config::types::{Family, Interface};
+use crate::config::types::{Family, Interface, Port};
 use crate::plan::canon::{CanonMatches, CanonRule, number};
-use crate::plan::model::{Cond, CtStates, Masked, Verdict, protocol};
+use crate::plan::model::{ChainName, Cond, CtStates, Masked, Verdict, protocol};
+use crate::plan::why::Why;
 
 use super::flow::{Direction, Flow, Surroundings, Taker};
-use super::ruleset::{ChainRules, FamilyRules, Hook, Ruleset, redirect_taker};
+use super::ruleset::{ChainRules, FamilyRules, Hook, Ruleset};
 
 /// How deep chains may call each other (`NFT_JUMP_STACK_SIZE`).
-const DEPTH: usize = 16;
+pub(super) const DEPTH: usize = 16;
 
 /// Who gets a flow, and the rule that decided.
 #[derive(Debug, Clone)]
@@ -19,6 +20,15 @@ pub struct Answer<'a> {
     pub taker: Taker,
     /// `None`: no rule says anything about it.
     pub decider: Option<Decider<'a>>,
+    /// The reason for that part of the rule that the flow meets.
+    pub why: Option<&'a Why>,
+}
+
+impl<'a> Answer<'a> {
+    /// Nobody can tell, because of this rule.
+    pub fn unknown(because: Option<Decider<'a>>) -> Self {
+        Self { taker: Taker::Unknown, decider: because, why: because.map(|decider| decider.rule.why()) }
+    }
 }
 
 /// A rule and where it stands.
@@ -28,11 +38,20 @@ pub struct Decider<'a> {
     pub rule: &'a CanonRule,
 }
 
+impl Decider<'_> {
+    fn is(&self, other: &Decider) -> bool {
+        std::ptr::eq(self.rule, other.rule)
+    }
+}
+
 /// What happens on the way, for those who want to see all of it.
 pub trait Trace<'a> {
     fn hook(&mut self, _hook: Hook, _chain: &'a ChainRules) {}
     fn rule(&mut self, _chain: &'a ChainRules, _rule: &'a CanonRule) {}
+    /// Whether the rule applies is not known; it is taken not to.
+    fn passed(&mut self, _chain: &'a ChainRules, _rule: &'a CanonRule) {}
     fn note(&mut self, _note: &str) {}
+    fn mark(&mut self, _what: &str, _mark: u32) {}
 }
 
 /// For those who want only the answer.
@@ -40,8 +59,33 @@ pub struct NoTrace;
 
 impl Trace<'_> for NoTrace {}
 
-/// Walks a flow through a ruleset.
+/// How often a flow is walked again when rules have conditions that are not understood.
+const MOST_WALKS: usize = 256;
+
+/// Walks a flow through a ruleset. Where it is not known whether a rule applies, both are
+/// tried: what comes out either way is certain, and where it differs the rule is named.
 pub fn explain<'a>(ruleset: &'a Ruleset, pod: &Surroundings, flow: &Flow, trace: &mut dyn Trace<'a>) -> Answer<'a> {
+    let mut choices = Choices::default();
+    let answer = walk(ruleset, pod, flow, trace, &mut choices);
+    for _ in 0..MOST_WALKS {
+        let Some(rule) = choices.advance() else { return answer };
+        let other = walk(ruleset, pod, flow, &mut NoTrace, &mut choices);
+        if answer.taker != other.taker {
+            return Answer::unknown(Some(rule));
+        }
+    }
+    let first = choices.met.first().copied();
+    Answer::unknown(first.or(answer.decider))
+}
+
+fn walk<'a>(
+    ruleset: &'a Ruleset,
+    pod: &Surroundings,
+    flow: &Flow,
+    trace: &mut dyn Trace<'a>,
+    choices: &mut Choices<'a>,
+) -> Answer<'a> {
+    choices.begin();
     let mut walk = Walk {
         rules: ruleset.family(flow.family()),
         pod,
@@ -49,38 +93,77 @@ pub fn explain<'a>(ruleset: &'a Ruleset, pod: &Surroundings, flow: &Flow, trace:
         redirected: None,
         nat_done: false,
         decider: None,
+        merged: None,
         trace,
+        choices,
     };
     let taker = match flow.direction {
         Direction::Outbound => walk.outbound(),
         Direction::Inbound => walk.inbound(),
     };
-    Answer { taker, decider: walk.decider }
+    let why = walk.decider.map(|decider| match walk.merged {
+        Some((of, why)) if of.is(&decider) => why,
+        _ => decider.rule.why(),
+    });
+    Answer { taker, decider: walk.decider, why }
+}
+
+/// Whether rules that may apply are taken to apply, in the order in which they are met.
+#[derive(Default)]
+struct Choices<'a> {
+    taken: Vec<bool>,
+    met: Vec<Decider<'a>>,
+}
+
+impl<'a> Choices<'a> {
+    fn begin(&mut self) {
+        self.met.clear();
+    }
+
+    fn choose(&mut self, rule: Decider<'a>) -> bool {
+        let at = self.met.len();
+        self.met.push(rule);
+        if at == self.taken.len() {
+            self.taken.push(false);
+        }
+        self.taken[at]
+    }
+
+    /// Goes on to the next combination: the last rule not taken yet is, and what came
+    /// after it is open again. `None` when all have been tried.
+    fn advance(&mut self) -> Option<Decider<'a>> {
+        let at = self.taken.iter().rposition(|taken| !taken)?;
+        self.taken.truncate(at + 1);
+        self.taken[at] = true;
+        self.met.get(at).copied()
+    }
 }
 
 /// A packet on its way.
 #[derive(Debug, Clone)]
-struct Packet<'a> {
+pub(super) struct Packet<'a> {
     family: Family,
-    protocol: u8,
-    source: u128,
-    destination: u128,
-    local: bool,
-    source_port: Option<u16>,
-    port: u16,
-    in_interface: Option<&'a str>,
-    out_interface: Option<&'a str>,
-    uid: Option<u32>,
-    gid: Option<u32>,
+    pub(super) protocol: u8,
+    pub(super) source: u128,
+    pub(super) destination: u128,
+    pub(super) local: bool,
+    pub(super) source_port: Option<u16>,
+    pub(super) port: u16,
+    pub(super) in_interface: Option<&'a str>,
+    pub(super) out_interface: Option<&'a str>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
     mark: u32,
     connection_mark: u32,
     state: CtStates,
 }
 
 impl<'a> Packet<'a> {
-    fn of(flow: &'a Flow, pod: &'a Surroundings) -> Self {
+    pub(super) fn of(flow: &'a Flow, pod: &'a Surroundings) -> Self {
         let family = flow.family();
-        let local = pod.is_local(flow.destination);
+        // What comes in is for the pod, where its addresses are not known.
+        let unknown = flow.direction == Direction::Inbound && pod.addresses.is_empty();
+        let local = pod.is_local(flow.destination) || unknown;
         let interface = flow.interface.as_deref();
         let (in_interface, out_interface) = match flow.direction {
             Direction::Inbound => (interface.or(Some(&*pod.uplink)), None),
@@ -108,7 +191,7 @@ impl<'a> Packet<'a> {
 }
 
 /// The source address the kernel would choose; of another host, one that is nobody's.
-fn usual_source(flow: &Flow, pod: &Surroundings, local: bool) -> IpAddr {
+pub(super) fn usual_source(flow: &Flow, pod: &Surroundings, local: bool) -> IpAddr {
     let v4 = flow.destination.is_ipv4();
     match flow.direction {
         Direction::Outbound if local && v4 && flow.destination.is_loopback() => Ipv4Addr::LOCALHOST.into(),
@@ -146,7 +229,10 @@ struct Walk<'a, 'w> {
     /// A connection's destination is rewritten once, on its first hook.
     nat_done: bool,
     decider: Option<Decider<'a>>,
+    /// The last rule met that stands for several, and which of them the packet met.
+    merged: Option<(Decider<'a>, &'a Why)>,
     trace: &'w mut dyn Trace<'a>,
+    choices: &'w mut Choices<'a>,
 }
 
 impl<'a> Walk<'a, '_> {
@@ -202,7 +288,11 @@ impl<'a> Walk<'a, '_> {
             }
             self.trace.hook(hook, chain);
             let before = self.decider.take();
-            let end = self.chain(chain, None, 0);
+            let end = match self.chain(chain, None, 0) {
+                // Behind routing a destination stays what it is: only the source is rewritten.
+                End::Unknown if base.nat && matches!(hook, Hook::Input | Hook::Postrouting) => End::Accept,
+                end => end,
+            };
             // A connection's fate is decided where it is rewritten. Elsewhere "return" and
             // "accept" only say that nothing happens here.
             let passes = matches!(end, End::Back | End::Accept);
@@ -251,17 +341,19 @@ impl<'a> Walk<'a, '_> {
     /// stands here.
     fn chain(&mut self, chain: &'a ChainRules, from: Option<Decider<'a>>, depth: usize) -> End {
         for (at, rule) in chain.rules.iter().enumerate() {
-            match self.meets(&rule.matches) {
-                Meets::No => continue,
-                Meets::Maybe if rule.verdict == Verdict::Continue => continue,
-                Meets::Maybe => {
-                    self.decider = Some(Decider { chain, rule });
-                    return End::Unknown;
-                }
-                Meets::Yes => {}
+            let meets = self.meets(&rule.matches);
+            if meets == Meets::No || (meets == Meets::Maybe && rule.verdict == Verdict::Continue) {
+                continue;
+            }
+            let here = Decider { chain, rule };
+            if meets == Meets::Maybe && !self.choices.choose(here) {
+                self.trace.passed(chain, rule);
+                continue;
             }
             self.trace.rule(chain, rule);
-            let here = Decider { chain, rule };
+            if rule.parts.len() > 1 {
+                self.merged = Some((here, self.why(rule)));
+            }
             match &rule.verdict {
                 Verdict::Continue | Verdict::CtZone(_) => {}
                 Verdict::Return => {
@@ -278,22 +370,37 @@ impl<'a> Walk<'a, '_> {
                 }
                 Verdict::SetMark(Masked { value, mask }) => {
                     self.packet.mark = (self.packet.mark & !mask) ^ value;
+                    self.trace.mark("the packet is marked", self.packet.mark);
                 }
-                Verdict::SaveMark => self.packet.connection_mark = self.packet.mark,
-                Verdict::RestoreMark => self.packet.mark = self.packet.connection_mark,
+                Verdict::SaveMark => {
+                    self.packet.connection_mark = self.packet.mark;
+                    self.trace.mark("the connection is marked", self.packet.mark);
+                }
+                Verdict::RestoreMark => {
+                    self.packet.mark = self.packet.connection_mark;
+                    self.trace.mark("the packet is marked like its connection", self.packet.mark);
+                }
                 Verdict::Redirect(port) => {
                     self.decider = Some(from.unwrap_or(here));
-                    return End::Redirect(redirect_taker(&chain.name), port.get());
+                    return End::Redirect(self.listener_behind(chain, port.get()), port.get());
                 }
                 Verdict::Tproxy { mark, .. } => {
                     self.packet.mark = mark.get();
+                    self.trace.mark("the packet is marked", self.packet.mark);
                     self.decider = Some(from.unwrap_or(here));
                     return End::Tproxy;
                 }
-                Verdict::Unknown(_) => {
-                    self.decider = Some(here);
-                    return End::Unknown;
-                }
+                Verdict::Unknown(words) => match effect(words) {
+                    Effect::None => {}
+                    effect => {
+                        self.decider = Some(here);
+                        return match effect {
+                            Effect::Drops => End::Drop,
+                            Effect::Accepts => End::Accept,
+                            _ => End::Unknown,
+                        };
+                    }
+                },
                 Verdict::Jump(_) | Verdict::Goto(_) => {
                     let Some(target) = self.rules.target(chain, at).filter(|_| depth < DEPTH) else {
                         self.decider = Some(here);
@@ -308,6 +415,28 @@ impl<'a> Walk<'a, '_> {
             }
         }
         End::Back
+    }
+
+    /// The reason for the part of a rule that the packet meets.
+    fn why(&self, rule: &'a CanonRule) -> &'a Why {
+        match &rule.parts[..] {
+            [_] => rule.why(),
+            parts => {
+                let met = parts.iter().find(|(_, part)| self.meets(part) == Meets::Yes);
+                met.map_or(rule.why(), |(why, _)| why)
+            }
+        }
+    }
+
+    /// Who listens where a chain redirects to: an interception's own chains tell; others
+    /// by what leads to them.
+    fn listener_behind(&self, chain: &ChainRules, port: u16) -> Taker {
+        match (&chain.name, self.packet.protocol) {
+            (ChainName::InRedirect | ChainName::Redirect | ChainName::OutputDns, _) => chain.listener,
+            _ if port == Port::AGENT_DNS.get() => Taker::DnsProxy,
+            (_, protocol::UDP) if self.packet.port == Port::DNS.get() => Taker::DnsProxy,
+            _ => chain.listener,
+        }
     }
 
     fn meets(&self, m: &CanonMatches) -> Meets {
@@ -347,8 +476,49 @@ impl<'a> Walk<'a, '_> {
     }
 }
 
+/// What a target does that the model does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    Unknown,
+    /// Refused is not delivered.
+    Drops,
+    /// Changes where a packet comes from, not where it goes.
+    Accepts,
+    /// Changes something that decides nothing here, and lets the packet go on.
+    None,
+}
+
+fn effect(words: &str) -> Effect {
+    const GOES_ON: &[&str] = &[
+        "AUDIT",
+        "CHECKSUM",
+        "CLASSIFY",
+        "CONNSECMARK",
+        "DSCP",
+        "ECN",
+        "HL",
+        "IDLETIMER",
+        "LED",
+        "RATEEST",
+        "SECMARK",
+        "SET",
+        "TCPMSS",
+        "TCPOPTSTRIP",
+        "TEE",
+        "TOS",
+        "TTL",
+    ];
+    let words = words.strip_prefix("-j ").or_else(|| words.strip_prefix("target ")).unwrap_or(words);
+    match words.split(' ').next().unwrap_or_default() {
+        "REJECT" | "reject" => Effect::Drops,
+        "MASQUERADE" | "SNAT" | "masq" | "snat" => Effect::Accepts,
+        name if GOES_ON.contains(&name) => Effect::None,
+        _ => Effect::Unknown,
+    }
+}
+
 /// A port in the middle of those from which clients connect.
-const EPHEMERAL: u16 = 45_678;
+pub(super) const EPHEMERAL: u16 = 45_678;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Meets {

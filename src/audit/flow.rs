@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::config::types::{Families, Family};
+use crate::plan::model::protocol;
 
 /// Which way a flow goes, as the pod sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -15,6 +16,10 @@ pub enum Direction {
 impl Direction {
     pub fn name(self) -> &'static str {
         if self == Direction::Inbound { "inbound" } else { "outbound" }
+    }
+
+    pub fn by_name(name: &str) -> Option<Self> {
+        [Self::Inbound, Self::Outbound].into_iter().find(|direction| direction.name() == name)
     }
 }
 
@@ -39,6 +44,11 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// Whether its packets have ports.
+    pub fn has_ports(&self) -> bool {
+        protocol::WITH_PORTS.contains(&self.protocol)
+    }
+
     pub fn family(&self) -> Family {
         if self.destination.is_ipv4() { Family::V4 } else { Family::V6 }
     }
@@ -88,13 +98,15 @@ impl fmt::Display for Taker {
 pub struct Surroundings {
     /// The pod's own addresses; loopback ones need not be named.
     pub addresses: Vec<IpAddr>,
+    /// The name servers it asks; `None` where they are not known.
+    pub dns_servers: Option<Vec<IpAddr>>,
     /// The interface by which the pod reaches others, and they it.
     pub uplink: Box<str>,
 }
 
 impl Surroundings {
     pub fn of(addresses: Vec<IpAddr>) -> Self {
-        Self { addresses, uplink: "eth0".into() }
+        Self { addresses, dns_servers: None, uplink: "eth0".into() }
     }
 
     /// Whether packets to an address stay within the pod.

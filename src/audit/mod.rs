@@ -1,7 +1,21 @@
 //! Audit: what is intercepted, what escapes, and whether the kernel agrees.
 
+pub mod accept;
+pub mod answer;
+pub mod ask;
 pub mod compare;
 pub mod describe;
+pub mod digest;
+pub mod draw;
+pub mod escapes;
 pub mod explain;
 pub mod flow;
+pub mod lints;
+pub mod manifest;
+pub mod partition;
+pub mod report;
 pub mod ruleset;
+pub mod schema;
+pub mod source;
+pub mod table;
+pub mod verify;

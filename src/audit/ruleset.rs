@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use crate::backend::nftables::names;
-use crate::config::types::{Families, Family};
+use crate::config::types::{Families, Family, Port};
 use crate::plan::canon::{CanonRule, canon_rules};
 use crate::plan::model::{ChainName, Plan, Rule, Table, Verdict, protocol};
 
@@ -22,6 +22,23 @@ pub enum Hook {
 }
 
 impl Hook {
+    /// In the order of their numbers (`enum nf_inet_hooks`).
+    pub const ALL: [Hook; 5] = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
+
+    /// By the kernel's number for it.
+    pub fn by_number(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| *hook as u32 == number)
+    }
+
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| hook.name() == name)
+    }
+
+    /// By the name of iptables' built-in chain on it.
+    pub fn by_chain(chain: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| hook.name().to_ascii_uppercase() == chain)
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Hook::Prerouting => "prerouting",
@@ -60,6 +77,8 @@ pub struct ChainRules {
     pub name: ChainName,
     pub base: Option<Base>,
     pub rules: Vec<CanonRule>,
+    /// Who listens where its rules redirect to.
+    pub listener: Taker,
     /// For each rule the chain it jumps to, if that is there.
     targets: Vec<Option<usize>>,
 }
@@ -85,6 +104,10 @@ impl FamilyRules {
     /// The base chains on a hook, in order.
     pub fn on(&self, hook: Hook) -> impl Iterator<Item = &ChainRules> {
         self.hooks[hook as usize].iter().map(|&at| &self.chains[at])
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.chains.is_empty()
     }
 
     /// The chain that a rule jumps to; `None` where there is none.
@@ -113,16 +136,33 @@ impl FamilyRules {
                 _ => None,
             };
             chain.targets = chain.rules.iter().map(target).collect();
+        }
+        let inbound = self.reached_from(Hook::Prerouting);
+        for (chain, inbound) in self.chains.iter_mut().zip(inbound) {
+            chain.listener = listener(&chain.name, inbound);
             for rule in &chain.rules {
                 match &rule.verdict {
                     Verdict::Redirect(port) if rule.matches.protocol.holds(protocol::TCP) => {
-                        self.listeners.push((port.get(), redirect_taker(&chain.name)));
+                        let dns = *port == Port::AGENT_DNS;
+                        self.listeners.push((port.get(), if dns { Taker::DnsProxy } else { chain.listener }));
                     }
                     Verdict::Tproxy { port, .. } => self.listeners.push((port.get(), Taker::InboundProxy)),
                     _ => {}
                 }
             }
         }
+    }
+
+    /// Which chains packets can get to from a hook.
+    fn reached_from(&self, hook: Hook) -> Vec<bool> {
+        let mut reached = vec![false; self.chains.len()];
+        let mut open: Vec<usize> = self.hooks[hook as usize].clone();
+        while let Some(at) = open.pop() {
+            if !std::mem::replace(&mut reached[at], true) {
+                open.extend(self.chains[at].targets.iter().flatten());
+            }
+        }
+        reached
     }
 }
 
@@ -148,6 +188,7 @@ impl Ruleset {
                     name: chain.name.clone(),
                     base: chain.base,
                     rules: canon_rules(&chain.rules, family),
+                    listener: Taker::OutboundProxy,
                     targets: Vec::new(),
                 });
             }
@@ -161,6 +202,17 @@ impl Ruleset {
         listeners.dedup();
         (out.v4.listeners, out.v6.listeners) = (listeners.clone(), listeners);
         out
+    }
+
+    /// Gives both the listeners of either.
+    pub fn share_listeners(&mut self, other: &mut Self) {
+        let mut all = self.v4.listeners.clone();
+        all.extend(&other.v4.listeners);
+        all.sort_unstable();
+        all.dedup();
+        for rules in [&mut self.v4, &mut self.v6, &mut other.v4, &mut other.v6] {
+            rules.listeners.clone_from(&all);
+        }
     }
 
     pub fn family(&self, family: Family) -> &FamilyRules {
@@ -184,6 +236,15 @@ pub fn redirect_taker(chain: &ChainName) -> Taker {
     match chain {
         ChainName::InRedirect => Taker::InboundProxy,
         ChainName::OutputDns => Taker::DnsProxy,
+        _ => Taker::OutboundProxy,
+    }
+}
+
+/// The same, in a chain of somebody else's by whether inbound packets get there.
+fn listener(chain: &ChainName, inbound: bool) -> Taker {
+    match chain {
+        ChainName::InRedirect | ChainName::OutputDns | ChainName::Redirect => redirect_taker(chain),
+        _ if inbound => Taker::InboundProxy,
         _ => Taker::OutboundProxy,
     }
 }

@@ -45,7 +45,7 @@ pub fn survey(netfilter: Option<&mut Netlink>) -> io::Result<Survey> {
 
 /// The families with tables that iptables-legacy made. The kernel lists them in proc(5)
 /// from the moment the module is there; without the file there is no iptables-legacy.
-fn legacy_tables() -> io::Result<Families> {
+pub fn legacy_tables() -> io::Result<Families> {
     let lists = |name: &str| match std::fs::read_to_string(format!("/proc/thread-self/net/{name}")) {
         Ok(text) => Ok(text.lines().any(|table| Table::by_name(table).is_some())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::audit::source::SourceError;
 use crate::backend::install::InstallError;
 use crate::config::settings::SettingsError;
 use crate::sys::netns::NetnsError;
@@ -18,6 +19,8 @@ pub enum CliError {
     Install(#[from] InstallError),
     #[error(transparent)]
     Netns(#[from] NetnsError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
     #[error("cannot list the pod's addresses: {0}")]
     Addresses(io::Error),
     #[error("cannot write to standard output: {0}")]
@@ -36,6 +39,7 @@ impl CliError {
         match self {
             Self::Usage(_) => 2,
             Self::Settings(error) if error.is_usage() => 2,
+            Self::Source(error) if error.is_usage() => 2,
             Self::Validation(_) => 126,
             _ => 1,
         }

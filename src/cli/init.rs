@@ -143,15 +143,16 @@ pub fn run(face: Face, given: &Given, print: Print) -> Result<(), CliError> {
 
 /// What the iptables programs are started with.
 pub fn conditions(run: &Run) -> Conditions {
+    Conditions { rule_comments: run.rule_comments, lock_timeout: run.lock_timeout, programs: programs() }
+}
+
+/// What the programs get from our environment.
+pub fn programs() -> ProgramEnvironment {
     let variable = |name: &'static str| process_environment(name).map(|value| (name, value.into()));
-    Conditions {
-        rule_comments: run.rule_comments,
-        lock_timeout: run.lock_timeout,
-        programs: ProgramEnvironment {
-            path: process_environment("PATH").unwrap_or_default().into(),
-            variables: ["XTABLES_LOCKFILE", "XTABLES_LIBDIR"].into_iter().filter_map(variable).collect(),
-            user_namespace: None,
-        },
+    ProgramEnvironment {
+        path: process_environment("PATH").unwrap_or_default().into(),
+        variables: ["XTABLES_LOCKFILE", "XTABLES_LIBDIR"].into_iter().filter_map(variable).collect(),
+        user_namespace: None,
     }
 }
 

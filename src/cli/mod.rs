@@ -1,16 +1,22 @@
 //! What is typed: one file per subcommand, thin.
 
 mod args;
+mod audit;
 mod clean;
 mod dry_run;
 mod error;
+mod explain;
 mod facts;
 mod init;
 mod logging;
 mod output;
 mod print_config;
 mod quick;
+mod render;
+mod report;
+mod source;
 mod validate;
+mod verify;
 
 use std::ffi::OsString;
 
@@ -34,7 +40,11 @@ fn command() -> Command {
         .disable_help_subcommand(true)
         .subcommand(init::init_command())
         .subcommand(init::istio_iptables_command())
-        .subcommand(clean::command());
+        .subcommand(clean::command())
+        .subcommand(audit::command())
+        .subcommand(render::command())
+        .subcommand(verify::command())
+        .subcommand(explain::command());
     logging::with_log_options(command)
 }
 
@@ -71,6 +81,10 @@ fn run_command(matches: &ArgMatches) -> Result<(), CliError> {
         "init" => init::run_matches(Face::Init, matches),
         "istio-iptables" => init::run_matches(Face::IstioIptables, matches),
         "clean" => clean::run(matches),
+        "audit" => audit::run(matches),
+        "verify" => verify::run(matches),
+        "explain" => explain::run(matches),
+        "render" => render::run(matches),
         _ => Err(CliError::Usage(format!("{name} is no command"))),
     }
 }

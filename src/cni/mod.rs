@@ -11,7 +11,7 @@
 //! | `facts`, `namespace` | working in a pod's network namespace |
 //! | `verbs`, `state`, `answer`, `log` | what each verb does, remembers and says |
 
-mod annotations;
+pub(crate) mod annotations;
 mod answer;
 mod decide;
 mod facts;
@@ -20,8 +20,8 @@ mod log;
 mod lookup;
 mod namespace;
 mod netconf;
-mod pod;
-mod protocol;
+pub(crate) mod pod;
+pub(crate) mod protocol;
 mod request;
 mod resolver;
 mod state;

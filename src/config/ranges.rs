@@ -27,7 +27,7 @@ macro_rules! step {
         }
     )*};
 }
-step!(u8, u16, u32, u128);
+step!(u8, u16, u32, u64, u128);
 
 /// Inclusive ranges `(first, last)` with `first <= last`, in the order given.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -150,6 +150,11 @@ impl<T: Step> RangeList<T> {
         Self(out)
     }
 
+    /// What is in this list and not in the other. Expects a normalised list, gives one.
+    pub fn minus(&self, other: &Self) -> Self {
+        self.intersection(&other.complement())
+    }
+
     /// Whether the two share a number. Expects normalised lists.
     pub fn overlaps(&self, other: &Self) -> bool {
         let (mut i, mut j) = (0, 0);
@@ -200,6 +205,7 @@ mod tests {
             prop_assert_eq!(na.holds(x), a.contains(x));
             prop_assert_eq!(a.complement().holds(x), !a.contains(x));
             prop_assert_eq!(na.intersection(&nb).holds(x), a.contains(x) && b.contains(x));
+            prop_assert_eq!(na.minus(&nb).holds(x), a.contains(x) && !b.contains(x));
             prop_assert_eq!(na.overlaps(&nb), !na.intersection(&nb).is_empty());
             prop_assert_eq!(na.intersection(&nb).normalised(), na.intersection(&nb));
         }

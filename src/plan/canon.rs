@@ -173,6 +173,35 @@ impl CanonMatches {
             || [&self.in_interface, &self.out_interface].into_iter().flatten().any(|c| !c.negated && c.value.is_empty())
     }
 
+    /// Whether every packet that meets the other conditions meets these. Errs on the side
+    /// of "some could not".
+    pub fn covers(&self, other: &Self) -> bool {
+        fn cond<T: PartialEq>(a: &Option<Cond<T>>, b: &Option<Cond<T>>, within: impl Fn(&T, &T) -> bool) -> bool {
+            match (a, b) {
+                (None, _) => true,
+                (Some(a), Some(b)) if !a.negated && !b.negated => within(&a.value, &b.value),
+                (a, b) => a == b,
+            }
+        }
+        fn holds<T: Step>(a: &RangeList<T>, b: &RangeList<T>) -> bool {
+            a.intersection(b) == *b
+        }
+        let names = |a: &Vec<Interface>, b: &Vec<Interface>| b.iter().all(|name| a.contains(name));
+        holds(&self.source, &other.source)
+            && holds(&self.destination, &other.destination)
+            && holds(&self.protocol, &other.protocol)
+            && holds(&self.source_port, &other.source_port)
+            && holds(&self.destination_port, &other.destination_port)
+            && self.connection_state.has(other.connection_state)
+            && cond(&self.in_interface, &other.in_interface, names)
+            && cond(&self.out_interface, &other.out_interface, names)
+            && cond(&self.uid, &other.uid, holds)
+            && cond(&self.gid, &other.gid, holds)
+            && cond(&self.mark, &other.mark, |a, b| a == b)
+            && cond(&self.connection_mark, &other.connection_mark, |a, b| a == b)
+            && self.unknown == other.unknown
+    }
+
     /// Whether no packet can meet both. Errs on the side of "some could".
     pub fn disjoint(&self, other: &Self) -> bool {
         !self.destination_port.overlaps(&other.destination_port)

@@ -61,15 +61,19 @@ struct Open {
 
 /// From how many rules on an index pays.
 const MANY: usize = 64;
+/// How many pairs of rules are compared before rules stay as they are written. No
+/// interception needs as many; tables of others, and made up ones, could.
+const MOST_COMPARISONS: usize = 50_000_000;
 
 fn fold(rules: Vec<CanonRule>, dimension: Dimension) -> Vec<CanonRule> {
     let mut open: Vec<Open> = Vec::new();
     // What earlier rules look like but for the dimension. Without it, thousands of rules
     // that differ elsewhere would each be held against all before it.
     let mut seen = (rules.len() >= MANY).then(HashSet::new);
+    let mut left = MOST_COMPARISONS;
     for rule in rules {
         let may_join = seen.as_mut().is_none_or(|seen| !seen.insert(looks(&rule, dimension)));
-        match may_join.then(|| home(&open, &rule, dimension)).flatten() {
+        match may_join.then(|| home(&open, &rule, dimension, &mut left)).flatten() {
             Some(at) => open[at].more.push(rule),
             None => open.push(Open { rule, more: Vec::new() }),
         }
@@ -101,11 +105,12 @@ fn looks(rule: &CanonRule, dimension: Dimension) -> u64 {
 
 /// The earlier rule that `rule` can join: same but for the dimension, and nothing in
 /// between that a packet of `rule` could meet.
-fn home(open: &[Open], rule: &CanonRule, dimension: Dimension) -> Option<usize> {
+fn home(open: &[Open], rule: &CanonRule, dimension: Dimension, left: &mut usize) -> Option<usize> {
     for (at, candidate) in open.iter().enumerate().rev() {
         if candidate.rule.verdict == rule.verdict && candidate.rule.matches.same_but(&rule.matches, dimension) {
             return Some(at);
         }
+        *left = left.checked_sub(1 + candidate.more.len())?;
         let apart = |other: &CanonRule| other.matches.disjoint(&rule.matches);
         if !(apart(&candidate.rule) && candidate.more.iter().all(apart)) {
             return None;
@@ -195,13 +200,11 @@ impl CanonMatches {
     pub fn without(&self, other: &Self) -> Option<Self> {
         let mut left = self.clone();
         match self.one_apart(other)? {
-            Dimension::Protocol => left.protocol = minus(&self.protocol, &other.protocol),
-            Dimension::SourcePort => left.source_port = minus(&self.source_port, &other.source_port),
-            Dimension::DestinationPort => {
-                left.destination_port = minus(&self.destination_port, &other.destination_port)
-            }
-            Dimension::Source => left.source = minus(&self.source, &other.source),
-            Dimension::Destination => left.destination = minus(&self.destination, &other.destination),
+            Dimension::Protocol => left.protocol = self.protocol.minus(&other.protocol),
+            Dimension::SourcePort => left.source_port = self.source_port.minus(&other.source_port),
+            Dimension::DestinationPort => left.destination_port = self.destination_port.minus(&other.destination_port),
+            Dimension::Source => left.source = self.source.minus(&other.source),
+            Dimension::Destination => left.destination = self.destination.minus(&other.destination),
             Dimension::Uid => left.uid = minus_ids(&self.uid, &other.uid)?,
             Dimension::Gid => left.gid = minus_ids(&self.gid, &other.gid)?,
             Dimension::InInterface | Dimension::OutInterface => return None,
@@ -210,14 +213,10 @@ impl CanonMatches {
     }
 }
 
-fn minus<T: Step>(a: &RangeList<T>, b: &RangeList<T>) -> RangeList<T> {
-    a.intersection(&b.complement())
-}
-
 /// `None` where one of them is negated.
 fn minus_ids(a: &Option<Cond<IdList>>, b: &Option<Cond<IdList>>) -> Option<Option<Cond<IdList>>> {
     match (a, b) {
-        (Some(a), Some(b)) if !a.negated && !b.negated => Some(Some(Cond::is(minus(&a.value, &b.value)))),
+        (Some(a), Some(b)) if !a.negated && !b.negated => Some(Some(Cond::is(a.value.minus(&b.value)))),
         _ => None,
     }
 }

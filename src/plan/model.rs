@@ -335,6 +335,17 @@ impl Plan {
         Table::ALL.into_iter().filter(|&t| self.chains.iter().any(|c| c.table == t)).collect()
     }
 
+    /// The marks its rules give to packets and connections, the proxy's own apart.
+    pub fn marks(&self) -> Vec<Mark> {
+        let marks = self.chains.iter().flat_map(|chain| &chain.rules).filter_map(|rule| match &rule.verdict {
+            Verdict::Tproxy { mark, .. } => Some(*mark),
+            Verdict::SetMark(mark) => Some(Mark::new(mark.value)),
+            Verdict::SaveMark => rule.matches.mark.as_ref().map(|c| Mark::new(c.value.value)),
+            _ => None,
+        });
+        marks.filter(|mark| *mark != Mark::OUTBOUND).collect()
+    }
+
     /// The number of rules, as written (sets count once).
     pub fn rule_count(&self) -> usize {
         self.chains.iter().map(|c| c.rules.len()).sum()

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::fixture::{Namespace, PODWEIR, State, TableState};
 
-fn cases() -> Vec<Value> {
+pub fn cases() -> Vec<Value> {
     serde_json::from_str(include_str!("../data/cases.json")).unwrap()
 }
 

@@ -1,9 +1,11 @@
 //! The image as an init container of a real containerd, with an injector's arguments and
 //! no more rights than it needs.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::node::{Container, Node, Rights, Sandbox};
+use crate::cni_conf;
+use crate::containers::{Container, Rights};
+use crate::node::{Node, Sandbox};
 
 /// What an injector writes into a pod, with one more port left alone.
 const INJECTED: &[&str] = &[
@@ -30,18 +32,12 @@ const INJECTED: &[&str] = &[
 ];
 const ENOUGH: Rights = Rights { user: Some(0), capabilities: &["NET_ADMIN"] };
 
-/// Debian's plugins: a bridge, addresses, ports of the node.
-pub fn bridge_and_portmap() -> Vec<Value> {
-    let ipam = json!({
-        "type": "host-local",
-        "ranges": [[{ "subnet": "10.244.0.0/24" }]],
-        "routes": [{ "dst": "0.0.0.0/0" }],
-        "dataDir": "/run/cni-addresses",
-    });
-    vec![
-        json!({ "type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true, "ipam": ipam }),
-        json!({ "type": "portmap", "capabilities": { "portMappings": true } }),
-    ]
+/// The example's chain without podweir: a bridge, addresses, ports of the node.
+pub fn bridge_and_portmap() -> Value {
+    let mut chain: Value = serde_json::from_str(cni_conf::EXAMPLE).unwrap();
+    let ours = chain["plugins"].as_array_mut().unwrap().pop().unwrap();
+    assert_eq!(ours["type"], "podweir");
+    chain
 }
 
 /// The pod's containers: a stand-in for the proxy and an app.
@@ -60,8 +56,8 @@ pub fn verdicts(node: &Node, sandbox: &Sandbox, [proxy, app]: &[Container; 2]) -
         ("app to localhost:8080", app.connect_to("127.0.0.1", 8080)),
         ("proxy to 198.51.100.7:80", proxy.connect_to("198.51.100.7", 80)),
         ("proxy to localhost:8080", proxy.connect_to("127.0.0.1", 8080)),
-        ("node to pod:8080", node.connect_to(sandbox, 8080)),
-        ("node to pod:15021", node.connect_to(sandbox, 15021)),
+        ("node to pod:8080", node.connect_to(&sandbox.ip, 8080)),
+        ("node to pod:15021", node.connect_to(&sandbox.ip, 15021)),
     ]
 }
 
@@ -77,12 +73,12 @@ pub fn assert_answers(found: &[(&str, String)], expected: [&str; 8]) {
 
 #[test]
 fn the_image_programs_its_pod_as_an_init_container() {
-    let node = Node::start(json!(bridge_and_portmap()));
-    let plain = node.run_sandbox("shop", "plain-0", &[]).unwrap();
+    let node = Node::start(&bridge_and_portmap());
+    let plain = node.run_sandbox("shop", "plain-0", &[], None).unwrap();
     let containers = fill(&node, &plain);
     assert_answers(&verdicts(&node, &plain, &containers), PLAIN);
 
-    let pod = node.run_sandbox("shop", "web-0", &[]).unwrap();
+    let pod = node.run_sandbox("shop", "web-0", &[], None).unwrap();
     // A native sidecar's order: rules first, then whoever sends.
     let (status, log) = node.init_container(&pod, INJECTED, ENOUGH);
     assert_eq!(status, 0, "{log}");
@@ -97,19 +93,18 @@ fn the_image_programs_its_pod_as_an_init_container() {
         node.stop(sandbox).unwrap();
         node.remove(sandbox).unwrap();
     }
-    let left = node.command("ls", &["/run/netns"], &[], "");
-    assert!(left.status.success() && left.stdout.is_empty(), "{left:?}");
+    assert_eq!(node.print("ls", &["/run/netns"]), "");
 }
 
 #[test]
 fn an_init_container_without_rights_says_which() {
-    let node = Node::start(json!(bridge_and_portmap()));
+    let node = Node::start(&bridge_and_portmap());
     for (name, rights) in [
         ("no-capability", Rights { user: Some(0), capabilities: &[] }),
         // The image's own user: a capability that is added is root's alone.
         ("no-root", Rights { user: None, capabilities: &["NET_ADMIN"] }),
     ] {
-        let pod = node.run_sandbox("shop", name, &[]).unwrap();
+        let pod = node.run_sandbox("shop", name, &[], None).unwrap();
         let (status, log) = node.init_container(&pod, INJECTED, rights);
         assert_eq!(status, 1, "{name}: {log}");
         assert!(log.contains("NET_ADMIN"), "{name}: {log}");
@@ -117,7 +112,7 @@ fn an_init_container_without_rights_says_which() {
         assert_answers(&verdicts(&node, &pod, &containers), PLAIN);
     }
     // What needs no rights works without.
-    let pod = node.run_sandbox("shop", "dry-run", &[]).unwrap();
+    let pod = node.run_sandbox("shop", "dry-run", &[], None).unwrap();
     let rights = Rights { user: None, capabilities: &[] };
     let (status, log) = node.init_container(&pod, &["init", "--dry-run"], rights);
     assert_eq!(status, 0, "{log}");

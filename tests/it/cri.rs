@@ -51,27 +51,16 @@ impl Cri {
 pub struct Empty {}
 
 #[derive(Clone, PartialEq, Message)]
+pub struct AskStatus {
+    #[prost(bool, tag = "1")]
+    pub verbose: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct StatusResponse {
-    #[prost(message, optional, tag = "1")]
-    pub status: Option<RuntimeStatus>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct RuntimeStatus {
-    #[prost(message, repeated, tag = "1")]
-    pub conditions: Vec<RuntimeCondition>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct RuntimeCondition {
-    #[prost(string, tag = "1")]
-    pub kind: String,
-    #[prost(bool, tag = "2")]
-    pub status: bool,
-    #[prost(string, tag = "3")]
-    pub reason: String,
-    #[prost(string, tag = "4")]
-    pub message: String,
+    /// What else the runtime cares to say.
+    #[prost(map = "string, string", tag = "2")]
+    pub info: HashMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -84,6 +73,8 @@ pub struct SandboxConfig {
     pub log_directory: String,
     #[prost(message, optional, tag = "4")]
     pub dns_config: Option<DnsConfig>,
+    #[prost(message, repeated, tag = "5")]
+    pub port_mappings: Vec<PortMapping>,
     #[prost(map = "string, string", tag = "6")]
     pub labels: HashMap<String, String>,
     #[prost(map = "string, string", tag = "7")]
@@ -108,6 +99,15 @@ pub struct DnsConfig {
     pub servers: Vec<String>,
     #[prost(string, repeated, tag = "2")]
     pub searches: Vec<String>,
+}
+
+/// TCP, as that is the first value of an enumeration.
+#[derive(Clone, PartialEq, Message)]
+pub struct PortMapping {
+    #[prost(int32, tag = "2")]
+    pub container_port: i32,
+    #[prost(int32, tag = "3")]
+    pub host_port: i32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -136,8 +136,7 @@ pub struct RunSandbox {
     pub config: Option<SandboxConfig>,
 }
 
-/// What StopPodSandbox, RemovePodSandbox and PodSandboxStatus are told, and RunPodSandbox
-/// answers.
+/// What StopPodSandbox and RemovePodSandbox are told, and RunPodSandbox answers.
 #[derive(Clone, PartialEq, Message)]
 pub struct SandboxId {
     #[prost(string, tag = "1")]
@@ -145,9 +144,20 @@ pub struct SandboxId {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub struct AskSandboxStatus {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    #[prost(bool, tag = "2")]
+    pub verbose: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct SandboxStatusResponse {
     #[prost(message, optional, tag = "1")]
     pub status: Option<SandboxStatus>,
+    /// What else the runtime cares to say.
+    #[prost(map = "string, string", tag = "2")]
+    pub info: HashMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, Message)]

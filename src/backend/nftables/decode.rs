@@ -128,6 +128,11 @@ enum Register {
     Lost,
 }
 
+/// Expressions that decide about a packet, in a form or with an effect that is not known.
+const DECIDES: &[&str] = &[
+    "nat", "snat", "masq", "redir", "tproxy", "reject", "queue", "fwd", "dup", "target", "synproxy", "notrack", "vmap",
+];
+
 struct Reader<'a> {
     sets: &'a dyn Sets,
     families: Families,
@@ -168,14 +173,13 @@ impl Reader<'_> {
                 let verdict = self.statement(expr).unwrap_or_else(|| Verdict::Unknown("statement".into()));
                 self.verdicts.push(verdict);
             }
+            Expr::Xt { target: true, name, .. } => {
+                self.verdicts.push(Verdict::Unknown(format!("target {name}").into()));
+            }
+            Expr::Xt { name, .. } => self.matches.unknown.push(format!("match {name}")),
             // Writes somewhere and lets the packet go on.
             Expr::Unknown(name) if name == "log" => {}
-            Expr::Unknown(name)
-                if matches!(
-                    name.as_str(),
-                    "nat" | "masq" | "reject" | "queue" | "fwd" | "dup" | "target" | "synproxy" | "notrack"
-                ) =>
-            {
+            Expr::Unknown(name) if DECIDES.contains(&name.as_str()) => {
                 self.verdicts.push(Verdict::Unknown(name.as_str().into()));
             }
             Expr::Unknown(name) => {
@@ -413,6 +417,8 @@ impl Reader<'_> {
             (Expr::MetaSet(meta::MARK), Register::Field { field: Field::ConnectionMark, mask: None, .. }) => {
                 Some(Verdict::RestoreMark)
             }
+            // Neither changes where a packet goes.
+            (Expr::MetaSet(meta::PRIORITY | meta::NFTRACE), _) => Some(Verdict::Continue),
             (
                 Expr::MetaSet(meta::MARK),
                 Register::Field { field: Field::Mark, mask: Some(keep), xor: Some(xor), .. },

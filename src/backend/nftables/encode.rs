@@ -27,6 +27,13 @@ pub enum Key {
     InterfaceName,
 }
 
+impl Set {
+    /// Whether its keys are as the host has them; those of intervals are turned around.
+    pub fn in_host_order(&self) -> bool {
+        matches!(self.key, Key::Uid | Key::Gid | Key::InterfaceName) && !self.interval
+    }
+}
+
 impl Key {
     /// `NFTA_SET_KEY_TYPE` (informational, `enum datatypes` of nft).
     pub fn number(self) -> u32 {

@@ -5,11 +5,13 @@ use super::wire::{Attr, Attrs, attributes, find};
 
 /// `enum nft_meta_keys`.
 pub mod meta {
+    pub const PRIORITY: u32 = 2;
     pub const MARK: u32 = 3;
     pub const IIFNAME: u32 = 6;
     pub const OIFNAME: u32 = 7;
     pub const SKUID: u32 = 10;
     pub const SKGID: u32 = 11;
+    pub const NFTRACE: u32 = 12;
     pub const NFPROTO: u32 = 15;
     pub const L4PROTO: u32 = 16;
 }
@@ -118,6 +120,13 @@ pub enum Expr {
     Tproxy {
         family: u32,
     },
+    /// A match or target of iptables-nft, as the kernel's structure.
+    Xt {
+        target: bool,
+        name: String,
+        revision: u32,
+        info: Vec<u8>,
+    },
     /// Anything else, by name.
     Unknown(String),
 }
@@ -153,6 +162,8 @@ impl Expr {
             Expr::Counter { .. } => "counter",
             Expr::Redir => "redir",
             Expr::Tproxy { .. } => "tproxy",
+            Expr::Xt { target: true, .. } => "target",
+            Expr::Xt { .. } => "match",
             Expr::Unknown(name) => name,
         }
     }
@@ -220,6 +231,11 @@ impl Expr {
             }
             Expr::Redir => out.u32(1, REGISTER),
             Expr::Tproxy { family } => registers(out, &[(1, *family), (3, REGISTER)]),
+            Expr::Xt { name, revision, info, .. } => {
+                out.string(1, name);
+                out.u32(2, *revision);
+                out.bytes(3, info);
+            }
             Expr::Unknown(_) => {}
         }
     }
@@ -255,7 +271,8 @@ impl Expr {
                 Some(Expr::Bitwise { mask: bytes(4)?, xor: bytes(5)? })
             }
             "byteorder" if is_ours(1) && is_ours(2) && number(3) == Some(1) => Some(Expr::Hton { len: number(4)? }),
-            // A destination register (3) makes it a map.
+            // A destination register (3) makes it a map; that of the verdict, one of verdicts.
+            "lookup" if number(3) == Some(VERDICT) => Some(Expr::Unknown("vmap".into())),
             "lookup" if is_ours(2) && find(data, 3).is_none() => {
                 Some(Expr::Lookup { set: find(data, 1)?.string(), id: None, negated: number(5).unwrap_or(0) & 1 == 1 })
             }
@@ -270,6 +287,12 @@ impl Expr {
             // A range of ports (NFTA_REDIR_REG_PROTO_MAX, 2) of its own is none of ours; the
             // kernel repeats the one register in both.
             "redir" if is_ours(1) && number(2).is_none_or(|max| max == REGISTER) => Some(Expr::Redir),
+            "match" | "target" => Some(Expr::Xt {
+                target: name == "target",
+                name: find(data, 1)?.string(),
+                revision: number(2)?,
+                info: find(data, 3)?.value.to_vec(),
+            }),
             "tproxy" if is_ours(3) && find(data, 2).is_none() => Some(Expr::Tproxy { family: number(1)? }),
             _ => None,
         }
@@ -313,7 +336,8 @@ mod tests {
             Expr::Counter { packets: 1, bytes: 1 << 40 },
             Expr::Redir,
             Expr::Tproxy { family: 0 },
-            Expr::Unknown("xt".into()),
+            Expr::Xt { target: true, name: "REDIRECT".into(), revision: 0, info: vec![1, 2, 3, 4] },
+            Expr::Unknown("nothing-known".into()),
         ];
         let mut out = Messages::default();
         out.nft(Msg::NewRule, 0, NfFamily::INET, |a| a.nested(4, |a| write(&exprs, a)));

@@ -152,12 +152,14 @@ struct SetListing {
 }
 
 /// Where a base chain sits, as listed.
-struct ListedHook {
-    number: u32,
-    priority: i32,
-    kind: String,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedHook {
+    /// `NF_INET_*`.
+    pub number: u32,
+    pub priority: i32,
+    pub kind: String,
     /// Its policy.
-    drops: bool,
+    pub drops: bool,
 }
 
 /// A table as listed, on the way to a plan.
@@ -185,7 +187,7 @@ pub fn read(netlink: &mut Netlink, present: &[Table]) -> io::Result<Reading<Hash
     for &table in present {
         let listing = list(netlink, names::table(table))?;
         if listing.dormant {
-            strange.push(Strange::new(table, None, "the table is dormant: none of its rules applies".into()));
+            strange.push(dormant(table));
         }
         for (name, hook) in &listing.chains {
             let chain = names::chain_by_name(name);
@@ -196,6 +198,16 @@ pub fn read(netlink: &mut Netlink, present: &[Table]) -> io::Result<Reading<Hash
         }
         raw.insert(table, listing.raw);
     }
+    Ok(Reading { present: !present.is_empty(), plan: plan(chains), strange, backup: raw })
+}
+
+/// What is to be said of a table that is switched off.
+pub fn dormant(table: Table) -> Strange {
+    Strange::new(table, None, "the table is dormant: none of its rules applies".into())
+}
+
+/// The chains of our tables as a plan, without routing.
+pub fn plan(mut chains: Vec<Chain>) -> Plan {
     chains.sort_by_key(|c| (c.table, c.name.clone()));
     infer(&mut chains);
     // Rules behind the hooks do not say which families get to them; the hooks do.
@@ -204,16 +216,11 @@ pub fn read(netlink: &mut Netlink, present: &[Table]) -> io::Result<Reading<Hash
     for rule in chains.iter_mut().flat_map(|c| &mut c.rules) {
         rule.families = rule.families.intersection(families);
     }
-    Ok(Reading {
-        present: !present.is_empty(),
-        plan: Plan { families, chains, routing: Routing::default() },
-        strange,
-        backup: raw,
-    })
+    Plan { families, chains, routing: Routing::default() }
 }
 
 /// A base chain that sits elsewhere than it should, or is none, diverts nothing.
-fn check_hook(table: Table, chain: &ChainName, hook: Option<&ListedHook>, strange: &mut Vec<Strange>) {
+pub fn check_hook(table: Table, chain: &ChainName, hook: Option<&ListedHook>, strange: &mut Vec<Strange>) {
     let problem = match (names::hook(table, chain), hook) {
         (None, None) => None,
         (None, Some(_)) => Some("is hooked into the kernel, which no chain of ours by that name is".to_owned()),
@@ -309,7 +316,7 @@ fn list(netlink: &mut Netlink, table: &str) -> io::Result<Listing> {
     Ok(out)
 }
 
-fn hook_of(message: &Received) -> Option<ListedHook> {
+pub(super) fn hook_of(message: &Received) -> Option<ListedHook> {
     let attrs = message.attributes();
     let hook = find(attrs, 4)?;
     let (mut number, mut priority) = (0, 0);

@@ -68,6 +68,13 @@ pub struct Transaction {
     next_set: u32,
 }
 
+/// nft's note to itself on a set (libnftnl's `NFTNL_UDATA_SET_KEYBYTEORDER`, 0, 4 bytes
+/// long): the keys are in host order, 1. Without it nft shows other numbers.
+const HOST_ORDER: [u8; 6] = {
+    let [a, b, c, d] = 1u32.to_ne_bytes();
+    [0, 4, a, b, c, d]
+};
+
 impl Transaction {
     /// A transaction that the kernel takes only while the rules are as they were at
     /// generation `generation`.
@@ -166,6 +173,9 @@ impl Transaction {
             // A known size lets the kernel take a fixed hash.
             let size = if set.interval { set.elements.len() * 2 } else { set.elements.len() };
             a.nested(9, |a| a.u32(1, size as u32));
+            if set.in_host_order() {
+                a.bytes(13, &HOST_ORDER);
+            }
         });
         // An interval is its first key and, marked as an end, the one after its last.
         let mut keys: Vec<(Vec<u8>, bool)> = Vec::with_capacity(set.elements.len() * 2);

@@ -54,6 +54,7 @@ impl NfFamily {
     pub const UNSPEC: NfFamily = NfFamily(0);
     pub const INET: NfFamily = NfFamily(1);
     pub const IPV4: NfFamily = NfFamily(2);
+    pub const NETDEV: NfFamily = NfFamily(5);
     pub const IPV6: NfFamily = NfFamily(10);
 }
 

@@ -1,0 +1,124 @@
+//! Answers for people and for machines.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use crate::config::types::Family;
+use crate::plan::model::{Verdict, protocol};
+
+use super::describe;
+use super::explain::{Answer, Decider, Trace};
+use super::flow::{Direction, Flow, Taker};
+use super::ruleset::{ChainRules, Hook};
+
+/// "TCP to 10.0.0.1:443 from uid 1000", "inbound UDP from 192.0.2.1 to 10.244.0.6:53".
+impl fmt::Display for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        if self.direction == Direction::Inbound {
+            f.write_str("inbound ")?;
+        }
+        write!(f, "{}", protocol::name(self.protocol).to_ascii_uppercase())?;
+        match self.destination {
+            _ if !self.has_ports() => write!(f, " to {}", self.destination)?,
+            std::net::IpAddr::V4(address) => write!(f, " to {address}:{}", self.port)?,
+            std::net::IpAddr::V6(address) => write!(f, " to [{address}]:{}", self.port)?,
+        }
+        let source = self.source.map(|address| address.to_string());
+        let port = self.source_port.map(|port| format!("port {port}"));
+        let uid = self.uid.map(|uid| format!("uid {uid}"));
+        let gid = self.gid.filter(|gid| self.uid != Some(*gid)).map(|gid| format!("gid {gid}"));
+        let from: Vec<String> = [source, port, uid, gid].into_iter().flatten().collect();
+        if !from.is_empty() {
+            write!(f, " from {}", from.join(" "))?;
+        }
+        if let Some(interface) = &self.interface {
+            write!(f, " {} {interface}", if self.direction == Direction::Inbound { "in by" } else { "out by" })?;
+        }
+        if self.mark != 0 {
+            write!(f, " marked {:#x}", self.mark)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where a rule stands, and what it says: "nat ISTIO_OUTPUT: tcp: jump ISTIO_REDIRECT".
+pub fn rule(decider: &Decider, family: Family) -> String {
+    let Decider { chain, rule } = decider;
+    format!("{} {}: {}", chain.table.name, chain.name, describe::rule(rule, family))
+}
+
+/// The answer in a few lines.
+pub fn text(answer: &Answer, flow: &Flow) -> String {
+    let mut out = match answer.taker {
+        Taker::Unknown => format!("unknown: {flow}\n"),
+        taker => format!("{taker}: {flow}\n"),
+    };
+    match &answer.decider {
+        None => out += "  no rule says anything about it\n",
+        Some(decider) => {
+            let because = if answer.taker == Taker::Unknown { "cannot tell, because of" } else { "by" };
+            out += &format!("  {because} {} ({})\n", rule(decider, flow.family()), decider.chain.table.source);
+        }
+    }
+    if let Some(why) = answer.why.filter(|why| !why.sentence().is_empty()) {
+        out += &format!("  because {}\n", why.sentence());
+    }
+    out
+}
+
+/// The answer for machines.
+pub fn json(answer: &Answer, flow: &Flow) -> Value {
+    let rule = answer.decider.as_ref().map(|decider| {
+        json!({
+            "holder": &*decider.chain.table.source,
+            "table": &*decider.chain.table.name,
+            "chain": decider.chain.name.name(),
+            "text": describe::rule(decider.rule, flow.family()),
+        })
+    });
+    let why = answer.why.map(|why| json!({ "id": why.id(), "text": why.sentence() }));
+    json!({ "verdict": answer.taker.name(), "flow": flow.to_string(), "rule": rule, "why": why })
+}
+
+/// Keeps the walk as lines.
+pub struct Lines {
+    pub lines: Vec<String>,
+    family: Family,
+}
+
+impl Lines {
+    pub fn new(family: Family) -> Self {
+        Self { lines: Vec::new(), family }
+    }
+}
+
+impl<'a> Trace<'a> for Lines {
+    fn hook(&mut self, hook: Hook, chain: &'a ChainRules) {
+        let priority = chain.base.map_or(0, |base| base.priority);
+        let table = &chain.table;
+        let line = format!("{}: {} {} ({}, priority {priority})", hook.name(), table.name, chain.name, table.source);
+        self.lines.push(line);
+    }
+
+    fn rule(&mut self, chain: &'a ChainRules, rule: &'a crate::plan::canon::CanonRule) {
+        let why = rule.why().sentence();
+        let why = if why.is_empty() { String::new() } else { format!("   # {why}") };
+        self.lines.push(format!("    {}: {}{why}", chain.name, describe::rule(rule, self.family)));
+        if let Verdict::CtZone(zone) = &rule.verdict {
+            self.note(&format!("tracked apart, in conntrack zone {zone}"));
+        }
+    }
+
+    fn passed(&mut self, chain: &'a ChainRules, rule: &'a crate::plan::canon::CanonRule) {
+        self.lines.push(format!("    {}: perhaps {}", chain.name, describe::rule(rule, self.family)));
+    }
+
+    fn mark(&mut self, what: &str, mark: u32) {
+        self.note(&format!("{what} {mark:#x}"));
+    }
+
+    fn note(&mut self, note: &str) {
+        self.lines.push(format!("  > {note}"));
+    }
+}

@@ -1,0 +1,359 @@
+//! What a drawing shows, whichever way it is written: chains as boxes, rules as rows, both
+//! families in one row where they say the same.
+
+use std::collections::BTreeMap;
+
+use crate::audit::describe;
+use crate::audit::escapes::kind::Severity;
+use crate::audit::escapes::{Escape, scope_name};
+use crate::audit::flow::Taker;
+use crate::audit::partition::cube::all_addresses;
+use crate::audit::ruleset::{Base, ChainRules, Hook, Ruleset, TableId, redirect_taker};
+use crate::config::types::{Families, Family};
+use crate::plan::canon::{Addresses, CanonMatches, CanonRule};
+use crate::plan::model::{ChainName, Verdict};
+
+/// The most rows of a box that are drawn.
+const ROWS: usize = 80;
+
+const NO_RULES: &str = "no rules";
+
+/// A drawing: boxes, the chains of hooks first.
+#[derive(Debug, Clone, Default)]
+pub struct Drawing {
+    pub boxes: Vec<ChainBox>,
+}
+
+/// A chain.
+#[derive(Debug, Clone)]
+pub struct ChainBox {
+    pub table: TableId,
+    pub name: ChainName,
+    /// `None`: only jumped to.
+    pub base: Option<Base>,
+    /// How many jumps away from a hook it is, at most.
+    pub depth: usize,
+    pub rows: Vec<Row>,
+}
+
+impl ChainBox {
+    /// Stands for a hook that has no chain.
+    fn without_rules(hook: Hook, row: Row) -> Self {
+        Self {
+            table: TableId { source: NO_RULES.into(), name: NO_RULES.into() },
+            name: if hook == Hook::Output { ChainName::Output } else { ChainName::Prerouting },
+            base: Some(Base { hook, priority: 0, nat: false, drops: false }),
+            depth: 0,
+            rows: vec![row],
+        }
+    }
+
+    pub fn title(&self) -> String {
+        match self.table.source.as_ref() {
+            NO_RULES => format!("{NO_RULES} in {}", self.name),
+            "plan" => format!("{} {}", self.table.name, self.name),
+            source => format!("{source} {} {}", self.table.name, self.name),
+        }
+    }
+}
+
+/// A rule, or what happens at the end of a chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    pub families: Families,
+    pub conditions: String,
+    /// Conditions on addresses, by family.
+    addresses: Vec<(Family, String)>,
+    pub why: String,
+    pub fate: Fate,
+}
+
+impl Row {
+    /// Everything a packet must be; "everything" if nothing.
+    pub fn text(&self, all: Families) -> String {
+        let mut parts: Vec<String> = Vec::new();
+        if self.families != all && !self.is_end() {
+            parts.push(format!("{}:", self.families));
+        }
+        parts.extend((!self.conditions.is_empty()).then(|| self.conditions.clone()));
+        let mut said: Vec<&str> = self.addresses.iter().map(|(_, text)| text.as_str()).collect();
+        said.dedup();
+        parts.extend((!said.is_empty()).then(|| said.join(" or ")));
+        if parts.iter().all(|part| part.ends_with(':')) {
+            parts.push("everything".into());
+        }
+        parts.join(" ")
+    }
+}
+
+/// Where a rule sends what meets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// To the box with this number.
+    Chain(usize),
+    Proxy {
+        taker: Taker,
+        port: u16,
+    },
+    /// Past the proxy.
+    Escapes(Severity, Vec<String>),
+    /// Past the proxy, but not out of the pod.
+    Inside,
+    /// It may escape or not.
+    CannotTell,
+    Dropped,
+    /// Back to the chain before, or on to the next one; in the rule's word.
+    Back(&'static str),
+    /// It goes on, with something changed.
+    Changed(String),
+}
+
+impl Fate {
+    /// A word or two for it.
+    pub fn label(&self) -> String {
+        match self {
+            Fate::Chain(_) => String::new(),
+            Fate::Proxy { taker, port } => format!("{taker} :{port}"),
+            Fate::Escapes(severity, _) => format!("escapes ({severity})"),
+            Fate::Inside => "stays in the pod".into(),
+            Fate::CannotTell => "cannot tell".into(),
+            Fate::Dropped => "dropped".into(),
+            Fate::Back(word) => (*word).into(),
+            Fate::Changed(what) => what.clone(),
+        }
+    }
+}
+
+/// Which classes of escapes leave by a rule.
+#[derive(Default)]
+struct Exits {
+    severity: Option<Severity>,
+    classes: Vec<String>,
+    undecided: bool,
+}
+
+impl Exits {
+    fn add(&mut self, escape: &Escape) {
+        self.undecided |= escape.is_undecided();
+        self.severity = self.severity.max(Some(escape.severity));
+        let id = format!("{}-{}", scope_name(escape.scope), escape.kind.id());
+        if escape.severity > Severity::Info && !self.classes.contains(&id) {
+            self.classes.push(id);
+        }
+    }
+
+    fn fate(&self) -> Option<Fate> {
+        match self.severity? {
+            _ if self.undecided => Some(Fate::CannotTell),
+            Severity::Info => Some(Fate::Inside),
+            severity => Some(Fate::Escapes(severity, self.classes.clone())),
+        }
+    }
+}
+
+/// What the rows of a box depend on.
+struct Context {
+    exits: BTreeMap<Place, Exits>,
+    /// The rules that jump to a chain.
+    through: BTreeMap<(TableId, ChainName), Vec<Place>>,
+    places: BTreeMap<(TableId, ChainName), usize>,
+}
+
+fn through(ruleset: &Ruleset) -> BTreeMap<(TableId, ChainName), Vec<Place>> {
+    let mut out: BTreeMap<(TableId, ChainName), Vec<Place>> = BTreeMap::new();
+    for chain in Family::BOTH.iter().flat_map(|&family| &ruleset.family(family).chains) {
+        for rule in &chain.rules {
+            if let Verdict::Jump(to) | Verdict::Goto(to) = &rule.verdict {
+                out.entry((chain.table.clone(), to.clone())).or_default().push(rule);
+            }
+        }
+    }
+    out
+}
+
+/// The rule an escape leaves by; rules are told apart by where they are.
+type Place = *const CanonRule;
+
+impl Drawing {
+    pub fn of(ruleset: &Ruleset, escapes: &[Escape]) -> Self {
+        let mut exits: BTreeMap<Place, Exits> = BTreeMap::new();
+        let mut by_no_rule: BTreeMap<Hook, Exits> = BTreeMap::new();
+        for escape in escapes {
+            for part in &escape.parts {
+                match part.decider {
+                    Some((decider, _)) => exits.entry(decider.rule).or_default().add(escape),
+                    None => {
+                        let hook = if escape.scope.is_outbound() { Hook::Output } else { Hook::Prerouting };
+                        by_no_rule.entry(hook).or_default().add(escape);
+                    }
+                }
+            }
+        }
+        let mut boxes = Self::boxes(ruleset);
+        let places: BTreeMap<(TableId, ChainName), usize> =
+            boxes.iter().enumerate().map(|(at, b)| ((b.table.clone(), b.name.clone()), at)).collect();
+        let context = Context { exits, through: through(ruleset), places };
+        for chain_box in &mut boxes {
+            let rows = |family: Family| -> Vec<Row> {
+                let chains = ruleset.family(family).chains.iter();
+                let chain = chains.into_iter().find(|c| c.table == chain_box.table && c.name == chain_box.name);
+                chain
+                    .map(|chain| chain.rules.iter().map(|r| row(chain, r, family, &context)).collect())
+                    .unwrap_or_default()
+            };
+            let mut rows = zipped(rows(Family::V4), rows(Family::V6));
+            let more = rows.len().saturating_sub(ROWS);
+            if more > 0 {
+                rows.truncate(ROWS);
+                rows.push(Row::end(format!("{more} more rules"), Fate::Changed("not drawn".into())));
+            }
+            chain_box.rows = rows;
+        }
+        for (hook, exits) in by_no_rule {
+            let Some(fate) = exits.fate() else { continue };
+            let row = Row::end("what no rule takes".into(), fate);
+            let is_used = |b: &&mut ChainBox| b.base.is_some_and(|base| base.hook == hook) && !b.rows.is_empty();
+            match boxes.iter_mut().rfind(is_used) {
+                Some(last) => last.rows.push(row),
+                None => boxes.push(ChainBox::without_rules(hook, row)),
+            }
+        }
+        let mut drawing = Self { boxes };
+        drawing.reach();
+        drawing
+    }
+
+    /// Chains of both families, those of hooks first and in the order packets meet them.
+    fn boxes(ruleset: &Ruleset) -> Vec<ChainBox> {
+        let mut out: Vec<ChainBox> = Vec::new();
+        for family in Family::BOTH {
+            for chain in &ruleset.family(family).chains {
+                if !out.iter().any(|b| b.table == chain.table && b.name == chain.name) {
+                    let ChainRules { table, name, base, .. } = chain;
+                    let (table, name) = (table.clone(), name.clone());
+                    out.push(ChainBox { table, name, base: *base, depth: 0, rows: Vec::new() });
+                }
+            }
+        }
+        out.sort_by_key(|b| b.base.map_or((1, None, 0), |base| (0, Some(base.hook), base.priority)));
+        out
+    }
+
+    /// Leaves only what packets can get to, and notes how far it is.
+    fn reach(&mut self) {
+        let is_start = |b: &ChainBox| b.base.is_some_and(|base| base.drops || !b.rows.is_empty());
+        let mut depth: Vec<Option<usize>> = self.boxes.iter().map(|b| is_start(b).then_some(0)).collect();
+        // No chain is further away than there are chains; the kernel refuses loops.
+        for _ in 0..self.boxes.len() {
+            for at in 0..self.boxes.len() {
+                let Some(here) = depth[at] else { continue };
+                for row in &self.boxes[at].rows {
+                    if let Fate::Chain(to) = row.fate
+                        && self.boxes[to].base.is_none()
+                    {
+                        depth[to] = depth[to].max(Some((here + 1).min(self.boxes.len())));
+                    }
+                }
+            }
+        }
+        let mut numbers = vec![0; self.boxes.len()];
+        let mut kept = Vec::new();
+        for (at, mut chain_box) in std::mem::take(&mut self.boxes).into_iter().enumerate() {
+            if let Some(depth) = depth[at] {
+                numbers[at] = kept.len();
+                chain_box.depth = depth;
+                kept.push(chain_box);
+            }
+        }
+        for row in kept.iter_mut().flat_map(|b| &mut b.rows) {
+            if let Fate::Chain(to) = &mut row.fate {
+                *to = numbers[*to];
+            }
+        }
+        self.boxes = kept;
+    }
+
+    /// The families that any row is about.
+    pub fn families(&self) -> Families {
+        let rows = self.boxes.iter().flat_map(|b| &b.rows);
+        rows.filter(|row| !row.is_end()).fold(Families::NONE, |all, row| all.union(row.families))
+    }
+}
+
+impl Row {
+    fn end(conditions: String, fate: Fate) -> Self {
+        Self { families: Families::NONE, conditions, addresses: Vec::new(), why: String::new(), fate }
+    }
+
+    fn is_end(&self) -> bool {
+        self.families.is_empty()
+    }
+}
+
+fn row(chain: &ChainRules, rule: &CanonRule, family: Family, context: &Context) -> Row {
+    let all = all_addresses(family);
+    let m = &rule.matches;
+    let others = CanonMatches { source: all.clone(), destination: all.clone(), ..m.clone() };
+    let word = |word: &str, set: &Addresses| {
+        (*set != all).then(|| match describe::networks(set, family, &all) {
+            text if text.starts_with("not ") => text.replacen("not ", &format!("not {word} "), 1),
+            text => format!("{word} {text}"),
+        })
+    };
+    let addresses: Vec<String> = [word("from", &m.source), word("to", &m.destination)].into_iter().flatten().collect();
+    // A packet accepted in a chain leaves by the rule that jumped there.
+    let jumps = context.through.get(&(chain.table.clone(), chain.name.clone()));
+    let accepted = jumps.filter(|_| rule.verdict == Verdict::Accept).into_iter().flatten().copied();
+    let by = accepted.chain([std::ptr::from_ref(rule)]);
+    let exit = by.filter_map(|place| context.exits.get(&place)).find_map(Exits::fate);
+    let fate = match &rule.verdict {
+        Verdict::Jump(to) | Verdict::Goto(to) => match context.places.get(&(chain.table.clone(), to.clone())) {
+            Some(&at) => Fate::Chain(at),
+            None => Fate::CannotTell,
+        },
+        Verdict::Redirect(port) => Fate::Proxy { taker: redirect_taker(&chain.name), port: port.get() },
+        Verdict::Tproxy { port, .. } => Fate::Proxy { taker: Taker::InboundProxy, port: port.get() },
+        Verdict::Drop => Fate::Dropped,
+        Verdict::Unknown(_) => Fate::CannotTell,
+        Verdict::Return => exit.unwrap_or(Fate::Back("returns")),
+        Verdict::Accept => exit.unwrap_or(Fate::Back("accepted")),
+        Verdict::Continue | Verdict::SetMark(_) | Verdict::SaveMark | Verdict::RestoreMark | Verdict::CtZone(_) => {
+            Fate::Changed(describe::verdict(&rule.verdict))
+        }
+    };
+    let mut whys: Vec<&str> = rule.parts.iter().map(|(why, _)| why.sentence()).collect();
+    whys.dedup();
+    Row {
+        families: Families::only(family),
+        conditions: describe::matches(&others, family),
+        addresses: (!addresses.is_empty()).then(|| (family, addresses.join(" "))).into_iter().collect(),
+        why: whys.join("; "),
+        fate,
+    }
+}
+
+/// The rows of both families in one list: where they say the same, one row for both.
+fn zipped(v4: Vec<Row>, v6: Vec<Row>) -> Vec<Row> {
+    let mut out = Vec::new();
+    let mut rest = v6.into_iter();
+    for mut row in v4 {
+        let same = |a: &Row, b: &Row| {
+            a.conditions == b.conditions
+                && a.why == b.why
+                && std::mem::discriminant(&a.fate) == std::mem::discriminant(&b.fate)
+                && a.fate.label() == b.fate.label()
+                && a.addresses.is_empty() == b.addresses.is_empty()
+        };
+        // Rules of IPv6 alone stand before its twin.
+        if let Some(alone) = rest.clone().position(|other| same(&row, &other)) {
+            out.extend(rest.by_ref().take(alone));
+            if let Some(twin) = rest.next() {
+                row.families = row.families.union(twin.families);
+                row.addresses.extend(twin.addresses);
+            }
+        }
+        out.push(row);
+    }
+    out.extend(rest);
+    out
+}

@@ -1,0 +1,102 @@
+//! Which kind of escape flows are: by where they go, by protocol, and by the reason of
+//! the rule that lets them out. What no sidecar proxy takes is named by its protocol,
+//! whichever rule it meets last.
+
+use crate::audit::flow::Taker;
+use crate::audit::partition::cube::Cube;
+use crate::audit::partition::{Part, Scope, Space, loopback};
+use crate::config::ranges::RangeList;
+use crate::config::types::Family;
+use crate::plan::model::protocol;
+use crate::plan::why::Why;
+
+use super::Captured;
+use super::kind::Kind;
+
+const DNS: u16 = 53;
+const HTTPS: u16 = 443;
+
+/// Cuts a part that reaches its destination (or may) by kind.
+pub fn classify<'a>(part: Part<'a>, space: &Space, captured: Captured) -> Vec<(Kind, Part<'a>)> {
+    let mut sorter = Sorter { out: Vec::new(), left: vec![part.clone()] };
+    sorter.sort(&part, space, captured);
+    sorter.out
+}
+
+struct Sorter<'a> {
+    left: Vec<Part<'a>>,
+    out: Vec<(Kind, Part<'a>)>,
+}
+
+impl<'a> Sorter<'a> {
+    fn sort(&mut self, part: &Part<'a>, space: &Space, captured: Captured) {
+        let (family, scope) = (part.family, part.scope);
+        let why = part.decider.as_ref().map(|&(_, why)| why);
+        let whole = space.whole(family, scope);
+        if part.taker == Taker::Unknown {
+            return self.rest(Kind::Undecided);
+        }
+        match scope {
+            Scope::Local => {
+                if matches!(why, Some(Why::ProxyOwn | Why::ProxyToApp)) {
+                    return self.rest(Kind::ProxyToApp);
+                }
+                self.take(Kind::Loopback, Cube { destination: loopback(family), ..whole });
+                return self.rest(Kind::OwnAddress);
+            }
+            Scope::Transit if why == Some(&Why::VirtualInterfaceRest) => return self.rest(Kind::VirtualInterfaceRest),
+            Scope::Transit => return self.rest(Kind::Forwarded),
+            Scope::Outbound | Scope::Inbound if captured.left_open(family) => return self.rest(Kind::FamilyLeftOpen),
+            Scope::Outbound | Scope::Inbound => {}
+        }
+        let of = |protocols: &[u8]| Cube { protocol: RangeList::of(protocols.iter().copied()), ..whole.clone() };
+        let udp_to = |port| Cube { port: RangeList::of([port]), ..of(&[protocol::UDP]) };
+        let named = by_reason(why);
+        self.take(named.unwrap_or(Kind::TcpNotTaken), of(&[protocol::TCP]));
+        if scope == Scope::Outbound {
+            // What the capture of DNS leaves to a reason of its own is that reason's.
+            let dns =
+                named.filter(|kind| captured.dns.has(family) && *kind != Kind::ExcludedRange).unwrap_or(Kind::Dns);
+            self.take(dns, udp_to(DNS));
+            self.take(Kind::Quic, udp_to(HTTPS));
+        }
+        self.take(Kind::Udp, of(&[protocol::UDP]));
+        let icmp = if family == Family::V4 { protocol::ICMP } else { protocol::ICMPV6 };
+        self.take(Kind::Icmp, of(&[icmp]));
+        self.rest(Kind::OtherProtocols);
+    }
+
+    /// What of the rest is in a cube is of a kind.
+    fn take(&mut self, kind: Kind, cube: Cube) {
+        for part in std::mem::take(&mut self.left) {
+            let Some(inside) = part.flows.intersection(&cube) else {
+                self.left.push(part);
+                continue;
+            };
+            let around = part.flows.around(&inside);
+            self.left.extend(around.into_iter().map(|flows| Part { flows, ..part.clone() }));
+            self.out.push((kind, Part { flows: inside, ..part }));
+        }
+    }
+
+    fn rest(&mut self, kind: Kind) {
+        self.out.extend(self.left.drain(..).map(|part| (kind, part)));
+    }
+}
+
+/// The kind that the reason of a rule stands for, about protocols that a proxy takes.
+fn by_reason(why: Option<&Why>) -> Option<Kind> {
+    Some(match why? {
+        Why::ExcludedInterface => Kind::ExcludedInterface,
+        Why::VirtualInterfaceRest => Kind::VirtualInterfaceRest,
+        Why::TunnelPort => Kind::TunnelPort,
+        Why::ExcludedInboundPort | Why::ExcludedOutboundPort => Kind::ExcludedPort,
+        Why::ExcludedRange => Kind::ExcludedRange,
+        Why::ExcludedUser => Kind::ExcludedUser,
+        Why::ExcludedGroup => Kind::ExcludedGroup,
+        Why::NotIncludedGroup => Kind::NotIncludedGroup,
+        Why::ProxyOwn => Kind::ProxyOwn,
+        Why::Foreign(_) => Kind::ForeignRule,
+        _ => return None,
+    })
+}

@@ -1,0 +1,80 @@
+//! One flow of a class, as ordinary as the class allows: what a reader would try.
+
+use std::net::IpAddr;
+
+use crate::audit::explain::{EPHEMERAL, usual_source};
+use crate::audit::flow::{Direction, Flow};
+use crate::audit::partition::cube::{Cube, NOBODY, Owners};
+use crate::audit::partition::{Scope, Space};
+use crate::config::facts::is_global;
+use crate::config::ranges::{RangeList, Step};
+use crate::config::types::Family;
+use crate::plan::canon::{address, number};
+use crate::plan::model::protocol;
+
+/// An ordinary flow of a set.
+pub fn of(family: Family, scope: Scope, flows: &Cube, space: &Space) -> Flow {
+    let protocols = [protocol::TCP, protocol::UDP, protocol::ICMP, protocol::ICMPV6, 132];
+    // Of another family's ICMP nobody would speak.
+    let odd = if family == Family::V4 { protocol::ICMPV6 } else { protocol::ICMP };
+    let protocol = first(&flows.protocol, protocols.into_iter().filter(|&p| p != odd));
+    let ports: &[u16] = match scope.direction() {
+        Direction::Outbound => &[443, 80, 53, 5432, 8080],
+        Direction::Inbound => &[8080, 80, 443, 9090, 53],
+    };
+    let port = first(&flows.port, ports.iter().copied().chain([1]));
+    let destination = address(family, first(&flows.destination, destinations(space, family, scope)));
+    let examples = space.interfaces.examples(&flows.interface);
+    let usual = if scope == Scope::Local { "lo" } else { &space.pod.uplink };
+    let interface = match examples.contains(&usual) {
+        true => None,
+        false => examples.first().map(|&name| name.into()),
+    };
+    let mut flow = Flow {
+        direction: scope.direction(),
+        protocol,
+        uid: id(&flows.uid),
+        gid: id(&flows.gid),
+        source: None,
+        source_port: None,
+        destination,
+        port: if protocol::WITH_PORTS.contains(&protocol) { port } else { 0 },
+        interface,
+        mark: 0,
+    };
+    let source = usual_source(&flow, space.pod, scope.is_local());
+    if !flows.source.holds(number(source)) {
+        flow.source = Some(address(family, first(&flows.source, [])));
+    }
+    if !flows.source_port.holds(EPHEMERAL) {
+        flow.source_port = Some(first(&flows.source_port, [1024]));
+    }
+    flow
+}
+
+/// The first wanted number that a set holds, else its smallest. A set of flows has no
+/// empty dimension.
+fn first<T: Step>(set: &RangeList<T>, wanted: impl IntoIterator<Item = T>) -> T {
+    let found = wanted.into_iter().find(|&item| set.holds(item));
+    found.or_else(|| set.iter().next().map(|(first, _)| first)).unwrap_or(T::MIN)
+}
+
+fn id(owners: &Owners) -> Option<u32> {
+    let id = first(owners, [1000, 0, 1337]);
+    (id != NOBODY).then_some(id as u32)
+}
+
+/// Addresses that a reader takes for the pod's, or for somebody else's.
+fn destinations(space: &Space, family: Family, scope: Scope) -> Vec<u128> {
+    let of_family = |a: &&IpAddr| a.is_ipv4() == (family == Family::V4);
+    let own = space.pod.addresses.iter().filter(of_family);
+    let texts: &[&str] = match (scope, family) {
+        (Scope::Local | Scope::Inbound, Family::V4) => &["127.0.0.1"],
+        (Scope::Local | Scope::Inbound, Family::V6) => &["::1"],
+        // For documentation (RFC 5737, RFC 3849).
+        (_, Family::V4) => &["203.0.113.10", "10.0.0.10"],
+        (_, Family::V6) => &["2001:db8::10"],
+    };
+    let usual = texts.iter().filter_map(|text| text.parse().ok());
+    own.copied().filter(is_global).chain(usual).map(number).collect()
+}

@@ -1,0 +1,200 @@
+//! Escapes: every class of traffic that reaches its destination without the proxy.
+//! Complete and exact over the rules: the parts of the space of flows that nobody takes,
+//! put together by the reason for it. Classes share no flow.
+
+mod classify;
+pub mod example;
+pub mod kind;
+pub mod words;
+
+use std::collections::BTreeMap;
+
+use crate::config::types::{Families, Family};
+use crate::plan::canon::CanonRule;
+use crate::plan::model::{Verdict, protocol};
+use crate::plan::why::Why;
+
+use super::explain::Decider;
+use super::flow::{Flow, Surroundings, Taker};
+use super::partition::cube::{Cube, merged, without};
+use super::partition::{Part, Scope, Space, TooManyParts};
+use super::ruleset::{Ruleset, redirect_taker};
+use kind::{Kind, Severity};
+
+/// A class of traffic that escapes, or may.
+#[derive(Debug, Clone)]
+pub struct Escape<'a> {
+    pub kind: Kind,
+    pub scope: Scope,
+    pub severity: Severity,
+    /// The flows, by family and deciding rule. Never empty.
+    pub parts: Vec<Part<'a>>,
+    /// The same flows, by family only: fewer sets.
+    pub flows: Vec<(Family, Cube)>,
+    /// One of them, as ordinary as the class allows.
+    pub example: Flow,
+}
+
+impl<'a> Escape<'a> {
+    /// `None` if there are no flows.
+    fn new(kind: Kind, scope: Scope, parts: Vec<Part<'a>>, space: &Space) -> Option<Self> {
+        let mut flows = Vec::new();
+        for family in Family::BOTH {
+            let cubes = parts.iter().filter(|part| part.family == family).map(|part| part.flows.clone());
+            flows.extend(merged(cubes.collect()).into_iter().map(|cube| (family, cube)));
+        }
+        let ordinary = flows.iter().find(|(_, cube)| cube.protocol.holds(protocol::TCP)).or(flows.first())?;
+        let example = example::of(ordinary.0, scope, &ordinary.1, space);
+        Some(Self { kind, scope, severity: kind.severity(), parts, flows, example })
+    }
+
+    /// What of it is within some flows, which share nothing; `None` if nothing is.
+    pub fn within(&self, flows: &[(Family, Cube)], space: &Space) -> Option<Self> {
+        let mut parts = Vec::new();
+        for part in &self.parts {
+            let inside = flows.iter().filter(|(family, _)| *family == part.family);
+            let inside = inside.filter_map(|(_, cube)| part.flows.intersection(cube));
+            parts.extend(inside.map(|flows| Part { flows, ..part.clone() }));
+        }
+        Self::new(self.kind, self.scope, fewer(parts), space)
+    }
+
+    /// What is left of it without some of its flows; `None` if nothing is.
+    pub fn without(&self, flows: &[(Family, Cube)], space: &Space) -> Option<Self> {
+        let mut parts = Vec::new();
+        for part in &self.parts {
+            let others: Vec<Cube> =
+                flows.iter().filter(|(family, _)| *family == part.family).map(|(_, cube)| cube.clone()).collect();
+            let left = without(vec![part.flows.clone()], &others);
+            parts.extend(left.into_iter().map(|flows| Part { flows, ..part.clone() }));
+        }
+        Self::new(self.kind, self.scope, fewer(parts), space)
+    }
+
+    /// The stable name of the class.
+    pub fn id(&self) -> String {
+        format!("{}-{}", scope_name(self.scope), self.kind.id())
+    }
+
+    pub fn title(&self) -> String {
+        self.kind.title(self.scope)
+    }
+
+    pub fn closes(&self) -> &'static str {
+        self.kind.closes(self.scope)
+    }
+
+    /// Whether it is not known to escape: a rule decides that is not understood.
+    pub fn is_undecided(&self) -> bool {
+        self.kind == Kind::Undecided
+    }
+
+    pub fn families(&self) -> Families {
+        self.parts.iter().fold(Families::NONE, |all, part| all.union(Families::only(part.family)))
+    }
+
+    /// The rules that let it out, each once and with its reason; none where no rule says
+    /// anything about some of it.
+    pub fn rules(&self) -> Vec<(Family, Decider<'a>, &'a Why)> {
+        let mut out: Vec<(Family, Decider, &Why)> = Vec::new();
+        for part in &self.parts {
+            if let Some((decider, why)) = part.decider
+                && !out.iter().any(|(_, known, other)| std::ptr::eq(known.rule, decider.rule) && *other == why)
+            {
+                out.push((part.family, decider, why));
+            }
+        }
+        out
+    }
+}
+
+/// How a class's name begins.
+pub fn scope_name(scope: Scope) -> &'static str {
+    match scope {
+        Scope::Outbound => "outbound",
+        Scope::Local => "local",
+        Scope::Inbound => "inbound",
+        Scope::Transit => "transit",
+    }
+}
+
+/// What a ruleset intercepts at all.
+#[derive(Debug, Clone, Copy)]
+pub struct Captured {
+    pub any: Families,
+    pub dns: Families,
+}
+
+impl Captured {
+    pub fn of(ruleset: &Ruleset) -> Self {
+        let mut out = Self { any: Families::NONE, dns: Families::NONE };
+        for family in Family::BOTH {
+            for chain in &ruleset.family(family).chains {
+                let takes = |rule: &&CanonRule| matches!(rule.verdict, Verdict::Redirect(_) | Verdict::Tproxy { .. });
+                if chain.rules.iter().any(|rule| takes(&rule)) {
+                    out.any = out.any.union(Families::only(family));
+                    if redirect_taker(&chain.name) == Taker::DnsProxy {
+                        out.dns = out.dns.union(Families::only(family));
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// Whether one family is intercepted, but not this one.
+    fn left_open(self, family: Family) -> bool {
+        !self.any.is_empty() && !self.any.has(family)
+    }
+}
+
+/// The families in which something can be said to escape: those the pod has an address
+/// in, and those that anybody made rules for. Of a pod of which nothing is known, both.
+pub fn families(ruleset: &Ruleset, pod: &Surroundings) -> Families {
+    let of_addresses = pod.families();
+    let ruled = |family| !ruleset.family(family).is_empty();
+    let all = of_addresses.union(Families { v4: ruled(Family::V4), v6: ruled(Family::V6) });
+    if all.is_empty() { Families::BOTH } else { all }
+}
+
+/// Every escape, the worst first.
+pub fn find<'a>(ruleset: &'a Ruleset, space: &Space) -> Result<Vec<Escape<'a>>, TooManyParts> {
+    find_in(ruleset, space, families(ruleset, space.pod))
+}
+
+/// Every escape in some families.
+pub fn find_in<'a>(ruleset: &'a Ruleset, space: &Space, families: Families) -> Result<Vec<Escape<'a>>, TooManyParts> {
+    let captured = Captured::of(ruleset);
+    let mut classes: BTreeMap<(Kind, Scope), Vec<Part<'a>>> = BTreeMap::new();
+    for family in families.iter() {
+        for part in space.parts(ruleset, family)? {
+            if !matches!(part.taker, Taker::Direct | Taker::Unknown) {
+                continue;
+            }
+            for (kind, part) in classify::classify(part, space, captured) {
+                classes.entry((kind, part.scope)).or_default().push(part);
+            }
+        }
+    }
+    let escapes =
+        classes.into_iter().filter_map(|((kind, scope), parts)| Escape::new(kind, scope, fewer(parts), space));
+    let mut out: Vec<Escape> = escapes.collect();
+    out.sort_by_key(|escape| (std::cmp::Reverse(escape.severity), escape.kind, escape.scope));
+    Ok(out)
+}
+
+/// The same flows in fewer parts: those with one decider are put together.
+fn fewer<'a>(parts: Vec<Part<'a>>) -> Vec<Part<'a>> {
+    let mut groups: Vec<Vec<Part<'a>>> = Vec::new();
+    for part in parts {
+        match groups.iter_mut().find(|g| g[0].family == part.family && g[0].same_decider(&part)) {
+            Some(group) => group.push(part),
+            None => groups.push(vec![part]),
+        }
+    }
+    let merge = |group: Vec<Part<'a>>| -> Vec<Part<'a>> {
+        let cubes = merged(group.iter().map(|part| part.flows.clone()).collect());
+        cubes.into_iter().map(|flows| Part { flows, ..group[0].clone() }).collect()
+    };
+    groups.into_iter().flat_map(merge).collect()
+}

@@ -1,0 +1,150 @@
+//! Sets of flows in words.
+
+use crate::audit::describe::{list, networks, numbers, spans};
+use crate::audit::flow::{Direction, Flow};
+use crate::audit::partition::cube::{Cube, NOBODY, Owners, everyone};
+use crate::audit::partition::interfaces::Kinds;
+use crate::audit::partition::{Scope, Space};
+use crate::config::ranges::RangeList;
+use crate::config::types::{Families, Family};
+use crate::plan::model::protocol;
+
+use super::Escape;
+
+/// The flows of a class, a line for each set; what both families have is said once.
+pub fn flows(escape: &Escape, space: &Space) -> Vec<String> {
+    let mut lines: Vec<(Families, String)> = Vec::new();
+    for (family, cube) in &escape.flows {
+        let (text, family) = (set(*family, escape.scope, cube, space), Families::only(*family));
+        match lines.iter_mut().find(|(_, known)| *known == text) {
+            Some((families, _)) => *families = families.union(family),
+            None => lines.push((family, text)),
+        }
+    }
+    lines.into_iter().map(|(families, text)| format!("{families}: {text}")).collect()
+}
+
+/// A set of flows in one line: only what tells it from all flows of its scope.
+pub fn set(family: Family, scope: Scope, flows: &Cube, space: &Space) -> String {
+    let whole = space.whole(family, scope);
+    let outbound = scope.direction() == Direction::Outbound;
+    let mut out = vec![protocols(&flows.protocol)];
+    let but = |text: String, what: &str| match text.strip_prefix("not ") {
+        Some(rest) => format!("any {what} but {rest}"),
+        None => text,
+    };
+    if flows.interface != whole.interface {
+        let by = if outbound { "out by" } else { "in by" };
+        out.push(format!("{by} {}", interfaces(&flows.interface, &whole.interface, space)));
+    }
+    // What comes in has no owner here.
+    if outbound {
+        out.extend(owners("user", &flows.uid));
+        out.extend(owners("group", &flows.gid));
+    }
+    if flows.destination != whole.destination {
+        out.push(format!("to {}", but(networks(&flows.destination, family, &whole.destination), "address")));
+    }
+    if !flows.port.is_full() {
+        let ports = numbers(&flows.port);
+        out.push(if ports.starts_with("not ") {
+            format!("to {}", but(ports, "port"))
+        } else {
+            format!("port {ports}")
+        });
+    }
+    if flows.source != whole.source {
+        out.push(format!("from {}", but(networks(&flows.source, family, &whole.source), "address")));
+    }
+    if !flows.source_port.is_full() {
+        out.push(format!("from port {}", but(numbers(&flows.source_port), "port")));
+    }
+    out.join(" ")
+}
+
+/// A protocol's name as people write it.
+pub fn protocol_name(number: u8) -> String {
+    match number {
+        protocol::ICMPV6 => "ICMPv6".into(),
+        _ => protocol::name(number).to_uppercase(),
+    }
+}
+
+fn protocols(set: &RangeList<u8>) -> String {
+    let name = |(a, b): (u8, u8)| (a..=b).map(protocol_name).collect::<Vec<_>>();
+    let names = |set: &RangeList<u8>| list(set.iter().flat_map(name).collect());
+    match set.complement() {
+        rest if rest.is_empty() => "any protocol".into(),
+        rest if rest.len() <= 4 && set.iter().map(|(a, b)| usize::from(b - a) + 1).sum::<usize>() > 128 => {
+            format!("any protocol but {}", names(&rest))
+        }
+        _ => names(set),
+    }
+}
+
+fn owners(word: &str, set: &Owners) -> Option<String> {
+    let everyone = everyone();
+    let nobody: Owners = RangeList::of([NOBODY]);
+    if *set == everyone {
+        return None;
+    }
+    if *set == nobody {
+        return Some("of no process".into());
+    }
+    let rest = everyone.minus(set);
+    if set.holds(NOBODY) {
+        Some(format!("not of {word} {}", list(spans(&rest))))
+    } else {
+        Some(format!("of {word} {}", list(spans(set))))
+    }
+}
+
+fn interfaces(set: &Kinds, whole: &Kinds, space: &Space) -> String {
+    let names = |set| list(space.interfaces.patterns(set).0.iter().map(ToString::to_string).collect());
+    let (_, others) = space.interfaces.patterns(set);
+    if others { format!("any but {}", names(&whole.minus(set))) } else { names(set) }
+}
+
+/// The arguments of `podweir explain` that ask about a flow.
+pub fn explain_arguments(flow: &Flow) -> Vec<String> {
+    let mut out = vec!["--direction".into(), flow.direction.name().into()];
+    let mut add = |name: &str, value: Option<String>| {
+        out.extend(value.map(|value| [format!("--{name}"), value]).into_iter().flatten());
+    };
+    add("proto", Some(protocol::name(flow.protocol)));
+    add("uid", flow.uid.map(|id| id.to_string()));
+    add("gid", flow.gid.map(|id| id.to_string()));
+    add("source", flow.source.map(|a| a.to_string()));
+    add("destination", Some(flow.destination.to_string()));
+    add("port", protocol::WITH_PORTS.contains(&flow.protocol).then(|| flow.port.to_string()));
+    add("interface", flow.interface.as_deref().map(Into::into));
+    out
+}
+
+/// A flow in words.
+pub fn flow(flow: &Flow) -> String {
+    let mut out = vec![protocol_name(flow.protocol)];
+    if let Some(source) = flow.source {
+        out.push(format!("from {source}"));
+    }
+    if let (Some(uid), Some(gid)) = (flow.uid, flow.gid) {
+        out.push(format!("of user {uid}, group {gid},"));
+    }
+    let port = protocol::WITH_PORTS.contains(&flow.protocol).then(|| format!(" port {}", flow.port));
+    out.push(format!("to {}{}", flow.destination, port.unwrap_or_default()));
+    if let Some(interface) = &flow.interface {
+        let word = if flow.direction == Direction::Outbound { "out by" } else { "in by" };
+        out.push(format!("{word} {interface}"));
+    }
+    out.join(" ")
+}
+
+/// Where flows of a scope go.
+pub fn scope(scope: Scope) -> &'static str {
+    match scope {
+        Scope::Outbound => "from the pod to others",
+        Scope::Local => "within the pod",
+        Scope::Inbound => "from others to the pod",
+        Scope::Transit => "through the pod",
+    }
+}

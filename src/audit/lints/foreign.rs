@@ -1,0 +1,60 @@
+//! Rules of other tools that packets meet before the interception's: harmless today, and
+//! the first place to look when traffic is lost or escapes.
+
+use crate::audit::describe;
+use crate::audit::escapes::kind::Severity;
+use crate::audit::ruleset::{ChainRules, Hook, Ruleset};
+use crate::config::types::Family;
+use crate::plan::model::Verdict;
+use crate::plan::why::Why;
+
+use super::Lint;
+use super::shadow::place;
+
+const HOOKS: [Hook; 5] = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
+
+/// Lints about rules of others, on the hooks that the interception uses.
+pub fn lints(ruleset: &Ruleset) -> Vec<Lint> {
+    let mut out: Vec<Lint> = Vec::new();
+    for family in Family::BOTH {
+        for hook in HOOKS {
+            let chains: Vec<&ChainRules> = ruleset.family(family).on(hook).collect();
+            let Some(last) = chains.iter().rposition(|chain| chain.rules.iter().any(|r| !is_foreign(r.why()))) else {
+                continue;
+            };
+            for (number, chain) in chains[..=last].iter().enumerate() {
+                let ours = chain.rules.iter().position(|rule| !is_foreign(rule.why()));
+                // In the last chain only what stands before the interception's own rules.
+                let until = if number == last { ours.unwrap_or(0) } else { chain.rules.len() };
+                for (at, rule) in chain.rules[..until].iter().enumerate() {
+                    if is_foreign(rule.why()) && decides(&rule.verdict) {
+                        let lint = lint(chain, at, &describe::rule(rule, family));
+                        if !out.iter().any(|known| known.subject == lint.subject) {
+                            out.push(lint);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    out
+}
+
+fn is_foreign(why: &Why) -> bool {
+    matches!(why, Why::Foreign(_))
+}
+
+/// Whether a packet's way may change by it.
+fn decides(verdict: &Verdict) -> bool {
+    !matches!(verdict, Verdict::Continue | Verdict::CtZone(_))
+}
+
+fn lint(chain: &ChainRules, at: usize, words: &str) -> Lint {
+    Lint {
+        severity: Severity::Medium,
+        id: "foreign-rule-in-front",
+        subject: place(chain, at),
+        message: format!("'{words}' is not the interception's, and packets meet it first"),
+        advice: "find out which tool makes it; what it lets out stands among the escapes as foreign-rule".into(),
+    }
+}

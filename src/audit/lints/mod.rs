@@ -1,0 +1,54 @@
+//! Lints: what is no escape by itself, but not what somebody meant.
+//!
+//! | lint | about |
+//! |---|---|
+//! | `rule-never-matches` | earlier rules of the chain take every packet that the rule is for |
+//! | `rule-loop-shadowed` | the same of a proxy owner's loop rule: its calls to the pod's own service do not go in through the proxy |
+//! | `chain-never-entered` | rules stand in a chain that no rule jumps to |
+//! | `jump-to-nowhere` | a rule jumps to a chain that is not there |
+//! | `foreign-rule-in-front` | a rule of another tool is looked at before the interception's |
+//! | `option-without-effect` | an option that changes nothing, because of another one or of the pod |
+//! | `options-contradict` | two options that want opposite things; one of them wins |
+//! | `shares-proxy-user` | an app container runs as the proxy's user or group: all its traffic escapes |
+//! | `can-become-proxy` | an app container may change the rules, or become the proxy's user |
+//! | `host-network` | the pod has no network of its own to intercept |
+
+pub mod foreign;
+pub mod options;
+pub mod shadow;
+
+use super::escapes::kind::Severity;
+
+/// Something that is probably not meant.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lint {
+    pub severity: Severity,
+    /// A stable name.
+    pub id: &'static str,
+    /// What it is about: a rule's place, an option, a container.
+    pub subject: String,
+    pub message: String,
+    /// What to do about it.
+    pub advice: String,
+}
+
+/// Every lint's name, the severity it has (or the worst), and what it is about.
+pub const LINTS: [(&str, Severity, &str); 10] = [
+    ("rule-never-matches", Severity::Info, "earlier rules take every packet that the rule is for"),
+    ("rule-loop-shadowed", Severity::Low, "a proxy owner's loop rule that never matches"),
+    ("chain-never-entered", Severity::Info, "rules in a chain that no rule jumps to"),
+    ("jump-to-nowhere", Severity::High, "a jump to a chain that is not there"),
+    ("foreign-rule-in-front", Severity::Medium, "a rule of another tool before the interception's"),
+    ("option-without-effect", Severity::Low, "an option that changes nothing"),
+    ("options-contradict", Severity::Medium, "two options that want opposite things"),
+    ("shares-proxy-user", Severity::High, "an app container that runs as the proxy's user or group"),
+    ("can-become-proxy", Severity::Medium, "an app container that may change the rules or become the proxy's user"),
+    ("host-network", Severity::High, "a pod without a network of its own"),
+];
+
+/// The worst first, each once.
+pub fn sorted(mut lints: Vec<Lint>) -> Vec<Lint> {
+    lints.sort_by(|a, b| (b.severity, a).cmp(&(a.severity, b)));
+    lints.dedup();
+    lints
+}

@@ -1,0 +1,262 @@
+//! Rules that can never match: every packet that one is for has met an earlier rule of
+//! its chain that it does not come back from. Sets of packets of any state and mark, not
+//! just of new connections as for escapes; where in doubt a rule may match.
+
+use crate::audit::describe;
+use crate::audit::escapes::kind::Severity;
+use crate::audit::partition::cube::{Cube, owners};
+use crate::audit::partition::interfaces::{Interfaces, Kinds};
+use crate::audit::ruleset::{ChainRules, FamilyRules, Ruleset};
+use crate::config::ranges::RangeList;
+use crate::config::types::{Families, Family, Interface};
+use crate::plan::canon::CanonMatches;
+use crate::plan::model::{Cond, CtStates, Verdict};
+use crate::plan::why::Why;
+
+use super::Lint;
+
+/// Stands for "no interface" among the kinds.
+const NONE: u32 = u32::MAX;
+/// How deep jumps are followed.
+const DEPTH: usize = 16;
+/// Beyond so many sets it is not worth knowing.
+const ENOUGH: usize = 5_000;
+
+/// Packets: a set of flows by the outgoing interface, and what flows do not have.
+#[derive(Debug, Clone)]
+struct Packets {
+    flows: Cube,
+    in_by: Kinds,
+    states: RangeList<u8>,
+}
+
+impl Packets {
+    fn of(m: &CanonMatches, family: Family, interfaces: &Interfaces) -> Self {
+        let by = |cond: &Option<Cond<Vec<Interface>>>| match cond {
+            None => every(interfaces),
+            Some(cond) if cond.negated => every(interfaces).minus(&interfaces.meeting(&Cond::is(cond.value.clone()))),
+            Some(cond) => interfaces.meeting(cond),
+        };
+        let whole = Cube::whole(family);
+        let flows = Cube {
+            protocol: m.protocol.clone(),
+            interface: by(&m.out_interface),
+            uid: m.uid.as_ref().map_or(whole.uid, owners),
+            gid: m.gid.as_ref().map_or(whole.gid, owners),
+            destination: m.destination.clone(),
+            port: m.destination_port.clone(),
+            source: m.source.clone(),
+            source_port: m.source_port.clone(),
+        };
+        let states = CtStates::NAMED.iter().enumerate().filter(|(_, (state, _))| m.connection_state.has(*state));
+        let states = RangeList::of(states.map(|(at, _)| at as u8)).normalised();
+        Self { flows, in_by: by(&m.in_interface), states }
+    }
+
+    fn all(family: Family, interfaces: &Interfaces) -> Self {
+        let flows = Cube { interface: every(interfaces), ..Cube::whole(family) };
+        Self { flows, in_by: every(interfaces), states: RangeList::new([(0, CtStates::NAMED.len() as u8 - 1)]) }
+    }
+
+    fn intersection(&self, other: &Self) -> Option<Self> {
+        let in_by = self.in_by.intersection(&other.in_by);
+        let states = self.states.intersection(&other.states);
+        let flows = self.flows.intersection(&other.flows)?;
+        (!in_by.is_empty() && !states.is_empty()).then_some(Self { flows, in_by, states })
+    }
+
+    fn minus(&self, other: &Self) -> Vec<Self> {
+        let Some(inside) = self.intersection(other) else { return vec![self.clone()] };
+        let mut left = self.clone();
+        let mut out = Vec::new();
+        let in_by = left.in_by.minus(&inside.in_by);
+        if !in_by.is_empty() {
+            out.push(Self { in_by, ..left.clone() });
+            left.in_by = inside.in_by;
+        }
+        let states = left.states.minus(&inside.states);
+        if !states.is_empty() {
+            out.push(Self { states, ..left.clone() });
+            left.states = inside.states;
+        }
+        out.extend(left.flows.around(&inside.flows).into_iter().map(|flows| Self { flows, ..left.clone() }));
+        out
+    }
+}
+
+fn every(interfaces: &Interfaces) -> Kinds {
+    let mut all = interfaces.all();
+    all.push(NONE, NONE);
+    all
+}
+
+fn without(packets: Vec<Packets>, taken: &[Packets]) -> Vec<Packets> {
+    taken.iter().fold(packets, |left, taken| left.iter().flat_map(|packets| packets.minus(taken)).collect())
+}
+
+/// Whether a rule applies to just the packets that its set says: it asks nothing else.
+fn is_exact(m: &CanonMatches) -> bool {
+    m.mark.is_none() && m.connection_mark.is_none() && m.unknown.is_empty()
+}
+
+struct Chains<'a> {
+    rules: &'a FamilyRules,
+    family: Family,
+    interfaces: &'a Interfaces,
+}
+
+impl Chains<'_> {
+    fn packets(&self, m: &CanonMatches) -> Packets {
+        Packets::of(m, self.family, self.interfaces)
+    }
+
+    /// Those packets that do not go on after a rule, for sure.
+    fn stopped(&self, chain: &ChainRules, at: usize, depth: usize) -> Vec<Packets> {
+        let rule = &chain.rules[at];
+        if !is_exact(&rule.matches) {
+            return Vec::new();
+        }
+        let here = self.packets(&rule.matches);
+        match &rule.verdict {
+            Verdict::Return | Verdict::Accept | Verdict::Drop | Verdict::Redirect(_) | Verdict::Goto(_) => vec![here],
+            Verdict::Tproxy { closed: true, .. } => vec![here],
+            Verdict::Jump(_) => {
+                let inner = self.rules.target(chain, at).map(|target| self.swallowed(target, depth + 1));
+                inner.unwrap_or_default().iter().filter_map(|packets| packets.intersection(&here)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Those that do not come back from a chain, for sure.
+    fn swallowed(&self, chain: &ChainRules, depth: usize) -> Vec<Packets> {
+        let (mut left, mut out) = (vec![Packets::all(self.family, self.interfaces)], Vec::new());
+        for (at, rule) in chain.rules.iter().enumerate() {
+            if depth > DEPTH || left.len() + out.len() > ENOUGH {
+                return Vec::new();
+            }
+            let here = self.packets(&rule.matches);
+            if matches!(rule.verdict, Verdict::Return | Verdict::Goto(_) | Verdict::Unknown(_)) {
+                // They come back, or may.
+                left = without(left, &[here]);
+                continue;
+            }
+            let stopped = self.stopped(chain, at, depth);
+            out.extend(stopped.iter().flat_map(|taken| left.iter().filter_map(|packets| packets.intersection(taken))));
+            left = without(left, &stopped);
+        }
+        out
+    }
+
+    /// The rules of a chain that no packet gets to.
+    fn never(&self, chain: &ChainRules) -> Vec<usize> {
+        let mut taken: Vec<Packets> = Vec::new();
+        let mut out = Vec::new();
+        for (at, rule) in chain.rules.iter().enumerate() {
+            if taken.len() > ENOUGH {
+                break;
+            }
+            if without(vec![self.packets(&rule.matches)], &taken).is_empty() {
+                out.push(at);
+            } else {
+                taken.extend(self.stopped(chain, at, 0));
+            }
+        }
+        out
+    }
+}
+
+/// Where a rule stands, for people.
+pub fn place(chain: &ChainRules, at: usize) -> String {
+    format!("{}, rule {}", chain_name(chain), at + 1)
+}
+
+pub fn chain_name(chain: &ChainRules) -> String {
+    match chain.table.source.as_ref() {
+        "plan" => format!("{} {}", chain.table.name, chain.name),
+        source => format!("{source} {} {}", chain.table.name, chain.name),
+    }
+}
+
+/// Lints about what rules do to each other.
+pub fn lints(ruleset: &Ruleset, interfaces: &Interfaces) -> Vec<Lint> {
+    let mut found: Vec<(Families, Lint)> = Vec::new();
+    for family in Family::BOTH {
+        let chains = Chains { rules: ruleset.family(family), family, interfaces };
+        let mut of_family = Vec::new();
+        for chain in &chains.rules.chains {
+            of_family.extend(chains.never(chain).into_iter().map(|at| never_matches(chain, at, family)));
+            of_family.extend(jumps_to_nowhere(chains.rules, chain, family));
+        }
+        of_family.extend(never_entered(chains.rules));
+        for lint in of_family {
+            match found.iter_mut().find(|(_, known)| known.subject == lint.subject && known.id == lint.id) {
+                Some((families, _)) => *families = families.union(Families::only(family)),
+                None => found.push((Families::only(family), lint)),
+            }
+        }
+    }
+    let with_families = |(families, mut lint): (Families, Lint)| {
+        lint.subject = format!("{} ({families})", lint.subject);
+        lint
+    };
+    found.into_iter().map(with_families).collect()
+}
+
+fn never_matches(chain: &ChainRules, at: usize, family: Family) -> Lint {
+    let rule = &chain.rules[at];
+    let words = describe::rule(rule, family);
+    let is_loop = *rule.why() == Why::AppToItself;
+    Lint {
+        severity: if is_loop && is_second_owner(chain, at) { Severity::Low } else { Severity::Info },
+        id: if is_loop && is_second_owner(chain, at) { "rule-loop-shadowed" } else { "rule-never-matches" },
+        subject: place(chain, at),
+        message: format!("'{words}' never matches: earlier rules of the chain take every packet it is for"),
+        advice: match is_loop && is_second_owner(chain, at) {
+            true => {
+                "name one proxy user, or expect calls of the second one to the pod's own service to stay past the proxy"
+                    .into()
+            }
+            false => "nothing to do, unless it was meant to match".into(),
+        },
+    }
+}
+
+/// Whether an earlier loop rule is about another user, so that this one's is lost. (That a
+/// group's rules do nothing more than its user's is how it is meant.)
+fn is_second_owner(chain: &ChainRules, at: usize) -> bool {
+    let uid = &chain.rules[at].matches.uid;
+    let loops = chain.rules[..at].iter().filter(|rule| *rule.why() == Why::AppToItself);
+    uid.is_some() && loops.clone().any(|rule| rule.matches.uid.is_some() && rule.matches.uid != *uid)
+}
+
+fn jumps_to_nowhere(rules: &FamilyRules, chain: &ChainRules, family: Family) -> Vec<Lint> {
+    let missing = chain.rules.iter().enumerate().filter(|(at, rule)| {
+        matches!(rule.verdict, Verdict::Jump(_) | Verdict::Goto(_)) && rules.target(chain, *at).is_none()
+    });
+    missing
+        .map(|(at, rule)| Lint {
+            severity: Severity::High,
+            id: "jump-to-nowhere",
+            subject: place(chain, at),
+            message: format!("'{}' leads to a chain that is not there", describe::rule(rule, family)),
+            advice: "the rules are not whole: install them again, or dump all tables".into(),
+        })
+        .collect()
+}
+
+fn never_entered(rules: &FamilyRules) -> Vec<Lint> {
+    let is_entered = |chain: &ChainRules| {
+        let targets = rules.chains.iter().flat_map(|c| (0..c.rules.len()).filter_map(|at| rules.target(c, at)));
+        chain.base.is_some() || targets.into_iter().any(|target| std::ptr::eq(target, chain))
+    };
+    let lost = rules.chains.iter().filter(|chain| !chain.rules.is_empty() && !is_entered(chain));
+    lost.map(|chain| Lint {
+        severity: Severity::Info,
+        id: "chain-never-entered",
+        subject: chain_name(chain),
+        message: format!("no rule jumps to the chain, so its {} rules never match", chain.rules.len()),
+        advice: "nothing to do, unless it was meant to be entered".into(),
+    })
+    .collect()
+}

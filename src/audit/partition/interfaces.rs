@@ -1,0 +1,119 @@
+//! Interface names as numbers. Rules tell names apart by whole names and by beginnings;
+//! names that no rule tells apart are one kind, and a set of kinds is a set of numbers.
+
+use std::collections::BTreeSet;
+
+use crate::audit::flow::Surroundings;
+use crate::audit::ruleset::Ruleset;
+use crate::config::ranges::RangeList;
+use crate::config::types::{Family, Interface};
+use crate::plan::model::Cond;
+
+/// A set of kinds of interfaces.
+pub type Kinds = RangeList<u32>;
+
+/// The longest name an interface can have (`IFNAMSIZ` without its end).
+const LONGEST: usize = 15;
+
+/// All kinds of interfaces that a few rulesets and a pod tell apart.
+#[derive(Debug, Clone)]
+pub struct Interfaces {
+    kinds: Vec<Kind>,
+}
+
+/// Names that every rule treats alike.
+#[derive(Debug, Clone)]
+struct Kind {
+    /// `None`: all that no rule names.
+    pattern: Option<Interface>,
+    /// One of the names.
+    example: Box<str>,
+}
+
+impl Interfaces {
+    /// The kinds that any of the rulesets tells apart; the loopback and the uplink are
+    /// always kinds of their own, and so are those of `more`.
+    pub fn of(rulesets: &[&Ruleset], pod: &Surroundings, more: &[Interface]) -> Self {
+        let mut patterns = BTreeSet::from([Interface::lo(), Interface::new(&pod.uplink, false)]);
+        patterns.extend(more.iter().cloned());
+        for ruleset in rulesets {
+            for rule in Family::BOTH.iter().flat_map(|&f| &ruleset.family(f).chains).flat_map(|c| &c.rules) {
+                let conditions = [&rule.matches.in_interface, &rule.matches.out_interface];
+                patterns.extend(conditions.into_iter().flatten().flat_map(|c| c.value.iter().cloned()));
+            }
+        }
+        let names: Vec<Option<Interface>> = patterns.iter().cloned().map(Some).chain([None]).collect();
+        let kind = |pattern: Option<Interface>| {
+            let example = candidates(pattern.as_ref()).find(|name| kind_of(&patterns, name) == pattern.as_ref())?;
+            Some(Kind { pattern, example: example.into() })
+        };
+        Self { kinds: names.into_iter().filter_map(kind).collect() }
+    }
+
+    pub fn all(&self) -> Kinds {
+        self.where_kind(|_| true)
+    }
+
+    pub fn lo(&self) -> Kinds {
+        self.named("lo")
+    }
+
+    /// The kind that a name is of, as a set.
+    pub fn named(&self, name: &str) -> Kinds {
+        let best = self
+            .kinds
+            .iter()
+            .enumerate()
+            .filter(|(_, kind)| kind.pattern.as_ref().is_none_or(|p| p.matches(name)))
+            .max_by_key(|(_, kind)| kind.pattern.as_ref().map(closeness));
+        RangeList::of(best.map(|(at, _)| at as u32))
+    }
+
+    /// The kinds that meet a condition.
+    pub fn meeting(&self, cond: &Cond<Vec<Interface>>) -> Kinds {
+        self.where_kind(|kind| cond.value.iter().any(|i| i.matches(&kind.example)) != cond.negated)
+    }
+
+    fn where_kind(&self, test: impl Fn(&Kind) -> bool) -> Kinds {
+        let found = self.kinds.iter().enumerate().filter(|(_, kind)| test(kind));
+        RangeList::of(found.map(|(at, _)| at as u32)).normalised()
+    }
+
+    /// One name of each kind in a set.
+    pub fn examples(&self, kinds: &Kinds) -> Vec<&str> {
+        self.of_set(kinds).map(|kind| &*kind.example).collect()
+    }
+
+    /// The names and beginnings in a set, and whether also all others are.
+    pub fn patterns(&self, kinds: &Kinds) -> (Vec<&Interface>, bool) {
+        let patterns = self.of_set(kinds).filter_map(|kind| kind.pattern.as_ref()).collect();
+        (patterns, self.of_set(kinds).any(|kind| kind.pattern.is_none()))
+    }
+
+    fn of_set(&self, kinds: &Kinds) -> impl Iterator<Item = &Kind> {
+        self.kinds.iter().enumerate().filter(|(at, _)| kinds.holds(*at as u32)).map(|(_, kind)| kind)
+    }
+}
+
+/// A whole name says more than a beginning, a long beginning more than a short one.
+fn closeness(pattern: &Interface) -> (bool, usize) {
+    (!pattern.any_ending, pattern.name.len())
+}
+
+fn kind_of<'a>(patterns: &'a BTreeSet<Interface>, name: &str) -> Option<&'a Interface> {
+    patterns.iter().filter(|p| p.matches(name)).max_by_key(|p| closeness(p))
+}
+
+/// Names that may be of a kind, the simplest first.
+fn candidates(pattern: Option<&Interface>) -> impl Iterator<Item = String> {
+    let (start, whole) = match pattern {
+        Some(pattern) => (pattern.name.to_string(), !pattern.any_ending),
+        None => (String::new(), false),
+    };
+    let characters = || ('0'..='9').chain('a'..='z').map(String::from);
+    let usual = pattern.is_none().then(|| ["net1".to_owned(), "eth1".to_owned()]).into_iter().flatten();
+    let two = characters().flat_map(move |a| characters().map(move |b| format!("{a}{b}")));
+    let endings = std::iter::once(String::new()).chain(characters()).chain(two);
+    let made = endings.take(if whole { 1 } else { usize::MAX }).map(move |ending| format!("{start}{ending}"));
+    usual.chain(made).filter(|name| !name.is_empty() && name.len() <= LONGEST)
+}

@@ -1,0 +1,397 @@
+//! All flows at once through hooks and chains. It follows `explain`, statement by
+//! statement, with a set of flows where that has one packet; a rule that some of them
+//! meet cuts the set.
+
+use crate::audit::explain::{DEPTH, Decider};
+use crate::audit::flow::{Direction, Taker};
+use crate::audit::ruleset::{ChainRules, FamilyRules, Hook, Ruleset, redirect_taker};
+use crate::config::ranges::{RangeList, Step};
+use crate::config::types::Family;
+use crate::plan::canon::{CanonMatches, CanonRule, number};
+use crate::plan::model::{Cond, CtStates, Masked, Verdict, protocol};
+use crate::plan::why::Why;
+
+use super::cube::{Cube, NOBODY, owners};
+use super::interfaces::Kinds;
+use super::{LIMIT, Part, Scope, Space, TooManyParts, loopback};
+
+/// Cuts the flows of a family and scope.
+pub fn walk<'a>(
+    space: &Space,
+    ruleset: &'a Ruleset,
+    family: Family,
+    scope: Scope,
+    out: &mut Vec<Part<'a>>,
+) -> Result<(), TooManyParts> {
+    let flows = space.whole(family, scope);
+    if flows.destination.is_empty() || flows.interface.is_empty() {
+        return Ok(());
+    }
+    let outbound = scope.direction() == Direction::Outbound;
+    let start = State {
+        flows,
+        destination: None,
+        port: None,
+        in_by: if outbound { By::None } else { By::Flow },
+        out_by: if outbound { By::Flow } else { By::None },
+        ownerless: false,
+        local: scope.is_local(),
+        mark: 0,
+        connection_mark: 0,
+        redirected: None,
+        nat_done: false,
+        decider: None,
+    };
+    let mut walk =
+        Walk { space, rules: ruleset.family(family), family, scope, lo: space.interfaces.lo(), out, made: 0 };
+    if outbound { walk.outbound(start) } else { walk.arrive(vec![start]) }
+}
+
+/// The interface a packet has here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    None,
+    Lo,
+    /// The one in the set of flows.
+    Flow,
+}
+
+/// Flows that are at the same place, with what has happened to their packet.
+#[derive(Debug, Clone)]
+struct State<'a> {
+    /// As the flows were sent.
+    flows: Cube,
+    /// Where redirection sent them.
+    destination: Option<u128>,
+    port: Option<u16>,
+    in_by: By,
+    out_by: By,
+    /// The packet's socket is no longer the sender's.
+    ownerless: bool,
+    local: bool,
+    mark: u32,
+    connection_mark: u32,
+    redirected: Option<Taker>,
+    nat_done: bool,
+    decider: Option<(Decider<'a>, &'a Why)>,
+}
+
+/// How a chain ended for a set of flows.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Back,
+    Accept,
+    Drop,
+    Redirect(Taker, u16),
+    Tproxy,
+    Unknown,
+}
+
+struct Walk<'a, 'w, 'p> {
+    space: &'w Space<'p>,
+    rules: &'a FamilyRules,
+    family: Family,
+    scope: Scope,
+    lo: Kinds,
+    out: &'w mut Vec<Part<'a>>,
+    made: usize,
+}
+
+/// What became of flows; `None`: they go on to the next rule.
+type Applied<'a> = Vec<(State<'a>, Option<End>)>;
+
+impl<'a> Walk<'a, '_, '_> {
+    fn outbound(&mut self, start: State<'a>) -> Result<(), TooManyParts> {
+        let left = self.hook(Hook::Output, vec![start])?;
+        let left = self.hook(Hook::Postrouting, left)?;
+        let mut again = Vec::new();
+        for mut state in left {
+            if !state.local {
+                self.end(state, Taker::Direct)?;
+                continue;
+            }
+            (state.in_by, state.out_by) = (By::Lo, By::None);
+            state.nat_done = true;
+            state.ownerless = true;
+            again.push(state);
+        }
+        self.arrive(again)
+    }
+
+    fn arrive(&mut self, states: Vec<State<'a>>) -> Result<(), TooManyParts> {
+        let (here, through): (Vec<_>, Vec<_>) =
+            self.hook(Hook::Prerouting, states)?.into_iter().partition(|s| s.local || s.redirected.is_some());
+        let mut left = self.hook(Hook::Input, here)?;
+        left.extend(self.hook(Hook::Forward, through)?);
+        for state in left {
+            match state.redirected {
+                Some(taker) => self.end(state, taker)?,
+                None if state.local => self.listeners(state)?,
+                None => self.end(state, Taker::Direct)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Flows to the proxy's own ports are the proxy's.
+    fn listeners(&mut self, state: State<'a>) -> Result<(), TooManyParts> {
+        let mut left = vec![state];
+        for &(port, taker) in &self.rules.listeners {
+            let mut rest = Vec::new();
+            for state in left {
+                let here = Cube {
+                    protocol: RangeList::of([protocol::TCP]),
+                    port: RangeList::of([port]),
+                    ..state.flows.clone()
+                };
+                match state.flows.intersection(&here) {
+                    Some(inside) => {
+                        rest.extend(state.flows.around(&inside).into_iter().map(|flows| state.with(flows)));
+                        self.end(state.with(inside), taker)?;
+                    }
+                    None => rest.push(state),
+                }
+            }
+            left = rest;
+        }
+        left.into_iter().try_for_each(|state| self.end(state, Taker::Direct))
+    }
+
+    fn end(&mut self, state: State<'a>, taker: Taker) -> Result<(), TooManyParts> {
+        self.count(1)?;
+        let State { flows, decider, .. } = state;
+        self.out.push(Part { family: self.family, scope: self.scope, flows, taker, decider });
+        Ok(())
+    }
+
+    fn count(&mut self, more: usize) -> Result<(), TooManyParts> {
+        self.made += more;
+        if self.made > LIMIT { Err(TooManyParts(self.family)) } else { Ok(()) }
+    }
+
+    /// Passes the base chains of a hook; what goes on is given back.
+    fn hook(&mut self, hook: Hook, mut states: Vec<State<'a>>) -> Result<Vec<State<'a>>, TooManyParts> {
+        let rules = self.rules;
+        for chain in rules.on(hook) {
+            let Some(base) = chain.base else { continue };
+            let mut next = Vec::new();
+            for mut state in states {
+                if base.nat && state.nat_done {
+                    next.push(state);
+                    continue;
+                }
+                let before = state.decider.take();
+                for (mut state, end) in self.chain(chain, None, 0, state)? {
+                    let passes = matches!(end, End::Back | End::Accept);
+                    if state.decider.is_none() || (!base.nat && passes && before.is_some()) {
+                        state.decider = before;
+                    }
+                    match end {
+                        End::Back if base.drops => self.end(state, Taker::Dropped)?,
+                        End::Back | End::Accept => next.push(state),
+                        End::Drop => self.end(state, Taker::Dropped)?,
+                        End::Unknown => self.end(state, Taker::Unknown)?,
+                        End::Tproxy => {
+                            state.redirected = Some(Taker::InboundProxy);
+                            next.push(state);
+                        }
+                        End::Redirect(taker, port) => {
+                            state.redirected = Some(taker);
+                            state.nat_done = true;
+                            self.redirect(hook, port, &mut state);
+                            next.push(state);
+                        }
+                    }
+                }
+            }
+            states = next;
+        }
+        Ok(states)
+    }
+
+    fn redirect(&self, hook: Hook, port: u16, state: &mut State) {
+        let v4 = self.family == Family::V4;
+        let lo = loopback(self.family).iter().next().map(|(first, _)| if v4 { first + 1 } else { first });
+        let own = self.space.pod.addresses.iter().find(|a| a.is_ipv4() == v4).map(|&a| number(a));
+        state.destination = if hook == Hook::Output { lo } else { own.or(lo) };
+        state.port = Some(port);
+        state.local = true;
+        if hook == Hook::Output {
+            state.out_by = By::Lo;
+        }
+    }
+
+    fn chain(
+        &mut self,
+        chain: &'a ChainRules,
+        from: Option<(Decider<'a>, &'a Why)>,
+        depth: usize,
+        state: State<'a>,
+    ) -> Result<Vec<(State<'a>, End)>, TooManyParts> {
+        let mut ended = Vec::new();
+        let mut states = vec![state];
+        for (at, rule) in chain.rules.iter().enumerate() {
+            if states.is_empty() {
+                break;
+            }
+            let mut passed = Vec::new();
+            // A rule put together from several has the reasons of all of them, in order.
+            for (why, matches) in &rule.parts {
+                let mut next = Vec::new();
+                for state in states {
+                    if self.does_nothing(rule, &state) {
+                        next.push(state);
+                        continue;
+                    }
+                    let (hit, rest) = self.cut(state, matches);
+                    self.count(rest.len())?;
+                    next.extend(rest);
+                    if let Some(hit) = hit {
+                        let here = (Decider { chain, rule }, why);
+                        for (state, end) in self.apply(chain, at, here, from, depth, hit)? {
+                            match end {
+                                None => passed.push(state),
+                                Some(end) => ended.push((state, end)),
+                            }
+                        }
+                    }
+                }
+                states = next;
+            }
+            states.extend(passed);
+        }
+        ended.extend(states.into_iter().map(|state| (state, End::Back)));
+        Ok(ended)
+    }
+
+    /// Whether a rule changes nothing about flows, whether they meet it or not.
+    fn does_nothing(&self, rule: &CanonRule, state: &State) -> bool {
+        match &rule.verdict {
+            Verdict::Continue => true,
+            // What is not known of the conditions is not known of the effect.
+            _ if !rule.matches.unknown.is_empty() => false,
+            Verdict::CtZone(_) => true,
+            Verdict::SetMark(Masked { value, mask }) => (state.mark & !mask) ^ value == state.mark,
+            Verdict::SaveMark | Verdict::RestoreMark => state.mark == state.connection_mark,
+            _ => false,
+        }
+    }
+
+    /// What a rule does with flows that meet it.
+    fn apply(
+        &mut self,
+        chain: &'a ChainRules,
+        at: usize,
+        here: (Decider<'a>, &'a Why),
+        from: Option<(Decider<'a>, &'a Why)>,
+        depth: usize,
+        mut state: State<'a>,
+    ) -> Result<Applied<'a>, TooManyParts> {
+        let rule = here.0.rule;
+        let ends = |mut state: State<'a>, decider, end| {
+            state.decider = Some(decider);
+            Ok(vec![(state, Some(end))])
+        };
+        if !rule.matches.unknown.is_empty() {
+            return ends(state, here, End::Unknown);
+        }
+        match &rule.verdict {
+            Verdict::Continue | Verdict::CtZone(_) => {}
+            Verdict::Return => return ends(state, here, End::Back),
+            Verdict::Accept => return ends(state, from.unwrap_or(here), End::Accept),
+            Verdict::Drop => return ends(state, here, End::Drop),
+            Verdict::SetMark(Masked { value, mask }) => state.mark = (state.mark & !mask) ^ value,
+            Verdict::SaveMark => state.connection_mark = state.mark,
+            Verdict::RestoreMark => state.mark = state.connection_mark,
+            Verdict::Redirect(port) => {
+                let end = End::Redirect(redirect_taker(&chain.name), port.get());
+                return ends(state, from.unwrap_or(here), end);
+            }
+            Verdict::Tproxy { mark, .. } => {
+                state.mark = mark.get();
+                return ends(state, from.unwrap_or(here), End::Tproxy);
+            }
+            Verdict::Unknown(_) => return ends(state, here, End::Unknown),
+            Verdict::Jump(_) | Verdict::Goto(_) => {
+                let Some(target) = self.rules.target(chain, at).filter(|_| depth < DEPTH) else {
+                    return ends(state, here, End::Unknown);
+                };
+                let goes = matches!(rule.verdict, Verdict::Goto(_));
+                let ended = self.chain(target, Some(here), depth + 1, state)?;
+                return Ok(ended
+                    .into_iter()
+                    .map(|(state, end)| match end {
+                        End::Back if !goes => (state, None),
+                        end => (state, Some(end)),
+                    })
+                    .collect());
+            }
+        }
+        Ok(vec![(state, None)])
+    }
+
+    /// Those that meet the conditions, and those that do not.
+    fn cut(&self, state: State<'a>, m: &CanonMatches) -> (Option<State<'a>>, Vec<State<'a>>) {
+        match self.inside(&state, m) {
+            None => (None, vec![state]),
+            Some(inside) => {
+                let rest = state.flows.around(&inside).into_iter().map(|flows| state.with(flows)).collect();
+                (Some(State { flows: inside, ..state }), rest)
+            }
+        }
+    }
+
+    fn inside(&self, state: &State, m: &CanonMatches) -> Option<Cube> {
+        if m.connection_state.0 & CtStates::NEW.0 == 0
+            || !mark(&m.mark, state.mark)
+            || !mark(&m.connection_mark, state.connection_mark)
+        {
+            return None;
+        }
+        let mut flows = state.flows.clone();
+        narrow(&mut flows.protocol, &m.protocol)?;
+        match state.destination {
+            Some(here) => m.destination.holds(here).then_some(())?,
+            None => narrow(&mut flows.destination, &m.destination)?,
+        }
+        match state.port {
+            Some(here) => m.destination_port.holds(here).then_some(())?,
+            None => narrow(&mut flows.port, &m.destination_port)?,
+        }
+        narrow(&mut flows.source, &m.source)?;
+        narrow(&mut flows.source_port, &m.source_port)?;
+        for (cond, by) in [(&m.in_interface, state.in_by), (&m.out_interface, state.out_by)] {
+            let Some(cond) = cond else { continue };
+            let meeting = self.space.interfaces.meeting(cond);
+            match by {
+                By::None => cond.negated.then_some(())?,
+                By::Lo => meeting.overlaps(&self.lo).then_some(())?,
+                By::Flow => narrow(&mut flows.interface, &meeting)?,
+            }
+        }
+        for (cond, set) in [(&m.uid, &mut flows.uid), (&m.gid, &mut flows.gid)] {
+            let Some(cond) = cond else { continue };
+            let meeting = owners(cond);
+            if state.ownerless { meeting.holds(NOBODY).then_some(())? } else { narrow(set, &meeting)? }
+        }
+        Some(flows)
+    }
+}
+
+impl<'a> State<'a> {
+    fn with(&self, flows: Cube) -> Self {
+        Self { flows, ..self.clone() }
+    }
+}
+
+/// Leaves what both hold; `None` if that is nothing.
+fn narrow<T: Step>(set: &mut RangeList<T>, by: &RangeList<T>) -> Option<()> {
+    if !by.is_full() && set != by {
+        *set = set.intersection(by);
+    }
+    (!set.is_empty()).then_some(())
+}
+
+fn mark(cond: &Option<Cond<Masked>>, mark: u32) -> bool {
+    cond.as_ref().is_none_or(|cond| (mark & cond.value.mask == cond.value.value) != cond.negated)
+}

@@ -1,0 +1,377 @@
+//! What nft calls the parts of a packet and their values, as the expressions that the
+//! kernel would have for them. Both of nft's notations, text and JSON, come down to this.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use crate::backend::nftables::everything::AnonymousSets;
+use crate::backend::nftables::expr::{Expr, Op, ct, meta, payload};
+use crate::backend::nftables::sets::Elements;
+use crate::config::types::Family;
+use crate::plan::model::{CtStates, protocol};
+
+/// A part of a packet that can be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Field {
+    InInterface,
+    OutInterface,
+    Family,
+    Protocol,
+    /// As the IPv4 header has it.
+    HeaderProtocol,
+    Mark,
+    ConnectionMark,
+    ConnectionState,
+    Uid,
+    Gid,
+    Source(Family),
+    Destination(Family),
+    /// Of this protocol, or of any with ports.
+    SourcePort(Option<u8>),
+    DestinationPort(Option<u8>),
+}
+
+/// `meta KEY`; most keys stand without the `meta` as well.
+pub fn meta_field(key: &str) -> Option<Field> {
+    Some(match key {
+        // An index in the kernel; nft shows the name it belongs to.
+        "iifname" | "iif" => Field::InInterface,
+        "oifname" | "oif" => Field::OutInterface,
+        "nfproto" => Field::Family,
+        "l4proto" => Field::Protocol,
+        "mark" => Field::Mark,
+        "skuid" => Field::Uid,
+        "skgid" => Field::Gid,
+        _ => return None,
+    })
+}
+
+/// `ct KEY`.
+pub fn ct_field(key: &str) -> Option<Field> {
+    match key {
+        "mark" => Some(Field::ConnectionMark),
+        "state" => Some(Field::ConnectionState),
+        _ => None,
+    }
+}
+
+/// `ip daddr`, `tcp dport` and their like.
+pub fn payload_field(header: &str, field: &str) -> Option<Field> {
+    let ports = |protocol| match field {
+        "sport" => Some(Field::SourcePort(protocol)),
+        "dport" => Some(Field::DestinationPort(protocol)),
+        _ => None,
+    };
+    match (header, field) {
+        ("ip", "saddr") => Some(Field::Source(Family::V4)),
+        ("ip", "daddr") => Some(Field::Destination(Family::V4)),
+        ("ip", "protocol") => Some(Field::HeaderProtocol),
+        ("ip6", "saddr") => Some(Field::Source(Family::V6)),
+        ("ip6", "daddr") => Some(Field::Destination(Family::V6)),
+        ("th", _) => ports(None),
+        ("tcp" | "udp" | "sctp" | "dccp" | "udplite", _) => ports(protocol::by_name(header)),
+        _ => None,
+    }
+}
+
+/// A value or a range of values, as written.
+pub type Item = (String, Option<String>);
+
+/// What a field is compared with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Right {
+    One(Item),
+    /// A list within the rule.
+    Among(Vec<Item>),
+    /// A set of the table, by name.
+    Named(String),
+}
+
+/// The sets of a table as written, and as rules look into them.
+#[derive(Debug, Default)]
+pub struct WrittenSets {
+    /// `None`: a map, or keys of several parts.
+    pub named: HashMap<String, Option<Vec<Item>>>,
+    made: HashMap<(String, Class), Option<(String, usize)>>,
+    pub anonymous: AnonymousSets,
+    /// How many elements rules may still refer to: a short text could name a long set in
+    /// every line.
+    pub budget: usize,
+}
+
+/// Fields whose values are encoded alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Class {
+    Name,
+    Family,
+    Byte,
+    Mark,
+    State,
+    Id,
+    Address(Family),
+    Port,
+}
+
+impl Field {
+    fn class(self) -> Class {
+        match self {
+            Field::InInterface | Field::OutInterface => Class::Name,
+            Field::Family => Class::Family,
+            Field::Protocol | Field::HeaderProtocol => Class::Byte,
+            Field::Mark | Field::ConnectionMark => Class::Mark,
+            Field::ConnectionState => Class::State,
+            Field::Uid | Field::Gid => Class::Id,
+            Field::Source(family) | Field::Destination(family) => Class::Address(family),
+            Field::SourcePort(_) | Field::DestinationPort(_) => Class::Port,
+        }
+    }
+
+    /// The expressions that load it, with what must hold for it to be there at all.
+    fn load(self) -> Vec<Expr> {
+        let of_family =
+            |family: Family| [Expr::Meta(meta::NFPROTO), equals(vec![if family == Family::V4 { 2 } else { 10 }])];
+        let network = |offset, len| Expr::Payload { base: payload::NETWORK, offset, len };
+        let address = |family: Family, source: bool| {
+            let (offset, len) = match (family, source) {
+                (Family::V4, true) => (12, 4),
+                (Family::V4, false) => (16, 4),
+                (Family::V6, true) => (8, 16),
+                (Family::V6, false) => (24, 16),
+            };
+            let mut out = Vec::from(of_family(family));
+            out.push(network(offset, len));
+            out
+        };
+        let port = |protocol: Option<u8>, offset| {
+            let mut out = Vec::new();
+            if let Some(protocol) = protocol {
+                out.extend([Expr::Meta(meta::L4PROTO), equals(vec![protocol])]);
+            }
+            out.push(Expr::Payload { base: payload::TRANSPORT, offset, len: 2 });
+            out
+        };
+        match self {
+            Field::InInterface => vec![Expr::Meta(meta::IIFNAME)],
+            Field::OutInterface => vec![Expr::Meta(meta::OIFNAME)],
+            Field::Family => vec![Expr::Meta(meta::NFPROTO)],
+            Field::Protocol => vec![Expr::Meta(meta::L4PROTO)],
+            Field::HeaderProtocol => {
+                let mut out = Vec::from(of_family(Family::V4));
+                out.push(network(9, 1));
+                out
+            }
+            Field::Mark => vec![Expr::Meta(meta::MARK)],
+            Field::ConnectionMark => vec![Expr::Ct(ct::MARK)],
+            Field::ConnectionState => vec![Expr::Ct(ct::STATE)],
+            // In network order, so that ranges compare.
+            Field::Uid => vec![Expr::Meta(meta::SKUID), Expr::Hton { len: 4 }],
+            Field::Gid => vec![Expr::Meta(meta::SKGID), Expr::Hton { len: 4 }],
+            Field::Source(family) => address(family, true),
+            Field::Destination(family) => address(family, false),
+            Field::SourcePort(protocol) => port(protocol, 0),
+            Field::DestinationPort(protocol) => port(protocol, 2),
+        }
+    }
+}
+
+fn equals(data: Vec<u8>) -> Expr {
+    Expr::Cmp { op: Op::Eq, data }
+}
+
+/// "This field is that", or in one of the other relations; `None` where a value is not
+/// understood.
+pub fn condition(field: Field, mask: Option<&str>, op: Op, right: &Right, sets: &mut WrittenSets) -> Option<Vec<Expr>> {
+    let mut out = field.load();
+    let class = field.class();
+    if let Some(mask) = mask {
+        let (Class::Mark, Right::One((value, None))) = (class, right) else { return None };
+        out.push(Expr::Bitwise { mask: number(mask)?.to_ne_bytes().to_vec(), xor: vec![0; 4] });
+        out.push(Expr::Cmp { op, data: value_bytes(class, value)? });
+        return Some(out);
+    }
+    if class == Class::State {
+        out.extend(states(op, right)?);
+        return Some(out);
+    }
+    match right {
+        Right::One(item) if class == Class::Name => {
+            out.push(Expr::Cmp { op: plain(op)?, data: name(exact(item)?)? });
+        }
+        Right::One(item) => {
+            let (from, to) = range_bytes(class, item)?;
+            out.push(match op {
+                Op::Other(_) if from == to => Expr::Cmp { op, data: from },
+                Op::Other(_) => return None,
+                op if from == to && class != Class::Id => Expr::Cmp { op, data: from },
+                op => Expr::Range { op, from, to },
+            });
+        }
+        Right::Among(items) => {
+            let elements = elements(class, items)?;
+            sets.spend(elements.len())?;
+            let set = sets.anonymous.add(elements);
+            out.push(Expr::Lookup { set, id: None, negated: plain(op)? == Op::Neq });
+        }
+        Right::Named(name) => {
+            let set = sets.encoded(name, class)?;
+            out.push(Expr::Lookup { set, id: None, negated: plain(op)? == Op::Neq });
+        }
+    }
+    Some(out)
+}
+
+fn plain(op: Op) -> Option<Op> {
+    matches!(op, Op::Eq | Op::Neq).then_some(op)
+}
+
+impl WrittenSets {
+    fn spend(&mut self, elements: usize) -> Option<()> {
+        self.budget = self.budget.checked_sub(elements)?;
+        Some(())
+    }
+
+    /// A named set with its elements in the form of one class; made once.
+    fn encoded(&mut self, name: &str, class: Class) -> Option<String> {
+        let key = (name.to_owned(), class);
+        if !self.made.contains_key(&key) {
+            let items = self.named.get(name).and_then(Option::as_ref);
+            let made = items.and_then(|items| elements(class, items)).map(|elements| {
+                let length = elements.len();
+                (self.anonymous.add(elements), length)
+            });
+            self.made.insert(key.clone(), made);
+        }
+        let (set, length) = self.made.get(&key).cloned().flatten()?;
+        self.spend(length)?;
+        Some(set)
+    }
+}
+
+fn elements(class: Class, items: &[Item]) -> Option<Elements> {
+    if class == Class::Name {
+        return items.iter().map(|item| name(exact(item)?).map(|name| (name.clone(), name))).collect();
+    }
+    items.iter().map(|item| range_bytes(class, item)).collect()
+}
+
+/// `ct state`: any of the states, or none of them. A packet is in one.
+fn states(op: Op, right: &Right) -> Option<Vec<Expr>> {
+    let items = match right {
+        Right::One(item) => std::slice::from_ref(item),
+        Right::Among(items) => items,
+        Right::Named(_) => return None,
+    };
+    let mut all = CtStates(0);
+    for item in items {
+        for word in exact(item)?.split(',') {
+            let known = CtStates::NAMED.iter().find(|(_, name)| name.eq_ignore_ascii_case(word.trim()));
+            all = all.union(known?.0);
+        }
+    }
+    let op = if plain(op)? == Op::Eq { Op::Neq } else { Op::Eq };
+    let mask = u32::from(all.0).to_ne_bytes().to_vec();
+    Some(vec![Expr::Bitwise { mask, xor: vec![0; 4] }, Expr::Cmp { op, data: vec![0; 4] }])
+}
+
+fn exact((first, last): &Item) -> Option<&str> {
+    last.is_none().then_some(first)
+}
+
+/// First and last value of an item: a value, a range, or a prefix of addresses.
+fn range_bytes(class: Class, (first, last): &Item) -> Option<(Vec<u8>, Vec<u8>)> {
+    if let (Class::Address(family), None, Some(_)) = (class, last, first.find('/')) {
+        let net: ipnet::IpNet = first.parse().ok()?;
+        let of_family = net.addr().is_ipv4() == (family == Family::V4);
+        return of_family.then(|| (octets(net.network()), octets(net.broadcast())));
+    }
+    let from = value_bytes(class, first)?;
+    let to = last.as_deref().map_or(Some(from.clone()), |last| value_bytes(class, last))?;
+    (from <= to || class == Class::Mark).then_some((from, to))
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(a) => a.octets().to_vec(),
+        IpAddr::V6(a) => a.octets().to_vec(),
+    }
+}
+
+/// A value as the kernel compares it.
+fn value_bytes(class: Class, text: &str) -> Option<Vec<u8>> {
+    match class {
+        Class::Name => name(text),
+        Class::Family => match text {
+            "ipv4" | "2" => Some(vec![2]),
+            "ipv6" | "10" => Some(vec![10]),
+            _ => None,
+        },
+        Class::Byte => protocol::by_name(text).map(|n| vec![n]),
+        Class::Mark => number(text).map(|n| n.to_ne_bytes().to_vec()),
+        Class::State => None,
+        // nft looks ids up where it runs; of the names only this one means the same everywhere.
+        Class::Id if text == "root" => Some(vec![0; 4]),
+        Class::Id => text.parse::<u32>().ok().map(|n| n.to_be_bytes().to_vec()),
+        Class::Address(family) => {
+            let address: IpAddr = text.parse().ok()?;
+            (address.is_ipv4() == (family == Family::V4)).then(|| octets(address))
+        }
+        Class::Port => text.parse::<u16>().ok().map(|n| n.to_be_bytes().to_vec()),
+    }
+}
+
+/// An interface name with its NUL; with a `*` at the end only how it begins.
+fn name(text: &str) -> Option<Vec<u8>> {
+    match text.strip_suffix('*') {
+        Some(beginning) if beginning.len() < 16 => Some(beginning.as_bytes().to_vec()),
+        None if text.len() < 16 && !text.is_empty() => {
+            let mut bytes = text.as_bytes().to_vec();
+            bytes.resize(16, 0);
+            Some(bytes)
+        }
+        _ => None,
+    }
+}
+
+/// A number in decimal or hexadecimal.
+pub fn number(text: &str) -> Option<u32> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+/// `meta mark set VALUE`.
+pub fn set_mark(value: u32) -> Vec<Expr> {
+    vec![Expr::Immediate(value.to_ne_bytes().to_vec()), Expr::MetaSet(meta::MARK)]
+}
+
+/// `meta mark set meta mark & KEEP ^ FLIP`.
+pub fn change_mark(keep: u32, flip: u32) -> Vec<Expr> {
+    let bitwise = Expr::Bitwise { mask: keep.to_ne_bytes().to_vec(), xor: flip.to_ne_bytes().to_vec() };
+    vec![Expr::Meta(meta::MARK), bitwise, Expr::MetaSet(meta::MARK)]
+}
+
+/// `ct mark set meta mark`.
+pub fn save_mark() -> Vec<Expr> {
+    vec![Expr::Meta(meta::MARK), Expr::CtSet(ct::MARK)]
+}
+
+/// `meta mark set ct mark`.
+pub fn restore_mark() -> Vec<Expr> {
+    vec![Expr::Ct(ct::MARK), Expr::MetaSet(meta::MARK)]
+}
+
+/// `ct zone set ZONE`.
+pub fn set_zone(zone: u16) -> Vec<Expr> {
+    vec![Expr::Immediate(zone.to_ne_bytes().to_vec()), Expr::CtSet(ct::ZONE)]
+}
+
+/// `redirect to :PORT`.
+pub fn redirect(port: u16) -> Vec<Expr> {
+    vec![Expr::Immediate(port.to_be_bytes().to_vec()), Expr::Redir]
+}
+
+/// `tproxy to :PORT`.
+pub fn tproxy(port: u16) -> Vec<Expr> {
+    vec![Expr::Immediate(port.to_be_bytes().to_vec()), Expr::Tproxy { family: 0 }]
+}

@@ -1,0 +1,326 @@
+//! `nft -j list ruleset` (libnftables-json(5)) as tables of expressions.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value};
+
+use crate::backend::nftables::decode::Listed;
+use crate::backend::nftables::everything::{FullChain, FullTable};
+use crate::backend::nftables::expr::{Expr, Op, code};
+
+use super::nft_fields::{self as fields, Field, Item, Right, WrittenSets};
+use super::nft_names;
+
+type Place = (u8, String);
+
+/// Reads the objects of the `nftables` array.
+pub fn parse(objects: &[Value], budget: usize) -> Result<Vec<FullTable>, String> {
+    let mut reader = Reader { budget, ..Reader::default() };
+    for (at, object) in objects.iter().enumerate() {
+        let Some((kind, body)) = object.as_object().and_then(|o| o.iter().next()) else {
+            return Err(format!("entry {at} of \"nftables\" is no object"));
+        };
+        let Some(body) = body.as_object() else { continue };
+        reader.object(kind, body).map_err(|problem| format!("entry {at} of \"nftables\", a {kind}: {problem}"))?;
+    }
+    Ok(reader.finish())
+}
+
+#[derive(Default)]
+struct Reader {
+    tables: Vec<FullTable>,
+    places: HashMap<Place, usize>,
+    chains: HashMap<(Place, String), usize>,
+    sets: HashMap<Place, WrittenSets>,
+    budget: usize,
+}
+
+fn text<'a>(body: &'a Map<String, Value>, key: &str) -> Result<&'a str, String> {
+    body.get(key).and_then(Value::as_str).ok_or_else(|| format!("it has no \"{key}\""))
+}
+
+impl Reader {
+    fn object(&mut self, kind: &str, body: &Map<String, Value>) -> Result<(), String> {
+        match kind {
+            "table" => self.table(body),
+            "chain" => self.chain(body),
+            "set" | "map" => self.set(body, kind == "map"),
+            "rule" => self.rule(body),
+            _ => Ok(()),
+        }
+    }
+
+    fn place(&self, body: &Map<String, Value>) -> Result<Place, String> {
+        let place = (nft_names::family(text(body, "family")?)?, text(body, "table")?.to_owned());
+        match self.places.contains_key(&place) {
+            true => Ok(place),
+            false => Err(format!("its table {} is not listed before it", place.1)),
+        }
+    }
+
+    fn table(&mut self, body: &Map<String, Value>) -> Result<(), String> {
+        let place = (nft_names::family(text(body, "family")?)?, text(body, "name")?.to_owned());
+        if self.places.insert(place.clone(), self.tables.len()).is_some() {
+            return Err(format!("{} {} is there for the second time", text(body, "family")?, place.1));
+        }
+        let flags = body.get("flags").map(|flags| leaves(flags).iter().any(|(flag, _)| flag == "dormant"));
+        self.tables.push(FullTable {
+            family: place.0,
+            name: place.1,
+            dormant: flags.unwrap_or(false),
+            ..FullTable::default()
+        });
+        Ok(())
+    }
+
+    fn chain(&mut self, body: &Map<String, Value>) -> Result<(), String> {
+        let place = self.place(body)?;
+        let name = text(body, "name")?.to_owned();
+        let hook = match body.get("hook").and_then(Value::as_str) {
+            Some(hook) => {
+                let priority = body.get("prio").and_then(Value::as_i64).and_then(|n| i32::try_from(n).ok());
+                let drops = body.get("policy").and_then(Value::as_str) == Some("drop");
+                let priority = priority.ok_or("it has a hook and no priority")?;
+                Some(nft_names::hook(place.0, hook, priority, text(body, "type")?, drops)?)
+            }
+            None => None,
+        };
+        let table = &mut self.tables[self.places[&place]];
+        let at = table.chains.len();
+        if self.chains.insert((place, name.clone()), at).is_some() {
+            return Err(format!("{name} is there for the second time"));
+        }
+        table.chains.push(FullChain { name, hook, rules: Vec::new() });
+        Ok(())
+    }
+
+    fn set(&mut self, body: &Map<String, Value>, map: bool) -> Result<(), String> {
+        let place = self.place(body)?;
+        let elements = match body.get("elem") {
+            _ if map => None,
+            None => Some(Vec::new()),
+            Some(list) => items(list),
+        };
+        let sets = self.sets.entry(place).or_default();
+        sets.named.insert(text(body, "name")?.to_owned(), elements);
+        Ok(())
+    }
+
+    fn rule(&mut self, body: &Map<String, Value>) -> Result<(), String> {
+        let place = self.place(body)?;
+        let chain = text(body, "chain")?;
+        let Some(&at) = self.chains.get(&(place.clone(), chain.to_owned())) else {
+            return Err(format!("its chain {chain} is not listed before it"));
+        };
+        let exprs = body.get("expr").and_then(Value::as_array).ok_or("it has no \"expr\"")?;
+        let sets = self.sets.entry(place.clone()).or_default();
+        sets.budget = self.budget;
+        let mut out = Vec::new();
+        for expr in exprs {
+            statement(expr, sets, &mut out);
+        }
+        self.budget = sets.budget;
+        let comment = body.get("comment").and_then(Value::as_str).map(str::to_owned);
+        self.tables[self.places[&place]].chains[at].rules.push(Listed { exprs: out, comment });
+        Ok(())
+    }
+
+    fn finish(mut self) -> Vec<FullTable> {
+        for (place, sets) in self.sets {
+            if let Some(&at) = self.places.get(&place) {
+                sets.anonymous.into_sets(&mut self.tables[at].sets);
+            }
+        }
+        self.tables
+    }
+}
+
+/// One statement of a rule; what is not understood is kept as unknown.
+fn statement(statement: &Value, sets: &mut WrittenSets, out: &mut Vec<Expr>) {
+    let Some((kind, body)) = statement.as_object().and_then(|o| o.iter().next()) else {
+        // `"notrack"` and the like stand as bare words.
+        return out.push(Expr::Unknown(statement.as_str().unwrap_or("target").to_owned()));
+    };
+    let number = |key: &str| body.get(key).and_then(Value::as_u64);
+    let target = || body.get("target").and_then(Value::as_str).map(str::to_owned);
+    let verdict = |code, chain| Expr::Verdict { code, chain };
+    match kind.as_str() {
+        "match" => match condition(body, sets) {
+            Some(exprs) => out.extend(exprs),
+            None => out.push(Expr::Unknown(format!("match {body}"))),
+        },
+        "counter" => {
+            if let (Some(packets), Some(bytes)) = (number("packets"), number("bytes")) {
+                out.push(Expr::Counter { packets, bytes });
+            }
+        }
+        "accept" => out.push(verdict(code::ACCEPT, None)),
+        "drop" => out.push(verdict(code::DROP, None)),
+        "return" => out.push(verdict(code::RETURN, None)),
+        "continue" | "log" => {}
+        "jump" => out.push(verdict(code::JUMP, target())),
+        "goto" => out.push(verdict(code::GOTO, target())),
+        "redirect" => match port(body) {
+            Some(port) => out.extend(fields::redirect(port)),
+            None => out.push(Expr::Unknown("redir".into())),
+        },
+        "tproxy" => match port(body).filter(|_| body.get("addr").is_none()) {
+            Some(port) => out.extend(fields::tproxy(port)),
+            None => out.push(Expr::Unknown("tproxy".into())),
+        },
+        "mangle" => match mangle(body) {
+            Some(exprs) => out.extend(exprs),
+            None => out.push(Expr::Unknown("target".into())),
+        },
+        "xt" => {
+            let name = body.get("name").and_then(Value::as_str).unwrap_or("of iptables").to_owned();
+            let target = body.get("type").and_then(Value::as_str) != Some("match");
+            out.push(Expr::Xt { target, name, revision: u32::MAX, info: Vec::new() });
+        }
+        "limit" | "quota" | "ct count" | "last" => out.push(Expr::Unknown(kind.clone())),
+        "masquerade" => out.push(Expr::Unknown("masq".into())),
+        "snat" => out.push(Expr::Unknown("snat".into())),
+        "reject" => out.push(Expr::Unknown("reject".into())),
+        // Whatever else it is, it may decide about the packet.
+        _ => out.push(Expr::Unknown("target".into())),
+    }
+}
+
+/// The one port of a redirection.
+fn port(body: &Value) -> Option<u16> {
+    u16::try_from(body.get("port")?.as_u64()?).ok().filter(|_| body.get("flags").is_none())
+}
+
+fn condition(body: &Value, sets: &mut WrittenSets) -> Option<Vec<Expr>> {
+    let op = match body.get("op")?.as_str()? {
+        "==" | "in" => Op::Eq,
+        "!=" => Op::Neq,
+        "<" => Op::Other(2),
+        "<=" => Op::Other(3),
+        ">" => Op::Other(4),
+        ">=" => Op::Other(5),
+        _ => return None,
+    };
+    let left = body.get("left")?;
+    let (left, mask) = match left.get("&").and_then(Value::as_array) {
+        Some(both) => match &both[..] {
+            [left, mask] => (left, Some(leaf(mask)?)),
+            _ => return None,
+        },
+        None => (left, None),
+    };
+    let field = field(left)?;
+    let right = right(field, body.get("right")?)?;
+    fields::condition(field, mask.as_deref(), op, &right, sets)
+}
+
+fn field(left: &Value) -> Option<Field> {
+    let key = |of: &str| left.get(of)?.get("key")?.as_str();
+    if let Some(key) = key("meta") {
+        return fields::meta_field(key);
+    }
+    if let Some(key) = key("ct") {
+        // With a direction it is another thing.
+        return fields::ct_field(key).filter(|_| left["ct"].get("dir").is_none());
+    }
+    let payload = left.get("payload")?;
+    fields::payload_field(payload.get("protocol")?.as_str()?, payload.get("field")?.as_str()?)
+}
+
+fn right(field: Field, value: &Value) -> Option<Right> {
+    match value {
+        Value::String(name) if name.starts_with('@') => Some(Right::Named(name[1..].to_owned())),
+        Value::Array(_) if field == Field::ConnectionState => Some(Right::Among(items(value)?)),
+        value => match value.get("set") {
+            Some(Value::String(name)) => Some(Right::Named(name.trim_start_matches('@').to_owned())),
+            Some(list) => Some(Right::Among(items(list)?)),
+            None => item(value).map(Right::One),
+        },
+    }
+}
+
+/// The elements of a set; `None` where one is no plain value.
+fn items(list: &Value) -> Option<Vec<Item>> {
+    match list {
+        Value::Array(list) => list.iter().map(item).collect(),
+        one => Some(vec![item(one)?]),
+    }
+}
+
+fn item(value: &Value) -> Option<Item> {
+    if let Some(one) = leaf(value) {
+        return Some((one, None));
+    }
+    if let Some(range) = value.get("range").and_then(Value::as_array) {
+        let [first, last] = &range[..] else { return None };
+        return Some((leaf(first)?, Some(leaf(last)?)));
+    }
+    if let Some(prefix) = value.get("prefix") {
+        return Some((format!("{}/{}", leaf(prefix.get("addr")?)?, leaf(prefix.get("len")?)?), None));
+    }
+    // An element with a timeout, a counter or a comment.
+    item_of_element(value.get("elem")?)
+}
+
+fn item_of_element(element: &Value) -> Option<Item> {
+    let value = element.get("val")?;
+    // One level only: an element within an element is nothing that nft prints.
+    if value.get("elem").is_some() { None } else { item(value) }
+}
+
+fn leaf(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+fn leaves(value: &Value) -> Vec<Item> {
+    items(value).unwrap_or_default()
+}
+
+/// `mangle`: a mark or zone being set.
+fn mangle(body: &Value) -> Option<Vec<Expr>> {
+    let (key, value) = (body.get("key")?, body.get("value")?);
+    let of = |value: &Value, what: &str| {
+        value.get(what).and_then(|v| v.get("key")).and_then(Value::as_str).map(str::to_owned)
+    };
+    let number = |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok());
+    match (of(key, "meta").as_deref(), of(key, "ct").as_deref()) {
+        (Some("mark"), _) => {
+            if let Some(mark) = number(value) {
+                return Some(fields::set_mark(mark));
+            }
+            if of(value, "ct").as_deref() == Some("mark") {
+                return Some(fields::restore_mark());
+            }
+            let (keep, flip) = bits(value)?;
+            Some(fields::change_mark(keep, flip))
+        }
+        (Some("nftrace" | "priority"), _) => Some(Vec::new()),
+        (_, Some("mark")) => (of(value, "meta").as_deref() == Some("mark")).then(fields::save_mark),
+        (_, Some("zone")) => Some(fields::set_zone(u16::try_from(value.as_u64()?).ok()?)),
+        _ => None,
+    }
+}
+
+/// `mark & A`, `mark | B`, `mark ^ B` and two of these, as what is kept and what is flipped.
+fn bits(value: &Value) -> Option<(u32, u32)> {
+    let (operator, both) = value.as_object()?.iter().next()?;
+    let [left, right] = &both.as_array()?[..] else { return None };
+    let right = u32::try_from(right.as_u64()?).ok()?;
+    let is_mark = left.get("meta").and_then(|m| m.get("key")).and_then(Value::as_str) == Some("mark");
+    let (keep, flip) = match is_mark {
+        true => (u32::MAX, 0),
+        // Two levels at most, which is what nft makes of any of them.
+        false if left.as_object()?.values().next()?.as_array()?.first()?.get("meta").is_some() => bits(left)?,
+        false => return None,
+    };
+    Some(match operator.as_str() {
+        "&" => (keep & right, flip & right),
+        "|" => (keep & !right, flip & !right | right),
+        "^" => (keep, flip ^ right),
+        _ => return None,
+    })
+}

@@ -1,0 +1,325 @@
+//! One rule in nft's words. What is not understood becomes an unknown condition, and
+//! where nothing says what happens then, an unknown verdict.
+
+use crate::backend::nftables::decode::Listed;
+use crate::backend::nftables::expr::{Expr, Op, code};
+use crate::plan::model::Table;
+
+use super::nft_fields::{self as fields, Field, Right, WrittenSets};
+use super::nft_text::{item, items};
+use super::nft_words::Token;
+
+/// Whether nft may have left a target out: it prints nothing for some that iptables-nft made.
+pub fn may_hide_targets(family: u8, table: &str) -> bool {
+    matches!(family, 2 | 10) && (Table::by_name(table).is_some() || matches!(table, "filter" | "security"))
+}
+
+/// Reads a rule's words. `may_hide`: see [`may_hide_targets`].
+pub fn parse(words: &[Token], may_hide: bool, sets: &mut WrittenSets) -> Listed {
+    let mut reader = Reader { words, at: 0, sets, out: Vec::new(), comment: None, decided: false };
+    while reader.at < reader.words.len() {
+        let start = reader.at;
+        if reader.part().is_none() {
+            reader.at = start;
+            reader.unknown();
+        }
+    }
+    if !reader.decided && may_hide {
+        reader.out.push(Expr::Unknown("target".into()));
+    }
+    Listed { exprs: reader.out, comment: reader.comment }
+}
+
+struct Reader<'a, 's> {
+    words: &'a [Token<'a>],
+    at: usize,
+    sets: &'s mut WrittenSets,
+    out: Vec<Expr>,
+    comment: Option<String>,
+    /// A verdict or another statement with an effect has been seen.
+    decided: bool,
+}
+
+impl<'a> Reader<'a, '_> {
+    fn peek(&self) -> Option<Token<'a>> {
+        self.words.get(self.at).copied()
+    }
+
+    fn next(&mut self) -> Option<Token<'a>> {
+        let token = self.peek()?;
+        self.at += 1;
+        Some(token)
+    }
+
+    fn word(&mut self) -> Option<&'a str> {
+        self.next()?.text()
+    }
+
+    /// Takes the next words if they are these.
+    fn take(&mut self, words: &[&str]) -> bool {
+        let ahead = self.words.get(self.at..self.at + words.len());
+        let same = ahead.is_some_and(|ahead| ahead.iter().zip(words).all(|(token, word)| *token == Token::Word(word)));
+        if same {
+            self.at += words.len();
+        }
+        same
+    }
+
+    fn decide(&mut self, exprs: impl IntoIterator<Item = Expr>) -> Option<()> {
+        self.decided = true;
+        self.out.extend(exprs);
+        Some(())
+    }
+
+    /// One condition or statement; `None` where it is not understood.
+    fn part(&mut self) -> Option<()> {
+        let verdict = |code, chain| [Expr::Verdict { code, chain }];
+        match self.word()? {
+            "counter" => self.counter(),
+            "comment" => {
+                self.comment = Some(self.word()?.to_owned());
+                Some(())
+            }
+            "log" => self.log(),
+            "accept" => self.decide(verdict(code::ACCEPT, None)),
+            "drop" => self.decide(verdict(code::DROP, None)),
+            "return" => self.decide(verdict(code::RETURN, None)),
+            "continue" => self.decide([]),
+            "jump" => {
+                let chain = self.word()?.to_owned();
+                self.decide(verdict(code::JUMP, Some(chain)))
+            }
+            "goto" => {
+                let chain = self.word()?.to_owned();
+                self.decide(verdict(code::GOTO, Some(chain)))
+            }
+            "redirect" => {
+                let port = self.port()?;
+                self.decide(fields::redirect(port))
+            }
+            "tproxy" => {
+                let _ = self.take(&["ip"]) || self.take(&["ip6"]);
+                let port = self.port()?;
+                self.decide(fields::tproxy(port))
+            }
+            "xt" => {
+                let target = match self.word()? {
+                    "match" => false,
+                    "target" => true,
+                    _ => return None,
+                };
+                let name = self.word()?.trim_matches('"').to_owned();
+                self.decided |= target;
+                self.out.push(Expr::Xt { target, name, revision: u32::MAX, info: Vec::new() });
+                Some(())
+            }
+            "meta" if self.take(&["mark", "set"]) => self.set_mark(),
+            "meta" if self.take(&["nftrace", "set"]) || self.take(&["priority", "set"]) => {
+                self.word()?;
+                self.decide([])
+            }
+            "ct" if self.take(&["mark", "set"]) => {
+                let _ = self.take(&["meta"]);
+                let saved = self.take(&["mark"]) && self.is_at_statement();
+                saved.then(|| self.decide(fields::save_mark()))?
+            }
+            "ct" if self.take(&["zone", "set"]) => {
+                let zone = self.word()?.parse().ok()?;
+                self.decide(fields::set_zone(zone))
+            }
+            "meta" => {
+                let field = fields::meta_field(self.word()?)?;
+                self.condition(field)
+            }
+            "ct" => {
+                let field = fields::ct_field(self.word()?)?;
+                self.condition(field)
+            }
+            key => match fields::meta_field(key) {
+                Some(field) => self.condition(field),
+                None => {
+                    let field = fields::payload_field(key, self.word()?)?;
+                    self.condition(field)
+                }
+            },
+        }
+    }
+
+    fn counter(&mut self) -> Option<()> {
+        if self.take(&["packets"]) {
+            let packets = self.word()?.parse().ok()?;
+            let bytes = self.take(&["bytes"]).then(|| self.word())??.parse().ok()?;
+            self.out.push(Expr::Counter { packets, bytes });
+        } else if self.take(&["name"]) {
+            self.word()?;
+        }
+        Some(())
+    }
+
+    fn log(&mut self) -> Option<()> {
+        while let Some(Token::Word("prefix" | "group" | "snaplen" | "queue-threshold" | "level" | "flags")) =
+            self.peek()
+        {
+            self.next();
+            self.word()?;
+            while self.peek() == Some(Token::Sign(',')) {
+                self.next();
+                self.word()?;
+            }
+        }
+        Some(())
+    }
+
+    /// `to :15001`.
+    fn port(&mut self) -> Option<u16> {
+        let port = self.take(&["to"]).then(|| self.word())??.strip_prefix(':')?.parse().ok()?;
+        self.is_at_statement().then_some(port)
+    }
+
+    /// Whether what comes next is a part of its own and does not change what was before.
+    fn is_at_statement(&self) -> bool {
+        !matches!(
+            self.peek(),
+            Some(Token::Word(
+                "random" | "fully-random" | "persistent" | "&" | "|" | "^" | "and" | "or" | "xor" | "<<" | ">>" | "map"
+            ))
+        )
+    }
+
+    /// `meta mark set`: a value, the connection's mark, or the mark with some bits changed.
+    fn set_mark(&mut self) -> Option<()> {
+        if self.take(&["ct", "mark"]) {
+            let whole = self.is_at_statement();
+            return whole.then(|| self.decide(fields::restore_mark()))?;
+        }
+        if !(self.take(&["meta", "mark"]) || self.take(&["mark"])) {
+            let value = fields::number(self.word()?)?;
+            let whole = self.is_at_statement();
+            return whole.then(|| self.decide(fields::set_mark(value)))?;
+        }
+        let (mut keep, mut flip) = (u32::MAX, 0u32);
+        while !self.is_at_statement() {
+            let operator = self.word()?;
+            let value = fields::number(self.word()?)?;
+            (keep, flip) = match operator {
+                "&" | "and" => (keep & value, flip & value),
+                "|" | "or" => (keep & !value, flip & !value | value),
+                "^" | "xor" => (keep, flip ^ value),
+                _ => return None,
+            };
+        }
+        self.decide(fields::change_mark(keep, flip))
+    }
+
+    fn condition(&mut self, field: Field) -> Option<()> {
+        let mask = if self.take(&["&"]) || self.take(&["and"]) { Some(self.word()?) } else { None };
+        let op = match self.peek()? {
+            Token::Word("==") => Some(Op::Eq),
+            Token::Word("!=") => Some(Op::Neq),
+            Token::Word("<") => Some(Op::Other(2)),
+            Token::Word("<=") => Some(Op::Other(3)),
+            Token::Word(">") => Some(Op::Other(4)),
+            Token::Word(">=") => Some(Op::Other(5)),
+            _ => None,
+        };
+        self.at += usize::from(op.is_some());
+        let right = self.right(field)?;
+        let exprs = fields::condition(field, mask, op.unwrap_or(Op::Eq), &right, self.sets)?;
+        self.out.extend(exprs);
+        Some(())
+    }
+
+    fn right(&mut self, field: Field) -> Option<Right> {
+        let first = self.at;
+        match self.next()? {
+            Token::Sign('{') => {
+                let close = self.words[self.at..].iter().position(|token| *token == Token::Sign('}'))?;
+                let inner = &self.words[self.at..self.at + close];
+                self.at += close + 1;
+                items(inner).map(Right::Among)
+            }
+            Token::Word(name) if name.starts_with('@') => Some(Right::Named(name[1..].to_owned())),
+            Token::Word("vmap" | "map" | "." | "/") => None,
+            Token::Word(_) | Token::Quoted(_) => {
+                let mut all = vec![item(&self.words[first..first + 1])?];
+                // `ct state established,related`.
+                while field == Field::ConnectionState && self.peek() == Some(Token::Sign(',')) {
+                    self.next();
+                    let at = self.at;
+                    self.next()?;
+                    all.push(item(&self.words[at..at + 1])?);
+                }
+                match (field, &all[..]) {
+                    (Field::ConnectionState, _) => Some(Right::Among(all)),
+                    (_, [only]) => Some(Right::One(only.clone())),
+                    _ => None,
+                }
+            }
+            _ => None,
+        }
+    }
+
+    /// Passes words up to a statement that can be understood; they are an unknown condition,
+    /// or an unknown verdict when one of them decides something.
+    fn unknown(&mut self) {
+        let start = self.at;
+        let mut depth = 0usize;
+        let mut decides = false;
+        while let Some(token) = self.peek() {
+            match token {
+                Token::Sign('{' | '(') => depth += 1,
+                Token::Sign('}' | ')') => depth = depth.saturating_sub(1),
+                Token::Word(word) if depth == 0 && self.at > start && STATEMENTS.contains(&word) => break,
+                Token::Word(word) if depth == 0 => decides |= DECIDING.contains(&word),
+                _ => {}
+            }
+            self.at += 1;
+        }
+        let text: Vec<&str> = self.words[start..self.at].iter().take(12).filter_map(|token| token.text()).collect();
+        if decides {
+            // The first word tells what it is: "dnat", "reject" …
+            let name = match text.first() {
+                Some(&"reject") => "reject",
+                Some(&"masquerade") => "masq",
+                Some(&"snat") => "snat",
+                _ => "target",
+            };
+            self.decided = true;
+            self.out.push(Expr::Unknown(name.into()));
+        } else {
+            // The name must be none that has a meaning as an expression.
+            self.out.push(Expr::Unknown(format!("match {}", text.join(" "))));
+        }
+    }
+}
+
+/// Words with which something begins that is understood by itself.
+const STATEMENTS: &[&str] =
+    &["counter", "comment", "log", "accept", "drop", "return", "continue", "jump", "goto", "redirect", "reject"];
+
+/// Words that say that a packet is being decided about or changed.
+const DECIDING: &[&str] = &[
+    "redirect",
+    "tproxy",
+    "dnat",
+    "snat",
+    "masquerade",
+    "reject",
+    "queue",
+    "vmap",
+    "dup",
+    "fwd",
+    "notrack",
+    "set",
+    "synproxy",
+    "flow",
+    "xt",
+    "accept",
+    "drop",
+    "return",
+    "continue",
+    "jump",
+    "goto",
+    "add",
+    "update",
+];

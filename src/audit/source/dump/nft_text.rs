@@ -1,0 +1,235 @@
+//! `nft list ruleset` (nft(8)) as tables of expressions.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::backend::nftables::everything::{FullChain, FullTable};
+
+use super::nft_fields::{Item, WrittenSets};
+use super::nft_names;
+use super::nft_rule;
+use super::nft_words::{Token, Words};
+
+/// Reads a listing. A problem comes with the line it is on.
+pub fn parse(text: &str, budget: usize) -> Result<Vec<FullTable>, (usize, String)> {
+    let mut reader = Reader { words: Words::new(text), budget, tables: Vec::new(), places: HashMap::new() };
+    match reader.tables() {
+        Ok(()) => Ok(reader.tables),
+        Err(problem) => Err((reader.words.line(), problem)),
+    }
+}
+
+struct Reader<'a> {
+    words: Words<'a>,
+    budget: usize,
+    tables: Vec<FullTable>,
+    places: HashMap<(u8, String), usize>,
+}
+
+const CUT: &str = "the text ends in the middle: it is cut short";
+
+impl<'a> Reader<'a> {
+    fn token(&mut self) -> Result<Token<'a>, String> {
+        self.words.next()?.ok_or_else(|| CUT.to_owned())
+    }
+
+    fn name(&mut self) -> Result<&'a str, String> {
+        self.token()?.text().ok_or_else(|| "a name is missing".to_owned())
+    }
+
+    fn expect(&mut self, sign: char) -> Result<(), String> {
+        match self.token()? {
+            Token::Sign(found) if found == sign => Ok(()),
+            _ => Err(format!("'{sign}' is missing")),
+        }
+    }
+
+    fn tables(&mut self) -> Result<(), String> {
+        while let Some(token) = self.words.next()? {
+            match token {
+                Token::End | Token::Sign(';') => {}
+                Token::Word("table") => self.table()?,
+                // A script empties a table before it fills it.
+                Token::Word("delete") => drop(self.line()?),
+                other => {
+                    let shown = other.text().unwrap_or("a sign").chars().take(40).collect::<String>();
+                    return Err(format!(
+                        "'{shown}' stands where a table should begin; is this nft list ruleset output?"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn table(&mut self) -> Result<(), String> {
+        let first = self.name()?;
+        // Without a family it is one of IPv4.
+        let (family, name) = match self.token()? {
+            Token::Sign('{') => ("ip", first),
+            name => {
+                if self.words.peek()? == Some(Token::End) {
+                    return Ok(());
+                }
+                self.expect('{')?;
+                (first, name.text().ok_or("a name is missing")?)
+            }
+        };
+        let number = nft_names::family(family)?;
+        if self.places.insert((number, name.to_owned()), self.tables.len()).is_some() {
+            return Err(format!("table {family} {name} stands here for the second time"));
+        }
+        let mut table = FullTable { family: number, name: name.to_owned(), ..FullTable::default() };
+        let mut sets = WrittenSets::default();
+        sets.budget = self.budget;
+        // Rules may look into sets that stand behind them.
+        let mut chains: Vec<(FullChain, Vec<Vec<Token<'a>>>)> = Vec::new();
+        let mut names = HashSet::new();
+        loop {
+            match self.token()? {
+                Token::End | Token::Sign(';') => {}
+                Token::Sign('}') => break,
+                Token::Word("flags") => table.dormant |= self.line()?.contains(&Token::Word("dormant")),
+                Token::Word("comment") => {
+                    self.line()?;
+                }
+                Token::Word("chain") => {
+                    let chain = self.chain(number)?;
+                    if !names.insert(chain.0.name.clone()) {
+                        return Err(format!("chain {} stands here for the second time", chain.0.name));
+                    }
+                    chains.push(chain);
+                }
+                Token::Word("set") => self.set(false, &mut sets)?,
+                Token::Word("map") => self.set(true, &mut sets)?,
+                // Counters, quotas, flow tables and the like decide nothing by being there.
+                Token::Word(_) => self.skip_object()?,
+                _ => return Err("a table holds something else than chains and sets".into()),
+            }
+        }
+        let iptables = nft_rule::may_hide_targets(number, name);
+        for (mut chain, rules) in chains {
+            chain.rules = rules.iter().map(|words| nft_rule::parse(words, iptables, &mut sets)).collect();
+            table.chains.push(chain);
+        }
+        self.budget = sets.budget;
+        sets.anonymous.into_sets(&mut table.sets);
+        self.tables.push(table);
+        Ok(())
+    }
+
+    /// The words up to the end of a line or a semicolon, braces with what is in them.
+    fn line(&mut self) -> Result<Vec<Token<'a>>, String> {
+        let (mut out, mut depth) = (Vec::new(), 0usize);
+        loop {
+            match self.words.peek()?.ok_or(CUT)? {
+                Token::End | Token::Sign(';') if depth == 0 => {
+                    self.words.next()?;
+                    return Ok(out);
+                }
+                // The end of what this line is in, on the line itself.
+                Token::Sign('}') if depth == 0 => return Ok(out),
+                Token::Sign('{') => depth += 1,
+                Token::Sign('}') => depth -= 1,
+                _ => {}
+            }
+            match self.token()? {
+                Token::End => {}
+                token => out.push(token),
+            }
+        }
+    }
+
+    fn skip_object(&mut self) -> Result<(), String> {
+        let line = self.line()?;
+        match line.last() {
+            Some(_) => Ok(()),
+            None => Err("a table holds something that is not understood".into()),
+        }
+    }
+
+    fn chain(&mut self, family: u8) -> Result<(FullChain, Vec<Vec<Token<'a>>>), String> {
+        let mut chain = FullChain { name: self.name()?.to_owned(), ..FullChain::default() };
+        let mut rules = Vec::new();
+        self.expect('{')?;
+        loop {
+            if self.words.peek()? == Some(Token::Sign('}')) {
+                self.words.next()?;
+                return Ok((chain, rules));
+            }
+            let line = self.line()?;
+            match line.first() {
+                None => {}
+                Some(Token::Word("type")) => chain.hook = Some(hook(family, &line)?),
+                Some(Token::Word("policy")) => {
+                    let drops = line.get(1) == Some(&Token::Word("drop"));
+                    if let Some(hook) = &mut chain.hook {
+                        hook.drops = drops;
+                    }
+                }
+                Some(Token::Word("comment")) => {}
+                Some(_) => rules.push(line),
+            }
+        }
+    }
+
+    fn set(&mut self, map: bool, sets: &mut WrittenSets) -> Result<(), String> {
+        let name = self.name()?.to_owned();
+        self.expect('{')?;
+        let mut elements = (!map).then(Vec::new);
+        loop {
+            if self.words.peek()? == Some(Token::Sign('}')) {
+                self.words.next()?;
+                break;
+            }
+            let line = self.line()?;
+            if let [Token::Word("elements"), Token::Word("="), Token::Sign('{'), inner @ ..] = &line[..] {
+                let inner = inner.strip_suffix(&[Token::Sign('}')]).unwrap_or(inner);
+                elements = elements.and(items(inner));
+            }
+        }
+        sets.named.insert(name, elements);
+        Ok(())
+    }
+}
+
+/// `type nat hook output priority -100`; the policy is another line.
+fn hook(family: u8, line: &[Token]) -> Result<crate::backend::nftables::read::ListedHook, String> {
+    let words: Vec<&str> = line.iter().filter_map(|token| token.text()).collect();
+    let after = |word: &str| words.iter().position(|w| *w == word).and_then(|at| words.get(at + 1)).copied();
+    let (kind, at) = (after("type").ok_or("a chain has no type")?, after("hook").ok_or("a chain has no hook")?);
+    let from = words.iter().position(|w| *w == "priority").ok_or("a chain has a hook and no priority")?;
+    let base = words.get(from + 1).copied().unwrap_or_default();
+    let base = base.parse().ok().or_else(|| nft_names::priority(base));
+    let base: i32 = base.ok_or_else(|| format!("'{}' is no priority", words[from..].join(" ")))?;
+    let offset: i32 = match words.get(from + 2..from + 4) {
+        Some(["+", n]) => n.parse().map_err(|_| format!("'{n}' is no number"))?,
+        Some(["-", n]) => n.parse::<i32>().map_err(|_| format!("'{n}' is no number"))?.saturating_neg(),
+        _ => 0,
+    };
+    nft_names::hook(family, at, base.saturating_add(offset), kind, false)
+}
+
+/// The elements of a set; `None` where one is no plain value.
+pub fn items(tokens: &[Token]) -> Option<Vec<Item>> {
+    tokens.split(|token| *token == Token::Sign(',')).filter(|item| !item.is_empty()).map(item).collect()
+}
+
+/// A value, a range or a prefix, perhaps with a timeout and the like behind it.
+pub fn item(tokens: &[Token]) -> Option<Item> {
+    let (first, rest) = tokens.split_first()?;
+    let known = |token: &Token| matches!(token, Token::Word("timeout" | "expires" | "counter" | "comment"));
+    if rest.first().is_some_and(|token| !known(token)) {
+        return None;
+    }
+    match *first {
+        Token::Quoted(name) => Some((name.to_owned(), None)),
+        // A name may have a dash in it, a number or an address only as a range.
+        Token::Word(word) => match word.split_once('-') {
+            Some((first, last)) if first.starts_with(|c: char| c.is_ascii_hexdigit() || c == ':') => {
+                Some((first.to_owned(), Some(last.to_owned())))
+            }
+            _ => Some((word.to_owned(), None)),
+        },
+        _ => None,
+    }
+}

@@ -1,0 +1,94 @@
+//! nft's text as words: quotes, braces and line ends told apart.
+
+/// A piece of text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Token<'a> {
+    Word(&'a str),
+    /// In quotes.
+    Quoted(&'a str),
+    /// One of `{ } ; , ( )`.
+    Sign(char),
+    End,
+}
+
+impl<'a> Token<'a> {
+    /// The text of a word or of a quoted one.
+    pub fn text(self) -> Option<&'a str> {
+        match self {
+            Token::Word(text) | Token::Quoted(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+/// Words with the line each is on, counted from 1.
+pub struct Words<'a> {
+    rest: &'a str,
+    line: usize,
+    /// Looked at and not yet taken.
+    next: Option<Token<'a>>,
+}
+
+impl<'a> Words<'a> {
+    pub fn new(text: &'a str) -> Self {
+        Self { rest: text, line: 1, next: None }
+    }
+
+    pub fn line(&self) -> usize {
+        self.line
+    }
+
+    pub fn peek(&mut self) -> Result<Option<Token<'a>>, String> {
+        if self.next.is_none() {
+            self.next = self.read()?;
+        }
+        Ok(self.next)
+    }
+
+    /// `None`: the text ends.
+    pub fn next(&mut self) -> Result<Option<Token<'a>>, String> {
+        match self.next.take() {
+            Some(token) => {
+                self.line += usize::from(token == Token::End);
+                Ok(Some(token))
+            }
+            None => {
+                let token = self.read()?;
+                self.line += usize::from(token == Some(Token::End));
+                Ok(token)
+            }
+        }
+    }
+
+    fn read(&mut self) -> Result<Option<Token<'a>>, String> {
+        loop {
+            self.rest = self.rest.trim_start_matches([' ', '\t', '\r']);
+            let Some(first) = self.rest.chars().next() else { return Ok(None) };
+            match first {
+                '#' => self.rest = &self.rest[self.rest.find('\n').unwrap_or(self.rest.len())..],
+                '\\' if self.rest[1..].starts_with('\n') => self.rest = &self.rest[2..],
+                '\n' => return Ok(Some(self.take(1, Token::End))),
+                '{' | '}' | ';' | ',' | '(' | ')' => return Ok(Some(self.take(1, Token::Sign(first)))),
+                '"' => {
+                    let inner = &self.rest[1..];
+                    let end = inner.find(['"', '\n']).filter(|&at| inner.as_bytes()[at] == b'"');
+                    let end = end.ok_or("a quote is not closed")?;
+                    return Ok(Some(self.take(end + 2, Token::Quoted(&inner[..end]))));
+                }
+                _ => {
+                    let stops = |c: char| c.is_whitespace() || "{};,()\"#".contains(c);
+                    // At least one character, so that whatever it is is passed.
+                    let end = self.rest.char_indices().skip(1).find(|(_, c)| stops(*c));
+                    let end = end.map_or(self.rest.len(), |(at, _)| at);
+                    let word = &self.rest[..end];
+                    return Ok(Some(self.take(end, Token::Word(word))));
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, length: usize, token: Token<'a>) -> Token<'a> {
+        self.rest = &self.rest[length..];
+        token
+    }
+}

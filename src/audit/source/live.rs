@@ -1,0 +1,113 @@
+//! The kernel as a source: all rules in the network namespace the process is in. Looking
+//! makes nothing: no table comes to be, and no program is started unless iptables-legacy
+//! has tables, which only its own program can list.
+
+use std::io;
+use std::net::IpAddr;
+
+use crate::audit::flow::Surroundings;
+use crate::backend::iptables::parse;
+use crate::backend::iptables::programs::{ProgramEnvironment, ProgramError, Programs, Variant};
+use crate::backend::nftables::everything;
+use crate::backend::routing::{self, FoundRouting};
+use crate::backend::{Kind, survey};
+use crate::config::facts;
+use crate::config::types::{Families, Mark};
+use crate::plan::model::Routing;
+use crate::sys::netlink::Netlink;
+
+use super::listing::{self, Holder, ListedTable};
+use super::{Source, SourceError, nft};
+
+/// How often to begin again when others change the rules at the same time.
+const ATTEMPTS: usize = 20;
+
+/// How to read.
+pub struct Live<'a> {
+    /// Where iptables-legacy-save is looked for.
+    pub programs: ProgramEnvironment,
+    pub lock_timeout: std::time::Duration,
+    /// The pod's resolv.conf(5), if it can be known.
+    pub resolv_conf: Option<&'a str>,
+}
+
+/// Reads everything.
+pub fn read(live: &Live) -> Result<Source, SourceError> {
+    let mut tables = nft_tables()?;
+    let legacy =
+        survey::legacy_tables().map_err(|source| SourceError::kernel("the tables of iptables-legacy", source))?;
+    tables.extend(legacy_tables(live, legacy)?);
+    listing::name_reasons(&mut tables);
+    let held = listing::held(&tables);
+    let mut route = Netlink::open(Netlink::ROUTE).map_err(|e| SourceError::kernel("routing", e))?;
+    let addresses = routing::addresses(&mut route).map_err(|e| SourceError::kernel("the pod's addresses", e))?;
+    let marks: Vec<Mark> = held.iter().flat_map(|held| held.plan.marks()).collect();
+    let found = FoundRouting {
+        rules: routing::mark_rules(&mut route)?,
+        routes: routing::local_routes(&mut route)?,
+        mesh_address: routing::has_mesh_address(&addresses),
+    };
+    let pod = Surroundings {
+        dns_servers: live.resolv_conf.map(|text| facts::name_servers(text).0),
+        uplink: uplink(&addresses).into(),
+        addresses: addresses.into_iter().map(|(_, address)| address).collect(),
+    };
+    Ok(Source {
+        ruleset: listing::ruleset(&tables),
+        tables,
+        held,
+        routing: Some(found.ours(&marks, &Routing::default()).routing().normalised()),
+        told: Families::BOTH,
+        pod,
+        settings: None,
+        given: None,
+        notes: Vec::new(),
+    })
+}
+
+fn nft_tables() -> Result<Vec<ListedTable>, SourceError> {
+    let mut netlink = match Netlink::open(Netlink::NETFILTER) {
+        Ok(netlink) => netlink,
+        Err(e) if survey::is_unsupported(&e) => return Ok(Vec::new()),
+        Err(e) => return Err(SourceError::kernel("nf_tables", e)),
+    };
+    let mut attempt = 1;
+    loop {
+        match everything::list(&mut netlink) {
+            Ok(tables) => return Ok(nft::listed(&tables)),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted && attempt < ATTEMPTS => attempt += 1,
+            Err(e) if survey::is_unsupported(&e) => return Ok(Vec::new()),
+            Err(e) => return Err(SourceError::kernel("nf_tables", e)),
+        }
+    }
+}
+
+fn legacy_tables(live: &Live, families: Families) -> Result<Vec<ListedTable>, SourceError> {
+    let programs = Programs::new(Variant::Legacy, live.programs.clone(), live.lock_timeout);
+    let mut out = Vec::new();
+    for family in families.iter() {
+        let text = programs.save(family)?;
+        let saved = parse::parse(&text, family).map_err(|source| {
+            let program = format!("{}-save", Kind::IptablesLegacy);
+            ProgramError::Parse { program, source }
+        })?;
+        out.extend(listing::of_saved(saved, family, Holder::Kernel(Kind::IptablesLegacy)));
+    }
+    Ok(out)
+}
+
+/// The interface of the default route (proc(5): /proc/net/route); without one that of the
+/// first global address.
+fn uplink(addresses: &[(u32, IpAddr)]) -> String {
+    const USUAL: &str = "eth0";
+    let by_route = || {
+        let text = std::fs::read_to_string("/proc/thread-self/net/route").ok()?;
+        let default = text.lines().find(|line| line.split_whitespace().nth(1) == Some("00000000"))?;
+        Some(default.split_whitespace().next()?.to_owned())
+    };
+    let by_address = || {
+        let (index, _) = addresses.iter().find(|(_, address)| facts::is_global(address))?;
+        nix::net::if_::if_indextoname(*index).ok()?.into_string().ok()
+    };
+    by_route().or_else(by_address).unwrap_or_else(|| USUAL.to_owned())
+}

@@ -1,0 +1,130 @@
+//! Where the rules come from that are looked at: options, the kernel or a dump. All three
+//! give the same: what packets meet, what is there of an interception, and what is known
+//! about the pod.
+//!
+//! | source | what it needs |
+//! |---|---|
+//! | [`options`] | nothing; the pod's addresses and name servers are told |
+//! | [`live`] | the network namespace, and CAP_NET_ADMIN in it |
+//! | [`dump`] | text that iptables-save, nft or podweir printed |
+
+pub mod dump;
+pub mod listing;
+pub mod live;
+pub mod nft;
+pub mod options;
+
+use std::io;
+
+use crate::backend::iptables::programs::ProgramError;
+use crate::backend::routing::RoutingError;
+use crate::config::given::Given;
+use crate::config::settings::{Settings, SettingsError};
+use crate::config::types::Families;
+use crate::plan::canon::Canon;
+use crate::plan::model::{Plan, Routing};
+use crate::plan::why::Why;
+
+use super::flow::Surroundings;
+use super::ruleset::Ruleset;
+use listing::{Held, ListedTable};
+
+/// Rules, and what is known around them.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Everything that was found, of anybody, with counters and comments.
+    pub tables: Vec<ListedTable>,
+    /// The same, ready for packets to be walked through.
+    pub ruleset: Ruleset,
+    /// What each holder has of an interception.
+    pub held: Vec<Held>,
+    /// Routing and addresses of an interception; `None` where the source does not tell.
+    pub routing: Option<Routing>,
+    /// The families that the source tells about. Of another one nothing is known.
+    pub told: Families,
+    pub pod: Surroundings,
+    /// Only of options: what they mean.
+    pub settings: Option<Settings>,
+    /// Only of options: their texts, and where they come from.
+    pub given: Option<Given>,
+    /// What the user should hear.
+    pub notes: Vec<String>,
+}
+
+impl Source {
+    /// What is there of an interception, from all holders together, routing included.
+    pub fn plan(&self) -> Plan {
+        let mut plan = Plan::empty();
+        for held in &self.held {
+            plan.families = plan.families.union(held.plan.families);
+            for chain in &held.plan.chains {
+                match plan.chains.iter_mut().find(|known| known.table == chain.table && known.name == chain.name) {
+                    Some(known) => known.rules.extend(chain.rules.iter().cloned()),
+                    None => plan.chains.push(chain.clone()),
+                }
+            }
+        }
+        plan.routing = self.routing.clone().unwrap_or_default();
+        plan
+    }
+
+    /// The owners whose traffic the rules let out as the proxy's own.
+    pub fn proxy_owners(&self) -> (Vec<u32>, Vec<u32>) {
+        let plan = self.plan();
+        let rules = plan.chains.iter().flat_map(|chain| &chain.rules).filter(|rule| rule.why == Why::ProxyOwn);
+        let (mut uids, mut gids) = (Vec::new(), Vec::new());
+        for rule in rules {
+            for (cond, into) in [(&rule.matches.uid, &mut uids), (&rule.matches.gid, &mut gids)] {
+                let single = cond.iter().filter(|cond| !cond.negated).flat_map(|cond| cond.value.iter());
+                into.extend(single.map(|(first, _)| first));
+            }
+        }
+        (uids, gids)
+    }
+
+    /// The same in the form in which plans are compared.
+    pub fn canon(&self) -> Canon {
+        Canon::of(&self.plan())
+    }
+}
+
+/// Why a source could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// What was given makes no sense: a usage error.
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(
+        "the pod's IP families are not known: give its addresses with --pod-ip, or --ip-families ipv4, ipv6 or both among the options"
+    )]
+    NoAddress,
+    #[error("cannot read {what}: {source}{hint}")]
+    Kernel { what: String, source: io::Error, hint: String },
+    #[error(transparent)]
+    Routing(#[from] RoutingError),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error("cannot read {name}: {source}")]
+    File { name: String, source: io::Error },
+    #[error("{name}: {problem}")]
+    Dump { name: String, problem: String },
+}
+
+impl SourceError {
+    /// Whether what was typed is at fault (exit status 2) rather than the surroundings (1).
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Usage(_) | Self::NoAddress | Self::Dump { .. } => true,
+            Self::Settings(error) => error.is_usage(),
+            _ => false,
+        }
+    }
+
+    fn kernel(what: &str, source: io::Error) -> Self {
+        let denied = matches!(source.raw_os_error(), Some(nix::libc::EPERM | nix::libc::EACCES));
+        let hint = if denied { format!("; {}", crate::sys::caps::NET_ADMIN_HINT) } else { String::new() };
+        Self::Kernel { what: what.into(), source, hint }
+    }
+}

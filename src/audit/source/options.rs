@@ -1,0 +1,76 @@
+//! Options as a source: the plan they would make, without a kernel. What options do not
+//! tell about the pod (addresses, name servers) is what the caller knows of it.
+
+use std::io;
+use std::net::IpAddr;
+
+use crate::audit::flow::Surroundings;
+use crate::config::facts::Facts;
+use crate::config::given::Given;
+use crate::config::settings::{Face, Settings, SettingsError};
+use crate::config::types::Families;
+use crate::plan;
+
+use super::{Source, SourceError, listing};
+
+/// What is known of a pod that is not here.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    pub addresses: Vec<IpAddr>,
+    /// `None`: not known.
+    pub dns_servers: Option<Vec<IpAddr>>,
+    /// Texts of passwd(5) and group(5).
+    pub passwd: String,
+    pub group: String,
+}
+
+impl Facts for Known {
+    fn addresses(&self) -> io::Result<Vec<IpAddr>> {
+        let mut all = self.addresses.clone();
+        // The kernel's order.
+        all.sort_by_key(|address| !address.is_ipv4());
+        Ok(all)
+    }
+
+    fn resolv_conf(&self) -> io::Result<String> {
+        match &self.dns_servers {
+            None => Err(io::Error::new(io::ErrorKind::NotFound, "the pod's is not known here: give --dns-server")),
+            Some(servers) => Ok(servers.iter().map(|server| format!("nameserver {server}\n")).collect()),
+        }
+    }
+
+    fn passwd(&self) -> io::Result<String> {
+        Ok(self.passwd.clone())
+    }
+
+    fn group(&self) -> io::Result<String> {
+        Ok(self.group.clone())
+    }
+}
+
+/// The plan that options make for a pod.
+pub fn read(given: &Given, face: Face, known: &Known) -> Result<Source, SourceError> {
+    let settings = Settings::resolve(given, face, known).map_err(|error| match error {
+        SettingsError::NoAddress => SourceError::NoAddress,
+        other => other.into(),
+    })?;
+    let pod = Surroundings { dns_servers: known.dns_servers.clone(), ..Surroundings::of(settings.addresses.clone()) };
+    Ok(Source { given: Some(given.clone()), ..of_settings(settings, pod) })
+}
+
+/// The plan that settings make.
+pub fn of_settings(settings: Settings, pod: Surroundings) -> Source {
+    let plan = plan::build(&settings.interception);
+    let tables = listing::of_plan(&plan);
+    Source {
+        ruleset: listing::ruleset(&tables),
+        held: listing::held(&tables),
+        tables,
+        routing: Some(plan.routing.normalised()),
+        told: Families::BOTH,
+        pod,
+        notes: settings.warnings.clone(),
+        settings: Some(settings),
+        given: None,
+    }
+}

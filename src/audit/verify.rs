@@ -1,0 +1,344 @@
+//! Whether what is there is what was wanted: the differences rule by rule, and what they
+//! change. The change is told by verdicts and not by text: all flows are cut by both
+//! rulesets, and where the two do not agree about a set of flows, that is the effect.
+
+use std::net::IpAddr;
+
+use crate::backend::Strange;
+use crate::backend::nftables::names;
+use crate::config::types::Family;
+use crate::plan::canon::{Canon, CanonRule};
+use crate::plan::model::{ChainName, Plan, Table, Verdict};
+
+use super::answer;
+use super::compare::{self, Difference, Side};
+use super::escapes::{example, words};
+use super::explain::{Decider, Trace, explain};
+use super::flow::{Flow, Surroundings, Taker};
+use super::partition::cube::{self, Cube};
+use super::partition::{Part, Scope, Space};
+use super::ruleset::{ChainRules, Ruleset};
+use super::source::Source;
+use super::source::listing::{Held, Holder};
+
+/// The most pairs of sets of flows that are compared.
+const MOST_PAIRS: usize = 20_000_000;
+/// The most effects that are told apart.
+const MOST_EFFECTS: usize = 1000;
+
+/// What came out.
+#[derive(Debug)]
+pub struct Report {
+    /// Who holds something of an interception; more than one is drift.
+    pub holders: Vec<Holder>,
+    pub findings: Vec<Finding>,
+    /// What traffic is affected.
+    pub effects: Vec<Effect>,
+    /// Why effects could not be told, if so.
+    pub blind: Option<String>,
+    pub notes: Vec<String>,
+}
+
+/// One thing that is not as it should be.
+#[derive(Debug)]
+pub struct Finding {
+    pub holder: Option<Holder>,
+    pub what: What,
+    /// Which of the effects it has; none: it changes nothing.
+    pub effects: Vec<usize>,
+    /// An effect that is not about who gets a flow.
+    pub consequence: Option<&'static str>,
+}
+
+/// What is not as it should be.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are few, and nearly all are the large one")]
+pub enum What {
+    Difference(Difference),
+    Strange(Strange),
+    /// All of an interception is there a second time.
+    Second(Holder),
+    /// Nothing of an interception is there.
+    Nothing,
+}
+
+/// Flows that somebody else gets than should.
+#[derive(Debug)]
+pub struct Effect {
+    pub family: Family,
+    pub scope: Scope,
+    pub wanted: Taker,
+    pub found: Taker,
+    /// In words, a line for each set.
+    pub flows: Vec<String>,
+    pub example: Flow,
+    /// The rules that decide, where there are some.
+    pub wanted_rule: Option<String>,
+    pub found_rule: Option<String>,
+    /// The rule that decides in what was found is of an interception, or nothing decides.
+    pub ours: bool,
+}
+
+impl Effect {
+    /// Whether traffic gets past the proxy that should not.
+    pub fn escapes(&self) -> bool {
+        self.found == Taker::Direct && !matches!(self.wanted, Taker::Direct | Taker::Dropped)
+    }
+
+    /// What happens to it, in a few words.
+    pub fn outcome(&self) -> String {
+        match (self.wanted, self.found) {
+            _ if self.escapes() => format!("now escapes {}", named(self.wanted)),
+            (_, Taker::Dropped) => "is now dropped".into(),
+            (_, Taker::Unknown) => "may now go elsewhere".into(),
+            (_, Taker::Direct) => "now goes where it is addressed".into(),
+            (_, found) => format!("now goes to {}", named(found)),
+        }
+    }
+}
+
+fn named(taker: Taker) -> &'static str {
+    match taker {
+        Taker::OutboundProxy => "the proxy's outbound port",
+        Taker::InboundProxy => "the proxy's inbound port",
+        Taker::DnsProxy => "the proxy's DNS",
+        _ => "where it should go",
+    }
+}
+
+impl Report {
+    /// Whether the plan and what is there differ. Drops of others' rules (a network
+    /// policy) are none of an interception's business.
+    pub fn drift(&self) -> bool {
+        !self.findings.is_empty() || self.effects.iter().any(|effect| effect.found != Taker::Dropped)
+    }
+}
+
+/// Compares. Both sources are of the same pod.
+pub fn verify(wanted: &Source, found: &Source) -> Report {
+    let want = wanted.canon();
+    let mut report =
+        Report { holders: Vec::new(), findings: Vec::new(), effects: Vec::new(), blind: None, notes: Vec::new() };
+    report.holders = found.held.iter().map(|held| held.holder).collect();
+    findings(&want, found, &mut report);
+    if let Err(problem) = effects(wanted, found, &mut report) {
+        report.blind = Some(problem);
+    }
+    report
+}
+
+fn findings(want: &Canon, found: &Source, report: &mut Report) {
+    let finding = |holder, what| Finding { holder, what, effects: Vec::new(), consequence: None };
+    let routing = found.routing.clone().unwrap_or_else(|| {
+        if want.routing != Default::default() {
+            report.notes.push("the dump does not tell routing and addresses: they are not compared".into());
+        }
+        want.routing.clone()
+    });
+    // The holder that comes nearest is meant; what others have is too much.
+    let differences =
+        |held: &Held| compare::differences(want, &Canon { routing: routing.clone(), ..Canon::of(&held.plan) });
+    let mut all: Vec<_> = found.held.iter().map(|held| (held, differences(held))).collect();
+    all.sort_by_key(|(held, differences)| differences.len() + held.strange.len());
+    let mut all = all.into_iter();
+    match all.next() {
+        None => {
+            let nothing = Canon { routing, ..Canon::of(&Plan::empty()) };
+            let all = compare::differences(want, &nothing);
+            if !all.is_empty() {
+                report.findings.push(finding(None, What::Nothing));
+            }
+            // Every single rule is missing, which needs no list.
+            let routing = all.into_iter().filter(|d| d.place.is_none());
+            report.findings.extend(routing.map(|d| finding(None, What::Difference(d))));
+        }
+        Some((held, differences)) => {
+            let holder = Some(held.holder);
+            report.findings.extend(differences.into_iter().map(|d| finding(holder, What::Difference(d))));
+            report.findings.extend(held.strange.iter().map(|s| finding(holder, What::Strange(s.clone()))));
+        }
+    }
+    report.findings.extend(all.map(|(held, _)| finding(Some(held.holder), What::Second(held.holder))));
+    for finding in &mut report.findings {
+        if let What::Difference(Difference { place: None, side: Side::Missing, what, .. }) = &finding.what {
+            finding.consequence = Some(match what.contains("::6") {
+                true => "the proxy has no address from which it can connect to the app over IPv6",
+                false => "what TPROXY takes is not delivered to the proxy",
+            });
+        }
+    }
+}
+
+/// Sets of flows about which two rulesets do not agree.
+struct Disagreement<'w, 'f> {
+    family: Family,
+    scope: Scope,
+    wanted: (Taker, Option<Decider<'w>>),
+    found: (Taker, Option<Decider<'f>>),
+    flows: Vec<Cube>,
+}
+
+fn same_rule(a: Option<Decider>, b: Option<Decider>) -> bool {
+    match (a, b) {
+        (None, None) => true,
+        (Some(a), Some(b)) => std::ptr::eq(a.rule, b.rule),
+        _ => false,
+    }
+}
+
+/// Cuts all flows by both rulesets and puts together what they do not agree about.
+fn disagreements<'w, 'f>(
+    want: &'w Ruleset,
+    have: &'f Ruleset,
+    found: &Source,
+    space: &Space,
+) -> Result<Vec<Disagreement<'w, 'f>>, String> {
+    let mut out: Vec<Disagreement> = Vec::new();
+    for family in found.told.iter() {
+        let wanted = space.parts(want, family).map_err(|e| e.to_string())?;
+        let had = space.parts(have, family).map_err(|e| e.to_string())?;
+        if wanted.len().saturating_mul(had.len()) > MOST_PAIRS {
+            return Err(format!("the rules cut {family} traffic into too many parts to compare them all"));
+        }
+        for a in &wanted {
+            for b in had.iter().filter(|b| b.scope == a.scope && b.taker != a.taker) {
+                let Some(flows) = a.flows.intersection(&b.flows) else { continue };
+                add(&mut out, a, b, flows)?;
+            }
+        }
+    }
+    Ok(out)
+}
+
+fn add<'w, 'f>(out: &mut Vec<Disagreement<'w, 'f>>, a: &Part<'w>, b: &Part<'f>, flows: Cube) -> Result<(), String> {
+    let decider = |part: &Part<'w>| part.decider.map(|(decider, _)| decider);
+    let (wanted, found) = ((a.taker, decider(a)), (b.taker, b.decider.map(|(decider, _)| decider)));
+    let many = out.len() >= MOST_EFFECTS;
+    let known = out.iter_mut().find(|d| {
+        (d.family, d.scope, d.wanted.0, d.found.0) == (a.family, a.scope, wanted.0, found.0)
+            && same_rule(d.wanted.1, wanted.1)
+            && same_rule(d.found.1, found.1)
+    });
+    match known {
+        Some(known) => known.flows.push(flows),
+        None if many => return Err("more kinds of traffic are affected than could be told".into()),
+        None => out.push(Disagreement { family: a.family, scope: a.scope, wanted, found, flows: vec![flows] }),
+    }
+    Ok(())
+}
+
+/// The pod to compare for: where its addresses are not known, others stand in for them.
+fn stand_in(pod: &Surroundings) -> Surroundings {
+    let mut pod = pod.clone();
+    for (v4, text) in [(true, "192.0.2.2"), (false, "2001:db8::2")] {
+        let known = pod.addresses.iter().any(|a| a.is_ipv4() == v4 && crate::config::facts::is_global(a));
+        pod.addresses.extend(text.parse::<IpAddr>().ok().filter(|_| !known));
+    }
+    pod
+}
+
+/// Tells effects, and which finding has which.
+fn effects(wanted: &Source, found: &Source, report: &mut Report) -> Result<(), String> {
+    let pod = stand_in(&found.pod);
+    // The proxy listens where it does, whether anything is redirected there or not.
+    let (mut want_rules, mut have_rules) = (wanted.ruleset.clone(), found.ruleset.clone());
+    want_rules.share_listeners(&mut have_rules);
+    let space = Space::of(&[&want_rules, &have_rules], &pod);
+    for d in disagreements(&want_rules, &have_rules, found, &space)? {
+        let Some(first) = d.flows.first() else { continue };
+        let example = example::of(d.family, d.scope, first, &space);
+        let (mut in_wanted, mut in_found) = (Visited::default(), Visited::default());
+        let want = explain(&want_rules, &pod, &example, &mut in_wanted);
+        let have = explain(&have_rules, &pod, &example, &mut in_found);
+        // A rule that is not understood need not change anything.
+        if want.taker == have.taker {
+            continue;
+        }
+        let rule = |decider: &Option<Decider>| decider.as_ref().map(|d| answer::rule(d, example.family()));
+        let at = report.effects.len();
+        let flows = cube::merged(d.flows).iter().map(|flows| words::set(d.family, d.scope, flows, &space)).collect();
+        let ours = have.decider.is_none_or(|decider| is_ours(&decider));
+        let (wanted_rule, found_rule) = (rule(&want.decider), rule(&have.decider));
+        // What happens to inbound traffic happens to traffic through the pod as well.
+        let said = |e: &Effect| {
+            e.scope == Scope::Inbound
+                && (e.family, e.wanted, e.found) == (d.family, want.taker, have.taker)
+                && (&e.wanted_rule, &e.found_rule) == (&wanted_rule, &found_rule)
+        };
+        if d.scope == Scope::Transit && report.effects.iter().any(said) {
+            continue;
+        }
+        let policy = !ours && have.taker == Taker::Dropped;
+        for finding in report.findings.iter_mut().filter(|_| !policy) {
+            if finding.what.concerns(&in_wanted, &in_found, d.family, ours) {
+                finding.effects.push(at);
+            }
+        }
+        report.effects.push(Effect {
+            family: d.family,
+            scope: d.scope,
+            wanted: want.taker,
+            found: have.taker,
+            flows,
+            wanted_rule,
+            found_rule,
+            ours,
+            example,
+        });
+    }
+    Ok(())
+}
+
+/// Whether a rule is an interception's, by where it stands and what it leads to.
+fn is_ours(decider: &Decider) -> bool {
+    let to_ours = matches!(&decider.rule.verdict, Verdict::Jump(c) | Verdict::Goto(c) if c.is_own());
+    let table = &decider.chain.table;
+    decider.chain.name.is_own() || to_ours || names::table_by_name(table.name.trim_start_matches("inet ")).is_some()
+}
+
+/// The rules that a packet met.
+#[derive(Default)]
+struct Visited<'a>(Vec<(&'a ChainRules, &'a CanonRule)>);
+
+impl<'a> Trace<'a> for Visited<'a> {
+    fn rule(&mut self, chain: &'a ChainRules, rule: &'a CanonRule) {
+        self.0.push((chain, rule));
+    }
+}
+
+impl Visited<'_> {
+    fn has(&self, (table, chain): (Table, &ChainName), rule: &CanonRule) -> bool {
+        let in_table = |name: &str| {
+            let bare = name.rsplit(' ').next().unwrap_or(name);
+            Table::by_name(bare).or(names::table_by_name(bare)) == Some(table)
+        };
+        self.0.iter().any(|(at, met)| {
+            at.name == *chain
+                && in_table(&at.table.name)
+                && met.verdict == rule.verdict
+                && met.matches.covers(&rule.matches)
+        })
+    }
+}
+
+impl What {
+    /// Whether a flow that two rulesets do not agree about met what is not as it should be.
+    fn concerns(&self, in_wanted: &Visited, in_found: &Visited, family: Family, ours: bool) -> bool {
+        match self {
+            What::Nothing | What::Second(_) => true,
+            What::Strange(strange) => {
+                let table = strange.family.is_none_or(|f| f == family);
+                table && (!ours || strange.chain.is_none())
+            }
+            What::Difference(Difference { side, place: Some((f, table, chain)), rule: Some(rule), .. }) => {
+                let place = (*table, chain);
+                *f == family
+                    && match side {
+                        Side::Missing => in_wanted.has(place, rule),
+                        Side::Unexpected => in_found.has(place, rule),
+                    }
+            }
+            What::Difference(_) => false,
+        }
+    }
+}

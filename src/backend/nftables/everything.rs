@@ -1,0 +1,196 @@
+//! All tables of nf_tables, of anybody, as expressions: what an audit has to know.
+
+use std::collections::HashMap;
+use std::io;
+
+use crate::config::types::Families;
+use crate::plan::model::Rule;
+use crate::sys::netlink::{Netlink, Received};
+
+use super::decode::{self, Listed, Sets};
+use super::read::{self, ListedHook, dump};
+use super::sets::{self, Element, Elements};
+use super::transaction::comment_of;
+use super::wire::{Attrs, Msg, NfFamily, NfMessage, find};
+use super::{expr, xt};
+
+/// A table with everything in it.
+#[derive(Debug, Default)]
+pub struct FullTable {
+    /// `NFPROTO_*`.
+    pub family: u8,
+    pub name: String,
+    pub dormant: bool,
+    /// `None`: a map, or keys that are not plain values.
+    pub sets: HashMap<String, Option<Elements>>,
+    pub chains: Vec<FullChain>,
+}
+
+/// A chain with its rules.
+#[derive(Debug, Default)]
+pub struct FullChain {
+    pub name: String,
+    pub hook: Option<ListedHook>,
+    pub rules: Vec<Listed>,
+}
+
+impl Sets for HashMap<String, Option<Elements>> {
+    fn elements(&self, name: &str) -> Option<&Elements> {
+        self.get(name)?.as_ref()
+    }
+}
+
+/// Sets without a name in the kernel, such as a list within a rule.
+#[derive(Debug, Default)]
+pub struct AnonymousSets(HashMap<String, Option<Elements>>);
+
+impl AnonymousSets {
+    /// Keeps a set and gives it a name that nobody else has.
+    pub fn add(&mut self, elements: Elements) -> String {
+        let name = format!("\0{}", self.0.len());
+        self.0.insert(name.clone(), Some(elements));
+        name
+    }
+
+    /// Moves them to where the rules of a table look.
+    pub fn into_sets(self, sets: &mut HashMap<String, Option<Elements>>) {
+        sets.extend(self.0);
+    }
+}
+
+impl FullTable {
+    /// The families whose packets meet it; none for tables of bridges and the like.
+    pub fn families(&self) -> Families {
+        match NfFamily(self.family) {
+            NfFamily::IPV4 => Families::V4,
+            NfFamily::IPV6 => Families::V6,
+            NfFamily::INET | NfFamily::NETDEV => Families::BOTH,
+            _ => Families::NONE,
+        }
+    }
+
+    /// Whether its chains are hooked to single devices.
+    pub fn is_of_devices(&self) -> bool {
+        NfFamily(self.family) == NfFamily::NETDEV
+    }
+
+    /// A chain's rules in the words of the model.
+    pub fn decode(&self, chain: &FullChain) -> Vec<Rule> {
+        decode::chain(&chain.rules, self.families(), &self.sets)
+    }
+}
+
+/// Lists all of it.
+///
+/// Errors: `Interrupted` when it changed meanwhile.
+pub fn list(netlink: &mut Netlink) -> io::Result<Vec<FullTable>> {
+    let before = read::tables(netlink)?.generation;
+    let mut tables = Tables::default();
+    let every =
+        |netlink: &mut Netlink, msg, each: &mut dyn FnMut(Received)| dump(netlink, msg, NfFamily::UNSPEC, |_| (), each);
+    every(netlink, Msg::GetTable, &mut |message| {
+        let dormant = find(message.attributes(), 2).and_then(|a| a.u32()).unwrap_or(0) & 1 == 1;
+        tables.add(FullTable { family: message.family().0, name: text(&message, 1), dormant, ..FullTable::default() });
+    })?;
+    every(netlink, Msg::GetChain, &mut |message| {
+        let chain = FullChain { name: text(&message, 3), hook: read::hook_of(&message), rules: Vec::new() };
+        tables.add_chain(&message, chain);
+    })?;
+    let mut names = Vec::new();
+    every(netlink, Msg::GetSet, &mut |message| {
+        let flags = find(message.attributes(), 3).and_then(|a| a.u32()).unwrap_or(0);
+        names.push((message.family(), text(&message, 1), text(&message, 2), flags));
+    })?;
+    for (family, table, name, flags) in names {
+        let elements = elements(netlink, family, &table, &name, flags)?;
+        if let Some(table) = tables.table(family, &table) {
+            table.sets.insert(name, elements);
+        }
+    }
+    let mut anonymous: HashMap<(u8, String), AnonymousSets> = HashMap::new();
+    every(netlink, Msg::GetRule, &mut |message| {
+        let attributes = message.attributes();
+        let mut listed = Listed {
+            exprs: find(attributes, 4).map(|a| expr::read(a.value)).unwrap_or_default(),
+            comment: find(attributes, 7).and_then(|a| comment_of(a.value)),
+        };
+        let table = (message.family().0, text(&message, 1));
+        xt::translate(&mut listed, message.family(), anonymous.entry(table).or_default());
+        tables.add_rule(&message, listed);
+    })?;
+    for ((family, name), sets) in anonymous {
+        if let Some(table) = tables.table(NfFamily(family), &name) {
+            sets.into_sets(&mut table.sets);
+        }
+    }
+    match read::tables(netlink)?.generation == before {
+        true => Ok(tables.list),
+        false => Err(io::ErrorKind::Interrupted.into()),
+    }
+}
+
+fn text(message: &Received, kind: u16) -> String {
+    find(message.attributes(), kind).map(|a| a.string()).unwrap_or_default()
+}
+
+/// A set's elements; `None` for a map (8), an object map (64) and keys that are no plain values.
+fn elements(
+    netlink: &mut Netlink,
+    family: NfFamily,
+    table: &str,
+    name: &str,
+    flags: u32,
+) -> io::Result<Option<Elements>> {
+    if flags & (8 | 64) != 0 {
+        return Ok(None);
+    }
+    let mut elements: Option<Vec<Element>> = Some(Vec::new());
+    let filter = |a: &mut Attrs| {
+        a.string(1, table);
+        a.string(2, name);
+    };
+    dump(netlink, Msg::GetSetElem, family, filter, |message| {
+        match (&mut elements, sets::elements(message.attributes())) {
+            (Some(all), Some(more)) => all.extend(more),
+            (all, _) => *all = None,
+        }
+    })?;
+    Ok(elements.map(|list| sets::ranges(list, flags & 4 != 0)))
+}
+
+/// Tables being listed, found by name.
+#[derive(Default)]
+struct Tables {
+    list: Vec<FullTable>,
+    places: HashMap<(u8, String), usize>,
+    chains: HashMap<(u8, String, String), usize>,
+}
+
+impl Tables {
+    fn add(&mut self, table: FullTable) {
+        self.places.insert((table.family, table.name.clone()), self.list.len());
+        self.list.push(table);
+    }
+
+    fn table(&mut self, family: NfFamily, name: &str) -> Option<&mut FullTable> {
+        let at = *self.places.get(&(family.0, name.to_owned()))?;
+        self.list.get_mut(at)
+    }
+
+    fn add_chain(&mut self, message: &Received, chain: FullChain) {
+        let (family, name) = (message.family(), text(message, 1));
+        let key = (family.0, name.clone(), chain.name.clone());
+        let Some(table) = self.table(family, &name) else { return };
+        let at = table.chains.len();
+        table.chains.push(chain);
+        self.chains.insert(key, at);
+    }
+
+    fn add_rule(&mut self, message: &Received, rule: Listed) {
+        let (family, name) = (message.family(), text(message, 1));
+        let Some(&at) = self.chains.get(&(family.0, name.clone(), text(message, 2))) else { return };
+        if let Some(chain) = self.table(family, &name).and_then(|table| table.chains.get_mut(at)) {
+            chain.rules.push(rule);
+        }
+    }
+}

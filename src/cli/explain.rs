@@ -1,0 +1,260 @@
+//! `podweir explain`: who gets a flow, and why.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::net::IpAddr;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use serde_json::{Value, json};
+
+use crate::audit::answer;
+use crate::audit::ask::{self, Defaults, Question};
+use crate::audit::explain::{Answer, NoTrace, explain};
+use crate::audit::flow::{Direction, Flow, Taker};
+use crate::audit::source::Source;
+
+use super::error::CliError;
+use super::{output, source};
+
+const EXAMPLES: &str = "\
+Verdicts: outbound-proxy, inbound-proxy, dns-proxy: the proxy or its DNS gets it; direct:
+it goes where it is addressed, past the proxy; dropped; unknown: a rule decides that is
+not understood, and it is named.
+
+What is left out of a flow: outbound, TCP, from an owner that no rule names; inbound to
+the pod's own address.
+
+--flows reads a JSON object on each line, with the members direction, proto, uid, gid,
+source, source_port, destination, port, interface, mark and expect, and answers each by
+a line {\"verdict\", \"rule\", \"why\"}, in order; {\"error\"} for a line that makes no sense.
+
+Exit status: 0 answered, 1 --expect is not met or the rules cannot be read, 2 usage.
+
+Examples:
+  podweir explain --destination 10.0.0.1 --port 443 --pod-ip 10.244.0.6 -- -i '*' -o 3306
+      Who would get a connection under these options.
+  podweir explain --live -v --uid 1337 --destination 10.0.0.1 --port 443
+      The way of the proxy's own packet through the rules of this namespace.
+  podweir explain --dump rules.txt --direction inbound --port 15090 --expect direct
+      A test of a mesh's policy: exit status 1 if somebody else gets it.
+  iptables-save | podweir explain --dump - --flows flows.jsonl
+      Many flows, one answer a line.
+";
+
+/// The `explain` subcommand.
+pub fn command() -> Command {
+    let about = "Say who gets a connection or datagram, by which rule and why";
+    Command::new("explain").about(about).defer(|command| {
+        let heading = "Which flow";
+        let arg = |name: &'static str, value: &'static str, help: &'static str| {
+            Arg::new(name).long(name).value_name(value).help(help).help_heading(heading)
+        };
+        let command = command.args([
+            arg("direction", "DIRECTION", "inbound or outbound [default: outbound]")
+                .value_parser(["inbound", "outbound"]),
+            arg("proto", "PROTOCOL", "tcp, udp, icmp or a number [default: tcp]"),
+            arg("uid", "UID", "Who sends it [default: a user that no rule names]").value_parser(value_parser!(u32)),
+            arg("gid", "GID", "In which group [default: one that no rule names]").value_parser(value_parser!(u32)),
+            arg("source", "ADDRESS", "Where it comes from [default: what the kernel would choose]")
+                .value_parser(value_parser!(IpAddr)),
+            arg("source-port", "PORT", "From which port [default: any of those clients get]")
+                .value_parser(value_parser!(u16)),
+            arg("destination", "ADDRESS", "Where it goes to [default of an inbound one: the pod]")
+                .value_parser(value_parser!(IpAddr)),
+            arg("port", "PORT", "To which port").value_parser(value_parser!(u16)),
+            arg("interface", "NAME", "By which interface [default: what routing says]"),
+            arg("mark", "MARK", "Its packet mark [default: 0]"),
+            arg("flows", "FILE", "Read flows as JSON lines from a file, - for standard input").conflicts_with_all([
+                "direction",
+                "proto",
+                "uid",
+                "gid",
+                "source",
+                "source-port",
+                "destination",
+                "port",
+                "interface",
+                "mark",
+                "json",
+            ]),
+        ]);
+        let command = command.args([
+            Arg::new("expect")
+                .long("expect")
+                .value_name("VERDICT")
+                .value_parser(Taker::ALL.map(Taker::name))
+                .help("Exit with 1 when the verdict is another"),
+            Arg::new("json").long("json").action(ArgAction::SetTrue).help("Answer as JSON"),
+        ]);
+        source::with_source(command).after_long_help(format!("{}\n{EXAMPLES}", source::HELP))
+    })
+}
+
+pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
+    output::check()?;
+    let expect = matches.get_one::<String>("expect").and_then(|name| Taker::by_name(name));
+    // What was typed is looked at before anything is read.
+    let question = match matches.contains_id("flows") {
+        true => None,
+        false => Some(question(matches)?),
+    };
+    let source = source::read(matches)?;
+    source::warn(&source);
+    let defaults = Defaults::of(&source.ruleset, &source.pod);
+    match question {
+        None => flows(matches, &source, &defaults, expect),
+        Some(question) => {
+            let flow = question.flow(&defaults).map_err(CliError::Usage)?;
+            one(matches, &source, &flow, expect)
+        }
+    }
+}
+
+fn question(matches: &ArgMatches) -> Result<Question, CliError> {
+    let text = |name: &str| matches.get_one::<String>(name).map(String::as_str);
+    let wrong = |name: &str, text: &str, expected: &str| {
+        CliError::Usage(format!("--{name}: '{text}' is none; expected {expected}"))
+    };
+    let protocol = text("proto").map(|t| ask::proto(t).ok_or_else(|| wrong("proto", t, ask::PROTOCOL))).transpose()?;
+    let mark = |t: &str| match t.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16).ok(),
+        None => t.parse().ok(),
+    };
+    let mark = text("mark").map(|t| mark(t).ok_or_else(|| wrong("mark", t, "a number such as 0x539"))).transpose()?;
+    Ok(Question {
+        direction: text("direction").and_then(Direction::by_name),
+        protocol,
+        uid: matches.get_one("uid").copied(),
+        gid: matches.get_one("gid").copied(),
+        source: matches.get_one("source").copied(),
+        source_port: matches.get_one("source-port").copied(),
+        destination: matches.get_one("destination").copied(),
+        port: matches.get_one("port").copied(),
+        interface: text("interface").map(str::to_owned),
+        mark,
+        expect: None,
+    })
+}
+
+/// Why nothing can be said about a flow, if the source does not tell about its family.
+fn not_told(source: &Source, flow: &Flow) -> Option<String> {
+    let family = flow.family();
+    (!source.told.has(family)).then(|| format!("the dump does not tell the rules of {family}"))
+}
+
+fn one(matches: &ArgMatches, source: &Source, flow: &Flow, expect: Option<Taker>) -> Result<(), CliError> {
+    let mut walk = answer::Lines::new(flow.family());
+    let not_told = not_told(source, flow);
+    let answer = match not_told {
+        Some(_) => Answer::unknown(None),
+        None => explain(&source.ruleset, &source.pod, flow, &mut walk),
+    };
+    let verbose = matches.get_count("verbose") > 0;
+    let text = if matches.get_flag("json") {
+        let mut value = answer::json(&answer, flow);
+        if verbose {
+            value["walk"] = json!(walk.lines);
+        }
+        if let Some(problem) = &not_told {
+            value["problem"] = json!(problem);
+        }
+        format!("{value:#}\n")
+    } else {
+        let walk = if verbose { walk.lines.iter().map(|line| format!("{line}\n")).collect() } else { String::new() };
+        match &not_told {
+            Some(problem) => format!("{walk}unknown: {flow}\n  cannot tell: {problem}\n"),
+            None => format!("{walk}{}", answer::text(&answer, flow)),
+        }
+    };
+    output::print(&text)?;
+    match expect {
+        Some(expect) if expect != answer.taker => {
+            Err(CliError::Failed(format!("expected {expect}, and the verdict is {}", answer.taker)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Answers line by line. Answers are written when no more questions are waiting.
+fn flows(matches: &ArgMatches, source: &Source, defaults: &Defaults, expect: Option<Taker>) -> Result<(), CliError> {
+    let path = matches.get_one::<String>("flows").map_or("-", String::as_str);
+    let failed = |e: io::Error| CliError::Failed(format!("cannot read flows from {path}: {e}"));
+    let input: Box<dyn io::Read> = match path {
+        "-" => Box::new(io::stdin().lock()),
+        path => Box::new(File::open(path).map_err(failed)?),
+    };
+    let mut input = BufReader::with_capacity(1 << 16, input);
+    let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
+    let mut batch = Batch { source, defaults, expect, texts: HashMap::new(), unmet: 0, wrong: None };
+    let (mut line, mut number) = (Vec::new(), 0usize);
+    loop {
+        if input.buffer().is_empty() {
+            out.flush().map_err(CliError::Stdout)?;
+        }
+        line.clear();
+        if input.read_until(b'\n', &mut line).map_err(failed)? == 0 {
+            break;
+        }
+        number += 1;
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        batch.answer(&line, number, &mut out).map_err(CliError::Stdout)?;
+    }
+    out.flush().map_err(CliError::Stdout)?;
+    match (batch.wrong, batch.unmet) {
+        (Some(problem), _) => Err(CliError::Usage(problem)),
+        (None, 0) => Ok(()),
+        (None, unmet) => Err(CliError::Failed(format!("{unmet} flows have another verdict than expected"))),
+    }
+}
+
+/// Many questions to one source.
+struct Batch<'a> {
+    source: &'a Source,
+    defaults: &'a Defaults,
+    expect: Option<Taker>,
+    /// Rules in words, as JSON, by where they are and the reason: the same ones decide again and again.
+    texts: HashMap<(usize, usize), Box<str>>,
+    unmet: usize,
+    /// The first line that made no sense.
+    wrong: Option<String>,
+}
+
+impl Batch<'_> {
+    fn answer(&mut self, line: &[u8], number: usize, out: &mut impl Write) -> io::Result<()> {
+        let question = Question::from_json(line);
+        let expect = question.as_ref().ok().and_then(|question| question.expect).or(self.expect);
+        let flow = match question.and_then(|question| question.flow(self.defaults)) {
+            Ok(flow) => flow,
+            Err(problem) => {
+                writeln!(out, "{}", json!({ "error": problem }))?;
+                self.wrong.get_or_insert_with(|| format!("line {number} of the flows: {problem}"));
+                return Ok(());
+            }
+        };
+        let answer = match not_told(self.source, &flow) {
+            Some(_) => Answer::unknown(None),
+            None => explain(&self.source.ruleset, &self.source.pod, &flow, &mut NoTrace),
+        };
+        let met = expect.is_none_or(|expect| expect == answer.taker);
+        self.unmet += usize::from(!met);
+        write!(out, "{{\"verdict\":\"{}\",{}", answer.taker.name(), self.text(&answer, &flow))?;
+        match expect {
+            Some(expect) if !met => writeln!(out, ",\"expected\":\"{expect}\"}}"),
+            _ => out.write_all(b"}\n"),
+        }
+    }
+
+    /// The members `rule` and `why`.
+    fn text(&mut self, answer: &Answer, flow: &Flow) -> &str {
+        let rule = answer.decider.map_or(0, |decider| std::ptr::from_ref(decider.rule) as usize);
+        let why = answer.why.map_or(0, |why| std::ptr::from_ref(why) as usize);
+        self.texts.entry((rule, why)).or_insert_with(|| {
+            let rule = answer.decider.map(|decider| answer::rule(&decider, flow.family()));
+            let why = answer.why.map(|why| why.sentence());
+            format!("\"rule\":{},\"why\":{}", Value::from(rule), Value::from(why)).into()
+        })
+    }
+}

@@ -1,0 +1,121 @@
+//! `podweir render`: rules as text, whichever source they come from.
+
+use clap::builder::PossibleValue;
+use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum, value_parser};
+use tracing::warn;
+
+use crate::audit::source::Source;
+use crate::audit::{digest, schema, table};
+use crate::backend::nftables;
+use crate::backend::routing;
+
+use super::error::CliError;
+use super::{dry_run, output, report, source};
+
+/// How rules are written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Table,
+    Iptables,
+    Nft,
+    Json,
+}
+
+impl ValueEnum for Format {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Table, Self::Iptables, Self::Nft, Self::Json]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Table => PossibleValue::new("table").help("for reading: chains, counters, why"),
+            Self::Iptables => PossibleValue::new("iptables").help("for iptables-restore and ip6tables-restore"),
+            Self::Nft => PossibleValue::new("nft").help("for nft -f"),
+            Self::Json => PossibleValue::new("json").help("everything, for --dump elsewhere"),
+        })
+    }
+}
+
+const EXAMPLES: &str = "\
+Formats: table and json show all rules that are there, of anybody; nft and iptables what
+of them is an interception's, as a script. All of them are the same for the same rules,
+and --dump reads all but table.
+
+--hash prints a digest of the interception: the same whichever backend holds it, or
+whether it is only wanted yet. Rules of others, comments and counters do not count.
+
+Examples:
+  podweir render --pod-ip 10.244.0.6 -- -b '*' -i 10.0.0.0/8
+      The rules that options make, and why each is there.
+  podweir render --live --format json > pod.json
+      All rules of this namespace, to look at elsewhere with --dump pod.json.
+  test \"$(podweir render --live --hash)\" = \"$(podweir render --pod-ip 10.244.0.6 --hash -- -b 80)\"
+      Does this namespace hold what these options ask for?
+  podweir render --pod-ip 10.244.0.6 --diff -- -b '*' --against -- -b '*' -d 9090
+      What a change of options changes, rules and traffic.
+";
+
+/// The `render` subcommand.
+pub fn command() -> Command {
+    let about = "Show the rules that options make, that the kernel holds, or that a dump tells";
+    Command::new("render").about(about).defer(|command| {
+        let format = Arg::new("format").long("format").value_name("FORMAT").default_value("table");
+        let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
+        let command = command.args([
+            format.value_parser(value_parser!(Format)).help("How to write them down"),
+            flag("hash").help("Print a digest of the interception").conflicts_with_all(["format", "diff"]),
+            flag("diff")
+                .help("Compare the options behind -- with those behind --against --; table or json")
+                .conflicts_with_all(["live", "netns", "pid", "dump"]),
+        ]);
+        source::with_source(command).after_long_help(format!("{}\n{EXAMPLES}", source::HELP))
+    })
+}
+
+pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
+    output::check()?;
+    let format = matches.get_one::<Format>("format").copied().unwrap_or(Format::Table);
+    if matches.get_flag("diff") {
+        return diff(matches, format);
+    }
+    let source = source::read(matches)?;
+    source::warn(&source);
+    if matches.get_flag("hash") {
+        return hash(&source);
+    }
+    output::print(&text(&source, format))
+}
+
+fn text(source: &Source, format: Format) -> String {
+    let plan = source.plan();
+    let routing = || routing::commands(&plan.routing).into_iter().map(|c| format!("# {c}\n")).collect::<String>();
+    match format {
+        Format::Table => table::table(source),
+        Format::Json => format!("{:#}\n", schema::source(source)),
+        Format::Nft => nftables::script::script(&plan) + &routing(),
+        Format::Iptables => dry_run::iptables_scripts(&plan, true) + &routing(),
+    }
+}
+
+fn hash(source: &Source) -> Result<(), CliError> {
+    if let [one, other, ..] = &source.held[..] {
+        let (one, other) = (one.holder, other.holder);
+        return Err(CliError::Failed(format!("{one} and {other} both hold rules of an interception: no one digest")));
+    }
+    if source.routing.is_none() {
+        warn!("the dump does not tell routing and addresses: the digest is that of an interception without");
+    }
+    output::print(&format!("{}\n", digest::digest(&source.canon())))
+}
+
+fn diff(matches: &ArgMatches, format: Format) -> Result<(), CliError> {
+    if !matches!(format, Format::Table | Format::Json) {
+        return Err(CliError::Usage("--diff compares rules, not scripts: give --format table or json".into()));
+    }
+    let (before, after) = source::both(matches)?;
+    let report = crate::audit::verify::verify(&before, &after);
+    output::print(&match format {
+        Format::Json => format!("{:#}\n", report::json(&report)),
+        _ => report::changes(&report),
+    })
+}

@@ -1,0 +1,161 @@
+//! Reports of differences, for people and for machines.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use crate::audit::compare::{Difference, Side};
+use crate::audit::escapes::words;
+use crate::audit::verify::{Effect, Finding, Report, What};
+
+/// What each side of a difference is called.
+type Sides = [&'static str; 2];
+const FOUND: Sides = ["expected, not found", "found, not expected"];
+const CHANGED: Sides = ["gone", "new"];
+
+/// What differs, what it changes, and a last line that says it all.
+pub fn text(report: &Report, rules: usize) -> String {
+    let mut out = String::new();
+    for note in &report.notes {
+        let _ = writeln!(out, "note: {note}");
+    }
+    for finding in &report.findings {
+        out += &finding_text(finding, report, FOUND);
+    }
+    let told: Vec<usize> = report.findings.iter().flat_map(|finding| finding.effects.iter().copied()).collect();
+    for (_, effect) in report.effects.iter().enumerate().filter(|(at, _)| !told.contains(at)) {
+        let whose = if effect.ours { "together" } else { "rules of others" };
+        let _ = writeln!(out, "{whose}:");
+        effect_text(effect, &mut out);
+    }
+    if let Some(problem) = &report.blind {
+        let _ = writeln!(out, "note: which traffic is affected cannot be told: {problem}");
+    }
+    let holders: Vec<&str> = report.holders.iter().map(|holder| holder.name()).collect();
+    let holders = if holders.is_empty() { "the kernel".to_owned() } else { holders.join(" and ") };
+    let _ = match report.findings.len() {
+        0 if report.drift() => writeln!(out, "different: {holders} holds the plan, and rules of others change it"),
+        0 => writeln!(out, "same: {holders} holds the plan's {} rules", rules),
+        n => {
+            let without = report.findings.iter().filter(|f| f.effects.is_empty() && f.consequence.is_none()).count();
+            let differences = if n == 1 { "difference" } else { "differences" };
+            writeln!(out, "different: {n} {differences}, {} of them without effect", without)
+        }
+    };
+    out
+}
+
+fn finding_text(finding: &Finding, report: &Report, sides: Sides) -> String {
+    let mut out = String::new();
+    let _ = match &finding.what {
+        What::Nothing => writeln!(out, "no rule of an interception is there"),
+        What::Second(holder) => writeln!(out, "unexpected: rules of an interception in {holder} as well"),
+        What::Strange(strange) => writeln!(out, "{strange}"),
+        What::Difference(difference) => writeln!(out, "{}", difference_text(difference, sides)),
+    };
+    if let Some(consequence) = finding.consequence {
+        let _ = writeln!(out, "    effect: {consequence}");
+    }
+    for &at in &finding.effects {
+        if matches!(finding.what, What::Nothing | What::Second(_)) && !report.effects[at].escapes() {
+            continue;
+        }
+        effect_text(&report.effects[at], &mut out);
+    }
+    if finding.effects.is_empty() && finding.consequence.is_none() && report.blind.is_none() {
+        let _ = writeln!(out, "    no effect: all traffic goes where it should");
+    }
+    out
+}
+
+fn difference_text(difference: &Difference, [missing, unexpected]: Sides) -> String {
+    let mut out = String::new();
+    if let Some((family, table, chain)) = &difference.place {
+        let _ = write!(out, "{family} {} {chain}: ", table.name());
+    }
+    let _ = match difference.side {
+        Side::Missing => write!(out, "{missing}: {}", difference.what),
+        Side::Unexpected => write!(out, "{unexpected}: {}", difference.what),
+    };
+    match difference.why.as_deref().filter(|why| !why.is_empty()) {
+        Some(why) => out + " (" + why + ")",
+        None => out,
+    }
+}
+
+fn effect_text(effect: &Effect, out: &mut String) {
+    const SHOWN: usize = 4;
+    for flows in effect.flows.iter().take(SHOWN) {
+        let scope = words::scope(effect.scope);
+        let _ = writeln!(out, "    effect: {} {scope}: {flows} {}", effect.family, effect.outcome());
+    }
+    if effect.flows.len() > SHOWN {
+        let _ = writeln!(out, "    effect: and {} more sets of flows", effect.flows.len() - SHOWN);
+    }
+    let _ = writeln!(out, "      for example {} {}", effect.example, effect.outcome());
+    if let Some(rule) = &effect.found_rule {
+        let _ = writeln!(out, "      by {rule}");
+    }
+}
+
+/// The same for machines.
+pub fn json(report: &Report) -> Value {
+    let finding = |finding: &Finding| {
+        let (kind, place, text, why) = match &finding.what {
+            What::Nothing => ("nothing", None, "no rule of an interception is there".to_owned(), None),
+            What::Second(holder) => ("second", None, format!("rules of an interception in {holder} as well"), None),
+            What::Strange(strange) => ("strange", None, strange.to_string(), None),
+            What::Difference(d) => {
+                let kind = if d.side == Side::Missing { "missing" } else { "unexpected" };
+                (kind, d.place.as_ref(), d.what.clone(), d.why.clone().filter(|why| !why.is_empty()))
+            }
+        };
+        json!({
+            "kind": kind,
+            "holder": finding.holder.map(|holder| holder.name()),
+            "family": place.map(|(family, ..)| family.to_string()),
+            "table": place.map(|(_, table, _)| table.name()),
+            "chain": place.map(|(.., chain)| chain.name()),
+            "text": text,
+            "why": why,
+            "effects": finding.effects,
+            "consequence": finding.consequence,
+        })
+    };
+    let effect = |effect: &Effect| {
+        json!({
+            "family": effect.family.to_string(),
+            "scope": words::scope(effect.scope),
+            "flows": effect.flows,
+            "wanted": effect.wanted.name(),
+            "found": effect.found.name(),
+            "escapes": effect.escapes(),
+            "by_others": !effect.ours,
+            "wanted_rule": effect.wanted_rule,
+            "found_rule": effect.found_rule,
+            "example": {
+                "flow": effect.example.to_string(),
+                "explain": words::explain_arguments(&effect.example),
+            },
+        })
+    };
+    json!({
+        "same": !report.drift(),
+        "holders": report.holders.iter().map(|holder| holder.name()).collect::<Vec<_>>(),
+        "findings": report.findings.iter().map(finding).collect::<Vec<_>>(),
+        "effects": report.effects.iter().map(effect).collect::<Vec<_>>(),
+        "notes": report.notes.iter().chain(&report.blind).collect::<Vec<_>>(),
+    })
+}
+
+/// What a change of options changes.
+pub fn changes(report: &Report) -> String {
+    if report.findings.is_empty() {
+        return "no change\n".into();
+    }
+    let findings = report.findings.iter().map(|finding| match &finding.what {
+        What::Nothing => "nothing is intercepted any more\n".to_owned(),
+        _ => finding_text(finding, report, CHANGED),
+    });
+    findings.collect()
+}

@@ -1,0 +1,298 @@
+//! Which rules are looked at: the arguments that `render`, `verify`, `explain` and
+//! `audit` have in common, and the reading of what they name.
+
+use std::io::Read;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use tracing::warn;
+
+use crate::audit::source::dump::Text;
+use crate::audit::source::live::Live;
+use crate::audit::source::options::Known;
+use crate::audit::source::{Source, SourceError, dump, live, options};
+use crate::config::given::{Environment, Given, process_environment};
+use crate::config::settings::{Face, Run};
+use crate::config::types::Family;
+use crate::sys::netns;
+
+use super::error::CliError;
+use super::{args, init, logging};
+
+/// The most bytes of a dump that are read.
+const LARGEST_DUMP: u64 = 256 << 20;
+
+const HEADING: &str = "Which rules";
+
+/// What all help texts say about sources.
+pub const HELP: &str = "\
+Rules come from one of three sources:
+  -- OPTIONS         the plan that these options of podweir init would make; with
+                     --as istio-iptables, or that word in front, in that face. Nothing
+                     of a kernel is needed: give the pod's addresses with --pod-ip.
+  --live             the network namespace this runs in, or --netns PATH, --pid N: all
+                     rules in it, of anybody. Needs CAP_NET_ADMIN there.
+  --dump FILE...     what iptables-save, ip6tables-save, nft list ruleset, nft -j list
+                     ruleset or podweir render --format json printed; - is standard
+                     input. iptables-save shows rules of iptables-nft that nft cannot.
+";
+
+/// Adds the arguments that name a source.
+pub fn with_source(command: Command) -> Command {
+    let arg = |name: &'static str| Arg::new(name).long(name).help_heading(HEADING);
+    command.args([
+        arg("as")
+            .value_name("FACE")
+            .value_parser(["init", "istio-iptables"])
+            .help("Whose options and defaults count behind -- [default: init]"),
+        arg("live").action(ArgAction::SetTrue).help("Read the rules of this network namespace"),
+        arg("netns")
+            .value_name("PATH")
+            .value_parser(value_parser!(PathBuf))
+            .conflicts_with("pid")
+            .help("Read the rules of the network namespace at this path"),
+        arg("pid")
+            .value_name("PID")
+            .value_parser(value_parser!(u32).range(1..))
+            .help("Read the rules of the network namespace of this process"),
+        arg("dump")
+            .value_name("FILE")
+            .num_args(1..)
+            .action(ArgAction::Append)
+            .conflicts_with_all(["live", "netns", "pid"])
+            .help("Read saved rules; ipv4=FILE or ipv6=FILE where the text does not tell the family"),
+        arg("pod-ip")
+            .value_name("ADDRESSES")
+            .value_delimiter(',')
+            .value_parser(value_parser!(IpAddr))
+            .action(ArgAction::Append)
+            .help("The pod's own addresses, where the source does not tell them"),
+        arg("dns-server")
+            .value_name("ADDRESSES")
+            .value_delimiter(',')
+            .action(ArgAction::Append)
+            .help("The pod's name servers, where the source does not tell them; none: it has none"),
+        Arg::new("options")
+            .value_name("OPTIONS")
+            .num_args(0..)
+            .last(true)
+            .allow_hyphen_values(true)
+            .help("Options of podweir init (or istio-iptables): the rules they would make"),
+    ])
+}
+
+fn addresses(matches: &ArgMatches, name: &str) -> Vec<IpAddr> {
+    matches.get_many(name).map(|all| all.copied().collect()).unwrap_or_default()
+}
+
+/// The name servers given; `None` where nothing is said.
+fn dns_servers(matches: &ArgMatches) -> Result<Option<Vec<IpAddr>>, CliError> {
+    let Some(texts) = matches.get_many::<String>("dns-server") else { return Ok(None) };
+    let known = texts.filter(|text| *text != "none").map(|text| {
+        let problem = || CliError::Usage(format!("--dns-server: '{text}' is no address; expected addresses, or none"));
+        text.parse().map_err(|_| problem())
+    });
+    known.collect::<Result<Vec<_>, _>>().map(Some)
+}
+
+/// Whether rules are asked for that are there already: the kernel's or a dump's.
+pub fn names_found(matches: &ArgMatches) -> bool {
+    matches.get_flag("live") || ["netns", "pid", "dump"].iter().any(|name| matches.contains_id(name))
+}
+
+/// Says what the user should hear about a source.
+pub fn warn(source: &Source) {
+    for note in &source.notes {
+        warn!("{note}");
+    }
+}
+
+/// The one source that the arguments name.
+pub fn read(matches: &ArgMatches) -> Result<Source, CliError> {
+    if !names_found(matches) {
+        return wanted(matches, None);
+    }
+    if matches.contains_id("options") {
+        return Err(CliError::Usage(
+            "options behind -- and --live, --netns, --pid or --dump are two sources: give one".into(),
+        ));
+    }
+    found(matches)
+}
+
+/// The rules that are there: the kernel's or a dump's.
+pub fn found(matches: &ArgMatches) -> Result<Source, CliError> {
+    let mut source = match matches.get_many::<String>("dump") {
+        Some(names) => dump::read(&texts(names.map(String::as_str))?)?,
+        None => from_kernel(matches)?,
+    };
+    let addresses = addresses(matches, "pod-ip");
+    if !addresses.is_empty() {
+        source.pod.addresses = addresses;
+    }
+    if let Some(servers) = dns_servers(matches)? {
+        source.pod.dns_servers = Some(servers);
+    }
+    Ok(source)
+}
+
+/// The rules that the options behind `--` would make, for a pod as it was found.
+pub fn wanted(matches: &ArgMatches, found: Option<&Source>) -> Result<Source, CliError> {
+    let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
+    let said = matches.get_one::<String>("as").map(String::as_str);
+    of_words(&words, said, &known(matches, found)?)
+}
+
+/// What is known about the pod that rules are wanted for.
+pub fn known(matches: &ArgMatches, found: Option<&Source>) -> Result<Known, CliError> {
+    let mut known = match found {
+        None => {
+            Known { addresses: addresses(matches, "pod-ip"), dns_servers: dns_servers(matches)?, ..Known::default() }
+        }
+        Some(source) => Known {
+            addresses: source.pod.addresses.clone(),
+            dns_servers: source.pod.dns_servers.clone(),
+            ..Known::default()
+        },
+    };
+    if found.is_some() {
+        let files = root_of(matches);
+        // Only of use for names of users and groups; without the files names are not known.
+        known.passwd = files.read("etc/passwd").unwrap_or_default();
+        known.group = files.read("etc/group").unwrap_or_default();
+    }
+    Ok(known)
+}
+
+/// The rules of the options behind `--`, and of those behind `--against --`.
+pub fn both(matches: &ArgMatches) -> Result<(Source, Source), CliError> {
+    let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
+    let Some(at) = words.windows(2).position(|pair| pair == ["--against", "--"]) else {
+        return Err(CliError::Usage("--diff needs two lots of options: --diff -- A... --against -- B...".into()));
+    };
+    let said = matches.get_one::<String>("as").map(String::as_str);
+    let known =
+        Known { addresses: addresses(matches, "pod-ip"), dns_servers: dns_servers(matches)?, ..Known::default() };
+    let (before, after) = (of_words(&words[..at], said, &known)?, of_words(&words[at + 2..], said, &known)?);
+    for note in before.notes.iter().chain(after.notes.iter().filter(|note| !before.notes.contains(note))) {
+        warn!("{note}");
+    }
+    Ok((before, after))
+}
+
+/// Refuses options that mean nothing, whatever the pod is like.
+pub fn check_options(matches: &ArgMatches) -> Result<(), CliError> {
+    let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
+    let said = matches.get_one::<String>("as").map(String::as_str);
+    given_of("behind --", &words, said, &process_environment).map(|_| ())
+}
+
+/// The rules that options mean.
+pub fn of_words(words: &[&str], said: Option<&str>, known: &Known) -> Result<Source, CliError> {
+    of_words_in("behind --", words, said, known, &process_environment)
+}
+
+/// The same of words and variables from elsewhere; `place` says from where.
+pub fn of_words_in(
+    place: &str,
+    words: &[&str],
+    said: Option<&str>,
+    known: &Known,
+    environment: Environment,
+) -> Result<Source, CliError> {
+    let (given, face) = given_of(place, words, said, environment)?;
+    Ok(options::read(&given, face, known)?)
+}
+
+/// The options that words give, in the face they are meant for.
+fn given_of(
+    place: &str,
+    words: &[&str],
+    said: Option<&str>,
+    environment: Environment,
+) -> Result<(Given, Face), CliError> {
+    // A container's arguments begin with the face.
+    let (named, words) = match words.split_first() {
+        Some((&name @ ("init" | "istio-iptables"), rest)) => (Some(name), rest),
+        _ => (None, words),
+    };
+    if let (Some(said), Some(named)) = (said, named)
+        && said != named
+    {
+        return Err(CliError::Usage(format!("--as {said} and {named} {place} contradict each other")));
+    }
+    let (face, name) = match named.or(said) {
+        Some("istio-iptables") => (Face::IstioIptables, "istio-iptables"),
+        _ => (Face::Init, "init"),
+    };
+    let command = logging::with_log_options(args::with_options(Command::new(name)));
+    let command = command.no_binary_name(true).disable_help_flag(true);
+    let matches = command.try_get_matches_from(words).map_err(|e| {
+        let text = e.to_string();
+        let problem = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        CliError::Usage(format!("{place}: {problem}; podweir {name} --help lists the options"))
+    })?;
+    let given = args::given(&matches, environment);
+    Run::resolve(&given, face)?;
+    Ok((given, face))
+}
+
+/// The files named, or standard input.
+fn texts<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<Text>, CliError> {
+    let mut stdin_taken = false;
+    names
+        .map(|name| {
+            let (family, path) = match name.split_once('=') {
+                Some(("ipv4", path)) => (Some(Family::V4), path),
+                Some(("ipv6", path)) => (Some(Family::V6), path),
+                _ => (None, name),
+            };
+            let shown = if path == "-" { "standard input".to_owned() } else { path.to_owned() };
+            if path == "-" && std::mem::replace(&mut stdin_taken, true) {
+                return Err(CliError::Usage("standard input can be read once: give - once".into()));
+            }
+            let mut bytes = Vec::new();
+            let read = match path {
+                "-" => std::io::stdin().lock().take(LARGEST_DUMP + 1).read_to_end(&mut bytes),
+                path => std::fs::File::open(path).and_then(|f| f.take(LARGEST_DUMP + 1).read_to_end(&mut bytes)),
+            };
+            let length = read.map_err(|source| SourceError::File { name: shown.clone(), source })?;
+            if length as u64 > LARGEST_DUMP {
+                return Err(CliError::Usage(format!("{shown} is larger than {} MiB", LARGEST_DUMP >> 20)));
+            }
+            Ok(Text { name: shown, bytes, family })
+        })
+        .collect()
+}
+
+fn from_kernel(matches: &ArgMatches) -> Result<Source, CliError> {
+    let files = root_of(matches);
+    // Files belong to the mount namespace, which stays as it is.
+    let resolv_conf = files.read("etc/resolv.conf");
+    if let Some(pid) = matches.get_one::<u32>("pid") {
+        netns::enter(Path::new(&format!("/proc/{pid}/ns/net")))?;
+    } else if let Some(path) = matches.get_one::<PathBuf>("netns") {
+        netns::enter(path)?;
+    }
+    let lock_timeout = std::time::Duration::from_secs(5);
+    let live = Live { programs: init::programs(), lock_timeout, resolv_conf: resolv_conf.as_deref() };
+    Ok(live::read(&live)?)
+}
+
+/// Where the pod's files are, if that can be known.
+struct Root(Option<PathBuf>);
+
+impl Root {
+    fn read(&self, path: &str) -> Option<String> {
+        std::fs::read_to_string(self.0.as_ref()?.join(path)).ok()
+    }
+}
+
+fn root_of(matches: &ArgMatches) -> Root {
+    Root(match matches.get_one::<u32>("pid") {
+        Some(pid) => Some(format!("/proc/{pid}/root").into()),
+        None => (!matches.contains_id("netns") && !matches.contains_id("dump")).then(|| "/".into()),
+    })
+}

@@ -1,0 +1,75 @@
+//! `podweir verify`: whether the kernel, or a dump, holds what options ask for.
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use crate::audit::source::Source;
+use crate::audit::verify::verify;
+use crate::config::types::Families;
+
+use super::error::CliError;
+use super::{output, report, source};
+
+const EXAMPLES: &str = "\
+The rules wanted are those of the options behind --, the rules found those of the kernel
+or of a dump. Differences are told rule by rule, in order, whichever backend holds the
+rules, and what they change: which traffic somebody else gets than should, with an
+example. A difference that changes nothing says so.
+
+Rules of others count where they take traffic from the proxy or let it past; where they
+only drop, as a network policy does, they are shown and do not count.
+
+Exit status: 0 same, 1 different (or it could not be told), 2 usage.
+
+Examples:
+  podweir verify -- -b 8080 -i 10.0.0.0/8
+      Does this namespace hold what these options ask for?
+  podweir verify --pid 4711 -- istio-iptables -p 15001 -z 15006 -u 1337 -b '*' -i '*'
+      The same for a pod's process, with an init container's arguments.
+  podweir verify --dump v4.txt v6.txt --pod-ip 10.244.0.6,fd00::6 --json -- -b '*'
+      From what iptables-save and ip6tables-save printed, for a pipeline.
+";
+
+/// The `verify` subcommand.
+pub fn command() -> Command {
+    let about = "Compare the rules that options ask for with those that are there, and say what differences change";
+    Command::new("verify").about(about).defer(|command| {
+        let json = Arg::new("json").long("json").action(ArgAction::SetTrue).help("Report as JSON");
+        source::with_source(command.arg(json)).after_long_help(EXAMPLES)
+    })
+}
+
+pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
+    output::check()?;
+    // Mistakes in the options show before anything is read, as far as they can.
+    source::check_options(matches)?;
+    let found = source::found(matches)?;
+    source::warn(&found);
+    let wanted = source::wanted(matches, Some(&found))?;
+    source::warn(&wanted);
+    check_families(&wanted, &found)?;
+    let report = verify(&wanted, &found);
+    let drift = report.drift();
+    let text = if matches.get_flag("json") {
+        format!("{:#}\n", report::json(&report))
+    } else {
+        report::text(&report, wanted.plan().rule_count())
+    };
+    output::print(&text)?;
+    match &report.blind {
+        _ if drift => Err(CliError::Failed("the rules differ from the plan".into())),
+        Some(problem) => Err(CliError::Failed(format!("what others' rules change cannot be told: {problem}"))),
+        None => Ok(()),
+    }
+}
+
+/// A dump of one family says nothing about the other.
+fn check_families(wanted: &Source, found: &Source) -> Result<(), CliError> {
+    let wants = wanted.canon().families();
+    let missing = Families { v4: wants.v4 && !found.told.v4, v6: wants.v6 && !found.told.v6 };
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::Usage(format!(
+        "the options ask for rules of {missing}, of which the dump says nothing: add it (iptables-save prints IPv4, ip6tables-save IPv6), name the pod's addresses with --pod-ip, or give --ip-families behind --"
+    )))
+}
