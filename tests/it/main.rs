@@ -4,6 +4,7 @@
 mod arbitrary;
 mod bad_input;
 mod closed;
+mod compare;
 mod conformance;
 mod draw;
 mod escapes;
