@@ -15,6 +15,7 @@
 //! | [`backend`] | translation of plans to and from nftables and iptables; installing and removing |
 //! | [`audit`] | comparing, explaining, drawing |
 //! | [`probe`] | a token sent through the rules, to prove them |
+//! | [`cni`] | the plugin that a container runtime executes |
 //! | [`cli`] | what is typed: one file per subcommand |
 //! | [`sys`] | the operating system: sockets, namespaces, locks |
 
@@ -23,6 +24,7 @@
 pub mod audit;
 pub mod backend;
 pub mod cli;
+pub mod cni;
 pub mod config;
 pub mod plan;
 pub mod probe;

@@ -1,5 +1,6 @@
 //! Audit: what is intercepted, what escapes, and whether the kernel agrees.
 
+pub mod accept;
 pub mod answer;
 pub mod ask;
 pub mod compare;
@@ -10,7 +11,9 @@ pub mod escapes;
 pub mod explain;
 pub mod flow;
 pub mod lints;
+pub mod manifest;
 pub mod partition;
+pub mod report;
 pub mod ruleset;
 pub mod schema;
 pub mod source;

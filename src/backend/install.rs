@@ -6,7 +6,9 @@
 //! reverse order on failure.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use tracing::{Level, debug, enabled};
 
 use crate::audit::compare;
 use crate::config::settings::BackendChoice;
@@ -118,6 +120,8 @@ pub struct Outcome {
     /// Other backends from which rules were removed.
     pub removed_from: Vec<Kind>,
     pub warnings: Vec<String>,
+    /// How long it took to read what was there.
+    pub read: Duration,
 }
 
 /// Something done, with what it takes to undo it.
@@ -322,6 +326,7 @@ impl Session {
 
     fn read_into(&mut self, kind: Kind, families: Families, found: &mut Found) -> Result<(), InstallError> {
         let reading = self.backend(kind, families)?.read()?;
+        debug!(backend = kind.name(), present = reading.present, rules = reading.plan.rule_count(), "read");
         found.readings.push((kind, reading));
         Ok(())
     }
@@ -364,11 +369,13 @@ impl Session {
 
     fn try_install(&mut self, request: &Request, mesh_address: bool) -> Result<Outcome, InstallError> {
         let plan = request.plan;
+        let started = Instant::now();
         let mut found = self.look(!plan.routing.routes.is_empty(), Some(mesh_address))?;
         if mesh_address != plan.routing.mesh_address && found.readings.iter().any(|(_, reading)| reading.present) {
             // Read before the lock was ours, and whoever had it may have changed it.
             found = self.look(!plan.routing.routes.is_empty(), None)?;
         }
+        let read = started.elapsed();
         let mut warnings = Vec::new();
         let kind = self.choose(request.choice, &found, &mut warnings)?;
         if kind == Kind::Nftables && found.survey.nftables.is_none() {
@@ -377,6 +384,7 @@ impl Session {
         if found.legacy_unknown {
             warnings.push("iptables-legacy has tables in this namespace, but there is no iptables-legacy-save to tell what they hold: an interception in them, if any, stays".into());
         }
+        debug!(backend = kind.name(), asked = ?request.choice, "backend chosen");
         let reading = found.reading(kind);
         let ours = found.routing.ours(&marks(&found), &plan.routing);
         let elsewhere: Vec<Kind> = Kind::ALL.into_iter().filter(|&k| k != kind && found.holds(k)).collect();
@@ -384,23 +392,25 @@ impl Session {
         let same_rules = holds(&reading, plan);
         let same = same_rules && have_routing == plan.routing.normalised();
         if same && elsewhere.is_empty() && found.guard.is_none() && !request.force {
-            return Ok(Outcome { action: Action::Unchanged, backend: kind, removed_from: Vec::new(), warnings });
+            return Ok(Outcome { action: Action::Unchanged, backend: kind, removed_from: Vec::new(), warnings, read });
         }
         let interrupted = found.guard.is_some() || is_unfinished(&reading);
         let differs = (reading.present && !same) || !elsewhere.is_empty();
-        if kind != Kind::Nftables && differs && !interrupted && !request.reconcile {
-            let mut differences: Vec<String> = Vec::new();
-            if reading.present {
-                let have = Canon { routing: have_routing, ..Canon::of(&reading.plan) };
-                differences.extend(compare::differences(&Canon::of(plan), &have).iter().map(ToString::to_string));
-                differences.extend(reading.strange.iter().map(ToString::to_string));
-            }
+        let refuses = kind != Kind::Nftables && differs && !interrupted && !request.reconcile;
+        let mut differences: Vec<String> = Vec::new();
+        if reading.present && differs && (refuses || enabled!(Level::DEBUG)) {
+            let have = Canon { routing: have_routing, ..Canon::of(&reading.plan) };
+            differences.extend(compare::differences(&Canon::of(plan), &have).iter().map(ToString::to_string));
+            differences.extend(reading.strange.iter().map(ToString::to_string));
+            differences.iter().for_each(|difference| debug!("{difference}"));
+        }
+        if refuses {
             return Err(InstallError::Drift { backend: kind, elsewhere, differences });
         }
         self.check_programs(kind, plan)?;
         self.execute(request, kind, &found, &reading, &ours, &elsewhere)?;
         let action = if reading.present || !elsewhere.is_empty() { Action::Replaced } else { Action::Installed };
-        Ok(Outcome { action, backend: kind, removed_from: elsewhere, warnings })
+        Ok(Outcome { action, backend: kind, removed_from: elsewhere, warnings, read })
     }
 
     /// Whether the programs that a backend needs are there, before anything is touched.
@@ -432,18 +442,21 @@ impl Session {
             // A killed run's guard serves this one.
             Some(guard) => self.done.push(Done::Guard(guard.clone())),
             None if in_steps => {
+                debug!("the change takes more than one step: all traffic is held back meanwhile");
                 let guard = Guard::raise(self.netfilter.as_mut(), &self.conditions, kind, plan.families)?;
                 self.done.push(Done::Guard(guard));
             }
             None => {}
         }
         let changes = Changes::apply(&mut self.route, ours, &plan.routing)?;
+        debug!(?changes, "routing done");
         self.done.push(Done::Routing(changes));
         if writes {
             let touched = families.union(plan.families);
             self.change(kind, reading, touched, |backend| backend.apply(plan, reading))?;
         }
         for &other in elsewhere {
+            debug!(backend = other.name(), "removing what is there");
             self.remove(other, found)?;
         }
         self.lower_guard()?;
@@ -490,7 +503,9 @@ impl Session {
     }
 
     fn try_clean(&mut self) -> Result<Outcome, InstallError> {
+        let started = Instant::now();
         let found = self.look(true, None)?;
+        let read = started.elapsed();
         if found.legacy_unknown {
             return Err(InstallError::CannotTellLegacy);
         }
@@ -510,6 +525,7 @@ impl Session {
             backend: holders.first().copied().unwrap_or(Kind::Nftables),
             removed_from: holders,
             warnings: Vec::new(),
+            read,
         })
     }
 }

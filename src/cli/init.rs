@@ -16,10 +16,8 @@ use super::error::CliError;
 use super::facts::System;
 use super::{args, dry_run, logging, output, print_config};
 
-const INIT_EXAMPLES: &str = "\
-Runs in the pod's network namespace, needs CAP_NET_ADMIN, and leaves the kernel either as
-the options say or as it was. Running it again changes nothing.
-
+/// What both faces' help says besides the options.
+const VARIABLES: &str = "\
 Variables without a flag:
   ISTIO_OUTBOUND_OWNER_GROUPS          groups whose outbound traffic is taken: '*', or at
                                        most 64 names or ids [default: *]
@@ -30,7 +28,14 @@ Variables without a flag:
 
 A flag beats a variable, a variable beats the default. Lists are comma separated.
 Exit status: 0 done, 1 failed or the rules differ, 2 usage, 126 validation failed.
+";
 
+const INIT_NOTES: &str = "\
+Runs in the pod's network namespace, needs CAP_NET_ADMIN, and leaves the kernel either as
+the options say or as it was. Running it again changes nothing.
+";
+
+const INIT_EXAMPLES: &str = "
 Examples:
   podweir init
       Everything both ways, inbound 15020, 15021 and 15090 left alone.
@@ -47,16 +52,25 @@ Takes the options of podweir init. Without any nothing is intercepted, iptables 
 backend, and the first global address decides about IPv6 (--dual-stack takes both).
 ";
 
+const COMPATIBLE_EXAMPLES: &str = "
+Examples:
+  podweir istio-iptables -p 15001 -z 15006 -u 1337 -m REDIRECT -i '*' -x '' -b '*' -d 15090,15021,15020
+      What Istio's injector writes.
+  podweir istio-iptables -b '*' -i '*' --native-nftables --reconcile
+      Through nftables, over whatever an earlier run left.
+";
+
 /// The `init` subcommand.
 pub fn init_command() -> Command {
     let command = Command::new("init").about("Divert this pod's traffic to its sidecar proxy");
-    face_options(command).after_long_help(INIT_EXAMPLES)
+    face_options(command).after_long_help(format!("{INIT_NOTES}\n{VARIABLES}{INIT_EXAMPLES}"))
 }
 
 /// The `istio-iptables` subcommand.
 pub fn istio_iptables_command() -> Command {
     let about = "The same with the defaults of istio-iptables, for an injector's arguments";
-    face_options(Command::new("istio-iptables").about(about)).after_long_help(COMPATIBLE_NOTES)
+    let notes = format!("{COMPATIBLE_NOTES}\n{VARIABLES}{COMPATIBLE_EXAMPLES}");
+    face_options(Command::new("istio-iptables").about(about)).after_long_help(notes)
 }
 
 fn face_options(command: Command) -> Command {
@@ -116,7 +130,9 @@ pub fn run(face: Face, given: &Given, print: Print) -> Result<(), CliError> {
     if run.dry_run {
         return dry_run::print(&plan, &settings);
     }
-    if !run.skip_rule_apply {
+    if run.skip_rule_apply {
+        info!("nothing is programmed: --skip-rule-apply");
+    } else {
         program(face, &settings, &plan, system, started)?;
     }
     if run.run_validation {
@@ -136,6 +152,7 @@ pub fn programs() -> ProgramEnvironment {
     ProgramEnvironment {
         path: process_environment("PATH").unwrap_or_default().into(),
         variables: ["XTABLES_LOCKFILE", "XTABLES_LIBDIR"].into_iter().filter_map(variable).collect(),
+        user_namespace: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is typed: one file per subcommand, thin.
 
 mod args;
+mod audit;
 mod clean;
 mod dry_run;
 mod error;
@@ -40,6 +41,7 @@ fn command() -> Command {
         .subcommand(init::init_command())
         .subcommand(init::istio_iptables_command())
         .subcommand(clean::command())
+        .subcommand(audit::command())
         .subcommand(render::command())
         .subcommand(verify::command())
         .subcommand(explain::command());
@@ -80,6 +82,7 @@ fn run_command(matches: &ArgMatches) -> Result<(), CliError> {
         "istio-iptables" => init::run_matches(Face::IstioIptables, matches),
         "clean" => clean::run(matches),
         "verify" => verify::run(matches),
+        "audit" => audit::run(matches),
         "explain" => explain::run(matches),
         "render" => render::run(matches),
         _ => Err(CliError::Usage(format!("{name} is no command"))),

@@ -13,13 +13,13 @@ use crate::audit::source::dump::Text;
 use crate::audit::source::live::Live;
 use crate::audit::source::options::Known;
 use crate::audit::source::{Source, SourceError, dump, live, options};
-use crate::config::given::{Given, process_environment};
+use crate::config::given::{Environment, Given, process_environment};
 use crate::config::settings::{Face, Run};
 use crate::config::types::Family;
 use crate::sys::netns;
 
 use super::error::CliError;
-use super::{args, init};
+use super::{args, init, logging};
 
 /// The most bytes of a dump that are read.
 const LARGEST_DUMP: u64 = 256 << 20;
@@ -142,6 +142,11 @@ pub fn found(matches: &ArgMatches) -> Result<Source, CliError> {
 pub fn wanted(matches: &ArgMatches, found: Option<&Source>) -> Result<Source, CliError> {
     let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
     let said = matches.get_one::<String>("as").map(String::as_str);
+    of_words(&words, said, &known(matches, found)?)
+}
+
+/// What is known about the pod that rules are wanted for.
+pub fn known(matches: &ArgMatches, found: Option<&Source>) -> Result<Known, CliError> {
     let mut known = match found {
         None => {
             Known { addresses: addresses(matches, "pod-ip"), dns_servers: dns_servers(matches)?, ..Known::default() }
@@ -158,7 +163,7 @@ pub fn wanted(matches: &ArgMatches, found: Option<&Source>) -> Result<Source, Cl
         known.passwd = files.read("etc/passwd").unwrap_or_default();
         known.group = files.read("etc/group").unwrap_or_default();
     }
-    of_words(&words, said, &known)
+    Ok(known)
 }
 
 /// The rules of the options behind `--`, and of those behind `--against --`.
@@ -180,17 +185,34 @@ pub fn both(matches: &ArgMatches) -> Result<(Source, Source), CliError> {
 /// Refuses options that mean nothing, whatever the pod is like.
 pub fn check_options(matches: &ArgMatches) -> Result<(), CliError> {
     let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
-    given_of(&words, matches.get_one::<String>("as").map(String::as_str)).map(|_| ())
+    let said = matches.get_one::<String>("as").map(String::as_str);
+    given_of("behind --", &words, said, &process_environment).map(|_| ())
 }
 
 /// The rules that options mean.
 pub fn of_words(words: &[&str], said: Option<&str>, known: &Known) -> Result<Source, CliError> {
-    let (given, face) = given_of(words, said)?;
+    of_words_in("behind --", words, said, known, &process_environment)
+}
+
+/// The same of words and variables from elsewhere; `place` says from where.
+pub fn of_words_in(
+    place: &str,
+    words: &[&str],
+    said: Option<&str>,
+    known: &Known,
+    environment: Environment,
+) -> Result<Source, CliError> {
+    let (given, face) = given_of(place, words, said, environment)?;
     Ok(options::read(&given, face, known)?)
 }
 
 /// The options that words give, in the face they are meant for.
-fn given_of(words: &[&str], said: Option<&str>) -> Result<(Given, Face), CliError> {
+fn given_of(
+    place: &str,
+    words: &[&str],
+    said: Option<&str>,
+    environment: Environment,
+) -> Result<(Given, Face), CliError> {
     // A container's arguments begin with the face.
     let (named, words) = match words.split_first() {
         Some((&name @ ("init" | "istio-iptables"), rest)) => (Some(name), rest),
@@ -199,19 +221,20 @@ fn given_of(words: &[&str], said: Option<&str>) -> Result<(Given, Face), CliErro
     if let (Some(said), Some(named)) = (said, named)
         && said != named
     {
-        return Err(CliError::Usage(format!("--as {said} and {named} behind -- contradict each other")));
+        return Err(CliError::Usage(format!("--as {said} and {named} {place} contradict each other")));
     }
     let (face, name) = match named.or(said) {
         Some("istio-iptables") => (Face::IstioIptables, "istio-iptables"),
         _ => (Face::Init, "init"),
     };
-    let command = args::with_options(Command::new(name)).no_binary_name(true).disable_help_flag(true);
+    let command = logging::with_log_options(args::with_options(Command::new(name)));
+    let command = command.no_binary_name(true).disable_help_flag(true);
     let matches = command.try_get_matches_from(words).map_err(|e| {
         let text = e.to_string();
         let problem = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-        CliError::Usage(format!("behind --: {problem}; podweir {name} --help lists the options"))
+        CliError::Usage(format!("{place}: {problem}; podweir {name} --help lists the options"))
     })?;
-    let given = args::given(&matches, &process_environment);
+    let given = args::given(&matches, environment);
     Run::resolve(&given, face)?;
     Ok((given, face))
 }

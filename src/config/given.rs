@@ -20,6 +20,8 @@ pub enum Origin {
     Annotation(String),
     /// A variable of the pod's proxy container.
     ProxyVariable(String),
+    /// A field of the pod's proxy container.
+    ProxyField(&'static str),
 }
 
 impl fmt::Display for Origin {
@@ -31,6 +33,7 @@ impl fmt::Display for Origin {
             Origin::Netconf(key) => write!(f, "netconf key {key}"),
             Origin::Annotation(name) => write!(f, "annotation {name}"),
             Origin::ProxyVariable(name) => write!(f, "the proxy's variable {name}"),
+            Origin::ProxyField(name) => write!(f, "the proxy's {name}"),
         }
     }
 }
@@ -95,6 +98,11 @@ impl Given {
     /// The option's text and origin; `None` where only the default applies.
     pub fn get(&self, opt: Opt) -> Option<(&Origin, &str)> {
         self.options.get(&opt).map(|(origin, text)| (origin, text.as_str()))
+    }
+
+    /// Everything that was set.
+    pub fn iter(&self) -> impl Iterator<Item = (Opt, &Origin, &str)> {
+        self.options.iter().map(|(opt, (origin, text))| (*opt, origin, text.as_str()))
     }
 
     pub fn has(&self, opt: Opt) -> bool {

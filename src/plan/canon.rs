@@ -8,8 +8,7 @@
 //! meet together with them. Plans are equal, and hash equal, when their canonical forms
 //! are. Comments and counters are no part of it.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -17,6 +16,7 @@ use ipnet::IpNet;
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Families, Family, IdList, Interface, Networks, PortList};
 
+use super::fold;
 use super::model::{ChainName, Cond, CtStates, Masked, Matches, Plan, Routing, Rule, Table, Verdict, protocol};
 use super::why::Why;
 
@@ -116,296 +116,12 @@ fn canon_chains(plan: &Plan, family: Family) -> CanonChains {
 
 /// The canonical form of a chain's rules for one family.
 pub fn canon_rules(rules: &[Rule], family: Family) -> Vec<CanonRule> {
-    let mut merge = Merge::default();
-    for rule in rules.iter().filter(|r| r.families.has(family)) {
-        if let Some(matches) = CanonMatches::of(&rule.matches, family) {
-            merge.add(CanonRule::new(matches, rule.verdict.clone(), rule.why.clone()));
-        }
-    }
-    merge.finish()
-}
-
-/// Dimensions in which rules may be merged, innermost first: the order in which `lower`
-/// varies them, so that a full expansion folds back into what it came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Dimension {
-    Protocol,
-    OutInterface,
-    InInterface,
-    Gid,
-    Uid,
-    SourcePort,
-    DestinationPort,
-    Source,
-    Destination,
-}
-
-const DIMENSIONS: [Dimension; 9] = [
-    Dimension::Protocol,
-    Dimension::OutInterface,
-    Dimension::InInterface,
-    Dimension::Gid,
-    Dimension::Uid,
-    Dimension::SourcePort,
-    Dimension::DestinationPort,
-    Dimension::Source,
-    Dimension::Destination,
-];
-
-/// Merges a chain's rules, one dimension after the other.
-#[derive(Default)]
-struct Merge {
-    rules: Vec<CanonRule>,
-}
-
-impl Merge {
-    fn add(&mut self, rule: CanonRule) {
-        self.rules.push(rule);
-    }
-
-    fn finish(mut self) -> Vec<CanonRule> {
-        // Folding in one dimension can make rules alike that were not; until nothing changes.
-        loop {
-            let before = self.rules.len();
-            for dimension in DIMENSIONS {
-                self.rules = fold(std::mem::take(&mut self.rules), dimension);
-            }
-            if self.rules.len() == before {
-                return self.rules;
-            }
-        }
-    }
-}
-
-/// A rule being collected: alternatives are gathered first and put in order at the end,
-/// so that 5,000 rules fold in one pass.
-struct Open {
-    rule: CanonRule,
-    more: Vec<CanonRule>,
-}
-
-/// From how many rules on candidates are looked up instead of looked for.
-const MANY: usize = 64;
-/// How many pairs of rules are compared before rules stay as they are written. No
-/// interception needs as many; tables of others, and made up ones, could.
-const MOST_COMPARISONS: usize = 50_000_000;
-
-fn fold(rules: Vec<CanonRule>, dimension: Dimension) -> Vec<CanonRule> {
-    if rules.len() < MANY { fold_few(rules, dimension) } else { fold_many(rules, dimension) }
-}
-
-fn fold_few(rules: Vec<CanonRule>, dimension: Dimension) -> Vec<CanonRule> {
-    let mut open: Vec<Open> = Vec::new();
-    for rule in rules {
-        match home(&open, &rule, dimension) {
-            Some(at) => open[at].more.push(rule),
-            None => open.push(Open { rule, more: Vec::new() }),
-        }
-    }
-    open.into_iter().map(|open| open.close(dimension)).collect()
-}
-
-/// The same for long chains: the only rule that one can join is the last of those that
-/// are like it, since two of them apart have something between them.
-fn fold_many(rules: Vec<CanonRule>, dimension: Dimension) -> Vec<CanonRule> {
-    let mut open: Vec<Open> = Vec::new();
-    let mut last: HashMap<u64, usize> = HashMap::new();
-    let mut left = MOST_COMPARISONS;
-    for rule in rules {
-        let likeness = likeness(&rule, dimension);
-        let home = last.get(&likeness).copied().filter(|&at| joins(&open, at, &rule, dimension, &mut left));
-        match home {
-            Some(at) => open[at].more.push(rule),
-            None => {
-                last.insert(likeness, open.len());
-                open.push(Open { rule, more: Vec::new() });
-            }
-        }
-    }
-    open.into_iter().map(|open| open.close(dimension)).collect()
-}
-
-fn joins(open: &[Open], at: usize, rule: &CanonRule, dimension: Dimension, left: &mut usize) -> bool {
-    let home = &open[at].rule;
-    if home.verdict != rule.verdict || !home.matches.same_but(&rule.matches, dimension) {
-        return false;
-    }
-    let mut between = open[at + 1..].iter().rev().flat_map(|o| std::iter::once(&o.rule).chain(&o.more));
-    between.all(|other| match left.checked_sub(1) {
-        Some(fewer) => {
-            *left = fewer;
-            other.matches.disjoint(&rule.matches)
-        }
-        None => false,
-    })
-}
-
-/// The same for rules that are the same but for a dimension.
-fn likeness(rule: &CanonRule, dimension: Dimension) -> u64 {
-    use Dimension as D;
-    let m = &rule.matches;
-    let mut state = DefaultHasher::new();
-    let mut part = |of: D, value: &dyn Fn(&mut DefaultHasher)| {
-        if of != dimension {
-            value(&mut state);
-        }
-    };
-    part(D::Source, &|h| m.source.hash(h));
-    part(D::Destination, &|h| m.destination.hash(h));
-    part(D::Protocol, &|h| m.protocol.hash(h));
-    part(D::SourcePort, &|h| m.source_port.hash(h));
-    part(D::DestinationPort, &|h| m.destination_port.hash(h));
-    part(D::InInterface, &|h| m.in_interface.hash(h));
-    part(D::OutInterface, &|h| m.out_interface.hash(h));
-    part(D::Uid, &|h| m.uid.hash(h));
-    part(D::Gid, &|h| m.gid.hash(h));
-    // Of these only lists can be joined, and each of the others is a kind of its own.
-    match dimension {
-        D::InInterface => kind(&m.in_interface, &mut state),
-        D::OutInterface => kind(&m.out_interface, &mut state),
-        D::Uid => kind(&m.uid, &mut state),
-        D::Gid => kind(&m.gid, &mut state),
-        _ => {}
-    }
-    (m.connection_state, &m.mark, &m.connection_mark, &rule.verdict).hash(&mut state);
-    state.finish()
-}
-
-/// The earlier rule that `rule` can join: same but for the dimension, and nothing in
-/// between that a packet of `rule` could meet.
-fn home(open: &[Open], rule: &CanonRule, dimension: Dimension) -> Option<usize> {
-    for (at, candidate) in open.iter().enumerate().rev() {
-        if candidate.rule.verdict == rule.verdict && candidate.rule.matches.same_but(&rule.matches, dimension) {
-            return Some(at);
-        }
-        let apart = |other: &CanonRule| other.matches.disjoint(&rule.matches);
-        if !(apart(&candidate.rule) && candidate.more.iter().all(apart)) {
-            return None;
-        }
-    }
-    None
-}
-
-fn kind<T: Hash>(cond: &Option<Cond<T>>, state: &mut DefaultHasher) {
-    match cond {
-        Some(Cond { negated: false, .. }) => 1u8.hash(state),
-        other => other.hash(state),
-    }
-}
-
-impl Open {
-    fn close(self, dimension: Dimension) -> CanonRule {
-        let mut rule = self.rule;
-        if self.more.is_empty() {
-            return rule;
-        }
-        let more: Vec<&CanonMatches> = self.more.iter().map(|r| &r.matches).collect();
-        rule.matches.join(dimension, &more);
-        let mut parts: Vec<(Why, CanonMatches, Vec<&CanonMatches>)> =
-            rule.parts.drain(..).map(|(why, matches)| (why, matches, Vec::new())).collect();
-        for (why, matches) in self.more.iter().flat_map(|r| &r.parts) {
-            let same =
-                |(known, part, _): &&mut (Why, CanonMatches, Vec<_>)| known == why && part.same_but(matches, dimension);
-            match parts.iter_mut().rev().find(same) {
-                Some((_, _, more)) => more.push(matches),
-                None => parts.push((why.clone(), matches.clone(), Vec::new())),
-            }
-        }
-        rule.parts = parts
-            .into_iter()
-            .map(|(why, mut matches, more)| {
-                matches.join(dimension, &more);
-                (why, matches)
-            })
-            .collect();
-        rule
-    }
-}
-
-impl CanonMatches {
-    /// Takes in others that are the same but for one dimension.
-    fn join(&mut self, dimension: Dimension, more: &[&CanonMatches]) {
-        if more.is_empty() {
-            return;
-        }
-        let more = more.iter().copied();
-        match dimension {
-            Dimension::Protocol => join(&mut self.protocol, more.map(|o| &o.protocol)),
-            Dimension::SourcePort => join(&mut self.source_port, more.map(|o| &o.source_port)),
-            Dimension::DestinationPort => join(&mut self.destination_port, more.map(|o| &o.destination_port)),
-            Dimension::Source => join(&mut self.source, more.map(|o| &o.source)),
-            Dimension::Destination => join(&mut self.destination, more.map(|o| &o.destination)),
-            Dimension::Uid => join_ids(&mut self.uid, more.map(|o| &o.uid)),
-            Dimension::Gid => join_ids(&mut self.gid, more.map(|o| &o.gid)),
-            Dimension::InInterface => join_names(&mut self.in_interface, more.map(|o| &o.in_interface)),
-            Dimension::OutInterface => join_names(&mut self.out_interface, more.map(|o| &o.out_interface)),
-        }
-    }
-
-    /// Whether two are the same but in one dimension, and which that is.
-    fn one_apart(&self, other: &Self) -> Option<Dimension> {
-        if self == other {
-            return None;
-        }
-        DIMENSIONS.into_iter().find(|&dimension| self.same_but(other, dimension))
-    }
-
-    /// What meets these conditions and not the other ones, where the two differ in one
-    /// set only; as a whole otherwise.
-    pub fn without(&self, other: &Self) -> Option<Self> {
-        let mut left = self.clone();
-        match self.one_apart(other)? {
-            Dimension::Protocol => left.protocol = self.protocol.minus(&other.protocol),
-            Dimension::SourcePort => left.source_port = self.source_port.minus(&other.source_port),
-            Dimension::DestinationPort => left.destination_port = self.destination_port.minus(&other.destination_port),
-            Dimension::Source => left.source = self.source.minus(&other.source),
-            Dimension::Destination => left.destination = self.destination.minus(&other.destination),
-            Dimension::Uid => left.uid = minus_ids(&self.uid, &other.uid)?,
-            Dimension::Gid => left.gid = minus_ids(&self.gid, &other.gid)?,
-            Dimension::InInterface | Dimension::OutInterface => return None,
-        }
-        Some(left)
-    }
-
-    /// Whether no packet can meet the conditions.
-    pub fn is_empty(&self) -> bool {
-        self.is_impossible()
-    }
-}
-
-/// `None` where one of them is negated.
-fn minus_ids(a: &Option<Cond<IdList>>, b: &Option<Cond<IdList>>) -> Option<Option<Cond<IdList>>> {
-    match (a, b) {
-        (Some(a), Some(b)) if !a.negated && !b.negated => Some(Some(Cond::is(a.value.minus(&b.value)))),
-        _ => None,
-    }
-}
-
-fn join<'a, T: Step + 'a>(into: &mut RangeList<T>, more: impl Iterator<Item = &'a RangeList<T>>) {
-    more.for_each(|list| into.extend(list));
-    *into = into.normalised();
-}
-
-fn join_ids<'a>(into: &mut Option<Cond<IdList>>, more: impl Iterator<Item = &'a Option<Cond<IdList>>>) {
-    if let Some(cond) = into.as_mut().filter(|c| !c.negated) {
-        join(&mut cond.value, more.flatten().map(|c| &c.value));
-    }
-}
-
-fn join_names<'a>(
-    into: &mut Option<Cond<Vec<Interface>>>,
-    more: impl Iterator<Item = &'a Option<Cond<Vec<Interface>>>>,
-) {
-    if let Some(cond) = into.as_mut().filter(|c| !c.negated) {
-        cond.value.extend(more.flatten().flat_map(|c| c.value.iter().cloned()));
-        cond.value.sort();
-        cond.value.dedup();
-    }
-}
-
-/// Whether two optional conditions may become one list: both positive, or the same.
-fn joinable<T: PartialEq>(a: &Option<Cond<T>>, b: &Option<Cond<T>>) -> bool {
-    a == b || matches!((a, b), (Some(a), Some(b)) if !a.negated && !b.negated)
+    let rules = rules.iter().filter(|r| r.families.has(family));
+    let canon = rules.filter_map(|rule| {
+        let matches = CanonMatches::of(&rule.matches, family)?;
+        Some(CanonRule::new(matches, rule.verdict.clone(), rule.why.clone()))
+    });
+    fold::folded(canon.collect())
 }
 
 impl CanonMatches {
@@ -442,10 +158,11 @@ impl CanonMatches {
             connection_mark: marks(&m.connection_mark),
             unknown: m.unknown.clone(),
         };
-        (!out.is_impossible()).then_some(out)
+        (!out.is_empty()).then_some(out)
     }
 
-    fn is_impossible(&self) -> bool {
+    /// Whether no packet can meet the conditions.
+    pub fn is_empty(&self) -> bool {
         self.source.is_empty()
             || self.destination.is_empty()
             || self.protocol.is_empty()
@@ -454,25 +171,6 @@ impl CanonMatches {
             || self.connection_state.0 == 0
             || [&self.uid, &self.gid].into_iter().flatten().any(|c| !c.negated && c.value.is_empty())
             || [&self.in_interface, &self.out_interface].into_iter().flatten().any(|c| !c.negated && c.value.is_empty())
-    }
-
-    /// Whether the two are the same but for `dimension`, and can become one in it.
-    fn same_but(&self, other: &Self, dimension: Dimension) -> bool {
-        use Dimension as D;
-        (dimension == D::Source || self.source == other.source)
-            && (dimension == D::Destination || self.destination == other.destination)
-            && (dimension == D::Protocol || self.protocol == other.protocol)
-            && (dimension == D::SourcePort || self.source_port == other.source_port)
-            && (dimension == D::DestinationPort || self.destination_port == other.destination_port)
-            && self.connection_state == other.connection_state
-            && alike(dimension == D::InInterface, &self.in_interface, &other.in_interface)
-            && alike(dimension == D::OutInterface, &self.out_interface, &other.out_interface)
-            && alike(dimension == D::Uid, &self.uid, &other.uid)
-            && alike(dimension == D::Gid, &self.gid, &other.gid)
-            && self.mark == other.mark
-            && self.connection_mark == other.connection_mark
-            && self.unknown == other.unknown
-            && self.unknown.is_empty()
     }
 
     /// Whether every packet that meets the other conditions meets these. Errs on the side
@@ -517,10 +215,6 @@ impl CanonMatches {
             || names_disjoint(&self.in_interface, &other.in_interface)
             || names_disjoint(&self.out_interface, &other.out_interface)
     }
-}
-
-fn alike<T: PartialEq>(is_dimension: bool, a: &Option<Cond<T>>, b: &Option<Cond<T>>) -> bool {
-    if is_dimension { joinable(a, b) } else { a == b }
 }
 
 /// The range that holds every address of a family.
@@ -649,37 +343,6 @@ impl Canon {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    use proptest::prelude::*;
-
-    /// Rules over so few values that many of them meet and many are alike.
-    fn rules() -> impl Strategy<Value = Vec<CanonRule>> {
-        let ids = || proptest::option::of((any::<bool>(), 0..3u32));
-        let one = (0..4u16, 0..3u128, ids(), ids(), 0..3usize).prop_map(|(port, address, uid, gid, verdict)| {
-            let id = |cond: Option<(bool, u32)>| cond.map(|(negated, n)| Cond { negated, value: IdList::of([n]) });
-            let address = crate::plan::canon::address(Family::V4, address).into();
-            let matches = Matches {
-                protocol: Some(Cond::is(RangeList::of([protocol::TCP]))),
-                destination: Some(Cond::is(Networks::from_iter([address]))),
-                destination_port: (port > 0).then(|| Cond::is(PortList::of([port]))),
-                uid: id(uid),
-                gid: id(gid),
-                ..Matches::default()
-            };
-            let verdict = [Verdict::Return, Verdict::Accept, Verdict::Drop][verdict].clone();
-            CanonRule::new(CanonMatches::of(&matches, Family::V4).unwrap(), verdict, Why::Loopback)
-        });
-        proptest::collection::vec(one, 0..40)
-    }
-
-    proptest! {
-        #[test]
-        fn looking_up_finds_what_looking_for_finds(rules in rules()) {
-            for dimension in DIMENSIONS {
-                prop_assert_eq!(fold_few(rules.clone(), dimension), fold_many(rules.clone(), dimension));
-            }
-        }
-    }
 
     #[test]
     fn ranges_are_covered_exactly() {

@@ -4,6 +4,7 @@
 
 pub mod build;
 pub mod canon;
+mod fold;
 pub mod infer;
 pub mod lower;
 pub mod model;

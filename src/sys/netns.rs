@@ -1,10 +1,15 @@
-//! Network namespaces (network_namespaces(7)).
+//! Network namespaces (network_namespaces(7)), and the user namespaces that own them.
+
+#![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::libc;
 use nix::sched::{CloneFlags, setns};
 
 /// Why a namespace could not be entered.
@@ -30,6 +35,62 @@ pub fn enter(path: &Path) -> Result<(), NetnsError> {
             NetnsError::Enter { path: path.into(), source: errno.into(), hint }
         }
     })
+}
+
+/// A network namespace known by a path, not entered yet.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+    path: PathBuf,
+}
+
+// ioctl_ns(2).
+const NS_GET_USERNS: libc::c_ulong = 0xb701;
+const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+
+impl Netns {
+    /// Opens a namespace, and makes sure that it is one.
+    pub fn open(path: &Path) -> Result<Self, NetnsError> {
+        // Without O_NONBLOCK a path that leads to a pipe would be waited on for ever.
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = file.map_err(|source| NetnsError::Open { path: path.into(), source })?;
+        // SAFETY: these requests take no argument; what is no namespace refuses them.
+        let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE as _) };
+        match kind == libc::CLONE_NEWNET {
+            true => Ok(Self { file, path: path.into() }),
+            false => Err(NetnsError::NotOne { path: path.into() }),
+        }
+    }
+
+    /// Moves the calling thread into it, for good: for a thread that ends after its work.
+    pub fn enter(&self) -> Result<(), NetnsError> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|errno| {
+            let hint = if errno == Errno::EPERM { format!("; {}", super::caps::SYS_ADMIN_HINT) } else { String::new() };
+            NetnsError::Enter { path: self.path.clone(), source: errno.into(), hint }
+        })
+    }
+
+    /// Device and inode: the same for every path that leads to the namespace.
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        self.file.metadata().map(|meta| (meta.dev(), meta.ino()))
+    }
+
+    /// The user namespace that owns it, where that is another than the process's own.
+    pub fn foreign_owner(&self) -> io::Result<Option<File>> {
+        // SAFETY: the request takes no argument, and gives a new descriptor or an error.
+        let raw = unsafe { libc::ioctl(self.file.as_raw_fd(), NS_GET_USERNS as _) };
+        if raw < 0 {
+            return match Errno::last() {
+                // It is none of ours to look at, so it is no child of ours to enter.
+                Errno::EPERM => Ok(None),
+                errno => Err(errno.into()),
+            };
+        }
+        // SAFETY: a descriptor that was just made and that nobody else has.
+        let owner = unsafe { File::from_raw_fd(raw) };
+        let (theirs, own) = (owner.metadata()?, std::fs::metadata("/proc/self/ns/user")?);
+        Ok(((theirs.dev(), theirs.ino()) != (own.dev(), own.ino())).then_some(owner))
+    }
 }
 
 /// The network namespace the calling thread is in.

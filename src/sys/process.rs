@@ -2,13 +2,18 @@
 
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
-use std::process::{Child, ExitStatus};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns};
+use nix::unistd::{Gid, Uid, setresgid, setresuid};
 
 /// Waits for a child to end; kills it after `deadline`.
 ///
@@ -42,6 +47,20 @@ fn pidfd(pid: u32) -> io::Result<OwnedFd> {
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Makes a child start inside a user namespace, as its user 0. Matches on packet owners
+/// can be written only from the user namespace that owns the network namespace.
+pub fn in_user_namespace(command: &mut Command, namespace: Arc<File>) {
+    let enter = move || {
+        setns(&*namespace, CloneFlags::CLONE_NEWUSER)?;
+        // All capabilities are there on entering; user 0 keeps them through execve(2).
+        setresgid(Gid::from_raw(0), Gid::from_raw(0), Gid::from_raw(0))?;
+        setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0))?;
+        Ok(())
+    };
+    // SAFETY: only system calls are made between fork and execve, nothing is allocated.
+    unsafe { command.pre_exec(enter) };
 }
 
 #[cfg(test)]

@@ -46,6 +46,25 @@ fn without_the_capability_it_says_so_and_how_to_grant_it() {
     }
 }
 
+/// What the README's init container is granted.
+#[test]
+fn net_admin_is_enough_but_for_iptables_legacy() {
+    for backend in BACKENDS {
+        let namespace = dual();
+        let before = namespace.everything();
+        let bare = ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all,+net_admin", PODWEIR];
+        let output = namespace.command("setpriv", &[&bare[..], &init(backend, &[])].concat(), &[]);
+        if backend == "iptables-legacy" {
+            fails(&namespace, &before, &output, &["CAP_NET_RAW", "add: [NET_ADMIN, NET_RAW]", "--backend nftables"]);
+            let enough = ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all,+net_admin,+net_raw", PODWEIR];
+            let output = namespace.command("setpriv", &[&enough[..], &init(backend, &[])].concat(), &[]);
+            assert!(output.status.success(), "{}", log(&output));
+        } else {
+            assert!(output.status.success(), "{backend}: {}", log(&output));
+        }
+    }
+}
+
 #[test]
 fn a_kernel_without_nf_tables() {
     // The second socket is the netfilter one.

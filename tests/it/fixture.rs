@@ -11,8 +11,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// The podweir under test.
-pub const PODWEIR: &str = env!("CARGO_BIN_EXE_podweir");
+/// The podweir under test; for the demonstration the release build.
+pub const PODWEIR: &str = match option_env!("CARGO_BIN_EXE_podweir") {
+    Some(path) => path,
+    None => concat!(env!("CARGO_MANIFEST_DIR"), "/target/release/podweir"),
+};
 
 pub const V4: &str = "10.244.0.6/24";
 pub const V6: &str = "fd00:10:244::6/64";

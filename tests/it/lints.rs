@@ -68,7 +68,7 @@ proptest! {
 }
 
 fn of_rules(ruleset: &Ruleset) -> Vec<String> {
-    let interfaces = Interfaces::of(&[ruleset], &Surroundings::of(Pod.addresses().unwrap()));
+    let interfaces = Interfaces::of(&[ruleset], &Surroundings::of(Pod.addresses().unwrap()), &[]);
     let lints = shadow::lints(ruleset, &interfaces).into_iter().chain(foreign::lints(ruleset));
     lints.map(|lint| format!("{} {} {}", lint.severity, lint.id, lint.subject)).collect()
 }

@@ -3,6 +3,7 @@
 
 mod arbitrary;
 mod bad_input;
+mod cli;
 mod closed;
 mod compare;
 mod conformance;
@@ -18,9 +19,11 @@ mod parallel;
 mod partition;
 mod pod;
 mod properties;
+mod readme;
 mod sources;
 mod states;
 mod traffic;
+mod validation;
 
 /// How many cases a property test runs: `PODWEIR_CASES` times as many as usual.
 fn cases(usual: u32) -> u32 {

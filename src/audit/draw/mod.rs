@@ -5,7 +5,7 @@
 mod dot;
 mod mermaid;
 pub mod model;
-mod svg;
+pub mod svg;
 
 use super::escapes::Escape;
 use super::ruleset::Ruleset;

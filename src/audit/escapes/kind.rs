@@ -118,6 +118,11 @@ impl Kind {
         }
     }
 
+    /// Whether it escapes because no proxy takes its protocol, whatever the rules say.
+    pub fn is_by_protocol(self) -> bool {
+        matches!(self, Kind::Quic | Kind::Dns | Kind::Udp | Kind::Icmp | Kind::OtherProtocols)
+    }
+
     /// What it means that this escapes.
     pub fn meaning(self) -> &'static str {
         self.row().3

@@ -48,6 +48,17 @@ impl<'a> Escape<'a> {
         Some(Self { kind, scope, severity: kind.severity(), parts, flows, example })
     }
 
+    /// What of it is within some flows, which share nothing; `None` if nothing is.
+    pub fn within(&self, flows: &[(Family, Cube)], space: &Space) -> Option<Self> {
+        let mut parts = Vec::new();
+        for part in &self.parts {
+            let inside = flows.iter().filter(|(family, _)| *family == part.family);
+            let inside = inside.filter_map(|(_, cube)| part.flows.intersection(cube));
+            parts.extend(inside.map(|flows| Part { flows, ..part.clone() }));
+        }
+        Self::new(self.kind, self.scope, fewer(parts), space)
+    }
+
     /// What is left of it without some of its flows; `None` if nothing is.
     pub fn without(&self, flows: &[(Family, Cube)], space: &Space) -> Option<Self> {
         let mut parts = Vec::new();
@@ -148,9 +159,14 @@ pub fn families(ruleset: &Ruleset, pod: &Surroundings) -> Families {
 
 /// Every escape, the worst first.
 pub fn find<'a>(ruleset: &'a Ruleset, space: &Space) -> Result<Vec<Escape<'a>>, TooManyParts> {
+    find_in(ruleset, space, families(ruleset, space.pod))
+}
+
+/// Every escape in some families.
+pub fn find_in<'a>(ruleset: &'a Ruleset, space: &Space, families: Families) -> Result<Vec<Escape<'a>>, TooManyParts> {
     let captured = Captured::of(ruleset);
     let mut classes: BTreeMap<(Kind, Scope), Vec<Part<'a>>> = BTreeMap::new();
-    for family in families(ruleset, space.pod).iter() {
+    for family in families.iter() {
         for part in space.parts(ruleset, family)? {
             if !matches!(part.taker, Taker::Direct | Taker::Unknown) {
                 continue;

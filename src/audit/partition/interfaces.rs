@@ -32,9 +32,10 @@ struct Kind {
 
 impl Interfaces {
     /// The kinds that any of the rulesets tells apart; the loopback and the uplink are
-    /// always kinds of their own.
-    pub fn of(rulesets: &[&Ruleset], pod: &Surroundings) -> Self {
+    /// always kinds of their own, and so are those of `more`.
+    pub fn of(rulesets: &[&Ruleset], pod: &Surroundings, more: &[Interface]) -> Self {
         let mut patterns = BTreeSet::from([Interface::lo(), Interface::new(&pod.uplink, false)]);
+        patterns.extend(more.iter().cloned());
         for ruleset in rulesets {
             for rule in Family::BOTH.iter().flat_map(|&f| &ruleset.family(f).chains).flat_map(|c| &c.rules) {
                 let conditions = [&rule.matches.in_interface, &rule.matches.out_interface];

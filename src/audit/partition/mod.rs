@@ -14,7 +14,7 @@ mod walk;
 use std::net::IpAddr;
 
 use crate::config::ranges::RangeList;
-use crate::config::types::Family;
+use crate::config::types::{Family, Interface};
 use crate::plan::canon::{Addresses, address, number};
 use crate::plan::why::Why;
 
@@ -98,7 +98,12 @@ pub struct Space<'p> {
 impl<'p> Space<'p> {
     /// The space that all of these rulesets can be compared in.
     pub fn of(rulesets: &[&Ruleset], pod: &'p Surroundings) -> Self {
-        Self { pod, interfaces: Interfaces::of(rulesets, pod) }
+        Self::telling_apart(rulesets, pod, &[])
+    }
+
+    /// The same, where some more interfaces are to be told from others.
+    pub fn telling_apart(rulesets: &[&Ruleset], pod: &'p Surroundings, more: &[Interface]) -> Self {
+        Self { pod, interfaces: Interfaces::of(rulesets, pod, more) }
     }
 
     /// Cuts all flows of a family by a ruleset. The parts share nothing and leave nothing out.

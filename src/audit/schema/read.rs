@@ -55,6 +55,7 @@ pub fn read(value: &Value) -> Read<Source> {
             uplink: text(pod, "uplink")?.into(),
         },
         settings: None,
+        given: None,
         notes: Vec::new(),
     })
 }

@@ -60,6 +60,7 @@ pub fn read(live: &Live) -> Result<Source, SourceError> {
         told: Families::BOTH,
         pod,
         settings: None,
+        given: None,
         notes: Vec::new(),
     })
 }

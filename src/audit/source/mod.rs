@@ -18,10 +18,12 @@ use std::io;
 
 use crate::backend::iptables::programs::ProgramError;
 use crate::backend::routing::RoutingError;
+use crate::config::given::Given;
 use crate::config::settings::{Settings, SettingsError};
 use crate::config::types::Families;
 use crate::plan::canon::Canon;
 use crate::plan::model::{Plan, Routing};
+use crate::plan::why::Why;
 
 use super::flow::Surroundings;
 use super::ruleset::Ruleset;
@@ -43,6 +45,8 @@ pub struct Source {
     pub pod: Surroundings,
     /// Only of options: what they mean.
     pub settings: Option<Settings>,
+    /// Only of options: their texts, and where they come from.
+    pub given: Option<Given>,
     /// What the user should hear.
     pub notes: Vec<String>,
 }
@@ -62,6 +66,20 @@ impl Source {
         }
         plan.routing = self.routing.clone().unwrap_or_default();
         plan
+    }
+
+    /// The owners whose traffic the rules let out as the proxy's own.
+    pub fn proxy_owners(&self) -> (Vec<u32>, Vec<u32>) {
+        let plan = self.plan();
+        let rules = plan.chains.iter().flat_map(|chain| &chain.rules).filter(|rule| rule.why == Why::ProxyOwn);
+        let (mut uids, mut gids) = (Vec::new(), Vec::new());
+        for rule in rules {
+            for (cond, into) in [(&rule.matches.uid, &mut uids), (&rule.matches.gid, &mut gids)] {
+                let single = cond.iter().filter(|cond| !cond.negated).flat_map(|cond| cond.value.iter());
+                into.extend(single.map(|(first, _)| first));
+            }
+        }
+        (uids, gids)
     }
 
     /// The same in the form in which plans are compared.

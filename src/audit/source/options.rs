@@ -55,7 +55,7 @@ pub fn read(given: &Given, face: Face, known: &Known) -> Result<Source, SourceEr
         other => other.into(),
     })?;
     let pod = Surroundings { dns_servers: known.dns_servers.clone(), ..Surroundings::of(settings.addresses.clone()) };
-    Ok(of_settings(settings, pod))
+    Ok(Source { given: Some(given.clone()), ..of_settings(settings, pod) })
 }
 
 /// The plan that settings make.
@@ -71,5 +71,6 @@ pub fn of_settings(settings: Settings, pod: Surroundings) -> Source {
         pod,
         notes: settings.warnings.clone(),
         settings: Some(settings),
+        given: None,
     }
 }

@@ -8,9 +8,11 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use tracing::debug;
 
 use crate::config::types::Family;
 use crate::sys;
@@ -57,7 +59,13 @@ pub struct ProgramEnvironment {
     pub path: OsString,
     /// Other variables handed on (`XTABLES_LOCKFILE`, `XTABLES_LIBDIR`).
     pub variables: HashMap<&'static str, OsString>,
+    /// The user namespace they are started in, where it is not the process's own.
+    pub user_namespace: Option<Arc<File>>,
 }
+
+/// As `XTABLES_LOCKFILE`: a lock that no other program contends for. It is the program's
+/// own standard output, which is a file in memory.
+pub const NO_LOCK: &str = "/proc/self/fd/1";
 
 /// Where to look when there is no `PATH`.
 const USUAL: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -143,7 +151,9 @@ impl Programs {
     ) -> Result<String, ProgramError> {
         let program = self.find(family, tool)?;
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let started = Instant::now();
         let finished = self.start(&program, arguments, input);
+        debug!(program = name, ?arguments, ms = started.elapsed().as_micros() as f64 / 1e3, "ran");
         let Finished { status, input, printed } =
             finished.map_err(|source| ProgramError::Run { program: name.clone(), source })?;
         if status.success() {
@@ -165,6 +175,9 @@ impl Programs {
         command.args(arguments).env_clear().env("PATH", &self.environment.path);
         command.envs(&self.environment.variables);
         command.stdin(Stdio::piped()).stdout(printed.try_clone()?).stderr(printed.try_clone()?);
+        if let Some(namespace) = &self.environment.user_namespace {
+            sys::process::in_user_namespace(&mut command, namespace.clone());
+        }
         let mut child = command.spawn()?;
         let input = input();
         let written = match child.stdin.take() {
@@ -235,6 +248,14 @@ fn hint(message: &str, script: &str, variant: Variant) -> String {
     let line = script.lines().nth(number.wrapping_sub(1));
     let at = line.map(|l| format!(" (line: {l})")).unwrap_or_default();
     let lower = message.to_lowercase();
+    let denied = ["permission denied", "operation not permitted", "unable to initialize table"];
+    if variant == Variant::Legacy
+        && denied.iter().any(|words| lower.contains(words))
+        && sys::caps::has(sys::caps::CAP_NET_ADMIN).is_ok_and(|has| has)
+        && sys::caps::has(sys::caps::CAP_NET_RAW).is_ok_and(|has| !has)
+    {
+        return format!("{at}; {}", sys::caps::NET_RAW_HINT);
+    }
     if lower.contains("permission denied") || lower.contains("operation not permitted") {
         return format!("{at}; {}", sys::caps::NET_ADMIN_HINT);
     }

@@ -66,6 +66,7 @@ pub fn read(texts: &[Text]) -> Result<Source, SourceError> {
         told,
         pod: Surroundings::of(Vec::new()),
         settings: None,
+        given: None,
         notes: Vec::new(),
     })
 }

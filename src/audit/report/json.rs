@@ -1,0 +1,162 @@
+//! The report as JSON: everything, for programs.
+//!
+//! ```text
+//! { "format": "podweir-audit", "version": 1,
+//!   "about": "…", "pod": { "addresses": […], "uplink": "eth0" }, "families": ["IPv4"],
+//!   "summary": { "high": 0, "medium": 3, "low": 8, "info": 3, "accepted": 0 },
+//!   "escapes": [ {
+//!     "id": "outbound-quic", "kind": "quic", "scope": "outbound", "severity": "medium",
+//!     "title": "…", "meaning": "…", "closes": "…",
+//!     "accepted": { "reason": "…", "expires": "2027-06-30" or null } or null,
+//!     "rules": [ { "place": "…", "rule": "…", "why": "…" } ], "falls_through": true,
+//!     "example": { a flow as `podweir explain --flows` reads it }, "explain": [ its arguments ],
+//!     "flows": [ { "family": "IPv4", "protocol": ["17"], "interface": ["eth0"], "user": …, "group": …,
+//!                  "destination": ["0.0.0.0-9.255.255.255"], "port": ["443"], "source": …, "source_port": … } ] } ],
+//!   "lints": [ { "id", "severity", "subject", "message", "advice", "accepted" } ],
+//!   "drift": [ { "side": "missing", "place": "…" or null, "what": "…", "why": "…" or null } ] or null,
+//!   "notices": [ "…" ] }
+//! ```
+//!
+//! In `flows` a dimension that is left out may be anything; a user or group `none` is a
+//! packet that no process sent; an interface ending in `+` stands for all whose names begin
+//! so, and `*` for all that no rule names.
+
+use serde_json::{Map, Value, json};
+
+use crate::audit::compare::Side;
+use crate::audit::escapes::kind::Severity;
+use crate::audit::escapes::{Escape, scope_name, words};
+use crate::audit::flow::Flow;
+use crate::audit::partition::Scope;
+use crate::audit::partition::cube::{Cube, NOBODY, Owners};
+use crate::config::ranges::{RangeList, Step};
+use crate::config::types::Family;
+use crate::plan::canon::{Addresses, address};
+use crate::plan::model::protocol;
+
+use super::{Acceptance, Judged, Report, exits, falls_through};
+
+pub fn write(report: &Report) -> String {
+    let families: Vec<String> = report.families.iter().map(|family| family.to_string()).collect();
+    let addresses: Vec<String> = report.pod.addresses.iter().map(ToString::to_string).collect();
+    let mut summary: Map<String, Value> =
+        Severity::ALL.into_iter().map(|severity| (severity.name().into(), report.count(severity).into())).collect();
+    summary.insert("accepted".into(), report.accepted().into());
+    let lints = report.lints.iter().map(|judged| {
+        let lint = &judged.found;
+        json!({
+            "id": lint.id,
+            "severity": lint.severity.name(),
+            "subject": lint.subject,
+            "message": lint.message,
+            "advice": lint.advice,
+            "accepted": acceptance(&judged.accepted),
+        })
+    });
+    let drift = report.drift.as_ref().map(|drift| {
+        let difference = |d: &crate::audit::compare::Difference| {
+            json!({
+                "side": if d.side == Side::Missing { "missing" } else { "unexpected" },
+                "place": d.place.as_ref().map(|(family, table, chain)| format!("{family} {} {chain}", table.name())),
+                "what": d.what,
+                "why": d.why,
+            })
+        };
+        drift.iter().map(difference).collect::<Vec<_>>()
+    });
+    let object = json!({
+        "format": "podweir-audit",
+        "version": 1,
+        "about": report.about,
+        "pod": { "addresses": addresses, "uplink": &*report.pod.uplink },
+        "families": families,
+        "summary": summary,
+        "escapes": report.escapes.iter().map(|judged| escape(report, judged)).collect::<Vec<_>>(),
+        "lints": lints.collect::<Vec<_>>(),
+        "drift": drift,
+        "notices": report.notices,
+    });
+    format!("{object:#}\n")
+}
+
+fn acceptance(accepted: &Option<Acceptance>) -> Value {
+    match accepted {
+        Some(a) => json!({ "reason": a.reason, "expires": a.expires.map(|date| date.to_string()) }),
+        None => Value::Null,
+    }
+}
+
+fn escape(report: &Report, judged: &Judged<Escape>) -> Value {
+    let escape = &judged.found;
+    let rules = exits(escape).into_iter().map(|e| json!({ "place": e.place, "rule": e.rule, "why": e.why }));
+    json!({
+        "id": escape.id(),
+        "kind": escape.kind.id(),
+        "scope": scope_name(escape.scope),
+        "severity": escape.severity.name(),
+        "title": escape.title(),
+        "meaning": escape.kind.meaning(),
+        "closes": escape.closes(),
+        "accepted": acceptance(&judged.accepted),
+        "rules": rules.collect::<Vec<_>>(),
+        "falls_through": falls_through(escape),
+        "example": flow(&escape.example),
+        "explain": words::explain_arguments(&escape.example),
+        "flows": escape.flows.iter().map(|(family, cube)| flows(report, escape.scope, *family, cube)).collect::<Vec<_>>(),
+    })
+}
+
+/// A flow as `explain` reads it.
+fn flow(flow: &Flow) -> Value {
+    let mut out = Map::new();
+    let mut add = |name: &str, value: Option<Value>| {
+        out.extend(value.map(|value| (name.to_owned(), value)));
+    };
+    add("direction", Some(flow.direction.name().into()));
+    add("proto", Some(protocol::name(flow.protocol).into()));
+    add("uid", flow.uid.map(Into::into));
+    add("gid", flow.gid.map(Into::into));
+    add("source", flow.source.map(|a| a.to_string().into()));
+    add("source_port", flow.source_port.map(Into::into));
+    add("destination", Some(flow.destination.to_string().into()));
+    add("port", protocol::WITH_PORTS.contains(&flow.protocol).then(|| flow.port.into()));
+    add("interface", flow.interface.as_deref().map(Into::into));
+    Value::Object(out)
+}
+
+fn flows(report: &Report, scope: Scope, family: Family, cube: &Cube) -> Value {
+    let whole = report.space.whole(family, scope);
+    let mut out = Map::from_iter([("family".to_owned(), Value::from(family.to_string()))]);
+    let mut add = |name: &str, is_part: bool, value: &dyn Fn() -> Vec<String>| {
+        if is_part {
+            out.insert(name.into(), value().into());
+        }
+    };
+    add("protocol", !cube.protocol.is_full(), &|| spans(&cube.protocol));
+    add("interface", cube.interface != whole.interface, &|| {
+        let (names, others) = report.space.interfaces.patterns(&cube.interface);
+        names.iter().map(ToString::to_string).chain(others.then(|| "*".to_owned())).collect()
+    });
+    add("user", cube.uid != whole.uid, &|| owners(&cube.uid));
+    add("group", cube.gid != whole.gid, &|| owners(&cube.gid));
+    // The pod's own addresses are always told apart, so this one is never left out.
+    add("destination", true, &|| addresses(&cube.destination, family));
+    add("port", !cube.port.is_full(), &|| spans(&cube.port));
+    add("source", cube.source != whole.source, &|| addresses(&cube.source, family));
+    add("source_port", !cube.source_port.is_full(), &|| spans(&cube.source_port));
+    Value::Object(out)
+}
+
+fn spans<T: Step>(set: &RangeList<T>) -> Vec<String> {
+    set.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") }).collect()
+}
+
+fn owners(set: &Owners) -> Vec<String> {
+    let ids = set.minus(&RangeList::of([NOBODY]));
+    spans(&ids).into_iter().chain(set.holds(NOBODY).then(|| "none".to_owned())).collect()
+}
+
+fn addresses(set: &Addresses, family: Family) -> Vec<String> {
+    let text = |number| address(family, number).to_string();
+    set.iter().map(|(a, b)| if a == b { text(a) } else { format!("{}-{}", text(a), text(b)) }).collect()
+}

@@ -1,0 +1,311 @@
+//! The report of an audit: everything found, judged by what is accepted, in the order in
+//! which it matters. How it is written down is the business of the files below.
+
+pub mod html;
+pub mod json;
+pub mod sarif;
+pub mod text;
+
+use jiff::civil::Date;
+
+use crate::config::types::{Families, Family};
+use crate::plan::canon::{Canon, CanonMatches};
+use crate::plan::model::{Counters, Routing};
+
+use super::accept::{Accepted, Entry};
+use super::compare::{Difference, differences};
+use super::describe;
+use super::draw::{self, Format};
+use super::escapes::kind::Severity;
+use super::escapes::{self, Escape};
+use super::flow::Surroundings;
+use super::lints::{self, Lint};
+use super::manifest::Manifest;
+use super::partition::{Space, TooManyParts};
+use super::source::Source;
+
+/// What is known before an audit.
+pub struct Input<'a> {
+    /// What is looked at, in a few words.
+    pub about: String,
+    /// The file it comes from, if it comes from one.
+    pub file: Option<String>,
+    pub source: &'a Source,
+    /// What it should be, where that is known.
+    pub wanted: Option<&'a Source>,
+    pub manifest: Option<&'a Manifest>,
+    pub accepted: &'a Accepted,
+    pub today: Date,
+}
+
+/// Everything found.
+pub struct Report<'a> {
+    pub about: String,
+    pub file: Option<String>,
+    pub pod: &'a Surroundings,
+    pub families: Families,
+    pub escapes: Vec<Judged<Escape<'a>>>,
+    pub lints: Vec<Judged<Lint>>,
+    /// `None`: there is nothing to compare with.
+    pub drift: Option<Vec<Difference>>,
+    /// Rules that count, and how often they applied.
+    pub counted: Vec<Counted>,
+    pub notices: Vec<String>,
+    pub drawing: String,
+    pub space: &'a Space<'a>,
+}
+
+/// Something found, and whether it is known and wanted.
+pub struct Judged<T> {
+    pub found: T,
+    pub accepted: Option<Acceptance>,
+}
+
+/// Who said that it is wanted.
+#[derive(Debug, Clone)]
+pub struct Acceptance {
+    pub reason: String,
+    pub expires: Option<Date>,
+}
+
+/// A rule that counts.
+#[derive(Debug, Clone)]
+pub struct Counted {
+    pub place: String,
+    pub rule: String,
+    pub why: String,
+    pub counters: Counters,
+}
+
+impl<'a> Report<'a> {
+    pub fn new(input: Input<'a>, space: &'a Space<'a>) -> Result<Self, TooManyParts> {
+        let Input { source, wanted, .. } = input;
+        let ruleset = &source.ruleset;
+        let looked_at = escapes::families(ruleset, space.pod);
+        let families = looked_at.intersection(source.told);
+        let found = escapes::find_in(ruleset, space, families)?;
+        let drawing = draw::draw(ruleset, &found, Format::Svg);
+        let mut notices = source.notes.clone();
+        notices.extend(looked_at.iter().filter(|&f| !source.told.has(f)).map(|family| {
+            format!("the source tells nothing about {family}, though the pod has it: its escapes are not known")
+        }));
+        if space.pod.addresses.is_empty() {
+            notices.push("the pod's addresses are not known (--pod-ip): traffic to them is taken for outbound".into());
+        }
+        let mut judge = Judge { accepted: input.accepted, today: input.today, notices, used: Vec::new() };
+        let escapes = found.into_iter().flat_map(|escape| judge.escape(escape, space)).collect();
+        let lints = lints::sorted(all_lints(&input, space)).into_iter().map(|lint| judge.lint(lint)).collect();
+        judge.name_unused();
+        Ok(Self {
+            about: input.about,
+            file: input.file,
+            pod: space.pod,
+            families,
+            escapes,
+            lints,
+            drift: wanted.map(|wanted| drift(wanted, source)),
+            counted: counted(source),
+            notices: judge.notices,
+            drawing,
+            space,
+        })
+    }
+
+    /// How many findings of a severity count.
+    pub fn count(&self, severity: Severity) -> usize {
+        let escapes = self.escapes.iter().filter(|e| e.accepted.is_none()).map(|e| e.found.severity);
+        let lints = self.lints.iter().filter(|l| l.accepted.is_none()).map(|l| l.found.severity);
+        let drift = self.drift.iter().flatten().map(|_| DRIFT);
+        escapes.chain(lints).chain(drift).filter(|found| *found == severity).count()
+    }
+
+    /// How many findings are as bad as that, or worse.
+    pub fn count_from(&self, severity: Severity) -> usize {
+        Severity::ALL.into_iter().filter(|s| *s >= severity).map(|s| self.count(s)).sum()
+    }
+
+    /// How many are accepted.
+    pub fn accepted(&self) -> usize {
+        let escapes = self.escapes.iter().filter(|e| e.accepted.is_some()).count();
+        escapes + self.lints.iter().filter(|l| l.accepted.is_some()).count()
+    }
+}
+
+/// How bad it is that rules are not what they should be.
+pub const DRIFT: Severity = Severity::High;
+
+fn all_lints(input: &Input, space: &Space) -> Vec<Lint> {
+    let ruleset = &input.source.ruleset;
+    let mut out = lints::shadow::lints(ruleset, &space.interfaces);
+    out.extend(lints::foreign::lints(ruleset));
+    // Options are those of the source, or those it is compared with.
+    for source in [Some(input.source), input.wanted].into_iter().flatten() {
+        if let (Some(given), Some(settings)) = (&source.given, &source.settings) {
+            out.extend(lints::options::lints(given, &settings.interception));
+        }
+    }
+    if let Some(manifest) = input.manifest {
+        let settings = [input.wanted, Some(input.source)].into_iter().flatten().find_map(|s| s.settings.as_ref());
+        let (uids, gids) = match settings {
+            Some(settings) => (settings.interception.proxy_uids.clone(), settings.interception.proxy_gids.clone()),
+            None => input.source.proxy_owners(),
+        };
+        out.extend(manifest.lints(&uids, &gids));
+    }
+    out
+}
+
+struct Judge<'a> {
+    accepted: &'a Accepted,
+    today: Date,
+    notices: Vec<String>,
+    /// The entries that some finding is accepted by.
+    used: Vec<usize>,
+}
+
+impl Judge<'_> {
+    /// The entries about a class that still count.
+    fn entries(&mut self, class: &str) -> Vec<(usize, Entry)> {
+        let mut out = Vec::new();
+        for (at, entry) in self.accepted.entries.iter().enumerate().filter(|(_, entry)| entry.class == class) {
+            self.used.push(at);
+            match entry.expires {
+                Some(last) if entry.is_expired(self.today) => {
+                    let notice = format!("{class}: accepted until {last}, which is over; it counts again");
+                    self.notices.push(notice);
+                }
+                _ => out.push((at, entry.clone())),
+            }
+        }
+        out
+    }
+
+    /// An escape, cut into what is accepted and what is not.
+    fn escape<'e>(&mut self, escape: Escape<'e>, space: &Space) -> Vec<Judged<Escape<'e>>> {
+        let mut out = Vec::new();
+        let mut left = Some(escape);
+        let id = left.as_ref().map(Escape::id).unwrap_or_default();
+        for (_, entry) in self.entries(&id) {
+            let Some(whole) = left.take() else { break };
+            let acceptance = Some(Acceptance { reason: entry.reason.clone(), expires: entry.expires });
+            let Some(flows) = entry.flows(&whole, space) else {
+                out.push(Judged { found: whole, accepted: acceptance });
+                break;
+            };
+            left = whole.without(&flows, space);
+            match whole.within(&flows, space) {
+                Some(found) => out.push(Judged { found, accepted: acceptance }),
+                None => self.notices.push(format!("{id}: 'only' names none of its flows, so nothing is accepted")),
+            }
+        }
+        out.extend(left.map(|found| Judged { found, accepted: None }));
+        // What counts comes first.
+        out.sort_by_key(|judged| judged.accepted.is_some());
+        out
+    }
+
+    fn lint(&mut self, lint: Lint) -> Judged<Lint> {
+        let entry = self.entries(lint.id).into_iter().next();
+        let accepted = entry.map(|(_, entry)| Acceptance { reason: entry.reason, expires: entry.expires });
+        Judged { found: lint, accepted }
+    }
+
+    fn name_unused(&mut self) {
+        for (at, entry) in self.accepted.entries.iter().enumerate() {
+            if !self.used.contains(&at) {
+                self.notices.push(format!("{}: accepted, but not found: the entry can go", entry.class));
+            }
+        }
+        self.notices.dedup();
+    }
+}
+
+/// How what is there differs from what should be. What the source does not tell is no difference.
+fn drift(wanted: &Source, found: &Source) -> Vec<Difference> {
+    let (mut want, mut have) = (wanted.canon(), found.canon());
+    if found.routing.is_none() {
+        want.routing = Routing::default();
+    }
+    let told = |canon: &mut Canon| {
+        if !found.told.v4 {
+            canon.v4.clear();
+        }
+        if !found.told.v6 {
+            canon.v6.clear();
+        }
+    };
+    told(&mut want);
+    told(&mut have);
+    differences(&want, &have)
+}
+
+fn counted(source: &Source) -> Vec<Counted> {
+    let mut out = Vec::new();
+    for table in &source.tables {
+        for chain in &table.chains {
+            for (at, rule) in chain.rules.iter().enumerate() {
+                let Some(counters) = rule.counters else { continue };
+                let family = if rule.families.v4 { Family::V4 } else { Family::V6 };
+                let conditions = CanonMatches::of(&rule.matches, family).map(|m| describe::matches(&m, family));
+                let verdict = describe::verdict(&rule.verdict);
+                let rule_words = match conditions.unwrap_or_default() {
+                    conditions if conditions.is_empty() => verdict,
+                    conditions => format!("{conditions}: {verdict}"),
+                };
+                out.push(Counted {
+                    place: format!("{} {} {}, rule {}", table.holder, table.name, chain.name, at + 1),
+                    rule: rule_words,
+                    why: rule.why.sentence().to_owned(),
+                    counters,
+                });
+            }
+        }
+    }
+    out
+}
+
+/// A rule that lets an escape out: where it stands, what it says and why it is there.
+pub struct Exit {
+    pub place: String,
+    pub rule: String,
+    pub why: String,
+}
+
+/// The rules that let an escape out, each once.
+pub fn exits(escape: &Escape) -> Vec<Exit> {
+    let mut out: Vec<Exit> = Vec::new();
+    for (family, decider, why) in escape.rules() {
+        let place = lints::shadow::chain_name(decider.chain);
+        // Of rules that were put together just the one that has this reason.
+        let part = decider.rule.parts.iter().find(|(known, _)| known == why);
+        let conditions = describe::matches(part.map_or(&decider.rule.matches, |(_, matches)| matches), family);
+        let verdict = describe::verdict(&decider.rule.verdict);
+        let rule = if conditions.is_empty() { verdict } else { format!("{conditions}: {verdict}") };
+        if !out.iter().any(|known| known.place == place && known.rule == rule) {
+            out.push(Exit { place, rule, why: why.sentence().to_owned() });
+        }
+    }
+    out
+}
+
+/// Whether some of an escape meets no rule at all that says anything about it.
+pub fn falls_through(escape: &Escape) -> bool {
+    escape.parts.iter().any(|part| part.decider.is_none())
+}
+
+/// What lets an escape out, a line each.
+pub fn by(escape: &Escape) -> Vec<String> {
+    let line = |exit: Exit| match exit.why.as_str() {
+        "" => format!("{}: {}", exit.place, exit.rule),
+        why => format!("{}: {} ({why})", exit.place, exit.rule),
+    };
+    let mut out: Vec<String> = exits(escape).into_iter().map(line).collect();
+    if falls_through(escape) {
+        // Which rule some of it meets before makes no difference to what none takes.
+        if escape.kind.is_by_protocol() {
+            out.clear();
+        }
+        out.push("no rule takes it".into());
+    }
+    out
+}

@@ -1,0 +1,151 @@
+//! The report as SARIF 2.1.0 (OASIS), which code scanning shows. Each class of escapes and
+//! each lint is a rule; what is accepted is a suppressed result.
+
+use serde_json::{Value, json};
+
+use crate::audit::escapes::kind::{Kind, Severity};
+use crate::audit::escapes::{scope_name, words};
+use crate::audit::lints::LINTS;
+use crate::audit::partition::Scope;
+
+use super::{Acceptance, DRIFT, Report, by, exits};
+
+const SCHEMA: &str = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json";
+const DRIFT_ID: &str = "drift";
+
+pub fn write(report: &Report) -> String {
+    let mut results = Vec::new();
+    for judged in &report.escapes {
+        let escape = &judged.found;
+        let exits = exits(escape);
+        let mut text = format!("{}: {}.", escape.title(), escape.kind.meaning());
+        text += &format!(" What escapes: {}.", words::flows(escape, report.space).join("; "));
+        text += &format!(" By: {}.", by(escape).join("; "));
+        text += &format!(" For example: {}. To close it: {}.", words::flow(&escape.example), escape.closes());
+        let places = exits.into_iter().map(|e| (format!("{}: {}", e.place, e.rule), "rule")).collect();
+        results.push(result(report, &escape.id(), escape.severity, text, places, &judged.accepted));
+    }
+    for judged in &report.lints {
+        let lint = &judged.found;
+        let text = format!("{}: {}. {}.", lint.subject, lint.message, lint.advice);
+        results.push(result(
+            report,
+            lint.id,
+            lint.severity,
+            text,
+            vec![(lint.subject.clone(), "subject")],
+            &judged.accepted,
+        ));
+    }
+    for difference in report.drift.iter().flatten() {
+        let place = difference.place.as_ref();
+        let place = place.map(|(family, table, chain)| (format!("{family} {} {chain}", table.name()), "chain"));
+        results.push(result(report, DRIFT_ID, DRIFT, format!("{difference}."), place.into_iter().collect(), &None));
+    }
+    let notices = report.notices.iter().map(|notice| json!({ "level": "note", "message": { "text": notice } }));
+    let object = json!({
+        "$schema": SCHEMA,
+        "version": "2.1.0",
+        "runs": [ {
+            "tool": { "driver": {
+                "name": "podweir",
+                "semanticVersion": env!("CARGO_PKG_VERSION"),
+                "rules": rules(),
+            } },
+            "invocations": [ {
+                "executionSuccessful": true,
+                "toolConfigurationNotifications": notices.collect::<Vec<_>>(),
+            } ],
+            "results": results,
+            "properties": { "about": report.about },
+        } ],
+    });
+    format!("{object:#}\n")
+}
+
+fn level(severity: Severity) -> &'static str {
+    match severity {
+        Severity::High => "error",
+        Severity::Medium => "warning",
+        Severity::Low | Severity::Info => "note",
+    }
+}
+
+/// Every rule there can be, so that numbers and names stay the same from run to run.
+fn rules() -> Vec<Value> {
+    let rule = |id: String, severity: Severity, short: String, full: &str, help: &str| {
+        json!({
+            "id": id,
+            "shortDescription": { "text": short },
+            "fullDescription": { "text": full },
+            "help": { "text": help },
+            "defaultConfiguration": { "level": level(severity) },
+            "properties": { "severity": severity.name() },
+        })
+    };
+    let mut out = Vec::new();
+    for scope in Scope::ALL {
+        for kind in Kind::ALL {
+            let id = format!("{}-{}", scope_name(scope), kind.id());
+            out.push(rule(id, kind.severity(), kind.title(scope), kind.meaning(), kind.closes(scope)));
+        }
+    }
+    for (id, severity, about) in LINTS {
+        out.push(rule(id.into(), severity, about.into(), about, "see the message"));
+    }
+    let about = "the rules are not what they should be";
+    out.push(rule(DRIFT_ID.into(), DRIFT, about.into(), about, "podweir init installs them again"));
+    out
+}
+
+fn result(
+    report: &Report,
+    id: &str,
+    severity: Severity,
+    text: String,
+    places: Vec<(String, &str)>,
+    accepted: &Option<Acceptance>,
+) -> Value {
+    let logical: Vec<Value> =
+        places.iter().map(|(place, kind)| json!({ "fullyQualifiedName": place, "kind": kind })).collect();
+    let mut location = json!({});
+    if let Some(file) = &report.file {
+        location["physicalLocation"] =
+            json!({ "artifactLocation": { "uri": uri(file) }, "region": { "startLine": 1 } });
+    }
+    if !logical.is_empty() {
+        location["logicalLocations"] = logical.into();
+    }
+    let mut out = json!({
+        "ruleId": id,
+        "level": level(severity),
+        "message": { "text": text },
+        "partialFingerprints": { "podweirFinding/v1": fingerprint(id, &places) },
+        "properties": { "severity": severity.name() },
+    });
+    if location.as_object().is_some_and(|fields| !fields.is_empty()) {
+        out["locations"] = json!([location]);
+    }
+    if let Some(Acceptance { reason, .. }) = accepted {
+        out["suppressions"] = json!([{ "kind": "external", "status": "accepted", "justification": reason }]);
+    }
+    out
+}
+
+/// What makes a finding the same one in the next run.
+fn fingerprint(id: &str, places: &[(String, &str)]) -> String {
+    let names: Vec<&str> = places.iter().map(|(place, _)| place.as_str()).collect();
+    format!("{id}|{}", names.join("|"))
+}
+
+/// A file name as a URI reference (RFC 3986).
+fn uri(path: &str) -> String {
+    let mut out = String::new();
+    for byte in path.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => out.push(byte.into()),
+            other => out += &format!("%{other:02X}"),
+        }
+    }
+    out
+}

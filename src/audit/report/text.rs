@@ -1,0 +1,93 @@
+//! The report as text, for a terminal or a log.
+
+use std::fmt::Write;
+
+use crate::audit::escapes::Escape;
+use crate::audit::escapes::kind::Severity;
+use crate::audit::escapes::words;
+
+use super::{Acceptance, DRIFT, Judged, Report, by};
+
+/// The most lines of one list that are printed; JSON has all.
+const LINES: usize = 8;
+
+pub fn write(report: &Report) -> String {
+    let mut out = format!("{}: {}\n{}\n", report.about, pod(report), summary(report));
+    for judged in &report.escapes {
+        out.push('\n');
+        escape(&mut out, report, judged);
+    }
+    if let Some(drift) = &report.drift {
+        let _ = match drift.len() {
+            0 => writeln!(out, "\nNo drift: the rules are what they should be."),
+            n => writeln!(out, "\n{} drift: {n} differences from what should be", DRIFT.name().to_uppercase()),
+        };
+        drift.iter().for_each(|difference| field(&mut out, "", &difference.to_string()));
+    }
+    for judged in &report.lints {
+        let lint = &judged.found;
+        let _ = writeln!(out, "\n{}{} ({})", heading(lint.severity, &judged.accepted), lint.id, lint.subject);
+        field(&mut out, "", &lint.message);
+        acceptance(&mut out, &judged.accepted);
+        field(&mut out, "to do", &lint.advice);
+    }
+    if !report.notices.is_empty() {
+        out.push('\n');
+        report.notices.iter().for_each(|notice| out += &format!("note: {notice}\n"));
+    }
+    out
+}
+
+/// The pod in a few words.
+pub fn pod(report: &Report) -> String {
+    let addresses: Vec<String> = report.pod.addresses.iter().map(ToString::to_string).collect();
+    match addresses.len() {
+        0 => format!("a pod without known addresses ({})", report.families),
+        _ => format!("the pod with {} ({})", addresses.join(", "), report.families),
+    }
+}
+
+/// How many findings there are of each severity.
+pub fn summary(report: &Report) -> String {
+    let counts = Severity::ALL.into_iter().map(|severity| format!("{} {severity}", report.count(severity)));
+    format!("{}; {} accepted", counts.collect::<Vec<_>>().join(", "), report.accepted())
+}
+
+fn heading(severity: Severity, accepted: &Option<Acceptance>) -> String {
+    match accepted {
+        Some(_) => "accepted  ".to_owned(),
+        None => format!("{:<8}  ", severity.name().to_uppercase()),
+    }
+}
+
+fn field(out: &mut String, name: &str, text: &str) {
+    let _ = writeln!(out, "  {name:<8}{text}");
+}
+
+fn fields(out: &mut String, name: &str, lines: &[String]) {
+    for (at, line) in lines.iter().take(LINES).enumerate() {
+        field(out, if at == 0 { name } else { "" }, line);
+    }
+    if lines.len() > LINES {
+        field(out, "", &format!("and {} more (--format json has all)", lines.len() - LINES));
+    }
+}
+
+fn acceptance(out: &mut String, accepted: &Option<Acceptance>) {
+    if let Some(Acceptance { reason, expires }) = accepted {
+        let until = expires.map(|date| format!(" (until {date})")).unwrap_or_default();
+        field(out, "wanted", &format!("{reason}{until}"));
+    }
+}
+
+fn escape(out: &mut String, report: &Report, judged: &Judged<Escape>) {
+    let escape = &judged.found;
+    let _ = writeln!(out, "{}{}: {}", heading(escape.severity, &judged.accepted), escape.id(), escape.title());
+    field(out, "", escape.kind.meaning());
+    acceptance(out, &judged.accepted);
+    fields(out, "what", &words::flows(escape, report.space));
+    fields(out, "by", &by(escape));
+    field(out, "try", &words::flow(&escape.example));
+    field(out, "", &format!("podweir explain {}", words::explain_arguments(&escape.example).join(" ")));
+    field(out, "close", escape.closes());
+}

@@ -1,0 +1,233 @@
+//! `podweir audit`: every way past the proxy, what looks unintended, and a verdict for a
+//! pipeline.
+
+use std::path::{Path, PathBuf};
+
+use clap::builder::PossibleValue;
+use clap::{Arg, ArgMatches, Command, ValueEnum, value_parser};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use crate::audit::accept::Accepted;
+use crate::audit::escapes::kind::Severity;
+use crate::audit::manifest::{Manifest, Wanted};
+use crate::audit::partition::Space;
+use crate::audit::report::{Input, Report, html, json, sarif, text};
+use crate::audit::source::options::Known;
+use crate::audit::source::{Source, options};
+use crate::config::settings::Face;
+
+use super::error::CliError;
+use super::{output, source};
+
+const HELP: &str = "\
+Severities: high - ordinary connections pass the proxy by, unnamed by any option;
+medium - options let them out by name, or it takes QUIC or the proxy's user; low - it
+takes intent (other UDP, DNS, ICMP, other protocols); info - it stays in the pod.
+
+--pod-manifest FILE is a source too: the arguments of its istio-init container, or else
+its annotations and proxy, as the CNI plugin takes them. With --live, --netns, --pid or
+--dump next to it, or to options behind --, what is found is compared with them: drift
+counts as high.
+
+--accept FILE names what is known and wanted; what it does not name goes on counting:
+  accept:
+    - class: inbound-excluded-port
+      reason: health checks and metrics
+      expires: 2027-06-30            # optional
+      only: { ports: [15020-15021, 15090] }
+
+Examples:
+  podweir audit --pod-ip 10.244.0.6 -- -i '*' -b '*' -d 15020,15021,15090
+  kubectl get pod shop -o yaml | podweir audit --pod-manifest - --fail-on medium
+  podweir audit --pid 4242 --pod-manifest shop.yaml --format html >shop.html
+  podweir audit --dump rules.v4 rules.v6 --accept known.yaml --format sarif
+";
+
+/// The most bytes of a manifest or of an --accept file.
+const LARGEST: u64 = 8 << 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Text,
+    Json,
+    Sarif,
+    Html,
+}
+
+impl ValueEnum for Format {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Text, Self::Json, Self::Sarif, Self::Html]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Text => PossibleValue::new("text").help("for a terminal or a log"),
+            Self::Json => PossibleValue::new("json").help("everything, for programs"),
+            Self::Sarif => PossibleValue::new("sarif").help("SARIF 2.1.0, for code scanning"),
+            Self::Html => PossibleValue::new("html").help("one file with the drawing, for people"),
+        })
+    }
+}
+
+/// The `audit` subcommand.
+pub fn command() -> Command {
+    let about = "Find every way past the proxy, and what looks unintended";
+    Command::new("audit").about(about).defer(|command| {
+        let arg = |name: &'static str, value: &'static str| Arg::new(name).long(name).value_name(value);
+        let severities = ["high", "medium", "low", "info"];
+        let command = command.args([
+            arg("format", "FORMAT").default_value("text").value_parser(value_parser!(Format)).help("How to report"),
+            arg("pod-manifest", "FILE")
+                .value_parser(value_parser!(PathBuf))
+                .help("The pod's YAML, as the injector left it; - is standard input"),
+            arg("accept", "FILE").value_parser(value_parser!(PathBuf)).help("Findings that are known and wanted"),
+            arg("fail-on", "SEVERITY").value_parser(severities).help("Exit 1 if a finding as bad, or worse, counts"),
+        ]);
+        source::with_source(command).after_long_help(format!("{}\n{HELP}", source::HELP))
+    })
+}
+
+pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
+    output::check()?;
+    let path = |name: &str| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
+    let manifest = path("pod-manifest").map(manifest).transpose()?;
+    let accepted = path("accept").map(accepted).transpose()?.unwrap_or_default();
+    let (found, wanted) = sources(matches, manifest.as_ref())?;
+    let (main, wanted) = match (&found, &wanted) {
+        (Some(found), wanted) => (found, wanted.as_ref()),
+        (None, Some(wanted)) => (wanted, None),
+        (None, None) => return Err(CliError::Usage("no rules to look at: name a source".into())),
+    };
+    let space = Space::telling_apart(&[&main.ruleset], &main.pod, &accepted.interfaces());
+    let input = Input {
+        about: about(matches, manifest.as_ref()),
+        file: file(matches),
+        source: main,
+        wanted,
+        manifest: manifest.as_ref(),
+        accepted: &accepted,
+        today: Timestamp::now().to_zoned(TimeZone::UTC).date(),
+    };
+    let report = Report::new(input, &space).map_err(|e| CliError::Failed(e.to_string()))?;
+    let written = match matches.get_one("format").copied().unwrap_or(Format::Text) {
+        Format::Text => text::write(&report),
+        Format::Json => json::write(&report),
+        Format::Sarif => sarif::write(&report),
+        Format::Html => html::write(&report),
+    };
+    output::print(&written)?;
+    let limit = matches.get_one::<String>("fail-on").and_then(|name| Severity::by_name(name));
+    match limit.map(|severity| (severity, report.count_from(severity))) {
+        Some((severity, count)) if count > 0 => {
+            let findings = if count == 1 { "finding is" } else { "findings are" };
+            Err(CliError::Failed(format!("{count} {findings} of severity {severity} or worse, and not accepted")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The rules found, and those wanted.
+fn sources(matches: &ArgMatches, manifest: Option<&Manifest>) -> Result<(Option<Source>, Option<Source>), CliError> {
+    let found = source::names_found(matches).then(|| source::found(matches)).transpose()?;
+    let wanted = match manifest {
+        // Options that are typed say more than a manifest does.
+        _ if matches.contains_id("options") => Some(source::wanted(matches, found.as_ref())?),
+        Some(manifest) => Some(of_manifest(matches, manifest, found.as_ref())?),
+        None if found.is_none() => Some(source::wanted(matches, None)?),
+        None => None,
+    };
+    Ok((found, wanted))
+}
+
+fn of_manifest(matches: &ArgMatches, manifest: &Manifest, found: Option<&Source>) -> Result<Source, CliError> {
+    let mut known = source::known(matches, found)?;
+    if known.addresses.is_empty() {
+        known.addresses.clone_from(&manifest.addresses);
+    }
+    if known.dns_servers.is_none() {
+        known.dns_servers.clone_from(&manifest.dns_servers);
+    }
+    let named = |problem: String| CliError::Usage(format!("--pod-manifest: {problem}"));
+    match manifest.wanted().map_err(|e| named(e.to_string()))? {
+        Wanted::Init { arguments, variables } => {
+            let mut words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            // Arguments begin with the face, unless the container's command does.
+            if !matches!(words.first(), Some(&("init" | "istio-iptables"))) {
+                words.insert(0, "istio-iptables");
+            }
+            let known_variable = |name: &str| variables.get(name).cloned();
+            source::of_words_in("the arguments of istio-init", &words, None, &known, &known_variable)
+        }
+        Wanted::Annotations(given, notes) => {
+            let mut source = of_given(&given, &known)?;
+            source.notes.extend(notes);
+            Ok(source)
+        }
+    }
+}
+
+fn of_given(given: &crate::config::given::Given, known: &Known) -> Result<Source, CliError> {
+    Ok(options::read(given, Face::Init, known)?)
+}
+
+fn manifest(path: &Path) -> Result<Manifest, CliError> {
+    let text = read("--pod-manifest", path)?;
+    Manifest::parse(&text).map_err(|e| CliError::Usage(format!("{}: {e}", shown(path))))
+}
+
+fn accepted(path: &Path) -> Result<Accepted, CliError> {
+    let text = read("--accept", path)?;
+    Accepted::parse(&text).map_err(|e| CliError::Usage(format!("{}: {e}", shown(path))))
+}
+
+fn shown(path: &Path) -> String {
+    if path == Path::new("-") { "standard input".into() } else { path.display().to_string() }
+}
+
+/// A small text file, or standard input.
+fn read(option: &str, path: &Path) -> Result<String, CliError> {
+    use std::io::Read;
+    let mut text = String::new();
+    let read = match path == Path::new("-") {
+        true => std::io::stdin().lock().take(LARGEST + 1).read_to_string(&mut text),
+        false => std::fs::File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_string(&mut text)),
+    };
+    let length = read.map_err(|e| match e.kind() {
+        std::io::ErrorKind::InvalidData => CliError::Usage(format!("{option}: {} is no text", shown(path))),
+        _ => CliError::Failed(format!("{option}: cannot read {}: {e}", shown(path))),
+    })?;
+    if length as u64 > LARGEST {
+        return Err(CliError::Usage(format!("{option}: {} is larger than {} MiB", shown(path), LARGEST >> 20)));
+    }
+    Ok(text)
+}
+
+/// What is looked at, in words.
+fn about(matches: &ArgMatches, manifest: Option<&Manifest>) -> String {
+    let pod = manifest.map(|manifest| format!(" of {}", manifest.name)).unwrap_or_default();
+    let names = |name| matches.get_many::<String>(name).into_iter().flatten().cloned().collect::<Vec<_>>().join(" ");
+    if matches.contains_id("dump") {
+        format!("rules{pod} in {}", names("dump"))
+    } else if let Some(pid) = matches.get_one::<u32>("pid") {
+        format!("rules{pod} around process {pid}")
+    } else if let Some(path) = matches.get_one::<PathBuf>("netns") {
+        format!("rules{pod} in {}", path.display())
+    } else if matches.get_flag("live") {
+        format!("rules{pod} in this network namespace")
+    } else if matches.contains_id("options") {
+        format!("options {}", names("options"))
+    } else {
+        match manifest {
+            Some(manifest) => format!("manifest of {}", manifest.name),
+            None => "no options".into(),
+        }
+    }
+}
+
+/// The file that findings are about, for tools that show them beside it.
+fn file(matches: &ArgMatches) -> Option<String> {
+    let manifest = matches.get_one::<PathBuf>("pod-manifest").map(|path| path.display().to_string());
+    let dump = matches.get_many::<String>("dump").and_then(|mut names| names.next().cloned());
+    manifest.or(dump).filter(|name| name != "-")
+}

@@ -1,0 +1,263 @@
+//! The plugin's log: JSON lines on stderr and in a file of the run directory that many
+//! processes write to at once. Standard output is not for it, and no failure to log is
+//! a reason to fail a pod.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// The file's name in the run directory; `plugin.log.1` is the one before.
+pub const FILE: &str = "plugin.log";
+/// How long the file may become before it is put aside.
+const LONGEST: u64 = 5 << 20;
+/// How long to wait for others that are writing.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// What every line of a process says.
+#[derive(Debug, Clone, Default)]
+pub struct Caller {
+    pub verb: &'static str,
+    /// Empty where there is none.
+    pub pod: String,
+    pub container_id: String,
+}
+
+/// Starts logging. `level`: the netconf's `plugin_log_level`. `run_dir`: where the file is.
+pub fn start(level: &str, caller: Caller, run_dir: Option<&Path>) {
+    let (filter, odd) = match parse_level(level) {
+        Some(filter) => (filter, None),
+        None => (LevelFilter::INFO, Some(level)),
+    };
+    let file = run_dir.map(|dir| LogFile::new(dir.join(FILE), LONGEST));
+    let lines = Lines { filter, caller, file, complained: Mutex::new(false) };
+    if tracing_subscriber::registry().with(lines).try_init().is_ok()
+        && let Some(level) = odd
+    {
+        tracing::warn!(
+            "netconf key plugin_log_level: '{level}' is no level; expected none, error, warn, info or debug; info is used"
+        );
+    }
+}
+
+/// A level; of `SCOPE:LEVEL,…` the default's.
+fn parse_level(text: &str) -> Option<LevelFilter> {
+    let mut found = None;
+    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        let (scope, level) = item.split_once(':').unwrap_or(("default", item));
+        let level = match level {
+            "none" | "off" => LevelFilter::OFF,
+            "fatal" | "error" => LevelFilter::ERROR,
+            "warn" | "warning" => LevelFilter::WARN,
+            "info" => LevelFilter::INFO,
+            "debug" => LevelFilter::DEBUG,
+            "trace" => LevelFilter::TRACE,
+            _ => return None,
+        };
+        if matches!(scope, "default" | "all" | "cni") {
+            found = Some(level);
+        }
+    }
+    Some(found.unwrap_or(LevelFilter::INFO))
+}
+
+/// Turns events into lines.
+struct Lines {
+    filter: LevelFilter,
+    caller: Caller,
+    file: Option<LogFile>,
+    /// Whether it was said already that the file cannot be written.
+    complained: Mutex<bool>,
+}
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
+        // Libraries have their own ideas of what is worth a line, and see the token.
+        *metadata.level() <= self.filter && metadata.target().starts_with("podweir")
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.filter)
+    }
+
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let line = self.line(event);
+        let _ = io::stderr().lock().write_all(line.as_bytes());
+        let Some(Err(error)) = self.file.as_ref().map(|file| file.append(&line)) else { return };
+        if let Ok(mut complained) = self.complained.lock()
+            && !std::mem::replace(&mut *complained, true)
+        {
+            let _ = writeln!(io::stderr(), "podweir: cannot write the log file: {error}");
+        }
+    }
+}
+
+impl Lines {
+    fn line(&self, event: &Event) -> String {
+        let mut time = String::new();
+        // Without the time the rest is still worth having.
+        let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let mut line = Map::new();
+        line.insert("time".into(), time.into());
+        line.insert("level".into(), event.metadata().level().as_str().to_lowercase().into());
+        line.insert("msg".into(), fields.message.into());
+        line.insert("verb".into(), self.caller.verb.into());
+        for (name, value) in [("pod", &self.caller.pod), ("container_id", &self.caller.container_id)] {
+            if !value.is_empty() {
+                line.insert(name.into(), value.as_str().into());
+            }
+        }
+        line.insert("pid".into(), std::process::id().into());
+        line.extend(fields.others);
+        format!("{}\n", Value::Object(line))
+    }
+}
+
+/// An event's message and other fields.
+#[derive(Default)]
+struct Fields {
+    message: String,
+    others: Map<String, Value>,
+}
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: Value) {
+        match (field.name(), value) {
+            ("message", Value::String(text)) => self.message = text,
+            (name, value) => drop(self.others.insert(name.into(), value)),
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, format!("{value:?}").into());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value.into());
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value.into());
+    }
+}
+
+/// A file that grows line by line and is put aside when it is too long. It is opened for
+/// every line: a process that kept it open would write to one long put aside.
+struct LogFile {
+    path: PathBuf,
+    longest: u64,
+}
+
+impl LogFile {
+    fn new(path: PathBuf, longest: u64) -> Self {
+        Self { path, longest }
+    }
+
+    fn append(&self, line: &str) -> io::Result<()> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let file = self.open()?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(mut file) => {
+                    if !self.is_current(&file) {
+                        continue;
+                    }
+                    if file.metadata()?.len() + line.len() as u64 > self.longest && file.metadata()?.len() > 0 {
+                        fs::rename(&self.path, self.path.with_extension("log.1"))?;
+                        continue;
+                    }
+                    return file.write_all(line.as_bytes());
+                }
+                // Whoever holds it that long is stopped; a line appended is whole all the same.
+                Err((mut file, _)) if Instant::now() > until => return file.write_all(line.as_bytes()),
+                Err(_) => std::thread::sleep(Duration::from_micros(200)),
+            }
+        }
+    }
+
+    fn open(&self) -> io::Result<File> {
+        let open = || File::options().create(true).append(true).open(&self.path);
+        open().or_else(|e| match (e.kind(), self.path.parent()) {
+            (io::ErrorKind::NotFound, Some(dir)) => fs::create_dir_all(dir).and_then(|()| open()),
+            _ => Err(e),
+        })
+    }
+
+    /// Whether a file is still the one by that name.
+    fn is_current(&self, file: &File) -> bool {
+        let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        match (file.metadata().map(identity), fs::metadata(&self.path).map(identity)) {
+            (Ok(open), Ok(named)) => open == named,
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels() {
+        assert_eq!(parse_level(""), Some(LevelFilter::INFO));
+        assert_eq!(parse_level("debug"), Some(LevelFilter::DEBUG));
+        assert_eq!(parse_level("default:warn,other:debug"), Some(LevelFilter::WARN));
+        assert_eq!(parse_level("loud"), None);
+    }
+
+    #[test]
+    fn many_writers_lose_and_break_no_line() {
+        let dir = std::env::temp_dir().join(format!("podweir-log-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        let path = dir.join(FILE);
+        let filler = "x".repeat(50);
+        // Long enough to be put aside just once.
+        std::thread::scope(|scope| {
+            for writer in 0..8 {
+                let (path, filler) = (&path, &filler);
+                scope.spawn(move || {
+                    for n in 0..100 {
+                        LogFile::new(path.clone(), 40_000).append(&format!("{writer} {n} {filler}\n")).unwrap();
+                    }
+                });
+            }
+        });
+        let text = fs::read_to_string(&path).unwrap() + &fs::read_to_string(dir.join("plugin.log.1")).unwrap();
+        let mut lines: Vec<&str> = text.lines().collect();
+        assert!(lines.iter().all(|line| line.ends_with(&filler)));
+        lines.sort();
+        lines.dedup();
+        assert_eq!(lines.len(), 800);
+        assert!(fs::metadata(&path).unwrap().len() <= 40_000);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

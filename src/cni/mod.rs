@@ -1,0 +1,139 @@
+//! The CNI face: a plugin that a container runtime executes last in a chain, with
+//! `CNI_COMMAND` in the environment and the netconf on standard input. Standard output
+//! carries the result or the error object and nothing else.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `protocol` | verbs, versions, results, error objects |
+//! | `request`, `netconf` | what the runtime sends, checked |
+//! | `pod`, `annotations`, `decide` | which pods, and what is done with them |
+//! | `kubeconfig`, `resolver`, `lookup` | asking the API server for a pod |
+//! | `facts`, `namespace` | working in a pod's network namespace |
+//! | `verbs`, `state`, `answer`, `log` | what each verb does, remembers and says |
+
+pub(crate) mod annotations;
+mod answer;
+mod decide;
+mod facts;
+mod kubeconfig;
+mod log;
+mod lookup;
+mod namespace;
+mod netconf;
+pub(crate) mod pod;
+pub(crate) mod protocol;
+mod request;
+mod resolver;
+mod state;
+mod verbs;
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::config::given::{Environment, process_environment};
+
+use answer::{Answer, Given as Answered};
+use log::Caller;
+use netconf::Raw;
+use protocol::{CniError, Code, Verb, Version};
+use request::{DEFAULT_TIMEOUT, Deadline, Variables};
+use verbs::Call;
+
+/// Whether a container runtime has started this process.
+pub fn is_called(environment: Environment) -> bool {
+    environment("CNI_COMMAND").is_some()
+}
+
+/// Answers the call and gives the exit status. Nothing gets past this without an answer.
+pub fn main() -> u8 {
+    let answer = Arc::new(Answer::default());
+    let result = catch_unwind(AssertUnwindSafe(|| run(&answer)));
+    let error = match result.unwrap_or_else(|panic| Err(internal(Some(&*panic)))) {
+        Ok(()) => match answer.succeed() {
+            Answered::Failed(error) => error,
+            _ => return 0,
+        },
+        Err(error) => error,
+    };
+    // Where the netconf was no good, logging has not begun.
+    log::start("", Caller::default(), None);
+    tracing::error!(code = error.code.number(), "{error}");
+    if let Answered::Failed(error) = answer.fail(&error) {
+        tracing::error!("{error}");
+    }
+    1
+}
+
+/// A panic as an error.
+fn internal(panic: Option<&(dyn Any + Send)>) -> CniError {
+    let text = panic.and_then(|panic| {
+        panic.downcast_ref::<&str>().map(ToString::to_string).or_else(|| panic.downcast_ref::<String>().cloned())
+    });
+    CniError::new(Code::Internal, format!("podweir made a mistake: {}", text.unwrap_or_else(|| "it panicked".into())))
+        .details("please report it, with the plugin's log")
+}
+
+fn run(answer: &Arc<Answer>) -> Result<(), CniError> {
+    let mut deadline = Deadline { started: Instant::now(), timeout: DEFAULT_TIMEOUT };
+    let verb = request::verb(&process_environment)?;
+    let variables = Variables::read(&process_environment);
+    let input = request::read_input(&deadline);
+    if verb == Verb::Del {
+        // Whatever the netconf is, the pod goes.
+        let (raw, problem) = match input.and_then(|input| Raw::parse(&input)) {
+            Ok(raw) => (raw, None),
+            Err(error) => (Raw::default(), Some(error)),
+        };
+        start_log(verb, &variables, &raw);
+        problem.iter().for_each(|problem| tracing::warn!("{problem}"));
+        verbs::del(&variables, &raw.run_dir());
+        return Ok(());
+    }
+    let input = input?;
+    if verb == Verb::Version {
+        return version(&input, answer);
+    }
+    let raw = Raw::parse(&input)?;
+    start_log(verb, &variables, &raw);
+    let version = raw.version()?;
+    answer.speak(version);
+    if version < verb.since() {
+        let (name, since) = (verb.name(), verb.since().name());
+        return Err(CniError::new(
+            Code::IncompatibleVersion,
+            format!("the netconf's cniVersion {} has no {name}", version.name()),
+        )
+        .details(format!("{name} came with {since}")));
+    }
+    let netconf = raw.check(version)?;
+    deadline.timeout = netconf.timeout;
+    let call = Call { variables, netconf, deadline, answer: answer.clone() };
+    match verb {
+        Verb::Add => call.add(),
+        Verb::Check => call.check(),
+        Verb::Gc => call.gc(),
+        Verb::Status => call.status(),
+        Verb::Del | Verb::Version => Ok(()),
+    }
+}
+
+fn start_log(verb: Verb, variables: &Variables, raw: &Raw) {
+    let pod = variables.pod().ok().flatten().map(|pod| pod.to_string()).unwrap_or_default();
+    let caller = Caller { verb: verb.name(), pod, container_id: variables.container_id().into() };
+    let run_dir = raw.run_dir();
+    log::start(&raw.log_level(), caller, Some(&run_dir).filter(|dir| dir.is_absolute()).map(|dir| &**dir));
+}
+
+/// VERSION asks what is spoken, so no version is a wrong one, and none is needed.
+fn version(input: &[u8], answer: &Answer) -> Result<(), CniError> {
+    let spoken = match input.iter().all(u8::is_ascii_whitespace) {
+        true => Version::LATEST,
+        false => Raw::parse(input)?.version().unwrap_or(Version::LATEST),
+    };
+    match answer.give(&protocol::version_result(spoken)) {
+        Answered::Failed(error) => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,225 @@
+//! A pod's network namespace: entering it so that nothing can leave the process in it,
+//! programming it, and holding it against a plan.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use crate::audit::compare;
+use crate::backend::install::{Conditions, InstallError, Outcome, Request, Session};
+use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
+use crate::backend::{Kind, Reading};
+use crate::config::given::{Given, process_environment};
+use crate::config::settings::{BackendChoice, Face, Run, Settings, SettingsError};
+use crate::plan::canon::Canon;
+use crate::plan::{self, model::Plan};
+use crate::sys::lock::LockError;
+use crate::sys::netns::{self, Netns};
+
+use super::answer::{Answer, Given as Answered};
+use super::facts::PodFacts;
+use super::protocol::{CniError, Code};
+use super::request::Deadline;
+
+/// How long work may take to put everything back after the deadline.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// Opens the namespace at a path; refuses the node's own.
+pub fn open(path: &Path) -> Result<Netns, CniError> {
+    let failed = |text: String| CniError::new(Code::Environment, format!("CNI_NETNS: {text}"));
+    let netns = Netns::open(path).map_err(|e| failed(e.to_string()))?;
+    let (device, inode) = netns.identity().map_err(|e| failed(format!("cannot look at {}: {e}", path.display())))?;
+    // The plugin runs where the runtime does: on the node.
+    let own = Netns::open(Path::new("/proc/self/ns/net")).ok().and_then(|own| own.identity().ok());
+    if own == Some((device, inode)) || netns::is_host(inode).is_some() {
+        return Err(failed(format!("{} is the node's own network namespace", path.display()))
+            .details("programming it would divert the node's traffic; a pod with hostNetwork needs no plugin"));
+    }
+    Ok(netns)
+}
+
+/// What to do in a namespace.
+pub struct Job {
+    pub options: Given,
+    pub name_servers: Vec<String>,
+    pub deadline: Deadline,
+}
+
+/// What was done, and how long it took.
+#[derive(Debug)]
+pub struct Done {
+    pub outcome: Outcome,
+    pub warnings: Vec<String>,
+    pub families: String,
+    pub rules: usize,
+    pub read: Duration,
+    pub apply: Duration,
+}
+
+/// Runs a closure in a namespace, on a thread that ends with it; whatever happens to it,
+/// this thread stays where it is. Gives up at the deadline, unless the answer is out.
+fn inside<T: Send + 'static>(
+    netns: Netns,
+    deadline: Deadline,
+    answer: &Answer,
+    work: impl FnOnce(&Netns) -> Result<T, CniError> + Send + 'static,
+) -> Result<T, CniError> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new().name("netns".into()).spawn(move || {
+        let result = match netns.enter() {
+            Ok(()) => work(&netns),
+            Err(e) => Err(CniError::new(Code::Programming, e.to_string())),
+        };
+        // Nobody may be waiting any more.
+        let _ = sender.send(result);
+    });
+    let thread = thread.map_err(|e| CniError::new(Code::Io, format!("cannot start a thread: {e}")))?;
+    match receiver.recv_timeout(deadline.remaining()) {
+        Ok(result) => return result,
+        Err(RecvTimeoutError::Disconnected) => return Err(broken(thread)),
+        Err(RecvTimeoutError::Timeout) => {}
+    }
+    let late = CniError::new(Code::TryAgainLater, format!("not done within {:?}", deadline.timeout))
+        .details("the netconf's timeout says how long an ADD may take; the node may be overloaded");
+    if let Answered::TooLate = answer.fail(&late) {
+        return receiver.recv_timeout(GRACE).unwrap_or(Err(late));
+    }
+    // The work is about to find out, and takes back what it did.
+    let _ = receiver.recv_timeout(GRACE);
+    Err(late)
+}
+
+fn broken(thread: std::thread::JoinHandle<()>) -> CniError {
+    let panic = thread.join().err();
+    super::internal(panic.as_deref())
+}
+
+fn refused(error: SettingsError) -> CniError {
+    match error.is_usage() {
+        true => CniError::new(Code::Pod, error.to_string()).details("correct the pod's annotation"),
+        false => CniError::new(Code::Programming, error.to_string()),
+    }
+}
+
+fn failed(error: InstallError) -> CniError {
+    let code = match &error {
+        InstallError::Lock(LockError::Held { .. }) => Code::TryAgainLater,
+        _ => Code::Programming,
+    };
+    CniError::new(code, error.to_string())
+}
+
+fn io_failed(what: &str) -> impl FnOnce(std::io::Error) -> CniError {
+    move |e| CniError::new(Code::Programming, format!("{what}: {e}"))
+}
+
+/// The plan for the namespace the thread is in, and a session to carry it out.
+struct Ready {
+    settings: Settings,
+    plan: Plan,
+    session: Session,
+    mesh_address: bool,
+}
+
+fn prepare(netns: &Netns, job: &Job) -> Result<Ready, CniError> {
+    let facts = PodFacts::new(&job.name_servers);
+    let settings = Settings::resolve(&job.options, Face::Init, &facts).map_err(refused)?;
+    let plan = plan::build(&settings.interception);
+    let current = netns::current().map_err(io_failed("cannot tell which network namespace this is"))?;
+    let (mesh_address, route) = facts.into_mesh_address().map_err(io_failed("cannot list the pod's addresses"))?;
+    let conditions = conditions(netns, &settings.run, &job.deadline)?;
+    let session = Session::open(conditions, current, route).map_err(failed)?;
+    Ok(Ready { settings, plan, session, mesh_address })
+}
+
+/// What the iptables programs are started with: a lock that is not the node's, and where
+/// the pod has a user namespace of its own, inside that.
+fn conditions(netns: &Netns, run: &Run, deadline: &Deadline) -> Result<Conditions, CniError> {
+    let owner = netns.foreign_owner().map_err(io_failed("cannot tell who owns the network namespace"))?;
+    Ok(Conditions {
+        rule_comments: run.rule_comments,
+        lock_timeout: run.lock_timeout.min(deadline.remaining()),
+        programs: ProgramEnvironment {
+            path: process_environment("PATH").unwrap_or_default().into(),
+            variables: [("XTABLES_LOCKFILE", NO_LOCK.into())].into(),
+            user_namespace: owner.map(Arc::new),
+        },
+    })
+}
+
+/// Makes a namespace hold an interception and gives the answer; takes everything back if
+/// nobody is to hear it.
+pub fn program(netns: Netns, job: Job, answer: &Arc<Answer>, result: String) -> Result<Done, CniError> {
+    let (deadline, theirs) = (job.deadline, answer.clone());
+    inside(netns, deadline, answer, move |netns| {
+        let mut ready = prepare(netns, &job)?;
+        let started = Instant::now();
+        let run = &ready.settings.run;
+        let request =
+            Request { plan: &ready.plan, choice: run.backend, reconcile: run.reconcile, force: run.force_apply };
+        let outcome = ready.session.install(&request, ready.mesh_address).map_err(failed)?;
+        let took = started.elapsed();
+        let error = match theirs.give(&result) {
+            Answered::Written => None,
+            Answered::TooLate => Some(CniError::new(Code::TryAgainLater, "too late")),
+            Answered::Failed(error) => Some(error),
+        };
+        if let Some(error) = error {
+            return Err(match ready.session.undo() {
+                Ok(()) => error,
+                Err((problem, _)) => error.details(format!("going back failed too: {problem}")),
+            });
+        }
+        let done = Done {
+            read: outcome.read,
+            apply: took.saturating_sub(outcome.read),
+            warnings: ready.settings.warnings.iter().chain(&outcome.warnings).cloned().collect(),
+            families: ready.plan.families.to_string(),
+            rules: ready.plan.rule_count(),
+            outcome,
+        };
+        // The process ends soon; the kernel closes what is open, faster than we would.
+        std::mem::forget(ready.session);
+        Ok(done)
+    })
+}
+
+/// Holds a namespace against the plan for it; an error names the first difference.
+pub fn compare(netns: Netns, job: Job, answer: &Answer) -> Result<Kind, CniError> {
+    let deadline = job.deadline;
+    inside(netns, deadline, answer, move |netns| {
+        let mut ready = prepare(netns, &job)?;
+        let readings = ready.session.read(&ready.plan.routing).map_err(failed)?;
+        let wanted = match ready.settings.run.backend {
+            BackendChoice::Nftables => Some(Kind::Nftables),
+            BackendChoice::IptablesNft => Some(Kind::IptablesNft),
+            BackendChoice::IptablesLegacy => Some(Kind::IptablesLegacy),
+            BackendChoice::Auto | BackendChoice::AutoIptables => None,
+        };
+        drift(&ready.plan, wanted, &readings)
+    })
+}
+
+fn drift(plan: &Plan, wanted: Option<Kind>, readings: &[(Kind, Reading)]) -> Result<Kind, CniError> {
+    let error = |what: String| CniError::new(Code::Drift, format!("the kernel does not hold the pod's rules: {what}"));
+    let (kind, reading) = match readings {
+        [(kind, reading)] if wanted.is_none_or(|wanted| wanted == *kind) => (*kind, reading.clone()),
+        [(kind, _)] => return Err(error(format!("they are in {kind}, which is not the backend"))),
+        [] => (wanted.unwrap_or(Kind::Nftables), Reading::nothing()),
+        several => {
+            let names: Vec<&str> = several.iter().map(|(kind, _)| kind.name()).collect();
+            return Err(error(format!("several backends hold some: {}", names.join(", "))));
+        }
+    };
+    let hint = "delete the pod to have it set up anew";
+    let differences = compare::differences(&Canon::of(plan), &Canon::of(&reading.plan));
+    let mut all = differences.iter().map(ToString::to_string).chain(reading.strange.iter().map(ToString::to_string));
+    let Some(first) = all.next() else { return Ok(kind) };
+    let more = all.count();
+    Err(error(first).details(match more {
+        0 => hint.to_owned(),
+        1 => format!("1 more difference; {hint}"),
+        _ => format!("{more} more differences; {hint}"),
+    }))
+}

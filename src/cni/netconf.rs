@@ -1,0 +1,304 @@
+//! The netconf: the network configuration on standard input, checked. Keys that are not
+//! ours are ignored; what the plugin before us answered is kept as it came.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::config::given::{Given, Origin};
+use crate::config::options::{Group, OPTIONS, Opt, Spec};
+use crate::config::settings::{Face, Settings, SettingsError};
+use crate::config::value;
+
+use super::facts::NoFacts;
+use super::protocol::{CniError, Code, VERSIONS, Version};
+use super::request::DEFAULT_TIMEOUT;
+
+/// Where the agent keeps what the plugin needs, and the plugin its state.
+const DEFAULT_RUN_DIR: &str = "/var/run/podweir";
+
+/// The capability by which containerd hands a pod's annotations over.
+const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+
+/// An attachment that the runtime still knows.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ValidAttachment {
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    pub ifname: String,
+}
+
+/// The checked netconf.
+#[derive(Debug)]
+pub struct Netconf {
+    pub version: Version,
+    /// The network's name.
+    pub name: String,
+    pub run_dir: PathBuf,
+    pub exclude_namespaces: Vec<String>,
+    /// The agent's own namespace.
+    pub pod_namespace: String,
+    pub timeout: Duration,
+    /// The netconf itself asks for an interception.
+    pub intercepts: bool,
+    /// Options that the netconf sets.
+    pub options: Given,
+    /// The pod's annotations, where the runtime hands them over.
+    pub annotations: Option<BTreeMap<String, String>>,
+    /// The result so far, as it came.
+    pub prev_result: Option<Box<RawValue>>,
+    /// Name servers that the result so far names.
+    pub name_servers: Vec<String>,
+    /// GC: what is not to be dropped; `None`: the runtime does not say.
+    pub valid_attachments: Option<Vec<ValidAttachment>>,
+}
+
+type Keys = HashMap<String, Box<RawValue>>;
+
+/// The keys of a JSON object, not looked at yet.
+#[derive(Default)]
+pub struct Raw {
+    keys: Keys,
+}
+
+impl Raw {
+    pub fn parse(input: &[u8]) -> Result<Self, CniError> {
+        if input.iter().all(u8::is_ascii_whitespace) {
+            return Err(CniError::new(Code::Decode, "standard input is empty; expected the netconf, a JSON object"));
+        }
+        let keys = serde_json::from_slice(input);
+        keys.map(|keys| Self { keys }).map_err(|e| {
+            CniError::new(Code::Decode, format!("standard input is no netconf: {e}; expected a JSON object"))
+        })
+    }
+
+    /// The version, whatever else is wrong.
+    pub fn version(&self) -> Result<Version, CniError> {
+        let text: Option<String> = get(&self.keys, "cniVersion")?;
+        match text.as_deref() {
+            None | Some("") => Err(CniError::new(Code::Netconf, "the netconf has no cniVersion")
+                .details(format!("add one of {}", VERSIONS.join(", ")))),
+            Some(text) => Version::parse(text).ok_or_else(|| {
+                CniError::new(Code::IncompatibleVersion, format!("cniVersion {text:?} is not supported"))
+                    .details(format!("supported are {}", VERSIONS.join(", ")))
+            }),
+        }
+    }
+
+    /// The level of the log, whatever else is wrong.
+    pub fn log_level(&self) -> String {
+        get(&self.keys, "plugin_log_level").ok().flatten().unwrap_or_default()
+    }
+
+    /// The run directory, whatever else is wrong.
+    pub fn run_dir(&self) -> PathBuf {
+        let dir: Option<String> = get(&self.keys, "cni_agent_run_dir").ok().flatten();
+        dir.filter(|dir| !dir.is_empty()).unwrap_or_else(|| DEFAULT_RUN_DIR.into()).into()
+    }
+
+    /// Makes sense of the keys.
+    pub fn check(mut self, version: Version) -> Result<Netconf, CniError> {
+        let keys = &self.keys;
+        let timeout: Option<Value> = get(keys, "timeout")?;
+        let runtime: Option<HashMap<String, Value>> = get(keys, "runtimeConfig")?;
+        let interception: Option<serde_json::Map<String, Value>> = get(keys, "interception")?;
+        let run_dir = self.run_dir();
+        if !run_dir.is_absolute() {
+            return Err(wrong("cni_agent_run_dir", "is no absolute path"));
+        }
+        let mut options = Given::default();
+        for (key, opt) in [("backend", Opt::Backend), ("ip_families", Opt::IpFamilies)] {
+            if let Some(text) = get::<String>(keys, key)? {
+                options.set(opt, Origin::Netconf(key.into()), text);
+            }
+        }
+        if get::<bool>(keys, "native_nftables")? == Some(true) {
+            options.set(Opt::NativeNftables, Origin::Netconf("native_nftables".into()), "true");
+        }
+        for (name, value) in interception.iter().flatten() {
+            let key = format!("interception.{name}");
+            options.set(option(name)?.opt, Origin::Netconf(key.clone()), text_of(&key, value)?);
+        }
+        // Whatever the pod says, these must be right.
+        match Settings::resolve(&options, Face::Init, &NoFacts) {
+            Err(error) if error.is_usage() => return Err(wrong_option(&error)),
+            _ => {}
+        }
+        let prev_result = prev_result(keys, version)?;
+        Ok(Netconf {
+            version,
+            name: get(keys, "name")?.unwrap_or_default(),
+            run_dir,
+            exclude_namespaces: get(keys, "exclude_namespaces")?.unwrap_or_default(),
+            pod_namespace: get(keys, "pod_namespace")?.unwrap_or_default(),
+            timeout: timeout.map_or(Ok(DEFAULT_TIMEOUT), |value| duration(&value))?,
+            intercepts: interception.is_some(),
+            options,
+            annotations: annotations(runtime.unwrap_or_default())?,
+            name_servers: prev_result.map(|result| result.dns.unwrap_or_default().nameservers).unwrap_or_default(),
+            valid_attachments: get(keys, "cni.dev/valid-attachments")?,
+            prev_result: self.keys.remove("prevResult").filter(|raw| raw.get() != "null"),
+        })
+    }
+}
+
+fn wrong(key: &str, problem: impl std::fmt::Display) -> CniError {
+    CniError::new(Code::Netconf, format!("netconf key {key}: {problem}"))
+        .details("correct the network configuration on the node (usually in /etc/cni/net.d)")
+}
+
+fn wrong_option(error: &SettingsError) -> CniError {
+    CniError::new(Code::Netconf, error.to_string())
+        .details("correct the network configuration on the node (usually in /etc/cni/net.d)")
+}
+
+/// A key's value; `null` counts as absent.
+fn get<T: DeserializeOwned>(keys: &Keys, key: &str) -> Result<Option<T>, CniError> {
+    let Some(raw) = keys.get(key) else { return Ok(None) };
+    serde_json::from_str(raw.get()).map_err(|e| wrong(key, e))
+}
+
+/// What of a result is looked at.
+#[derive(Deserialize)]
+struct PrevResult {
+    #[serde(rename = "cniVersion")]
+    version: Option<String>,
+    dns: Option<Dns>,
+}
+
+#[derive(Default, Deserialize)]
+struct Dns {
+    #[serde(default)]
+    nameservers: Vec<String>,
+}
+
+fn prev_result(keys: &Keys, version: Version) -> Result<Option<PrevResult>, CniError> {
+    let result: Option<PrevResult> = get(keys, "prevResult")?;
+    match result.as_ref().and_then(|result| result.version.as_deref()) {
+        Some(other) if other != version.name() => Err(wrong(
+            "prevResult",
+            format_args!("is of version {other:?}, the netconf of {}; a chain has one version", version.name()),
+        )),
+        _ => Ok(result),
+    }
+}
+
+/// Seconds, or a text such as "90s".
+fn duration(value: &Value) -> Result<Duration, CniError> {
+    const EXPECTED: &str = "expected seconds, or a text such as \"90s\", from 1ms to 24h";
+    let text = match value {
+        Value::Number(seconds) => format!("{seconds}s"),
+        Value::String(text) => text.clone(),
+        _ => return Err(wrong("timeout", EXPECTED)),
+    };
+    value::duration(&text).map_err(|_| wrong("timeout", format_args!("{value} is no time; {EXPECTED}")))
+}
+
+fn annotations(mut runtime: HashMap<String, Value>) -> Result<Option<BTreeMap<String, String>>, CniError> {
+    match runtime.remove(POD_ANNOTATIONS) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => {
+            serde_json::from_value(value).map_err(|e| wrong(&format!("runtimeConfig.{POD_ANNOTATIONS}"), e)).map(Some)
+        }
+    }
+}
+
+/// How the netconf's `interception` names an option: by its long flag, or the variable of
+/// one that has no flag.
+pub fn option_name(spec: &Spec) -> &'static str {
+    if spec.long.is_empty() { spec.env[0] } else { spec.long }
+}
+
+fn option(name: &str) -> Result<&'static Spec, CniError> {
+    let key = format!("interception.{name}");
+    let spec = OPTIONS.iter().find(|spec| option_name(spec) == name);
+    let spec = spec
+        .ok_or_else(|| wrong(&key, "is no option; expected the long name of one, as podweir init --help lists them"))?;
+    let elsewhere = [Opt::NetworkNamespace, Opt::CniMode, Opt::HostNetwork].contains(&spec.opt);
+    let ours = spec.group != Group::Operation || [Opt::Reconcile, Opt::ForceApply].contains(&spec.opt);
+    match ours && !elsewhere {
+        true => Ok(spec),
+        false => Err(wrong(&key, "means nothing to the plugin; leave it out")),
+    }
+}
+
+/// An option's text: a string, a number, a boolean, or a list of such.
+fn text_of(key: &str, value: &Value) -> Result<String, CniError> {
+    match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Number(number) => Ok(number.to_string()),
+        Value::Bool(flag) => Ok(flag.to_string()),
+        Value::Array(items) if items.iter().all(|item| item.is_string() || item.is_number()) => {
+            let texts: Result<Vec<String>, CniError> = items.iter().map(|item| text_of(key, item)).collect();
+            Ok(texts?.join(","))
+        }
+        _ => Err(wrong(key, "is no text, number, boolean or list of them")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<Netconf, CniError> {
+        let raw = Raw::parse(text.as_bytes())?;
+        let version = raw.version()?;
+        raw.check(version)
+    }
+
+    fn code(text: &str) -> Code {
+        check(text).unwrap_err().code
+    }
+
+    #[test]
+    fn what_is_no_netconf_is_told_apart() {
+        assert_eq!(code(""), Code::Decode);
+        assert_eq!(code("hello"), Code::Decode);
+        assert_eq!(code("[]"), Code::Decode);
+        assert_eq!(code("{}"), Code::Netconf);
+        assert_eq!(code(r#"{"cniVersion":"9.0.0"}"#), Code::IncompatibleVersion);
+        assert_eq!(code(r#"{"cniVersion":1}"#), Code::Netconf);
+        assert_eq!(code(r#"{"cniVersion":"1.0.0","prevResult":{"cniVersion":"0.4.0"}}"#), Code::Netconf);
+        for key in [
+            r#""backend":"bogus""#,
+            r#""timeout":"soon""#,
+            r#""timeout":-1"#,
+            r#""exclude_namespaces":"a""#,
+            r#""interception":{"no-such-option":1}"#,
+            r#""interception":{"dry-run":true}"#,
+            r#""interception":{"istio-inbound-ports":"0"}"#,
+            r#""interception":{"istio-inbound-ports":{}}"#,
+            r#""interception":[]"#,
+            r#""cni_agent_run_dir":"relative""#,
+            r#""runtimeConfig":{"io.kubernetes.cri.pod-annotations":[]}"#,
+        ] {
+            assert_eq!(code(&format!(r#"{{"cniVersion":"1.0.0",{key}}}"#)), Code::Netconf, "{key}");
+        }
+    }
+
+    #[test]
+    fn the_result_so_far_is_kept_letter_by_letter() {
+        let result = r#"{ "cniVersion":"1.0.0", "x": 1.50, "big":123456789012345678901234567890,"dns":{} }"#;
+        let netconf = check(&format!(r#"{{"cniVersion":"1.0.0","unknown":[1],"prevResult":{result}}}"#)).unwrap();
+        assert_eq!(netconf.prev_result.unwrap().get(), result);
+        assert!(check(r#"{"cniVersion":"1.0.0","prevResult":null}"#).unwrap().prev_result.is_none());
+    }
+
+    #[test]
+    fn options_come_by_their_long_names() {
+        let netconf = check(
+            r#"{"cniVersion":"1.0.0","timeout":1.5,"interception":{"istio-inbound-ports":[80,"8000-8100"],"redirect-dns":true,"proxy-uid":7}}"#,
+        )
+        .unwrap();
+        assert_eq!(netconf.options.text(Opt::InboundPorts).1, "80,8000-8100");
+        assert_eq!(netconf.options.text(Opt::RedirectDns).1, "true");
+        assert_eq!(netconf.options.text(Opt::ProxyUid).1, "7");
+        assert_eq!(netconf.timeout, Duration::from_millis(1500));
+        assert!(netconf.intercepts);
+    }
+}

@@ -1,0 +1,190 @@
+//! A pod as the API server tells it: as much as decides about it, and whether it is one
+//! whose traffic is to be diverted.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+
+use crate::config::value;
+
+pub const STATUS: &str = "sidecar.istio.io/status";
+const INJECT: &str = "sidecar.istio.io/inject";
+const PROXY: &str = "istio-proxy";
+const INIT: &str = "istio-init";
+
+type Texts = Option<BTreeMap<String, String>>;
+
+/// The parts of a pod that decide.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Pod {
+    #[serde(default)]
+    pub metadata: Metadata,
+    #[serde(default)]
+    pub spec: PodSpec,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Metadata {
+    #[serde(default)]
+    annotations: Texts,
+    #[serde(default)]
+    labels: Texts,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodSpec {
+    #[serde(default)]
+    init_containers: Option<Vec<Container>>,
+    #[serde(default)]
+    containers: Option<Vec<Container>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Container {
+    pub name: String,
+    #[serde(default)]
+    pub args: Option<Vec<String>>,
+    #[serde(default)]
+    env: Option<Vec<Variable>>,
+    #[serde(default)]
+    security_context: Option<SecurityContext>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Variable {
+    name: String,
+    /// Absent where the value comes from elsewhere.
+    #[serde(default)]
+    value: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SecurityContext {
+    #[serde(default)]
+    run_as_user: Option<i64>,
+    #[serde(default)]
+    run_as_group: Option<i64>,
+}
+
+/// Why a pod's traffic is not diverted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeftAlone {
+    NotKubernetes,
+    ExcludedNamespace(String),
+    OwnAgent,
+    HasInit,
+    NoProxy,
+    ProxyDisabled,
+    NoSidecar(String),
+    InjectFalse,
+    NotInjected,
+}
+
+impl fmt::Display for LeftAlone {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::NotKubernetes => f.write_str(
+                "CNI_ARGS names no pod with its namespace, and the netconf has no interception: this is not Kubernetes",
+            ),
+            Self::ExcludedNamespace(namespace) => write!(f, "its namespace {namespace} is excluded by the netconf"),
+            Self::OwnAgent => f.write_str("it is the node's own agent"),
+            Self::HasInit => write!(f, "it has an init container {INIT}, which does the work"),
+            Self::NoProxy => write!(f, "it has no container {PROXY}"),
+            Self::ProxyDisabled => write!(f, "DISABLE_ENVOY is true for its container {PROXY}"),
+            Self::NoSidecar(kind) => write!(f, "its proxy is no sidecar, but '{kind}'"),
+            Self::InjectFalse => write!(f, "{INJECT} is false"),
+            Self::NotInjected => write!(f, "it lacks the annotation {STATUS}: no sidecar was injected"),
+        }
+    }
+}
+
+impl Container {
+    /// The literal value of a variable; the last one given counts.
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        let variables = self.env.iter().flatten().rev();
+        variables.filter(|variable| variable.name == name).find_map(|variable| variable.value.as_deref())
+    }
+
+    /// Who it runs as; 0 is as good as unknown: no proxy runs as root, or everything of
+    /// root's would count as its own.
+    pub fn run_as_user(&self) -> Option<i64> {
+        self.security_context.as_ref()?.run_as_user.filter(|&id| id != 0)
+    }
+
+    pub fn run_as_group(&self) -> Option<i64> {
+        self.security_context.as_ref()?.run_as_group.filter(|&id| id != 0)
+    }
+}
+
+impl Pod {
+    pub fn annotation(&self, name: &str) -> Option<&str> {
+        self.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+    }
+
+    fn label(&self, name: &str) -> Option<&str> {
+        self.metadata.labels.as_ref()?.get(name).map(String::as_str)
+    }
+
+    fn init_containers(&self) -> impl Iterator<Item = &Container> {
+        self.spec.init_containers.iter().flatten()
+    }
+
+    /// The sidecar proxy, which may be an init container that goes on running.
+    fn proxy(&self) -> Option<&Container> {
+        let mut all = self.spec.containers.iter().flatten().chain(self.init_containers());
+        all.find(|container| container.name == PROXY)
+    }
+
+    /// The proxy that the pod's traffic goes to, or why it goes to none.
+    pub fn select(&self) -> Result<&Container, LeftAlone> {
+        if self.init_containers().any(|container| container.name == INIT) {
+            return Err(LeftAlone::HasInit);
+        }
+        let proxy = self.proxy().ok_or(LeftAlone::NoProxy)?;
+        if proxy.variable("DISABLE_ENVOY").is_some_and(|text| value::boolean(text) == Ok(true)) {
+            return Err(LeftAlone::ProxyDisabled);
+        }
+        match proxy.args.as_deref() {
+            Some([first, second, ..]) if first == "proxy" && second != "sidecar" => {
+                return Err(LeftAlone::NoSidecar(second.clone()));
+            }
+            _ => {}
+        }
+        // What is no boolean says nothing, as for an injector.
+        let inject = self.label(INJECT).or_else(|| self.annotation(INJECT));
+        if inject.is_some_and(|text| value::boolean(text) == Ok(false)) {
+            return Err(LeftAlone::InjectFalse);
+        }
+        match self.annotation(STATUS) {
+            Some(_) => Ok(proxy),
+            None => Err(LeftAlone::NotInjected),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_smallest_pods_are_understood() {
+        let pod = |value: serde_json::Value| serde_json::from_value::<Pod>(value).unwrap();
+        assert_eq!(pod(json!({})).select().unwrap_err(), LeftAlone::NoProxy);
+        let nulls = json!({ "metadata": { "annotations": null, "labels": null },
+            "spec": { "containers": [{ "name": "istio-proxy", "args": null, "env": null, "securityContext": null }] } });
+        assert_eq!(pod(nulls).select().unwrap_err(), LeftAlone::NotInjected);
+    }
+
+    #[test]
+    fn only_literal_variables_count_and_the_last_one_wins() {
+        let proxy: Container = serde_json::from_value(json!({ "name": "p", "env": [
+            { "name": "A", "value": "1" }, { "name": "A", "value": "2" }, { "name": "B", "valueFrom": {} }, { "name": "C" } ] }))
+        .unwrap();
+        assert_eq!((proxy.variable("A"), proxy.variable("B"), proxy.variable("C")), (Some("2"), None, None));
+    }
+}

@@ -1,0 +1,216 @@
+//! The words of the CNI specification: verbs, versions, results and error objects.
+
+use std::fmt;
+use std::io::{self, Write};
+
+use nix::errno::Errno;
+use serde_json::json;
+
+use crate::sys::start::was_closed;
+
+/// The versions of the specification that are spoken, oldest first.
+pub const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
+/// One of [`VERSIONS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(usize);
+
+impl Version {
+    pub const LATEST: Self = Self(VERSIONS.len() - 1);
+    /// The first with CHECK.
+    const WITH_CHECK: Self = Self(4);
+    /// The first with GC and STATUS.
+    const WITH_GC: Self = Self(6);
+
+    pub fn parse(text: &str) -> Option<Self> {
+        VERSIONS.iter().position(|version| *version == text).map(Self)
+    }
+
+    pub fn name(self) -> &'static str {
+        VERSIONS[self.0]
+    }
+}
+
+/// What the runtime asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    Add,
+    Check,
+    Del,
+    Gc,
+    Status,
+    Version,
+}
+
+impl Verb {
+    pub fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "ADD" => Self::Add,
+            "CHECK" => Self::Check,
+            "DEL" => Self::Del,
+            "GC" => Self::Gc,
+            "STATUS" => Self::Status,
+            "VERSION" => Self::Version,
+            _ => return None,
+        })
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Check => "CHECK",
+            Self::Del => "DEL",
+            Self::Gc => "GC",
+            Self::Status => "STATUS",
+            Self::Version => "VERSION",
+        }
+    }
+
+    /// The oldest version of the specification that has it.
+    pub fn since(self) -> Version {
+        match self {
+            Self::Check => Version::WITH_CHECK,
+            Self::Gc | Self::Status => Version::WITH_GC,
+            _ => Version(0),
+        }
+    }
+}
+
+/// What kind of error: the number in the error object. Below 100 the specification's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// The netconf's version, or the verb in that version, is not spoken.
+    IncompatibleVersion,
+    /// A `CNI_` variable is missing or makes no sense.
+    Environment,
+    /// Reading or writing failed.
+    Io,
+    /// Standard input is no netconf.
+    Decode,
+    /// The netconf makes no sense.
+    Netconf,
+    /// It may work later: the API server cannot be reached, the deadline has passed.
+    TryAgainLater,
+    /// STATUS: no pod could be set up now.
+    NotAvailable,
+    /// The pod's namespace could not be programmed.
+    Programming,
+    /// The pod cannot be looked up, and will not be until somebody acts.
+    LookUp,
+    /// The pod's annotations make no interception.
+    Pod,
+    /// CHECK: the kernel does not hold the plan.
+    Drift,
+    /// A mistake in podweir itself.
+    Internal,
+}
+
+impl Code {
+    pub fn number(self) -> u32 {
+        match self {
+            Self::IncompatibleVersion => 1,
+            Self::Environment => 4,
+            Self::Io => 5,
+            Self::Decode => 6,
+            Self::Netconf => 7,
+            Self::TryAgainLater => 11,
+            Self::NotAvailable => 50,
+            Self::Programming => 100,
+            Self::LookUp => 101,
+            Self::Pod => 102,
+            Self::Drift => 103,
+            Self::Internal => 999,
+        }
+    }
+}
+
+/// Why a verb failed: the error object. Runtimes show "msg; details" in the pod's event.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct CniError {
+    pub code: Code,
+    /// What failed, on what.
+    pub msg: String,
+    /// The rest: what to do about it, where to look.
+    pub details: String,
+}
+
+impl fmt::Display for CniError {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.details.as_str() {
+            "" => f.write_str(&self.msg),
+            details => write!(f, "{}; {details}", self.msg),
+        }
+    }
+}
+
+impl CniError {
+    pub fn new(code: Code, msg: impl Into<String>) -> Self {
+        Self { code, msg: msg.into(), details: String::new() }
+    }
+
+    pub fn details(mut self, details: impl Into<String>) -> Self {
+        self.details = details.into();
+        self
+    }
+
+    /// The error object, in the netconf's version where that is known.
+    pub fn object(&self, version: Version) -> String {
+        let Self { code, msg, details } = self;
+        let object = json!({ "cniVersion": version.name(), "code": code.number(), "msg": msg, "details": details });
+        format!("{object}\n")
+    }
+}
+
+/// The answer to VERSION.
+pub fn version_result(version: Version) -> String {
+    format!("{}\n", json!({ "cniVersion": version.name(), "supportedVersions": VERSIONS }))
+}
+
+/// The result of an ADD without a plugin before it.
+pub fn empty_result(version: Version) -> String {
+    json!({ "cniVersion": version.name() }).to_string()
+}
+
+/// Whether there is a standard output to answer on, before anything is changed.
+pub fn check_output() -> Result<(), CniError> {
+    match was_closed(1) {
+        true => Err(output_error(Errno::EBADF.into())),
+        false => Ok(()),
+    }
+}
+
+/// Writes an answer, whole.
+pub fn write(text: &str) -> Result<(), CniError> {
+    check_output()?;
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(output_error)
+}
+
+fn output_error(error: io::Error) -> CniError {
+    CniError::new(Code::Io, format!("cannot write the result to standard output: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_in_order_and_verbs_have_names() {
+        let parsed: Vec<Version> = VERSIONS.iter().map(|text| Version::parse(text).unwrap()).collect();
+        assert!(parsed.is_sorted() && parsed.last() == Some(&Version::LATEST));
+        assert_eq!(Verb::Check.since().name(), "0.4.0");
+        assert_eq!(Verb::Status.since().name(), "1.1.0");
+        for verb in [Verb::Add, Verb::Check, Verb::Del, Verb::Gc, Verb::Status, Verb::Version] {
+            assert_eq!(Verb::parse(verb.name()), Some(verb));
+        }
+        assert!(Version::parse("1.2.0").is_none() && Version::parse("").is_none() && Verb::parse("add").is_none());
+    }
+
+    #[test]
+    fn an_error_object_has_what_the_specification_asks_for() {
+        let error = CniError::new(Code::Netconf, "no").details("so");
+        let object: serde_json::Value = serde_json::from_str(&error.object(Version::LATEST)).unwrap();
+        assert_eq!(object, json!({ "cniVersion": "1.1.0", "code": 7, "msg": "no", "details": "so" }));
+        assert_eq!(error.to_string(), "no; so");
+    }
+}

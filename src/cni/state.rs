@@ -1,0 +1,222 @@
+//! What is remembered of an attachment from ADD to DEL, one small file each in the run
+//! directory: what was decided, so that CHECK holds the kernel against that and not
+//! against what would be decided today.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::config::given::{Given, Origin};
+use crate::config::options::OPTIONS;
+
+use super::netconf::{ValidAttachment, option_name};
+use super::request::Attachment;
+
+/// Where origins are named: these options come from a state file.
+const ORIGIN: &str = "as decided at ADD";
+
+/// An unfinished file this old belongs to a process that was killed.
+const STALE: Duration = Duration::from_secs(600);
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    /// The netconf's name: GC speaks about one network at a time.
+    pub network: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// Why the pod was left alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_alone: Option<String>,
+    /// The options of its interception, by name.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub options: Map<String, Value>,
+}
+
+/// Options as they are kept.
+pub fn to_map(given: &Given) -> Map<String, Value> {
+    given.iter().map(|(opt, _, text)| (option_name(opt.spec()).to_owned(), text.into())).collect()
+}
+
+impl State {
+    /// The options; those that this version does not know are from another one.
+    pub fn given(&self) -> Result<Given, String> {
+        let mut given = Given::default();
+        for (name, value) in &self.options {
+            let spec = OPTIONS.iter().find(|spec| option_name(spec) == name);
+            match (spec, value.as_str()) {
+                (Some(spec), Some(text)) => given.set(spec.opt, Origin::Netconf(ORIGIN.into()), text),
+                _ => return Err(format!("option {name} is not known")),
+            }
+        }
+        Ok(given)
+    }
+}
+
+/// The states in a run directory.
+pub struct Store {
+    directory: PathBuf,
+}
+
+impl Store {
+    pub fn new(run_dir: &Path) -> Self {
+        Self { directory: run_dir.join("attachments") }
+    }
+
+    fn file_name(attachment: &Attachment) -> String {
+        // Neither may have a colon.
+        format!("{}:{}.json", attachment.container_id, attachment.ifname)
+    }
+
+    fn path(&self, attachment: &Attachment) -> PathBuf {
+        self.directory.join(Self::file_name(attachment))
+    }
+
+    /// Keeps a state; whoever reads meanwhile sees the old one or the new one, whole.
+    pub fn save(&self, attachment: &Attachment, state: &State) -> io::Result<()> {
+        let path = self.path(attachment);
+        let unfinished = self.directory.join(format!("{}.{}.new", Self::file_name(attachment), std::process::id()));
+        let create = || fs::File::create(&unfinished);
+        let file = create().or_else(|e| match e.kind() {
+            io::ErrorKind::NotFound => fs::create_dir_all(&self.directory).and_then(|()| create()),
+            _ => Err(e),
+        });
+        let text = serde_json::to_vec(state)?;
+        let written = file.and_then(|mut file| file.write_all(&text)).and_then(|()| fs::rename(&unfinished, path));
+        if written.is_err() {
+            // The first error is the one to tell.
+            let _ = fs::remove_file(&unfinished);
+        }
+        written
+    }
+
+    /// What was decided, if that is known.
+    pub fn load(&self, attachment: &Attachment) -> io::Result<Option<State>> {
+        match fs::read(self.path(attachment)) {
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Forgets an attachment; it may be forgotten already.
+    pub fn remove(&self, attachment: &Attachment) -> io::Result<()> {
+        absent_is_fine(fs::remove_file(self.path(attachment)))
+    }
+
+    /// Forgets the attachments of a network that are not among the valid ones. Goes on
+    /// over errors and gives them back with the number of those forgotten.
+    pub fn keep_only(&self, network: &str, valid: &[ValidAttachment]) -> (usize, Vec<String>) {
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return (0, Vec::new()),
+            Err(e) => return (0, vec![format!("cannot list {}: {e}", self.directory.display())]),
+        };
+        let (mut removed, mut problems) = (0, Vec::new());
+        for entry in entries {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(e) => {
+                    problems.push(format!("cannot list {}: {e}", self.directory.display()));
+                    break;
+                }
+            };
+            let path = entry.path();
+            match is_garbage(&path, network, valid) {
+                Ok(false) => {}
+                Ok(true) => match absent_is_fine(fs::remove_file(&path)) {
+                    Ok(()) => removed += 1,
+                    Err(e) => problems.push(format!("cannot remove {}: {e}", path.display())),
+                },
+                Err(e) => problems.push(format!("cannot read {}: {e}", path.display())),
+            }
+        }
+        (removed, problems)
+    }
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn is_garbage(path: &Path, network: &str, valid: &[ValidAttachment]) -> io::Result<bool> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if name.ends_with(".new") {
+        let age = fs::metadata(path)?.modified()?;
+        return Ok(SystemTime::now().duration_since(age).is_ok_and(|age| age > STALE));
+    }
+    let Some((container_id, ifname)) = name.strip_suffix(".json").and_then(|stem| stem.split_once(':')) else {
+        return Ok(false);
+    };
+    if valid.iter().any(|v| v.container_id == container_id && v.ifname == ifname) {
+        return Ok(false);
+    }
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    let state: State = serde_json::from_slice(&text)?;
+    Ok(state.network == network)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::options::Opt;
+
+    fn store(name: &str) -> Store {
+        let dir = std::env::temp_dir().join(format!("podweir-state-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        Store::new(&dir)
+    }
+
+    fn attachment(id: &str) -> Attachment {
+        Attachment { container_id: id.into(), ifname: "eth0".into() }
+    }
+
+    fn state(network: &str) -> State {
+        let mut given = Given::default();
+        given.set(Opt::InboundPorts, Origin::Flag, "80");
+        given.set(Opt::LoopbackCidr, Origin::Flag, "127.0.0.0/8");
+        State { network: network.into(), pod: None, left_alone: None, options: to_map(&given) }
+    }
+
+    #[test]
+    fn what_is_saved_is_what_is_loaded() {
+        let store = store("load");
+        assert!(store.load(&attachment("a")).unwrap().is_none());
+        store.save(&attachment("a"), &state("n")).unwrap();
+        let loaded = store.load(&attachment("a")).unwrap().unwrap();
+        assert_eq!(loaded, state("n"));
+        assert_eq!(loaded.given().unwrap().text(Opt::LoopbackCidr).1, "127.0.0.0/8");
+        store.remove(&attachment("a")).unwrap();
+        store.remove(&attachment("a")).unwrap();
+        assert!(store.load(&attachment("a")).unwrap().is_none());
+        fs::remove_dir_all(store.directory.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn only_the_networks_own_garbage_goes() {
+        let store = store("gc");
+        assert_eq!(store.keep_only("n", &[]), (0, Vec::new()));
+        for (id, network) in [("a", "n"), ("b", "n"), ("c", "other")] {
+            store.save(&attachment(id), &state(network)).unwrap();
+        }
+        fs::write(store.directory.join("a:eth0.json.77.new"), "").unwrap();
+        let valid = [ValidAttachment { container_id: "a".into(), ifname: "eth0".into() }];
+        assert_eq!(store.keep_only("n", &valid), (1, Vec::new()));
+        let left = |id| store.load(&attachment(id)).unwrap().is_some();
+        assert!(left("a") && !left("b") && left("c"));
+        assert!(store.directory.join("a:eth0.json.77.new").exists(), "somebody may be writing it");
+        fs::remove_dir_all(store.directory.parent().unwrap()).unwrap();
+    }
+}

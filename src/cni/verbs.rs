@@ -1,0 +1,246 @@
+//! What each verb does.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, info, warn};
+
+use crate::backend::install::Action;
+use crate::backend::iptables::programs::{ProgramEnvironment, Programs, Variant};
+use crate::backend::survey;
+use crate::config::given::process_environment;
+use crate::config::settings::{BackendChoice, Face, Run};
+use crate::config::types::Family;
+use crate::sys::caps;
+use crate::sys::netlink::Netlink;
+
+use super::answer::{Answer, Given as Answered};
+use super::decide::{Decision, decide};
+use super::kubeconfig::{self, KubeconfigError};
+use super::lookup;
+use super::namespace::{self, Done, Job};
+use super::netconf::Netconf;
+use super::protocol::{self, CniError, Code};
+use super::request::{Attachment, Deadline, PodName, Variables};
+use super::state::{self, State, Store};
+
+/// How long STATUS may wait for the API server: runtimes ask every few seconds.
+const STATUS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A call, understood.
+pub struct Call {
+    pub variables: Variables,
+    pub netconf: Netconf,
+    pub deadline: Deadline,
+    pub answer: Arc<Answer>,
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1000.0
+}
+
+impl Call {
+    fn store(&self) -> Store {
+        Store::new(&self.netconf.run_dir)
+    }
+
+    fn state(&self, pod: Option<&PodName>) -> State {
+        State {
+            network: self.netconf.name.clone(),
+            pod: pod.map(ToString::to_string),
+            left_alone: None,
+            options: Default::default(),
+        }
+    }
+
+    /// Keeps what was decided. CHECK can do without, by deciding again.
+    fn remember(&self, attachment: &Attachment, state: &State) {
+        if let Err(e) = self.store().save(attachment, state) {
+            warn!("cannot keep state in {}: {e}; CHECK will decide anew", self.netconf.run_dir.display());
+        }
+    }
+
+    fn job(&self, options: crate::config::given::Given) -> Job {
+        Job { options, name_servers: self.netconf.name_servers.clone(), deadline: self.deadline }
+    }
+
+    /// ADD: decides, programs, passes the result on.
+    pub fn add(self) -> Result<(), CniError> {
+        let attachment = self.variables.attachment()?;
+        let netns = namespace::open(&self.variables.netns()?)?;
+        let pod = self.variables.pod()?;
+        protocol::check_output()?;
+        let result = match &self.netconf.prev_result {
+            Some(result) => format!("{}\n", result.get()),
+            None => format!("{}\n", protocol::empty_result(self.netconf.version)),
+        };
+        let started = Instant::now();
+        let decision = decide(&self.netconf, pod.as_ref(), &self.deadline)?;
+        let lookup_ms = ms(started.elapsed());
+        let mut state = self.state(pod.as_ref());
+        match decision {
+            Decision::LeaveAlone(why) => {
+                state.left_alone = Some(why.to_string());
+                self.remember(&attachment, &state);
+                if let Answered::Failed(error) = self.answer.give(&result) {
+                    return Err(error);
+                }
+                info!(decision = "left alone", %why, lookup_ms, ms = ms(self.deadline.started.elapsed()), "left alone: {why}");
+            }
+            Decision::Intercept { options, why, warnings } => {
+                warnings.iter().for_each(|warning| warn!("{warning}"));
+                state.options = state::to_map(&options);
+                self.remember(&attachment, &state);
+                let done = namespace::program(netns, self.job(options), &self.answer, result).inspect_err(|_| {
+                    // DEL comes next and removes it as well.
+                    let _ = self.store().remove(&attachment);
+                })?;
+                report(&done, why, lookup_ms, self.deadline.started);
+            }
+        }
+        Ok(())
+    }
+
+    /// CHECK: holds the kernel against what was decided.
+    pub fn check(self) -> Result<(), CniError> {
+        let attachment = self.variables.attachment()?;
+        let netns = namespace::open(&self.variables.netns()?)?;
+        let pod = self.variables.pod()?;
+        let remembered = match self.store().load(&attachment).map_err(|e| e.to_string()) {
+            Ok(Some(state)) => state.given().map(|given| Some((state.left_alone, given))),
+            Ok(None) => Ok(None),
+            Err(e) => Err(e),
+        };
+        let remembered = remembered.unwrap_or_else(|e| {
+            warn!("the state kept of this attachment cannot be used: {e}; deciding anew");
+            None
+        });
+        let (left_alone, options) = match remembered {
+            Some(decided) => decided,
+            None => match decide(&self.netconf, pod.as_ref(), &self.deadline)? {
+                Decision::LeaveAlone(why) => (Some(why.to_string()), Default::default()),
+                Decision::Intercept { options, .. } => (None, options),
+            },
+        };
+        if let Some(why) = left_alone {
+            debug!("nothing to check, the pod was left alone: {why}");
+            return Ok(());
+        }
+        let backend = namespace::compare(netns, self.job(options), &self.answer)?.name();
+        info!(backend, ms = ms(self.deadline.started.elapsed()), "the kernel holds the pod's rules");
+        Ok(())
+    }
+
+    /// GC: forgets attachments that the runtime does not know any more.
+    pub fn gc(self) -> Result<(), CniError> {
+        let Some(valid) = &self.netconf.valid_attachments else {
+            info!("the netconf has no cni.dev/valid-attachments: everything is kept");
+            return Ok(());
+        };
+        let (removed, problems) = self.store().keep_only(&self.netconf.name, valid);
+        info!(removed, valid = valid.len(), "forgot the attachments that are gone");
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(CniError::new(Code::Io, problems.join("; "))),
+        }
+    }
+
+    /// STATUS: whether a pod could be set up now.
+    pub fn status(self) -> Result<(), CniError> {
+        let mut problems = Vec::new();
+        match caps::missing_for_namespaces() {
+            Ok(missing) if missing.is_empty() => {}
+            Ok(missing) => {
+                problems.push(format!("the plugin lacks {}: run the container runtime as root", missing.join(" and ")))
+            }
+            Err(e) => problems.push(format!("cannot tell the plugin's capabilities: {e}")),
+        }
+        problems.extend(self.backend_problem());
+        problems.extend(self.lookup_problem());
+        if problems.is_empty() {
+            debug!("ready");
+            return Ok(());
+        }
+        Err(CniError::new(Code::NotAvailable, format!("podweir cannot set pods up: {}", problems.join("; "))))
+    }
+
+    fn backend_problem(&self) -> Option<String> {
+        let run = match Run::resolve(&self.netconf.options, Face::Init) {
+            Ok(run) => run,
+            Err(e) => return Some(e.to_string()),
+        };
+        let netfilter = Netlink::open(Netlink::NETFILTER).ok();
+        let nftables = netfilter.is_some_and(|mut netlink| {
+            survey::survey(Some(&mut netlink)).is_ok_and(|survey| survey.nftables.is_some())
+        });
+        let iptables = |variant| {
+            let path = process_environment("PATH").unwrap_or_default().into();
+            let environment = ProgramEnvironment { path, ..ProgramEnvironment::default() };
+            let programs = Programs::new(variant, environment, run.lock_timeout);
+            programs.check(Family::V4).map_err(|e| e.to_string())
+        };
+        let result = match run.backend {
+            BackendChoice::Nftables if !nftables => Err("the kernel's nf_tables cannot be used".into()),
+            BackendChoice::IptablesNft if !nftables => Err("the kernel's nf_tables cannot be used".into()),
+            BackendChoice::IptablesNft => iptables(Variant::Nft),
+            BackendChoice::IptablesLegacy => iptables(Variant::Legacy),
+            _ if nftables => Ok(()),
+            _ => iptables(Variant::Legacy)
+                .map_err(|e| format!("the kernel's nf_tables cannot be used, and there is {e}")),
+        };
+        result.err()
+    }
+
+    fn lookup_problem(&self) -> Option<String> {
+        let run_dir = &self.netconf.run_dir;
+        match kubeconfig::find(run_dir) {
+            // Without Kubernetes the netconf says all there is to say.
+            Err(KubeconfigError::Missing(_)) if self.netconf.intercepts => None,
+            Err(e) => Some(format!("pods cannot be looked up: {e}")),
+            Ok(_) => {
+                let deadline = Deadline { timeout: self.deadline.timeout.min(STATUS_PATIENCE), ..self.deadline };
+                let namespace = match self.netconf.pod_namespace.as_str() {
+                    "" => "default",
+                    namespace => namespace,
+                };
+                lookup::check(namespace, run_dir, &deadline).err().map(|e| format!("pods cannot be looked up: {e}"))
+            }
+        }
+    }
+}
+
+/// One line that says what was decided, why, and what was done.
+fn report(done: &Done, why: &str, lookup_ms: f64, started: Instant) {
+    done.warnings.iter().for_each(|warning| warn!("{warning}"));
+    let action = match done.outcome.action {
+        Action::Installed => "installed",
+        Action::Replaced => "replaced",
+        Action::Unchanged => "unchanged",
+        Action::Removed | Action::Nothing => "removed",
+    };
+    info!(
+        decision = "intercepted",
+        why,
+        action,
+        backend = done.outcome.backend.name(),
+        families = done.families.as_str(),
+        rules = done.rules,
+        lookup_ms,
+        read_ms = ms(done.read),
+        apply_ms = ms(done.apply),
+        ms = ms(started.elapsed()),
+        "intercepted: {why}"
+    );
+}
+
+/// DEL: nothing in a namespace that is going away needs removing, so there is only the
+/// state to forget; and no reason to keep a pod from going.
+pub fn del(variables: &Variables, run_dir: &std::path::Path) {
+    match variables.attachment() {
+        Ok(attachment) => match Store::new(run_dir).remove(&attachment) {
+            Ok(()) => debug!("forgot the attachment"),
+            Err(e) => warn!("cannot forget the attachment in {}: {e}", run_dir.display()),
+        },
+        Err(e) => warn!("nothing is forgotten: {e}"),
+    }
+}

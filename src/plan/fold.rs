@@ -1,0 +1,253 @@
+//! Folding: rules that differ in one condition only become one rule with a longer list,
+//! as long as moving them together changes nothing.
+
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use crate::config::ranges::{RangeList, Step};
+use crate::config::types::{IdList, Interface};
+
+use super::canon::{CanonMatches, CanonRule};
+use super::model::Cond;
+use super::why::Why;
+
+/// Dimensions in which rules may be merged, innermost first: the order in which `lower`
+/// varies them, so that a full expansion folds back into what it came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dimension {
+    Protocol,
+    OutInterface,
+    InInterface,
+    Gid,
+    Uid,
+    SourcePort,
+    DestinationPort,
+    Source,
+    Destination,
+}
+
+const DIMENSIONS: [Dimension; 9] = [
+    Dimension::Protocol,
+    Dimension::OutInterface,
+    Dimension::InInterface,
+    Dimension::Gid,
+    Dimension::Uid,
+    Dimension::SourcePort,
+    Dimension::DestinationPort,
+    Dimension::Source,
+    Dimension::Destination,
+];
+
+/// Folds a chain's rules, one dimension after the other.
+pub fn folded(mut rules: Vec<CanonRule>) -> Vec<CanonRule> {
+    // Folding in one dimension can make rules alike that were not; until nothing changes.
+    loop {
+        let before = rules.len();
+        for dimension in DIMENSIONS {
+            rules = fold(rules, dimension);
+        }
+        if rules.len() == before {
+            return rules;
+        }
+    }
+}
+
+/// A rule being collected: alternatives are gathered first and put in order at the end,
+/// so that 5,000 rules fold in one pass.
+struct Open {
+    rule: CanonRule,
+    more: Vec<CanonRule>,
+}
+
+/// From how many rules on an index pays.
+const MANY: usize = 64;
+/// How many pairs of rules are compared before rules stay as they are written. No
+/// interception needs as many; tables of others, and made up ones, could.
+const MOST_COMPARISONS: usize = 50_000_000;
+
+fn fold(rules: Vec<CanonRule>, dimension: Dimension) -> Vec<CanonRule> {
+    let mut open: Vec<Open> = Vec::new();
+    // What earlier rules look like but for the dimension. Without it, thousands of rules
+    // that differ elsewhere would each be held against all before it.
+    let mut seen = (rules.len() >= MANY).then(HashSet::new);
+    let mut left = MOST_COMPARISONS;
+    for rule in rules {
+        let may_join = seen.as_mut().is_none_or(|seen| !seen.insert(looks(&rule, dimension)));
+        match may_join.then(|| home(&open, &rule, dimension, &mut left)).flatten() {
+            Some(at) => open[at].more.push(rule),
+            None => open.push(Open { rule, more: Vec::new() }),
+        }
+    }
+    open.into_iter().map(|open| open.close(dimension)).collect()
+}
+
+/// A digest of everything that two rules must have in common to become one in a dimension.
+fn looks(rule: &CanonRule, dimension: Dimension) -> u64 {
+    use Dimension as D;
+    let (m, mut hasher) = (&rule.matches, DefaultHasher::new());
+    let mut add = |of: Dimension, value: &dyn Fn(&mut DefaultHasher)| {
+        if of != dimension {
+            value(&mut hasher);
+        }
+    };
+    add(D::Source, &|h| m.source.hash(h));
+    add(D::Destination, &|h| m.destination.hash(h));
+    add(D::SourcePort, &|h| m.source_port.hash(h));
+    add(D::DestinationPort, &|h| m.destination_port.hash(h));
+    add(D::Protocol, &|h| m.protocol.hash(h));
+    add(D::Uid, &|h| m.uid.hash(h));
+    add(D::Gid, &|h| m.gid.hash(h));
+    add(D::InInterface, &|h| m.in_interface.hash(h));
+    add(D::OutInterface, &|h| m.out_interface.hash(h));
+    rule.verdict.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The earlier rule that `rule` can join: same but for the dimension, and nothing in
+/// between that a packet of `rule` could meet.
+fn home(open: &[Open], rule: &CanonRule, dimension: Dimension, left: &mut usize) -> Option<usize> {
+    for (at, candidate) in open.iter().enumerate().rev() {
+        if candidate.rule.verdict == rule.verdict && candidate.rule.matches.same_but(&rule.matches, dimension) {
+            return Some(at);
+        }
+        *left = left.checked_sub(1 + candidate.more.len())?;
+        let apart = |other: &CanonRule| other.matches.disjoint(&rule.matches);
+        if !(apart(&candidate.rule) && candidate.more.iter().all(apart)) {
+            return None;
+        }
+    }
+    None
+}
+
+impl Open {
+    fn close(self, dimension: Dimension) -> CanonRule {
+        let mut rule = self.rule;
+        if self.more.is_empty() {
+            return rule;
+        }
+        let more: Vec<&CanonMatches> = self.more.iter().map(|r| &r.matches).collect();
+        rule.matches.join(dimension, &more);
+        let mut parts: Vec<(Why, CanonMatches, Vec<&CanonMatches>)> =
+            rule.parts.drain(..).map(|(why, matches)| (why, matches, Vec::new())).collect();
+        for (why, matches) in self.more.iter().flat_map(|r| &r.parts) {
+            let same =
+                |(known, part, _): &&mut (Why, CanonMatches, Vec<_>)| known == why && part.same_but(matches, dimension);
+            match parts.iter_mut().rev().find(same) {
+                Some((_, _, more)) => more.push(matches),
+                None => parts.push((why.clone(), matches.clone(), Vec::new())),
+            }
+        }
+        rule.parts = parts
+            .into_iter()
+            .map(|(why, mut matches, more)| {
+                matches.join(dimension, &more);
+                (why, matches)
+            })
+            .collect();
+        rule
+    }
+}
+
+impl CanonMatches {
+    /// Takes in others that are the same but for one dimension.
+    fn join(&mut self, dimension: Dimension, more: &[&CanonMatches]) {
+        if more.is_empty() {
+            return;
+        }
+        let more = more.iter().copied();
+        match dimension {
+            Dimension::Protocol => join(&mut self.protocol, more.map(|o| &o.protocol)),
+            Dimension::SourcePort => join(&mut self.source_port, more.map(|o| &o.source_port)),
+            Dimension::DestinationPort => join(&mut self.destination_port, more.map(|o| &o.destination_port)),
+            Dimension::Source => join(&mut self.source, more.map(|o| &o.source)),
+            Dimension::Destination => join(&mut self.destination, more.map(|o| &o.destination)),
+            Dimension::Uid => join_ids(&mut self.uid, more.map(|o| &o.uid)),
+            Dimension::Gid => join_ids(&mut self.gid, more.map(|o| &o.gid)),
+            Dimension::InInterface => join_names(&mut self.in_interface, more.map(|o| &o.in_interface)),
+            Dimension::OutInterface => join_names(&mut self.out_interface, more.map(|o| &o.out_interface)),
+        }
+    }
+
+    /// Whether the two are the same but for `dimension`, and can become one in it.
+    fn same_but(&self, other: &Self, dimension: Dimension) -> bool {
+        use Dimension as D;
+        (dimension == D::Source || self.source == other.source)
+            && (dimension == D::Destination || self.destination == other.destination)
+            && (dimension == D::Protocol || self.protocol == other.protocol)
+            && (dimension == D::SourcePort || self.source_port == other.source_port)
+            && (dimension == D::DestinationPort || self.destination_port == other.destination_port)
+            && self.connection_state == other.connection_state
+            && alike(dimension == D::InInterface, &self.in_interface, &other.in_interface)
+            && alike(dimension == D::OutInterface, &self.out_interface, &other.out_interface)
+            && alike(dimension == D::Uid, &self.uid, &other.uid)
+            && alike(dimension == D::Gid, &self.gid, &other.gid)
+            && self.mark == other.mark
+            && self.connection_mark == other.connection_mark
+            && self.unknown == other.unknown
+            && self.unknown.is_empty()
+    }
+
+    /// Whether two are the same but in one dimension, and which that is.
+    fn one_apart(&self, other: &Self) -> Option<Dimension> {
+        if self == other {
+            return None;
+        }
+        DIMENSIONS.into_iter().find(|&dimension| self.same_but(other, dimension))
+    }
+
+    /// What meets these conditions and not the other ones, where the two differ in one
+    /// set only; as a whole otherwise.
+    pub fn without(&self, other: &Self) -> Option<Self> {
+        let mut left = self.clone();
+        match self.one_apart(other)? {
+            Dimension::Protocol => left.protocol = self.protocol.minus(&other.protocol),
+            Dimension::SourcePort => left.source_port = self.source_port.minus(&other.source_port),
+            Dimension::DestinationPort => left.destination_port = self.destination_port.minus(&other.destination_port),
+            Dimension::Source => left.source = self.source.minus(&other.source),
+            Dimension::Destination => left.destination = self.destination.minus(&other.destination),
+            Dimension::Uid => left.uid = minus_ids(&self.uid, &other.uid)?,
+            Dimension::Gid => left.gid = minus_ids(&self.gid, &other.gid)?,
+            Dimension::InInterface | Dimension::OutInterface => return None,
+        }
+        Some(left)
+    }
+}
+
+/// `None` where one of them is negated.
+fn minus_ids(a: &Option<Cond<IdList>>, b: &Option<Cond<IdList>>) -> Option<Option<Cond<IdList>>> {
+    match (a, b) {
+        (Some(a), Some(b)) if !a.negated && !b.negated => Some(Some(Cond::is(a.value.minus(&b.value)))),
+        _ => None,
+    }
+}
+
+fn join<'a, T: Step + 'a>(into: &mut RangeList<T>, more: impl Iterator<Item = &'a RangeList<T>>) {
+    more.for_each(|list| into.extend(list));
+    *into = into.normalised();
+}
+
+fn join_ids<'a>(into: &mut Option<Cond<IdList>>, more: impl Iterator<Item = &'a Option<Cond<IdList>>>) {
+    if let Some(cond) = into.as_mut().filter(|c| !c.negated) {
+        join(&mut cond.value, more.flatten().map(|c| &c.value));
+    }
+}
+
+fn join_names<'a>(
+    into: &mut Option<Cond<Vec<Interface>>>,
+    more: impl Iterator<Item = &'a Option<Cond<Vec<Interface>>>>,
+) {
+    if let Some(cond) = into.as_mut().filter(|c| !c.negated) {
+        cond.value.extend(more.flatten().flat_map(|c| c.value.iter().cloned()));
+        cond.value.sort();
+        cond.value.dedup();
+    }
+}
+
+/// Whether two optional conditions may become one list: both positive, or the same.
+fn joinable<T: PartialEq>(a: &Option<Cond<T>>, b: &Option<Cond<T>>) -> bool {
+    a == b || matches!((a, b), (Some(a), Some(b)) if !a.negated && !b.negated)
+}
+
+fn alike<T: PartialEq>(is_dimension: bool, a: &Option<Cond<T>>, b: &Option<Cond<T>>) -> bool {
+    if is_dimension { joinable(a, b) } else { a == b }
+}
