@@ -52,7 +52,6 @@ pub struct Finding {
 
 /// What is not as it should be.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there are few, and nearly all are the large one")]
 pub enum What {
     Difference(Box<Difference>),
     Strange(Strange),
