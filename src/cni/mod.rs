@@ -7,12 +7,13 @@
 //! | `protocol` | verbs, versions, results, error objects |
 //! | `request`, `netconf` | what the runtime sends, checked |
 //! | `pod`, `annotations`, `decide` | which pods, and what is done with them |
-//! | `kubeconfig`, `resolver`, `lookup` | asking the API server for a pod |
+//! | `kubeconfig`, `client`, `resolver`, `lookup` | asking the API server for a pod |
 //! | `facts`, `namespace` | working in a pod's network namespace |
 //! | `verbs`, `state`, `answer`, `log` | what each verb does, remembers and says |
 
 pub(crate) mod annotations;
 mod answer;
+mod client;
 mod decide;
 mod facts;
 mod kubeconfig;
