@@ -47,10 +47,15 @@ pub fn is_called(environment: Environment) -> bool {
     environment("CNI_COMMAND").is_some()
 }
 
-/// Answers the call and gives the exit status. Nothing gets past this without an answer.
+/// Answers the call and gives the exit status.
 pub fn main() -> u8 {
     let answer = Arc::new(Answer::default());
-    let result = catch_unwind(AssertUnwindSafe(|| run(&answer)));
+    see_to_it(&answer, || run(&answer))
+}
+
+/// Nothing gets past this without an answer.
+fn see_to_it(answer: &Answer, work: impl FnOnce() -> Result<(), CniError>) -> u8 {
+    let result = catch_unwind(AssertUnwindSafe(work));
     let error = match result.unwrap_or_else(|panic| Err(internal(Some(&*panic)))) {
         Ok(()) => match answer.give("") {
             Answered::Failed(error) => error,
@@ -153,5 +158,16 @@ mod tests {
             assert!(error.msg.contains("boom"), "{error}");
         }
         assert!(internal(None).msg.contains("it panicked"));
+        let answer = Answer::default();
+        assert_eq!(see_to_it(&answer, || panic!("a panic on purpose")), 1);
+        assert!(answer.has_failed());
+    }
+
+    #[test]
+    fn who_comes_second_does_not_answer() {
+        let answer = Answer::default();
+        assert!(matches!(answer.give(""), Answered::Written));
+        assert_eq!(see_to_it(&answer, || Ok(())), 0);
+        assert!(matches!(answer.fail(&internal(None)), Answered::TooLate) && !answer.has_failed());
     }
 }
