@@ -91,7 +91,7 @@ impl Call {
                 warnings.iter().for_each(|warning| warn!("{warning}"));
                 state.options = state::to_map(&options);
                 self.remember(&attachment, &state);
-                let done = namespace::program(netns, self.job(options), &self.answer, result).inspect_err(|_| {
+                let done = namespace::program(netns, self.job(options), &self.answer, &result).inspect_err(|_| {
                     // DEL comes next and removes it as well.
                     let _ = self.store().remove(&attachment);
                 })?;

@@ -14,6 +14,7 @@ mod cni_fuzz;
 mod cni_lookup;
 mod cni_namespace;
 mod cni_protocol;
+mod compare;
 mod conformance;
 mod containerd;
 mod containerd_cni;
