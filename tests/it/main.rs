@@ -2,6 +2,7 @@
 //! their own and fail, rather than skip, where that is not possible.
 
 mod arbitrary;
+mod audit;
 mod bad_input;
 mod cli;
 mod closed;
