@@ -15,6 +15,7 @@ mod fixture;
 mod kernel;
 mod kill;
 mod lints;
+mod page;
 mod parallel;
 mod partition;
 mod pod;
