@@ -2,7 +2,12 @@
 //!
 //! - `bench processes PODWEIR`: whole processes in fresh network namespaces
 //! - `bench connections PODWEIR PLOT`: what a connection costs as lists grow, drawn as SVG
+//! - `bench cni PODWEIR`: the plugin as a container runtime calls it
 
+#[path = "../../tests/it/api.rs"]
+#[expect(dead_code, reason = "the tests ask more of it")]
+mod api;
+mod cni;
 mod connections;
 mod namespace;
 mod plot;
@@ -13,7 +18,9 @@ fn main() {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["processes", podweir] => processes::measure(podweir),
         ["connections", podweir, plot] => connections::measure(podweir, plot),
-        _ => panic!("usage: bench processes PODWEIR | bench connections PODWEIR PLOT"),
+        ["cni", podweir] => cni::measure(podweir),
+        [cni::SERVER, run_dir] => cni::serve(run_dir),
+        _ => panic!("usage: bench processes PODWEIR | bench connections PODWEIR PLOT | bench cni PODWEIR"),
     }
 }
 

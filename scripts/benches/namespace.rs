@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -35,25 +35,38 @@ pub fn within<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> T {
 /// Runs a command in a namespace: wall time, and peak memory in KiB.
 pub fn run(namespace: &File, command: &[&str], input: &str) -> (Duration, i64) {
     within(namespace, || {
-        let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
-        let start = Instant::now();
-        #[expect(clippy::zombie_processes, reason = "waited for with wait4, which also tells the peak memory")]
-        let mut child = Command::new(command[0])
-            .args(&command[1..])
-            .stdin(stdin)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|e| panic!("{}: {e}", command[0]));
-        if let Some(mut pipe) = child.stdin.take() {
-            pipe.write_all(input.as_bytes()).expect("stdin");
-        }
-        let mut status = 0;
-        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-        // SAFETY: a child of ours, waited for once; both pointers are to locals.
-        unsafe { libc::wait4(child.id() as i32, &mut status, 0, &mut usage) };
-        let took = start.elapsed();
-        assert_eq!(status, 0, "{command:?}");
-        (took, usage.ru_maxrss)
+        let mut process = Command::new(command[0]);
+        process.args(&command[1..]);
+        execute(process, input)
     })
+}
+
+/// Runs a command that must succeed: wall time, and peak memory in KiB.
+pub fn execute(mut command: Command, input: &str) -> (Duration, i64) {
+    let start = Instant::now();
+    let child = spawn(&mut command, input);
+    let usage = wait(child);
+    (start.elapsed(), usage)
+}
+
+/// Starts a command and feeds it.
+pub fn spawn(command: &mut Command, input: &str) -> Child {
+    command.stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    if let Some(mut pipe) = child.stdin.take() {
+        // A program that has enough of its input closes it.
+        let _ = pipe.write_all(input.as_bytes());
+    }
+    child
+}
+
+/// Waits for a command that must succeed: its peak memory in KiB.
+pub fn wait(child: Child) -> i64 {
+    let mut status = 0;
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: a child of ours, waited for once; both pointers are to locals.
+    unsafe { libc::wait4(child.id() as i32, &mut status, 0, &mut usage) };
+    assert_eq!(status, 0, "a measured command failed");
+    usage.ru_maxrss
 }

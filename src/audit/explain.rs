@@ -3,9 +3,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::config::types::{Family, Interface, Port};
+use crate::config::types::{Family, Interface};
 use crate::plan::canon::{CanonMatches, CanonRule, number};
-use crate::plan::model::{ChainName, Cond, CtStates, Masked, Verdict, protocol};
+use crate::plan::model::{Cond, CtStates, Masked, Verdict, protocol};
 use crate::plan::why::Why;
 
 use super::flow::{Direction, Flow, Surroundings, Taker};
@@ -161,9 +161,7 @@ pub(super) struct Packet<'a> {
 impl<'a> Packet<'a> {
     pub(super) fn of(flow: &'a Flow, pod: &'a Surroundings) -> Self {
         let family = flow.family();
-        // What comes in is for the pod, where its addresses are not known.
-        let unknown = flow.direction == Direction::Inbound && pod.addresses.is_empty();
-        let local = pod.is_local(flow.destination) || unknown;
+        let local = pod.is_local(flow.destination);
         let interface = flow.interface.as_deref();
         let (in_interface, out_interface) = match flow.direction {
             Direction::Inbound => (interface.or(Some(&*pod.uplink)), None),
@@ -290,13 +288,15 @@ impl<'a> Walk<'a, '_> {
             let before = self.decider.take();
             let end = match self.chain(chain, None, 0) {
                 // Behind routing a destination stays what it is: only the source is rewritten.
-                End::Unknown if base.nat && matches!(hook, Hook::Input | Hook::Postrouting) => End::Accept,
+                End::Unknown if base.nat && hook.is_behind_routing() => End::Accept,
                 end => end,
             };
             // A connection's fate is decided where it is rewritten. Elsewhere "return" and
             // "accept" only say that nothing happens here.
             let passes = matches!(end, End::Back | End::Accept);
-            if self.decider.is_none() || (!base.nat && passes && before.is_some()) {
+            // What TPROXY has handed to a socket stays there, wherever it is addressed to.
+            let handed_over = matches!(end, End::Redirect(..)) && self.redirected.is_some();
+            if handed_over || self.decider.is_none() || (!base.nat && passes && before.is_some()) {
                 self.decider = before;
             }
             match end {
@@ -309,7 +309,7 @@ impl<'a> Walk<'a, '_> {
                     self.trace.note("handed to the proxy's socket");
                 }
                 End::Redirect(taker, port) => {
-                    self.redirected = Some(taker);
+                    self.redirected.get_or_insert(taker);
                     self.nat_done = true;
                     self.redirect(hook, port);
                 }
@@ -382,7 +382,7 @@ impl<'a> Walk<'a, '_> {
                 }
                 Verdict::Redirect(port) => {
                     self.decider = Some(from.unwrap_or(here));
-                    return End::Redirect(self.listener_behind(chain, port.get()), port.get());
+                    return End::Redirect(chain.listener_on(*port), port.get());
                 }
                 Verdict::Tproxy { mark, .. } => {
                     self.packet.mark = mark.get();
@@ -428,17 +428,6 @@ impl<'a> Walk<'a, '_> {
         }
     }
 
-    /// Who listens where a chain redirects to: an interception's own chains tell; others
-    /// by what leads to them.
-    fn listener_behind(&self, chain: &ChainRules, port: u16) -> Taker {
-        match (&chain.name, self.packet.protocol) {
-            (ChainName::InRedirect | ChainName::Redirect | ChainName::OutputDns, _) => chain.listener,
-            _ if port == Port::AGENT_DNS.get() => Taker::DnsProxy,
-            (_, protocol::UDP) if self.packet.port == Port::DNS.get() => Taker::DnsProxy,
-            _ => chain.listener,
-        }
-    }
-
     fn meets(&self, m: &CanonMatches) -> Meets {
         let p = &self.packet;
         // A packet without ports has none that could be asked for.
@@ -478,7 +467,7 @@ impl<'a> Walk<'a, '_> {
 
 /// What a target does that the model does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Effect {
+pub enum Effect {
     Unknown,
     /// Refused is not delivered.
     Drops,
@@ -488,7 +477,7 @@ enum Effect {
     None,
 }
 
-fn effect(words: &str) -> Effect {
+pub fn effect(words: &str) -> Effect {
     const GOES_ON: &[&str] = &[
         "AUDIT",
         "CHECKSUM",

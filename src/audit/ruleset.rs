@@ -34,6 +34,11 @@ impl Hook {
         Self::ALL.into_iter().find(|hook| hook.name() == name)
     }
 
+    /// Whether it is known already where packets go: there only sources are rewritten.
+    pub fn is_behind_routing(self) -> bool {
+        matches!(self, Hook::Input | Hook::Postrouting)
+    }
+
     /// By the name of iptables' built-in chain on it.
     pub fn by_chain(chain: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|hook| hook.name().to_ascii_uppercase() == chain)
@@ -81,6 +86,17 @@ pub struct ChainRules {
     pub listener: Taker,
     /// For each rule the chain it jumps to, if that is there.
     targets: Vec<Option<usize>>,
+}
+
+impl ChainRules {
+    /// Who listens on a port that a rule of it redirects to.
+    pub fn listener_on(&self, port: Port) -> Taker {
+        match self.name {
+            ChainName::InRedirect | ChainName::Redirect | ChainName::OutputDns => self.listener,
+            _ if port == Port::AGENT_DNS => Taker::DnsProxy,
+            _ => self.listener,
+        }
+    }
 }
 
 /// The rules of both families.
@@ -143,8 +159,7 @@ impl FamilyRules {
             for rule in &chain.rules {
                 match &rule.verdict {
                     Verdict::Redirect(port) if rule.matches.protocol.holds(protocol::TCP) => {
-                        let dns = *port == Port::AGENT_DNS;
-                        self.listeners.push((port.get(), if dns { Taker::DnsProxy } else { chain.listener }));
+                        self.listeners.push((port.get(), chain.listener_on(*port)));
                     }
                     Verdict::Tproxy { port, .. } => self.listeners.push((port.get(), Taker::InboundProxy)),
                     _ => {}

@@ -53,7 +53,7 @@ pub struct Finding {
 /// What is not as it should be.
 #[derive(Debug)]
 pub enum What {
-    Difference(Difference),
+    Difference(Box<Difference>),
     Strange(Strange),
     /// All of an interception is there a second time.
     Second(Holder),
@@ -149,17 +149,18 @@ fn findings(want: &Canon, found: &Source, report: &mut Report) {
             }
             // Every single rule is missing, which needs no list.
             let routing = all.into_iter().filter(|d| d.place.is_none());
-            report.findings.extend(routing.map(|d| finding(None, What::Difference(d))));
+            report.findings.extend(routing.map(|d| finding(None, What::Difference(Box::new(d)))));
         }
         Some((held, differences)) => {
             let holder = Some(held.holder);
-            report.findings.extend(differences.into_iter().map(|d| finding(holder, What::Difference(d))));
+            report.findings.extend(differences.into_iter().map(|d| finding(holder, What::Difference(Box::new(d)))));
             report.findings.extend(held.strange.iter().map(|s| finding(holder, What::Strange(s.clone()))));
         }
     }
     report.findings.extend(all.map(|(held, _)| finding(Some(held.holder), What::Second(held.holder))));
     for finding in &mut report.findings {
-        if let What::Difference(Difference { place: None, side: Side::Missing, what, .. }) = &finding.what {
+        let What::Difference(difference) = &finding.what else { continue };
+        if let Difference { place: None, side: Side::Missing, what, .. } = &**difference {
             finding.consequence = Some(match what.contains("::6") {
                 true => "the proxy has no address from which it can connect to the app over IPv6",
                 false => "what TPROXY takes is not delivered to the proxy",
@@ -329,15 +330,17 @@ impl What {
                 let table = strange.family.is_none_or(|f| f == family);
                 table && (!ours || strange.chain.is_none())
             }
-            What::Difference(Difference { side, place: Some((f, table, chain)), rule: Some(rule), .. }) => {
+            What::Difference(difference) => {
+                let Difference { side, place: Some((f, table, chain)), rule: Some(rule), .. } = &**difference else {
+                    return false;
+                };
                 let place = (*table, chain);
-                *f == family
-                    && match side {
-                        Side::Missing => in_wanted.has(place, rule),
-                        Side::Unexpected => in_found.has(place, rule),
-                    }
+                let met = match side {
+                    Side::Missing => in_wanted.has(place, rule),
+                    Side::Unexpected => in_found.has(place, rule),
+                };
+                *f == family && met
             }
-            What::Difference(_) => false,
         }
     }
 }

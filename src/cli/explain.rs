@@ -1,5 +1,6 @@
 //! `podweir explain`: who gets a flow, and why.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use crate::audit::answer;
 use crate::audit::ask::{self, Defaults, Question};
 use crate::audit::explain::{Answer, NoTrace, explain};
-use crate::audit::flow::{Direction, Flow, Taker};
+use crate::audit::flow::{Direction, Flow, Surroundings, Taker};
 use crate::audit::source::Source;
 
 use super::error::CliError;
@@ -143,12 +144,21 @@ fn not_told(source: &Source, flow: &Flow) -> Option<String> {
     (!source.told.has(family)).then(|| format!("the dump does not tell the rules of {family}"))
 }
 
+/// The pod; what comes in is for it, where its addresses are not known.
+fn around<'a>(source: &'a Source, flow: &Flow) -> Cow<'a, Surroundings> {
+    let mut pod = Cow::Borrowed(&source.pod);
+    if flow.direction == Direction::Inbound && pod.addresses.is_empty() {
+        pod.to_mut().addresses.push(flow.destination);
+    }
+    pod
+}
+
 fn one(matches: &ArgMatches, source: &Source, flow: &Flow, expect: Option<Taker>) -> Result<(), CliError> {
     let mut walk = answer::Lines::new(flow.family());
     let not_told = not_told(source, flow);
     let answer = match not_told {
         Some(_) => Answer::unknown(None),
-        None => explain(&source.ruleset, &source.pod, flow, &mut walk),
+        None => explain(&source.ruleset, &around(source, flow), flow, &mut walk),
     };
     let verbose = matches.get_count("verbose") > 0;
     let text = if matches.get_flag("json") {
@@ -236,7 +246,7 @@ impl Batch<'_> {
         };
         let answer = match not_told(self.source, &flow) {
             Some(_) => Answer::unknown(None),
-            None => explain(&self.source.ruleset, &self.source.pod, &flow, &mut NoTrace),
+            None => explain(&self.source.ruleset, &around(self.source, &flow), &flow, &mut NoTrace),
         };
         let met = expect.is_none_or(|expect| expect == answer.taker);
         self.unmet += usize::from(!met);

@@ -41,10 +41,10 @@ fn command() -> Command {
         .subcommand(init::init_command())
         .subcommand(init::istio_iptables_command())
         .subcommand(clean::command())
-        .subcommand(audit::command())
         .subcommand(render::command())
         .subcommand(verify::command())
-        .subcommand(explain::command());
+        .subcommand(explain::command())
+        .subcommand(audit::command());
     logging::with_log_options(command)
 }
 
@@ -81,10 +81,10 @@ fn run_command(matches: &ArgMatches) -> Result<(), CliError> {
         "init" => init::run_matches(Face::Init, matches),
         "istio-iptables" => init::run_matches(Face::IstioIptables, matches),
         "clean" => clean::run(matches),
-        "audit" => audit::run(matches),
+        "render" => render::run(matches),
         "verify" => verify::run(matches),
         "explain" => explain::run(matches),
-        "render" => render::run(matches),
+        "audit" => audit::run(matches),
         _ => Err(CliError::Usage(format!("{name} is no command"))),
     }
 }

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -19,6 +19,8 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
+
+use super::state::make_directory;
 
 /// The file's name in the run directory; `plugin.log.1` is the one before.
 pub const FILE: &str = "plugin.log";
@@ -205,9 +207,9 @@ impl LogFile {
     }
 
     fn open(&self) -> io::Result<File> {
-        let open = || File::options().create(true).append(true).open(&self.path);
+        let open = || File::options().create(true).append(true).mode(0o640).open(&self.path);
         open().or_else(|e| match (e.kind(), self.path.parent()) {
-            (io::ErrorKind::NotFound, Some(dir)) => fs::create_dir_all(dir).and_then(|()| open()),
+            (io::ErrorKind::NotFound, Some(dir)) => make_directory(dir).and_then(|()| open()),
             _ => Err(e),
         })
     }

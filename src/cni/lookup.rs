@@ -48,7 +48,8 @@ const OTHER: &str = "what the API server has to say about it is in its own log";
 impl Failure {
     fn refused(status: &kube::core::Status) -> Self {
         let reason = match status.reason.as_str() {
-            "" => format!("HTTP status {}", status.code),
+            // One word in the API server's own answers; the client's where there was none.
+            reason if reason.is_empty() || reason.contains(' ') => format!("HTTP status {}", status.code),
             reason => reason.to_owned(),
         };
         let cure = match status.code {
@@ -71,7 +72,8 @@ impl Failure {
 
     /// Whether trying again is of no use.
     fn is_final(&self) -> bool {
-        matches!(self, Self::Refused { status: 401, .. })
+        use KubeconfigError::WorldWritable;
+        matches!(self, Self::Refused { status: 401, .. } | Self::Kubeconfig(WorldWritable { .. }))
     }
 }
 

@@ -51,9 +51,9 @@ pub fn main() -> u8 {
     let answer = Arc::new(Answer::default());
     let result = catch_unwind(AssertUnwindSafe(|| run(&answer)));
     let error = match result.unwrap_or_else(|panic| Err(internal(Some(&*panic)))) {
-        Ok(()) => match answer.succeed() {
+        Ok(()) => match answer.give("") {
             Answered::Failed(error) => error,
-            _ => return 0,
+            _ => return answer.has_failed().into(),
         },
         Err(error) => error,
     };
@@ -88,7 +88,10 @@ fn run(answer: &Arc<Answer>) -> Result<(), CniError> {
         };
         start_log(verb, &variables, &raw);
         problem.iter().for_each(|problem| tracing::warn!("{problem}"));
-        verbs::del(&variables, &raw.run_dir());
+        match raw.run_dir() {
+            Ok(run_dir) => verbs::del(&variables, &run_dir),
+            Err(error) => tracing::warn!("nothing is forgotten: {error}"),
+        }
         return Ok(());
     }
     let input = input?;
@@ -122,8 +125,7 @@ fn run(answer: &Arc<Answer>) -> Result<(), CniError> {
 fn start_log(verb: Verb, variables: &Variables, raw: &Raw) {
     let pod = variables.pod().ok().flatten().map(|pod| pod.to_string()).unwrap_or_default();
     let caller = Caller { verb: verb.name(), pod, container_id: variables.container_id().into() };
-    let run_dir = raw.run_dir();
-    log::start(&raw.log_level(), caller, Some(&run_dir).filter(|dir| dir.is_absolute()).map(|dir| &**dir));
+    log::start(&raw.log_level(), caller, raw.run_dir().as_deref().ok());
 }
 
 /// VERSION asks what is spoken, so no version is a wrong one, and none is needed.
@@ -135,5 +137,20 @@ fn version(input: &[u8], answer: &Answer) -> Result<(), CniError> {
     match answer.give(&protocol::version_result(spoken)) {
         Answered::Failed(error) => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_an_error_object_that_tells_what_it_said() {
+        for panic in [&"boom" as &(dyn Any + Send), &"boom".to_owned()] {
+            let error = internal(Some(panic));
+            assert_eq!((error.code, error.code.number()), (Code::Internal, 999));
+            assert!(error.msg.contains("boom"), "{error}");
+        }
+        assert!(internal(None).msg.contains("it panicked"));
     }
 }

@@ -1,9 +1,7 @@
-//! A pod's network namespace: entering it so that nothing can leave the process in it,
-//! programming it, and holding it against a plan.
+//! A pod's network namespace: entering it, programming it, and holding it against a plan.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use crate::audit::compare;
@@ -57,42 +55,36 @@ pub struct Done {
     pub apply: Duration,
 }
 
-/// Runs a closure in a namespace, on a thread that ends with it; whatever happens to it,
-/// this thread stays where it is. Gives up at the deadline, unless the answer is out.
-fn inside<T: Send + 'static>(
-    netns: Netns,
+/// Moves the process into a namespace for the rest of its short life, and runs a closure
+/// there. A thread for it would be cleaner to look at, but on a busy node every change
+/// between threads waits for its turn, and the pod with it. All that is left to do
+/// afterwards, be it after a panic, is to answer and end.
+fn inside<T>(
+    netns: &Netns,
     deadline: Deadline,
-    answer: &Answer,
-    work: impl FnOnce(&Netns) -> Result<T, CniError> + Send + 'static,
+    answer: &Arc<Answer>,
+    work: impl FnOnce() -> Result<T, CniError>,
 ) -> Result<T, CniError> {
-    let (sender, receiver) = mpsc::sync_channel(1);
-    let thread = std::thread::Builder::new().name("netns".into()).spawn(move || {
-        let result = match netns.enter() {
-            Ok(()) => work(&netns),
-            Err(e) => Err(CniError::new(Code::Programming, e.to_string())),
-        };
-        // Nobody may be waiting any more.
-        let _ = sender.send(result);
-    });
-    let thread = thread.map_err(|e| CniError::new(Code::Io, format!("cannot start a thread: {e}")))?;
-    match receiver.recv_timeout(deadline.remaining()) {
-        Ok(result) => return result,
-        Err(RecvTimeoutError::Disconnected) => return Err(broken(thread)),
-        Err(RecvTimeoutError::Timeout) => {}
-    }
-    let late = CniError::new(Code::TryAgainLater, format!("not done within {:?}", deadline.timeout))
-        .details("the netconf's timeout says how long an ADD may take; the node may be overloaded");
-    if let Answered::TooLate = answer.fail(&late) {
-        return receiver.recv_timeout(GRACE).unwrap_or(Err(late));
-    }
-    // The work is about to find out, and takes back what it did.
-    let _ = receiver.recv_timeout(GRACE);
-    Err(late)
+    watch(deadline, answer.clone())?;
+    netns.enter().map_err(|e| CniError::new(Code::Programming, e.to_string()))?;
+    work()
 }
 
-fn broken(thread: std::thread::JoinHandle<()>) -> CniError {
-    let panic = thread.join().err();
-    super::internal(panic.as_deref())
+/// Answers in place of work that is not done by the deadline, and ends the process. The
+/// work, if it is done a little later, finds that there is an answer and takes itself back.
+fn watch(deadline: Deadline, answer: Arc<Answer>) -> Result<(), CniError> {
+    let late = CniError::new(Code::TryAgainLater, format!("not done within {:?}", deadline.timeout))
+        .details("the netconf's timeout says how long an ADD may take; the node may be overloaded");
+    let thread = std::thread::Builder::new().name("deadline".into()).spawn(move || {
+        std::thread::sleep(deadline.remaining());
+        if let Answered::TooLate = answer.fail(&late) {
+            return;
+        }
+        tracing::error!(code = late.code.number(), "{late}");
+        std::thread::sleep(GRACE);
+        std::process::exit(1);
+    });
+    thread.map(drop).map_err(|e| CniError::new(Code::Io, format!("cannot start a thread: {e}")))
 }
 
 fn refused(error: SettingsError) -> CniError {
@@ -150,17 +142,16 @@ fn conditions(netns: &Netns, run: &Run, deadline: &Deadline) -> Result<Condition
 
 /// Makes a namespace hold an interception and gives the answer; takes everything back if
 /// nobody is to hear it.
-pub fn program(netns: Netns, job: Job, answer: &Arc<Answer>, result: String) -> Result<Done, CniError> {
-    let (deadline, theirs) = (job.deadline, answer.clone());
-    inside(netns, deadline, answer, move |netns| {
-        let mut ready = prepare(netns, &job)?;
+pub fn program(netns: Netns, job: Job, answer: &Arc<Answer>, result: &str) -> Result<Done, CniError> {
+    inside(&netns, job.deadline, answer, || {
+        let mut ready = prepare(&netns, &job)?;
         let started = Instant::now();
         let run = &ready.settings.run;
         let request =
             Request { plan: &ready.plan, choice: run.backend, reconcile: run.reconcile, force: run.force_apply };
         let outcome = ready.session.install(&request, ready.mesh_address).map_err(failed)?;
         let took = started.elapsed();
-        let error = match theirs.give(&result) {
+        let error = match answer.give(result) {
             Answered::Written => None,
             Answered::TooLate => Some(CniError::new(Code::TryAgainLater, "too late")),
             Answered::Failed(error) => Some(error),
@@ -186,10 +177,9 @@ pub fn program(netns: Netns, job: Job, answer: &Arc<Answer>, result: String) -> 
 }
 
 /// Holds a namespace against the plan for it; an error names the first difference.
-pub fn compare(netns: Netns, job: Job, answer: &Answer) -> Result<Kind, CniError> {
-    let deadline = job.deadline;
-    inside(netns, deadline, answer, move |netns| {
-        let mut ready = prepare(netns, &job)?;
+pub fn compare(netns: Netns, job: Job, answer: &Arc<Answer>) -> Result<Kind, CniError> {
+    inside(&netns, job.deadline, answer, || {
+        let mut ready = prepare(&netns, &job)?;
         let readings = ready.session.read(&ready.plan.routing).map_err(failed)?;
         let wanted = match ready.settings.run.backend {
             BackendChoice::Nftables => Some(Kind::Nftables),

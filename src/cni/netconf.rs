@@ -96,9 +96,14 @@ impl Raw {
     }
 
     /// The run directory, whatever else is wrong.
-    pub fn run_dir(&self) -> PathBuf {
-        let dir: Option<String> = get(&self.keys, "cni_agent_run_dir").ok().flatten();
-        dir.filter(|dir| !dir.is_empty()).unwrap_or_else(|| DEFAULT_RUN_DIR.into()).into()
+    pub fn run_dir(&self) -> Result<PathBuf, CniError> {
+        const KEY: &str = "cni_agent_run_dir";
+        let dir: Option<PathBuf> = get(&self.keys, KEY)?;
+        match dir.filter(|dir| !dir.as_os_str().is_empty()) {
+            None => Ok(DEFAULT_RUN_DIR.into()),
+            Some(dir) if dir.is_absolute() => Ok(dir),
+            Some(_) => Err(wrong(KEY, "is no absolute path")),
+        }
     }
 
     /// Makes sense of the keys.
@@ -107,10 +112,7 @@ impl Raw {
         let timeout: Option<Value> = get(keys, "timeout")?;
         let runtime: Option<HashMap<String, Value>> = get(keys, "runtimeConfig")?;
         let interception: Option<serde_json::Map<String, Value>> = get(keys, "interception")?;
-        let run_dir = self.run_dir();
-        if !run_dir.is_absolute() {
-            return Err(wrong("cni_agent_run_dir", "is no absolute path"));
-        }
+        let run_dir = self.run_dir()?;
         let mut options = Given::default();
         for (key, opt) in [("backend", Opt::Backend), ("ip_families", Opt::IpFamilies)] {
             if let Some(text) = get::<String>(keys, key)? {

@@ -179,8 +179,11 @@ pub fn check_output() -> Result<(), CniError> {
     }
 }
 
-/// Writes an answer, whole.
+/// Writes an answer, whole. Where there is nothing to write, nobody needs to listen.
 pub fn write(text: &str) -> Result<(), CniError> {
+    if text.is_empty() {
+        return Ok(());
+    }
     check_output()?;
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(output_error)

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -81,9 +82,9 @@ impl Store {
     pub fn save(&self, attachment: &Attachment, state: &State) -> io::Result<()> {
         let path = self.path(attachment);
         let unfinished = self.directory.join(format!("{}.{}.new", Self::file_name(attachment), std::process::id()));
-        let create = || fs::File::create(&unfinished);
+        let create = || fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&unfinished);
         let file = create().or_else(|e| match e.kind() {
-            io::ErrorKind::NotFound => fs::create_dir_all(&self.directory).and_then(|()| create()),
+            io::ErrorKind::NotFound => make_directory(&self.directory).and_then(|()| create()),
             _ => Err(e),
         });
         let text = serde_json::to_vec(state)?;
@@ -138,6 +139,11 @@ impl Store {
         }
         (removed, problems)
     }
+}
+
+/// Makes a directory that only its owner may write to, whatever the runtime's umask.
+pub fn make_directory(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
 }
 
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {

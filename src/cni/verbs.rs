@@ -91,7 +91,7 @@ impl Call {
                 warnings.iter().for_each(|warning| warn!("{warning}"));
                 state.options = state::to_map(&options);
                 self.remember(&attachment, &state);
-                let done = namespace::program(netns, self.job(options), &self.answer, result).inspect_err(|_| {
+                let done = namespace::program(netns, self.job(options), &self.answer, &result).inspect_err(|_| {
                     // DEL comes next and removes it as well.
                     let _ = self.store().remove(&attachment);
                 })?;
@@ -193,7 +193,7 @@ impl Call {
 
     fn lookup_problem(&self) -> Option<String> {
         let run_dir = &self.netconf.run_dir;
-        match kubeconfig::find(run_dir) {
+        match kubeconfig::open(run_dir) {
             // Without Kubernetes the netconf says all there is to say.
             Err(KubeconfigError::Missing(_)) if self.netconf.intercepts => None,
             Err(e) => Some(format!("pods cannot be looked up: {e}")),

@@ -1,23 +1,40 @@
 //! Black-box and property tests. Those that need the kernel make network namespaces of
 //! their own and fail, rather than skip, where that is not possible.
 
+mod api;
 mod arbitrary;
 mod audit;
 mod bad_input;
+mod busybox;
 mod cli;
 mod closed;
+mod cni_cases;
+mod cni_chain;
+mod cni_conf;
+mod cni_fuzz;
+mod cni_lookup;
+mod cni_namespace;
+mod cni_protocol;
+mod compare;
 mod conformance;
+mod containerd;
+mod containerd_cni;
+mod containers;
+mod cri;
 mod draw;
 mod escapes;
 mod explain;
 mod faults;
 mod fixture;
+mod image;
 mod kernel;
 mod kill;
 mod lints;
+mod node;
 mod page;
 mod parallel;
 mod partition;
+mod plugin;
 mod pod;
 mod properties;
 mod readme;

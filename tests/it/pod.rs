@@ -19,7 +19,7 @@ const OUTSIDE: u16 = 9;
 const TIMEOUT: Duration = Duration::from_millis(700);
 
 /// A thread that answers; it ends when this is dropped.
-struct Server {
+pub struct Server {
     _stop: OwnedFd,
 }
 
@@ -55,6 +55,11 @@ impl Pod {
         let namespace = Namespace::bare(resolv_conf);
         let outside = Namespace::bare("");
         connect(&namespace, &outside, addresses);
+        Self::between(namespace, outside, proxy)
+    }
+
+    /// A pod that has its interface already.
+    pub fn between(namespace: Namespace, outside: Namespace, proxy: Proxy) -> Self {
         let mut pod = Self { namespace, outside, servers: Vec::new() };
         let outside = pod.outside.run(|| serve(&[("outside", OUTSIDE)], 0, 0));
         let ports = [("out-proxy", proxy.outbound), ("in-proxy", proxy.inbound), ("dns-proxy", 15053)];
@@ -103,12 +108,17 @@ fn connect(pod: &Namespace, outside: &Namespace, addresses: &[&str]) {
     }
     pod.batch(&inside);
     outside.batch(&outer);
+    be_everyone(outside, "up0");
+}
+
+/// Makes a namespace answer for every address that is asked for through a device.
+pub fn be_everyone(outside: &Namespace, device: &str) {
     for (family, all) in [("-4", "0.0.0.0/0"), ("-6", "::/0")] {
         outside.print("ip", &[family, "route", "add", "local", all, "dev", "lo", "table", "100"]);
-        outside.print("ip", &[family, "rule", "add", "iif", "up0", "lookup", "100"]);
+        outside.print("ip", &[family, "rule", "add", "iif", device, "lookup", "100"]);
     }
     let anyone = format!(
-        "table inet anyone {{ chain prerouting {{ type nat hook prerouting priority -100; iifname \"up0\" meta l4proto {{ tcp, udp }} redirect to :{OUTSIDE}; }}; }}"
+        "table inet anyone {{ chain prerouting {{ type nat hook prerouting priority -100; iifname \"{device}\" meta l4proto {{ tcp, udp }} redirect to :{OUTSIDE}; }}; }}"
     );
     let output = outside.feed("nft", &["-f", "-"], &[], &anyone);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -123,7 +133,7 @@ fn mac(namespace: &Namespace, device: &str) -> String {
 
 /// Answers on the ports, TCP and UDP in both families, as a user and group of its own.
 /// Sockets get their owner when they are made, so only that happens under the other ids.
-fn serve(ports: &[(&'static str, u16)], uid: u32, gid: u32) -> Server {
+pub fn serve(ports: &[(&'static str, u16)], uid: u32, gid: u32) -> Server {
     setfsgid(Gid::from_raw(gid));
     setfsuid(Uid::from_raw(uid));
     let sockets: Vec<(&'static str, Socket, bool)> =
@@ -207,7 +217,7 @@ fn ask_twice(probe: &Probe) -> String {
     }
 }
 
-fn ask(probe: &Probe) -> String {
+pub fn ask(probe: &Probe) -> String {
     setfsgid(Gid::from_raw(probe.gid));
     setfsuid(Uid::from_raw(probe.uid));
     let domain = if probe.to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };

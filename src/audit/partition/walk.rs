@@ -2,9 +2,9 @@
 //! statement, with a set of flows where that has one packet; a rule that some of them
 //! meet cuts the set.
 
-use crate::audit::explain::{DEPTH, Decider};
+use crate::audit::explain::{DEPTH, Decider, Effect, effect};
 use crate::audit::flow::{Direction, Taker};
-use crate::audit::ruleset::{ChainRules, FamilyRules, Hook, Ruleset, redirect_taker};
+use crate::audit::ruleset::{ChainRules, FamilyRules, Hook, Ruleset};
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::Family;
 use crate::plan::canon::{CanonMatches, CanonRule, number};
@@ -182,8 +182,14 @@ impl<'a> Walk<'a, '_, '_> {
                 }
                 let before = state.decider.take();
                 for (mut state, end) in self.chain(chain, None, 0, state)? {
+                    let end = match end {
+                        End::Unknown if base.nat && hook.is_behind_routing() => End::Accept,
+                        end => end,
+                    };
                     let passes = matches!(end, End::Back | End::Accept);
-                    if state.decider.is_none() || (!base.nat && passes && before.is_some()) {
+                    // What TPROXY has handed to a socket stays there.
+                    let handed_over = matches!(end, End::Redirect(..)) && state.redirected.is_some();
+                    if handed_over || state.decider.is_none() || (!base.nat && passes && before.is_some()) {
                         state.decider = before;
                     }
                     match end {
@@ -196,7 +202,7 @@ impl<'a> Walk<'a, '_, '_> {
                             next.push(state);
                         }
                         End::Redirect(taker, port) => {
-                            state.redirected = Some(taker);
+                            state.redirected.get_or_insert(taker);
                             state.nat_done = true;
                             self.redirect(hook, port, &mut state);
                             next.push(state);
@@ -304,14 +310,19 @@ impl<'a> Walk<'a, '_, '_> {
             Verdict::SaveMark => state.connection_mark = state.mark,
             Verdict::RestoreMark => state.mark = state.connection_mark,
             Verdict::Redirect(port) => {
-                let end = End::Redirect(redirect_taker(&chain.name), port.get());
+                let end = End::Redirect(chain.listener_on(*port), port.get());
                 return ends(state, from.unwrap_or(here), end);
             }
             Verdict::Tproxy { mark, .. } => {
                 state.mark = mark.get();
                 return ends(state, from.unwrap_or(here), End::Tproxy);
             }
-            Verdict::Unknown(_) => return ends(state, here, End::Unknown),
+            Verdict::Unknown(words) => match effect(words) {
+                Effect::Unknown => return ends(state, here, End::Unknown),
+                Effect::Drops => return ends(state, here, End::Drop),
+                Effect::Accepts => return ends(state, here, End::Accept),
+                Effect::None => {}
+            },
             Verdict::Jump(_) | Verdict::Goto(_) => {
                 let Some(target) = self.rules.target(chain, at).filter(|_| depth < DEPTH) else {
                     return ends(state, here, End::Unknown);

@@ -1,0 +1,73 @@
+//! Why nothing was installed or removed.
+
+use std::io;
+
+use crate::backend::guard::GuardError;
+use crate::backend::nftables::transaction::TransactionError;
+use crate::backend::routing::RoutingError;
+use crate::backend::{BackendError, Kind};
+use crate::sys::lock::LockError;
+
+/// Why nothing was installed or removed. The state before the call is back, unless the
+/// message says otherwise.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error("cannot open a netlink socket: {0}")]
+    Socket(io::Error),
+    #[error("cannot look at the kernel's rules: {source}{hint}")]
+    Survey { source: io::Error, hint: String },
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error(transparent)]
+    Routing(#[from] RoutingError),
+    #[error("cannot guard the change: {0}")]
+    Guard(#[from] GuardError),
+    #[error("the kernel has no nf_tables: load the module nf_tables on the node, or use --backend iptables-legacy")]
+    NoNftables,
+    #[error("{}", drift_message(.backend, .elsewhere, .differences))]
+    Drift { backend: Kind, elsewhere: Vec<Kind>, differences: Vec<String> },
+    #[error(
+        "iptables-legacy has tables in this namespace, but there is no iptables-legacy-save to tell what they hold; install the package iptables here, or run where it is"
+    )]
+    CannotTellLegacy,
+    #[error("{error}; going back failed too: {undo}; {left}")]
+    Stuck { error: Box<InstallError>, undo: String, left: &'static str },
+}
+
+fn drift_message(backend: &Kind, elsewhere: &[Kind], differences: &[String]) -> String {
+    let mut out = String::new();
+    for other in elsewhere {
+        out += &format!("rules of an interception are in {other} already, and {backend} is to be used; ");
+    }
+    if !differences.is_empty() {
+        out += &format!("the rules in {backend} differ from the plan:\n  {}\n", differences.join("\n  "));
+    }
+    out + "give --reconcile to replace them, or remove them with podweir clean"
+}
+
+impl InstallError {
+    /// Whether somebody else changed the rules meanwhile, so that trying again may help.
+    pub(super) fn raced(&self) -> bool {
+        match self {
+            Self::Backend(error) => error.raced(),
+            Self::Survey { source, .. } => source.kind() == io::ErrorKind::Interrupted,
+            Self::Routing(RoutingError::List { source, .. }) => source.kind() == io::ErrorKind::Interrupted,
+            _ => false,
+        }
+    }
+}
+
+pub(super) fn survey(source: io::Error) -> InstallError {
+    // The files of proc(5) are root's: whoever is not gets EACCES rather than EPERM.
+    let denied = source.kind() == io::ErrorKind::PermissionDenied;
+    let hint = if denied { format!("; {}", crate::sys::caps::NET_ADMIN_HINT) } else { String::new() };
+    InstallError::Survey { source, hint }
+}
+
+impl From<TransactionError> for InstallError {
+    fn from(error: TransactionError) -> Self {
+        InstallError::Backend(error.into())
+    }
+}

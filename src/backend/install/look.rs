@@ -1,0 +1,153 @@
+//! Looking at what a namespace holds, and choosing the backend by it.
+
+use tracing::debug;
+
+use crate::backend::guard::Guard;
+use crate::backend::iptables::programs::Variant;
+use crate::backend::routing::{self, FoundRouting, RoutingError};
+use crate::backend::survey::{self, Survey};
+use crate::backend::{Backup, Kind, Reading};
+use crate::config::settings::BackendChoice;
+use crate::config::types::{Families, Family, Mark};
+
+use super::Session;
+use super::error::{self, InstallError};
+
+/// What is in the kernel.
+pub(super) struct Found {
+    pub(super) survey: Survey,
+    pub(super) readings: Vec<(Kind, Reading)>,
+    pub(super) routing: FoundRouting,
+    pub(super) guard: Option<Guard>,
+    /// iptables-legacy has tables, and no program to list them.
+    pub(super) legacy_unknown: bool,
+}
+
+impl Found {
+    pub(super) fn reading(&self, kind: Kind) -> Reading {
+        let found = self.readings.iter().find(|(k, _)| *k == kind);
+        found.map_or_else(Reading::nothing, |(_, reading)| reading.clone())
+    }
+
+    pub(super) fn holds(&self, kind: Kind) -> bool {
+        self.readings.iter().any(|(k, reading)| *k == kind && reading.present)
+    }
+
+    /// The families in which an iptables variant has tables.
+    pub(super) fn families(&self, kind: Kind) -> Families {
+        match kind {
+            Kind::Nftables => Families::NONE,
+            Kind::IptablesNft => self.survey.iptables_nft_tables(),
+            Kind::IptablesLegacy => self.survey.iptables_legacy,
+        }
+    }
+
+    /// Whether iptables-legacy has rules of anybody.
+    pub(super) fn legacy_has_rules(&self) -> bool {
+        self.readings.iter().any(|(kind, reading)| {
+            *kind == Kind::IptablesLegacy
+                && match &reading.backup {
+                    Backup::Iptables(saved) => saved.values().flat_map(|s| &s.tables).any(|t| !t.rules.is_empty()),
+                    _ => false,
+                }
+        })
+    }
+}
+
+impl Session {
+    /// What is there. `mesh_address`: whether `::6` is on lo, where that is known and decides nothing.
+    pub(super) fn look(&mut self, wants_routes: bool, mesh_address: Option<bool>) -> Result<Found, InstallError> {
+        let survey = survey::survey(self.netfilter.as_mut()).map_err(error::survey)?;
+        self.tables = survey.nftables.clone().unwrap_or_default();
+        let mut found = Found {
+            readings: Vec::new(),
+            routing: FoundRouting { mesh_address: mesh_address.unwrap_or_default(), ..FoundRouting::default() },
+            guard: Guard::left_behind(&survey),
+            legacy_unknown: false,
+            survey,
+        };
+        let has_nft = found.survey.nftables.as_ref().is_some_and(|tables| tables.ours().next().is_some());
+        if has_nft {
+            self.read_into(Kind::Nftables, Families::NONE, &mut found)?;
+        }
+        if found.survey.iptables_nft {
+            let families = found.survey.iptables_nft_tables();
+            self.read_into(Kind::IptablesNft, families, &mut found)?;
+        }
+        let legacy = found.survey.iptables_legacy;
+        if !legacy.is_empty() {
+            let programs = self.programs(Variant::Legacy);
+            if legacy.iter().all(|family| programs.exist(family)) {
+                self.read_into(Kind::IptablesLegacy, legacy, &mut found)?;
+            } else {
+                found.legacy_unknown = true;
+            }
+        }
+        if found.guard.is_none() {
+            found.guard = found.readings.iter().find_map(|(_, reading)| Guard::in_iptables(reading));
+        }
+        if mesh_address.is_none() {
+            let addresses = routing::addresses(&mut self.route);
+            let addresses = addresses.map_err(|source| RoutingError::List { what: "addresses", source })?;
+            found.routing.mesh_address = routing::has_mesh_address(&addresses);
+        }
+        found.routing.rules = routing::mark_rules(&mut self.route)?;
+        if wants_routes || !found.routing.rules.is_empty() || found.guard.is_some() {
+            found.routing.routes = routing::local_routes(&mut self.route)?;
+        }
+        Ok(found)
+    }
+
+    fn read_into(&mut self, kind: Kind, families: Families, found: &mut Found) -> Result<(), InstallError> {
+        let reading = self.backend(kind, families)?.read()?;
+        debug!(backend = kind.name(), present = reading.present, rules = reading.plan.rule_count(), "read");
+        found.readings.push((kind, reading));
+        Ok(())
+    }
+
+    pub(super) fn choose(
+        &self,
+        choice: BackendChoice,
+        found: &Found,
+        warnings: &mut Vec<String>,
+    ) -> Result<Kind, InstallError> {
+        let holder = |kinds: &[Kind]| kinds.iter().copied().find(|&kind| found.holds(kind));
+        let iptables = [Kind::IptablesNft, Kind::IptablesLegacy];
+        let installed = |variant| self.programs(variant).exist(Family::V4);
+        Ok(match choice {
+            BackendChoice::Nftables => Kind::Nftables,
+            BackendChoice::IptablesNft => Kind::IptablesNft,
+            BackendChoice::IptablesLegacy => Kind::IptablesLegacy,
+            BackendChoice::Auto => match holder(&Kind::ALL) {
+                Some(kind) => kind,
+                None if found.survey.nftables.is_some() => Kind::Nftables,
+                None if installed(Variant::Nft) => Kind::IptablesNft,
+                None => Kind::IptablesLegacy,
+            },
+            BackendChoice::AutoIptables => {
+                let tables = |kind: &Kind| match kind {
+                    Kind::IptablesLegacy => found.legacy_has_rules(),
+                    _ => !found.survey.iptables_nft_tables().is_empty(),
+                };
+                let usable = |kind: &Kind| match kind {
+                    Kind::IptablesLegacy => installed(Variant::Legacy),
+                    _ => found.survey.nftables.is_some() && installed(Variant::Nft),
+                };
+                let in_use = iptables.iter().copied().filter(usable).find(|kind| tables(kind));
+                match holder(&iptables).or(in_use).or_else(|| iptables.iter().copied().find(usable)) {
+                    Some(kind) => kind,
+                    None if found.survey.nftables.is_some() => {
+                        warnings.push("there is no iptables program here: native nftables is used".into());
+                        Kind::Nftables
+                    }
+                    None => Kind::IptablesLegacy,
+                }
+            }
+        })
+    }
+}
+
+/// The marks that the rules found set or ask for.
+pub(super) fn marks(found: &Found) -> Vec<Mark> {
+    found.readings.iter().flat_map(|(_, reading)| reading.plan.marks()).collect()
+}

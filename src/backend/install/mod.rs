@@ -1,0 +1,310 @@
+//! Installing and removing: reads what is there, decides what has to be done, does it,
+//! and takes everything back when a part of it fails.
+//!
+//! Order: the guard, if one is needed; routing, which without rules does nothing; the
+//! rules; what another backend holds; the guard goes. Everything done is undone in
+//! reverse order on failure.
+
+mod error;
+mod execute;
+mod look;
+
+use std::time::{Duration, Instant};
+
+use tracing::{Level, debug, enabled};
+
+use crate::audit::compare;
+use crate::backend::guard::Guard;
+use crate::backend::iptables::backend::Iptables;
+use crate::backend::iptables::programs::{ProgramEnvironment, Programs, Variant};
+use crate::backend::nftables::backend::Nftables;
+use crate::backend::nftables::read::Tables;
+use crate::backend::routing::Changes;
+use crate::backend::{Backend, BackendError, Kind, Reading};
+use crate::config::settings::BackendChoice;
+use crate::config::types::Families;
+use crate::plan::canon::Canon;
+use crate::plan::model::{ChainName, Plan, Routing, Table};
+use crate::sys::lock;
+use crate::sys::netlink::Netlink;
+use crate::sys::netns;
+
+pub use error::InstallError;
+use look::marks;
+
+/// How often to begin again when others change the rules at the same time.
+const ATTEMPTS: usize = 20;
+
+/// What to install, and how.
+pub struct Request<'a> {
+    pub plan: &'a Plan,
+    pub choice: BackendChoice,
+    pub reconcile: bool,
+    pub force: bool,
+}
+
+/// How to run in this namespace.
+#[derive(Debug, Clone)]
+pub struct Conditions {
+    pub rule_comments: bool,
+    pub lock_timeout: Duration,
+    pub programs: ProgramEnvironment,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    Installed,
+    Replaced,
+    /// The kernel held the plan already: nothing was written.
+    Unchanged,
+    Removed,
+    /// There was nothing to remove.
+    Nothing,
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    pub action: Action,
+    pub backend: Kind,
+    /// Other backends from which rules were removed.
+    pub removed_from: Vec<Kind>,
+    pub warnings: Vec<String>,
+    /// How long it took to read what was there.
+    pub read: Duration,
+}
+
+/// Something done, with what it takes to undo it.
+enum Done {
+    Guard(Guard),
+    Routing(Changes),
+    Rules { kind: Kind, found: Reading, families: Families },
+}
+
+/// A network namespace being worked on: the current one.
+pub struct Session {
+    conditions: Conditions,
+    programs_nft: Programs,
+    programs_legacy: Programs,
+    netfilter: Option<Netlink>,
+    route: Netlink,
+    /// nf_tables' tables as last looked at: a transaction is refused if they have changed since.
+    tables: Tables,
+    done: Vec<Done>,
+    _lock: lock::Lock,
+}
+
+impl Session {
+    /// Takes the current namespace's lock and opens sockets; `route` is one that is open already.
+    pub fn open(conditions: Conditions, namespace: netns::Current, route: Netlink) -> Result<Self, InstallError> {
+        let lock = lock::acquire(namespace.file, "the network namespace", conditions.lock_timeout)?;
+        let netfilter = match Netlink::open(Netlink::NETFILTER) {
+            Ok(netlink) => Some(netlink),
+            Err(e) if crate::backend::survey::is_unsupported(&e) => None,
+            Err(e) => return Err(InstallError::Socket(e)),
+        };
+        let programs = |variant| Programs::new(variant, conditions.programs.clone(), conditions.lock_timeout);
+        Ok(Self {
+            programs_nft: programs(Variant::Nft),
+            programs_legacy: programs(Variant::Legacy),
+            conditions,
+            netfilter,
+            route,
+            tables: Tables::default(),
+            done: Vec::new(),
+            _lock: lock,
+        })
+    }
+
+    /// Makes the kernel hold the plan. `mesh_address`: whether `::6` was on lo a moment ago.
+    pub fn install(&mut self, request: &Request, mesh_address: bool) -> Result<Outcome, InstallError> {
+        self.repeatedly(|session| session.try_install(request, mesh_address))
+    }
+
+    /// Removes every trace of an interception from every backend.
+    pub fn clean(&mut self) -> Result<Outcome, InstallError> {
+        self.repeatedly(Self::try_clean)
+    }
+
+    /// Begins again when somebody else changed the rules between reading and writing.
+    fn repeatedly<T>(&mut self, mut work: impl FnMut(&mut Self) -> Result<T, InstallError>) -> Result<T, InstallError> {
+        let mut attempt = 1;
+        loop {
+            let error = match work(self) {
+                Ok(value) => return Ok(value),
+                Err(error) => self.take_back(error)?,
+            };
+            if attempt == ATTEMPTS || !error.raced() {
+                return Err(error);
+            }
+            attempt += 1;
+        }
+    }
+
+    /// What every backend holds of an interception, routing included.
+    pub fn read(&mut self, wanted: &Routing) -> Result<Vec<(Kind, Reading)>, InstallError> {
+        let found = self.look(true, None)?;
+        let routing = found.routing.ours(&marks(&found), wanted).routing();
+        let mut readings = found.readings;
+        readings.retain(|(_, reading)| reading.present);
+        readings.iter_mut().for_each(|(_, reading)| reading.plan.routing = routing.clone());
+        Ok(readings)
+    }
+
+    /// Undoes what was done; gives the error back, or says that undoing failed too.
+    fn take_back(&mut self, error: InstallError) -> Result<InstallError, InstallError> {
+        match self.undo() {
+            Ok(()) => Ok(error),
+            Err((undo, guarded)) => Err(InstallError::Stuck {
+                error: Box::new(error),
+                undo,
+                left: if guarded {
+                    "all traffic of the namespace is dropped (table inet podweir-guard) until podweir init or podweir clean succeeds"
+                } else {
+                    "the rules may be incomplete: run podweir init or podweir clean"
+                },
+            }),
+        }
+    }
+
+    /// Takes back the last install or clean. On failure the guard stays up.
+    pub fn undo(&mut self) -> Result<(), (String, bool)> {
+        let mut problems: Vec<String> = Vec::new();
+        let mut guarded = false;
+        for done in std::mem::take(&mut self.done).into_iter().rev() {
+            match done {
+                Done::Guard(guard) if problems.is_empty() => {
+                    if let Err(e) = guard.lower(self.netfilter.as_mut(), &self.conditions) {
+                        problems.push(e.to_string());
+                        guarded = true;
+                    }
+                }
+                Done::Guard(_) => guarded = true,
+                Done::Routing(changes) => problems.extend(changes.undo(&mut self.route).err().map(|e| e.to_string())),
+                Done::Rules { kind, found, families } => {
+                    let result = self.backend(kind, families).and_then(|mut b| Ok(b.restore(&found)?));
+                    problems.extend(result.err().map(|e| e.to_string()));
+                }
+            }
+        }
+        if problems.is_empty() { Ok(()) } else { Err((problems.join("; "), guarded)) }
+    }
+
+    fn programs(&self, variant: Variant) -> &Programs {
+        match variant {
+            Variant::Nft => &self.programs_nft,
+            Variant::Legacy => &self.programs_legacy,
+        }
+    }
+
+    /// A backend. `families`: those in which an iptables variant has tables.
+    fn backend(&mut self, kind: Kind, families: Families) -> Result<Box<dyn Backend + '_>, InstallError> {
+        let comments = self.conditions.rule_comments;
+        Ok(match kind {
+            Kind::Nftables => {
+                let netlink = self.netfilter.as_mut().ok_or(InstallError::NoNftables)?;
+                Box::new(Nftables::new(netlink, self.tables.clone()))
+            }
+            Kind::IptablesNft => Box::new(Iptables::new(&self.programs_nft, comments, families)),
+            Kind::IptablesLegacy => Box::new(Iptables::new(&self.programs_legacy, comments, families)),
+        })
+    }
+
+    fn try_install(&mut self, request: &Request, mesh_address: bool) -> Result<Outcome, InstallError> {
+        let plan = request.plan;
+        let started = Instant::now();
+        let mut found = self.look(!plan.routing.routes.is_empty(), Some(mesh_address))?;
+        if mesh_address != plan.routing.mesh_address && found.readings.iter().any(|(_, reading)| reading.present) {
+            // Read before the lock was ours, and whoever had it may have changed it.
+            found = self.look(!plan.routing.routes.is_empty(), None)?;
+        }
+        let read = started.elapsed();
+        let mut warnings = Vec::new();
+        let kind = self.choose(request.choice, &found, &mut warnings)?;
+        if kind == Kind::Nftables && found.survey.nftables.is_none() {
+            return Err(InstallError::NoNftables);
+        }
+        if found.legacy_unknown {
+            warnings.push("iptables-legacy has tables in this namespace, but there is no iptables-legacy-save to tell what they hold: an interception in them, if any, stays".into());
+        }
+        debug!(backend = kind.name(), asked = ?request.choice, "backend chosen");
+        let reading = found.reading(kind);
+        let ours = found.routing.ours(&marks(&found), &plan.routing);
+        let elsewhere: Vec<Kind> = Kind::ALL.into_iter().filter(|&k| k != kind && found.holds(k)).collect();
+        let have_routing = ours.routing().normalised();
+        let same_rules = holds(&reading, plan);
+        let same = same_rules && have_routing == plan.routing.normalised();
+        if same && elsewhere.is_empty() && found.guard.is_none() && !request.force {
+            return Ok(Outcome { action: Action::Unchanged, backend: kind, removed_from: Vec::new(), warnings, read });
+        }
+        let interrupted = found.guard.is_some() || is_unfinished(&reading);
+        let differs = (reading.present && !same) || !elsewhere.is_empty();
+        let refuses = kind != Kind::Nftables && differs && !interrupted && !request.reconcile;
+        let mut differences: Vec<String> = Vec::new();
+        if reading.present && differs && (refuses || enabled!(Level::DEBUG)) {
+            let have = Canon { routing: have_routing, ..Canon::of(&reading.plan) };
+            differences.extend(compare::differences(&Canon::of(plan), &have).iter().map(ToString::to_string));
+            differences.extend(reading.strange.iter().map(ToString::to_string));
+            differences.iter().for_each(|difference| debug!("{difference}"));
+        }
+        if refuses {
+            return Err(InstallError::Drift { backend: kind, elsewhere, differences });
+        }
+        self.check_programs(kind, plan)?;
+        self.execute(request, kind, &found, &reading, &ours, &elsewhere)?;
+        let action = if reading.present || !elsewhere.is_empty() { Action::Replaced } else { Action::Installed };
+        Ok(Outcome { action, backend: kind, removed_from: elsewhere, warnings, read })
+    }
+
+    /// Whether the programs that a backend needs are there, before anything is touched.
+    fn check_programs(&self, kind: Kind, plan: &Plan) -> Result<(), InstallError> {
+        let variant = match kind {
+            Kind::Nftables => return Ok(()),
+            Kind::IptablesNft => Variant::Nft,
+            Kind::IptablesLegacy => Variant::Legacy,
+        };
+        let programs = self.programs(variant);
+        plan.families.iter().try_for_each(|family| programs.check(family).map_err(BackendError::from))?;
+        Ok(())
+    }
+
+    fn try_clean(&mut self) -> Result<Outcome, InstallError> {
+        let started = Instant::now();
+        let found = self.look(true, None)?;
+        let read = started.elapsed();
+        if found.legacy_unknown {
+            return Err(InstallError::CannotTellLegacy);
+        }
+        let ours = found.routing.ours(&marks(&found), &Routing::default());
+        let holders: Vec<Kind> = Kind::ALL.into_iter().filter(|&kind| found.holds(kind)).collect();
+        let nothing = holders.is_empty() && ours.routing().is_empty() && found.guard.is_none();
+        self.done.extend(found.guard.clone().map(Done::Guard));
+        for &kind in &holders {
+            self.remove(kind, &found)?;
+        }
+        let changes = Changes::apply(&mut self.route, &ours, &Routing::default())?;
+        self.done.push(Done::Routing(changes));
+        self.lower_guard()?;
+        self.sweep(&found);
+        Ok(Outcome {
+            action: if nothing { Action::Nothing } else { Action::Removed },
+            backend: holders.first().copied().unwrap_or(Kind::Nftables),
+            removed_from: holders,
+            warnings: Vec::new(),
+            read,
+        })
+    }
+}
+
+/// Whether exactly the plan's rules were found. Comparing with nothing would only take time.
+fn holds(reading: &Reading, plan: &Plan) -> bool {
+    let comparable = reading.present && reading.strange.is_empty();
+    comparable && Canon::of(plan).same_rules(&Canon::of(&reading.plan))
+}
+
+/// Whether a run was killed before its last step: it is the nat table that redirects, and
+/// no interception is without a jump from its output hook.
+fn is_unfinished(reading: &Reading) -> bool {
+    reading.present && reading.plan.chain(Table::Nat, &ChainName::Output).is_none()
+}

@@ -1,0 +1,323 @@
+//! Programming a pod's namespace from the node: again, at once, half killed, in a user
+//! namespace of its own, and held against the plan.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::api::{Answer, Api};
+use crate::fixture::Namespace;
+use crate::plugin::{Cluster, Plugin, RunDir, path, sidecar};
+
+const BACKENDS: [&str; 3] = ["nftables", "iptables-nft", "iptables-legacy"];
+
+#[test]
+fn add_twice_is_add_once_on_every_backend() {
+    for backend in BACKENDS {
+        let cluster = Cluster::new(&sidecar(json!({})));
+        let add = cluster.add().key("backend", json!(backend));
+        add.call().ok();
+        let once = cluster.namespace.everything();
+        add.call().ok();
+        assert_eq!(cluster.namespace.everything(), once);
+        assert!(cluster.run_dir.log().contains("\"action\":\"unchanged\""), "{}", cluster.run_dir.log());
+        add.verb("CHECK").call().ok();
+    }
+}
+
+#[test]
+fn native_rules_that_differ_are_replaced_and_iptables_ones_are_refused() {
+    let ports = |n| sidecar(json!({ "traffic.sidecar.istio.io/includeInboundPorts": n }));
+    for backend in BACKENDS {
+        let api = Api::start(move |n| Answer::Pod(ports(if n == 0 { "80" } else { "8081" })));
+        let cluster = Cluster::with(api);
+        let add = cluster.add().key("backend", json!(backend));
+        add.call().ok();
+        let first = cluster.namespace.everything();
+        if backend == "nftables" {
+            add.call().ok();
+            assert!(cluster.namespace.rules().contains("8081"));
+        } else {
+            let (code, message) = add.call().error();
+            assert!(code == 100 && message.contains("8081"), "{message}");
+            assert_eq!(cluster.namespace.everything(), first);
+            add.key("interception", json!({ "reconcile": true })).call().ok();
+            assert!(cluster.namespace.rules().contains("8081"));
+        }
+    }
+}
+
+#[test]
+fn check_names_the_first_rule_that_differs() {
+    for (backend, tamper, texts) in [
+        ("nftables", "nft delete table inet istio-proxy-nat", ["missing", "nat"]),
+        ("nftables", "nft insert rule inet istio-proxy-nat istio-output tcp dport 4444 return", ["unexpected", "4444"]),
+        ("nftables", "ip -6 addr add ::6/128 dev lo", ["unexpected", "::6"]),
+        ("iptables-legacy", "iptables-legacy -t nat -D ISTIO_OUTPUT 1", ["missing", "15020"]),
+        ("iptables-nft", "iptables-nft -t nat -I OUTPUT -j ACCEPT", ["OUTPUT", "ACCEPT"]),
+        ("iptables-nft", "iptables-nft -t nat -F ISTIO_REDIRECT", ["missing", "15001"]),
+    ] {
+        let cluster = Cluster::new(&sidecar(json!({})));
+        let add = cluster.add().key("backend", json!(backend));
+        add.call().ok();
+        let check = add.verb("CHECK");
+        assert_eq!(check.call().ok().stdout, "");
+        let words: Vec<&str> = tamper.split(' ').collect();
+        cluster.namespace.print(words[0], &words[1..]);
+        let (code, message) = check.call().error();
+        assert!(code == 103 && texts.iter().all(|text| message.contains(text)), "{tamper}: {message}");
+    }
+}
+
+#[test]
+fn check_holds_the_kernel_against_what_add_decided() {
+    let pod = |ports: &str| sidecar(json!({ "traffic.sidecar.istio.io/includeInboundPorts": ports }));
+    let (first, later) = (pod("80"), pod("81"));
+    let cluster = Cluster::with(Api::start(move |n| Answer::Pod(if n == 0 { first.clone() } else { later.clone() })));
+    cluster.add().call().ok();
+    cluster.add().verb("CHECK").call().ok();
+    assert_eq!(cluster.api.requests(), 1);
+    // What was decided is lost, and the pod has changed since.
+    std::fs::remove_dir_all(cluster.run_dir.path().join("attachments")).unwrap();
+    let (code, message) = cluster.add().verb("CHECK").call().error();
+    assert!(code == 103 && message.contains("81") && cluster.api.requests() == 2, "{message}");
+}
+
+/// A user namespace with ids of its own, and in it a network namespace, as a runtime makes
+/// them for a pod with `hostUsers: false`; a process each keeps them.
+struct UserPod {
+    users: Child,
+    net: Child,
+}
+
+impl UserPod {
+    fn new() -> Self {
+        let users = Command::new("unshare").args(["--user", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
+        entered(&users, "user");
+        for map in ["uid_map", "gid_map"] {
+            std::fs::write(format!("/proc/{}/{map}", users.id()), "0 100000 65536").unwrap();
+        }
+        // Only now: some files of a network namespace belong to whom the mapping says.
+        let arguments = ["-t", &users.id().to_string(), "-U", "-S", "0", "-G", "0", "unshare", "--net", "cat"];
+        let net = Command::new("nsenter").args(arguments).stdin(Stdio::piped()).spawn().unwrap();
+        entered(&net, "net");
+        let pod = Self { users, net };
+        pod.print("ip", &["link", "set", "lo", "up"]);
+        pod.print("ip", &["addr", "add", "10.244.0.6/24", "dev", "lo"]);
+        pod
+    }
+
+    fn netns(&self) -> String {
+        format!("/proc/{}/ns/net", self.net.id())
+    }
+
+    /// What a program prints that runs inside.
+    fn print(&self, program: &str, arguments: &[&str]) -> String {
+        let pid = self.net.id().to_string();
+        let output = Command::new("nsenter")
+            .args(["-t", &pid, "-U", "-n", "-S", "0", "-G", "0", program])
+            .args(arguments)
+            .env("XTABLES_LOCKFILE", "/proc/self/fd/1")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// Waits until a process is in a namespace other than ours.
+fn entered(child: &Child, kind: &str) {
+    let own = std::fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
+    let until = Instant::now() + Duration::from_secs(10);
+    while std::fs::read_link(format!("/proc/{}/ns/{kind}", child.id())).unwrap() == own {
+        assert!(Instant::now() < until);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+impl Drop for UserPod {
+    fn drop(&mut self) {
+        for child in [&mut self.net, &mut self.users] {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[test]
+fn pods_with_a_user_namespace_of_their_own_work_on_every_backend() {
+    for backend in BACKENDS {
+        let (pod, run_dir, api) = (UserPod::new(), RunDir::new(), Api::with_pod(&sidecar(json!({}))));
+        api.write_kubeconfig(run_dir.path());
+        let add = Plugin::add(&pod.netns(), run_dir.path()).key("backend", json!(backend));
+        add.call().ok();
+        let rules = match backend {
+            "nftables" => pod.print("nft", &["list", "ruleset"]),
+            program => pod.print(&format!("{program}-save"), &[]),
+        };
+        let wanted = if backend == "nftables" { "skuid 1337" } else { "--uid-owner 1337" };
+        assert!(rules.contains(wanted), "{backend}: {rules}");
+        add.clone().verb("CHECK").call().ok();
+        add.call().ok();
+    }
+}
+
+#[test]
+fn the_nodes_iptables_lock_is_not_the_pods() {
+    let cluster = Cluster::new(&sidecar(json!({})));
+    let lock = File::options().create(true).truncate(false).write(true).open("/run/xtables.lock").unwrap();
+    let held = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive).unwrap_or_else(|_| panic!("flock"));
+    let started = Instant::now();
+    cluster.add().key("backend", json!("iptables-legacy")).call().ok();
+    assert!(started.elapsed() < Duration::from_secs(5));
+    drop(held);
+}
+
+#[test]
+fn a_failed_add_leaves_the_namespace_as_it_was() {
+    let cluster = Cluster::new(&sidecar(json!({})));
+    let before = cluster.namespace.everything();
+    // No program; and a lock held by somebody else for longer than there is time.
+    let add = cluster.add().key("backend", json!("iptables-legacy")).variable("PATH", "/nonexistent");
+    let (code, message) = add.call().error();
+    assert!(code == 100 && message.contains("iptables-legacy-restore"), "{message}");
+    let lock = File::open(path(&cluster.namespace)).unwrap();
+    let held = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive).unwrap_or_else(|_| panic!("flock"));
+    let started = Instant::now();
+    let (code, message) = cluster.add().key("timeout", json!("700ms")).call().error();
+    assert!(code == 11 && started.elapsed() < Duration::from_secs(5), "{message}");
+    drop(held);
+    assert_eq!(cluster.namespace.everything(), before);
+    assert!(cluster.run_dir.states().is_empty());
+}
+
+#[test]
+fn a_program_that_hangs_does_not_hang_the_pod() {
+    use std::os::unix::fs::PermissionsExt;
+    let cluster = Cluster::new(&sidecar(json!({})));
+    let program = cluster.run_dir.path().join("iptables-legacy-restore");
+    std::fs::write(&program, "#!/bin/sh\nexec /bin/sleep 7\n").unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let add = cluster.add().key("backend", json!("iptables-legacy")).key("timeout", json!(1));
+    let started = Instant::now();
+    let (code, message) = add.variable("PATH", cluster.run_dir.path().to_str().unwrap()).call().error();
+    assert!(code == 11 && message.contains("not done within 1s"), "{message}");
+    assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
+}
+
+#[test]
+fn an_answer_that_nobody_hears_takes_everything_back() {
+    let cluster = Cluster::new(&sidecar(json!({})));
+    let before = cluster.namespace.everything();
+    let add = cluster.add();
+    let input = add.input();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(crate::fixture::PODWEIR);
+    command.env_clear().envs(add.variables.iter().map(|(n, v)| (n, v)));
+    let mut child = command.stdin(Stdio::piped()).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), &input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && log.contains("cannot write the result"), "{log}");
+    assert_eq!(cluster.namespace.everything(), before);
+}
+
+#[test]
+fn input_that_never_ends_is_not_waited_for_for_ever() {
+    let (namespace, run_dir) = (Namespace::new(), RunDir::new());
+    let add = Plugin::add(&path(&namespace), run_dir.path());
+    let mut command = Command::new(crate::fixture::PODWEIR);
+    command.env_clear().envs(add.variables.iter().map(|(n, v)| (n, v)));
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    // The deadline is a minute; here it only counts that the process waits in poll, and
+    // goes on at once when the input ends.
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(child.try_wait().unwrap().is_none());
+    drop(child.stdin.take());
+    let mut text = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert!(text.contains("\"code\":6"), "{text}");
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn fifty_at_once_in_fifty_namespaces() {
+    let (run_dir, api) = (RunDir::new(), Api::with_pod(&sidecar(json!({}))));
+    api.write_kubeconfig(run_dir.path());
+    let namespaces: Vec<Namespace> = (0..50).map(|_| Namespace::new()).collect();
+    let children: Vec<Child> = namespaces
+        .iter()
+        .enumerate()
+        .map(|(n, namespace)| {
+            let add = Plugin::add(&path(namespace), run_dir.path()).variable("CNI_CONTAINERID", &format!("c{n}"));
+            add.spawn(&add.input())
+        })
+        .collect();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+    let first = namespaces[0].rules();
+    assert!(first.contains("istio-proxy-nat"));
+    assert!(namespaces.iter().all(|namespace| namespace.rules() == first));
+    assert_eq!((run_dir.states().len(), api.requests()), (50, 50));
+    let log = run_dir.log();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 50);
+}
+
+#[test]
+fn eight_at_once_in_one_namespace() {
+    for backend in BACKENDS {
+        let cluster = Cluster::new(&sidecar(json!({})));
+        let add = cluster.add().key("backend", json!(backend));
+        let children: Vec<Child> = (0..8).map(|_| add.spawn(&add.input())).collect();
+        for child in children {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{backend}: {}", String::from_utf8_lossy(&output.stdout));
+        }
+        assert_eq!(cluster.run_dir.log().matches("\"action\":\"installed\"").count(), 1);
+        assert_eq!(cluster.run_dir.log().matches("\"action\":\"unchanged\"").count(), 7);
+        add.verb("CHECK").call().ok();
+    }
+}
+
+#[test]
+fn killed_at_any_instant_the_next_add_finishes() {
+    for backend in BACKENDS {
+        let cluster = Cluster::new(&sidecar(json!({ "sidecar.istio.io/interceptionMode": "TPROXY" })));
+        let add = cluster.add().key("backend", json!(backend));
+        let started = Instant::now();
+        add.call().ok();
+        let whole = started.elapsed();
+        let wanted = cluster.namespace.everything();
+        let mut unfinished = 0;
+        for n in 0..30u32 {
+            let cluster = Cluster::new(&sidecar(json!({ "sidecar.istio.io/interceptionMode": "TPROXY" })));
+            let add = cluster.add().key("backend", json!(backend));
+            let mut child = add.spawn(&add.input());
+            // Spread over the whole run, and a little beyond.
+            std::thread::sleep(whole * n / 27);
+            child.kill().unwrap();
+            unfinished += u32::from(!child.wait().unwrap().success());
+            add.call().ok();
+            assert_eq!(cluster.namespace.everything(), wanted, "{backend}, killed after {:?}", whole * n / 27);
+            add.verb("CHECK").call().ok();
+        }
+        assert!(unfinished >= 5, "{backend}: only {unfinished} of 30 were killed in time");
+    }
+}
+
+#[test]
+fn the_thread_that_enters_leaves_the_process_where_it_was() {
+    // Its own namespace is the node's to the plugin: named by another path it is refused.
+    let run_dir = RunDir::new();
+    let file = File::open("/proc/self/ns/net").unwrap();
+    let own = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    let (code, message) = Plugin::add(&own, run_dir.path()).call().error();
+    assert!(code == 4 && message.contains("node's own network namespace"), "{message}");
+}
