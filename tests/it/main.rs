@@ -12,6 +12,7 @@ mod escapes;
 mod explain;
 mod faults;
 mod fixture;
+mod foreign;
 mod kernel;
 mod kill;
 mod lints;
