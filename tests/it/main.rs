@@ -26,6 +26,7 @@ mod escapes;
 mod explain;
 mod faults;
 mod fixture;
+mod foreign;
 mod image;
 mod kernel;
 mod kill;
