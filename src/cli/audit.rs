@@ -93,18 +93,13 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     let path = |name: &str| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
     let manifest = path("pod-manifest").map(manifest).transpose()?;
     let accepted = path("accept").map(accepted).transpose()?.unwrap_or_default();
-    let (found, wanted) = sources(matches, manifest.as_ref())?;
-    let (main, wanted) = match (&found, &wanted) {
-        (Some(found), wanted) => (found, wanted.as_ref()),
-        (None, Some(wanted)) => (wanted, None),
-        (None, None) => return Err(CliError::Usage("no rules to look at: name a source".into())),
-    };
+    let (main, wanted) = sources(matches, manifest.as_ref())?;
     let space = Space::telling_apart(&[&main.ruleset], &main.pod, &accepted.interfaces());
     let input = Input {
         about: about(matches, manifest.as_ref()),
         file: file(matches),
-        source: main,
-        wanted,
+        source: &main,
+        wanted: wanted.as_ref(),
         manifest: manifest.as_ref(),
         accepted: &accepted,
         today: Timestamp::now().to_zoned(TimeZone::UTC).date(),
@@ -127,17 +122,26 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     }
 }
 
-/// The rules found, and those wanted.
-fn sources(matches: &ArgMatches, manifest: Option<&Manifest>) -> Result<(Option<Source>, Option<Source>), CliError> {
+/// The rules to look at, and what they should be where both are known.
+fn sources(matches: &ArgMatches, manifest: Option<&Manifest>) -> Result<(Source, Option<Source>), CliError> {
     let found = source::names_found(matches).then(|| source::found(matches)).transpose()?;
     let wanted = match manifest {
         // Options that are typed say more than a manifest does.
-        _ if matches.contains_id("options") => Some(source::wanted(matches, found.as_ref())?),
-        Some(manifest) => Some(of_manifest(matches, manifest, found.as_ref())?),
-        None if found.is_none() => Some(source::wanted(matches, None)?),
-        None => None,
+        _ if matches.contains_id("options") => source::wanted(matches, found.as_ref())?,
+        Some(manifest) => of_manifest(matches, manifest, found.as_ref())?,
+        None => match found {
+            Some(found) => return Ok((found, None)),
+            None if ["pod-ip", "as"].iter().any(|name| matches.contains_id(name)) => source::wanted(matches, None)?,
+            // A gate that looks at nothing must not pass.
+            None => {
+                return Err(CliError::Usage("no rules to look at: name a source (podweir audit --help)".into()));
+            }
+        },
     };
-    Ok((found, wanted))
+    Ok(match found {
+        Some(found) => (found, Some(wanted)),
+        None => (wanted, None),
+    })
 }
 
 fn of_manifest(matches: &ArgMatches, manifest: &Manifest, found: Option<&Source>) -> Result<Source, CliError> {
@@ -228,6 +232,9 @@ fn about(matches: &ArgMatches, manifest: Option<&Manifest>) -> String {
 /// The file that findings are about, for tools that show them beside it.
 fn file(matches: &ArgMatches) -> Option<String> {
     let manifest = matches.get_one::<PathBuf>("pod-manifest").map(|path| path.display().to_string());
-    let dump = matches.get_many::<String>("dump").and_then(|mut names| names.next().cloned());
+    let dump = matches.get_many::<String>("dump").and_then(|mut names| names.next().map(String::as_str));
+    let path =
+        |name: &str| ["ipv4=", "ipv6="].iter().find_map(|family| name.strip_prefix(family)).unwrap_or(name).into();
+    let dump = dump.map(path);
     manifest.or(dump).filter(|name| name != "-")
 }

@@ -4,8 +4,10 @@ use clap::builder::PossibleValue;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum, value_parser};
 use tracing::warn;
 
+use crate::audit::partition::Space;
+use crate::audit::report::html;
 use crate::audit::source::Source;
-use crate::audit::{digest, schema, table};
+use crate::audit::{digest, draw, escapes, schema, table};
 use crate::backend::nftables;
 use crate::backend::routing;
 
@@ -19,11 +21,15 @@ pub enum Format {
     Iptables,
     Nft,
     Json,
+    Svg,
+    Mermaid,
+    Dot,
+    Html,
 }
 
 impl ValueEnum for Format {
     fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Table, Self::Iptables, Self::Nft, Self::Json]
+        &[Self::Table, Self::Iptables, Self::Nft, Self::Json, Self::Svg, Self::Mermaid, Self::Dot, Self::Html]
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
@@ -32,14 +38,19 @@ impl ValueEnum for Format {
             Self::Iptables => PossibleValue::new("iptables").help("for iptables-restore and ip6tables-restore"),
             Self::Nft => PossibleValue::new("nft").help("for nft -f"),
             Self::Json => PossibleValue::new("json").help("everything, for --dump elsewhere"),
+            Self::Svg => PossibleValue::new("svg").help("a drawing, escapes set off"),
+            Self::Mermaid => PossibleValue::new("mermaid").help("the drawing for Markdown"),
+            Self::Dot => PossibleValue::new("dot").help("the drawing for Graphviz"),
+            Self::Html => PossibleValue::new("html").help("drawing and table in one page"),
         })
     }
 }
 
 const EXAMPLES: &str = "\
 Formats: table and json show all rules that are there, of anybody; nft and iptables what
-of them is an interception's, as a script. All of them are the same for the same rules,
-and --dump reads all but table.
+of them is an interception's, as a script; svg, mermaid, dot and html draw all rules, and
+where traffic escapes. All of them are the same for the same rules. --dump reads json, nft
+and iptables.
 
 --hash prints a digest of the interception: the same whichever backend holds it, or
 whether it is only wanted yet. Rules of others, comments and counters do not count.
@@ -51,6 +62,8 @@ Examples:
       All rules of this namespace, to look at elsewhere with --dump pod.json.
   test \"$(podweir render --live --hash)\" = \"$(podweir render --pod-ip 10.244.0.6 --hash -- -b 80)\"
       Does this namespace hold what these options ask for?
+  podweir render --pod-ip 10.244.0.6 --format svg -- -b '*' -i '*' > pod.svg
+      The drawing for a review.
   podweir render --pod-ip 10.244.0.6 --diff -- -b '*' --against -- -b '*' -d 9090
       What a change of options changes, rules and traffic.
 ";
@@ -83,18 +96,29 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     if matches.get_flag("hash") {
         return hash(&source);
     }
-    output::print(&text(&source, format))
+    output::print(&text(&source, format)?)
 }
 
-fn text(source: &Source, format: Format) -> String {
+fn text(source: &Source, format: Format) -> Result<String, CliError> {
     let plan = source.plan();
     let routing = || routing::commands(&plan.routing).into_iter().map(|c| format!("# {c}\n")).collect::<String>();
-    match format {
+    Ok(match format {
         Format::Table => table::table(source),
         Format::Json => format!("{:#}\n", schema::source(source)),
         Format::Nft => nftables::script::script(&plan) + &routing(),
         Format::Iptables => dry_run::iptables_scripts(&plan, true) + &routing(),
-    }
+        Format::Svg => drawn(source, draw::Format::Svg)?,
+        Format::Mermaid => drawn(source, draw::Format::Mermaid)?,
+        Format::Dot => drawn(source, draw::Format::Dot)?,
+        Format::Html => html::drawing_page(&drawn(source, draw::Format::Svg)?, &table::table(source)),
+    })
+}
+
+fn drawn(source: &Source, format: draw::Format) -> Result<String, CliError> {
+    let space = Space::of(&[&source.ruleset], &source.pod);
+    let families = escapes::families(&source.ruleset, &source.pod).intersection(source.told);
+    let found = escapes::find_in(&source.ruleset, &space, families).map_err(|e| CliError::Failed(e.to_string()))?;
+    Ok(draw::draw(&source.ruleset, &found, format))
 }
 
 fn hash(source: &Source) -> Result<(), CliError> {

@@ -3,6 +3,7 @@
 
 mod api;
 mod arbitrary;
+mod audit;
 mod bad_input;
 mod busybox;
 mod cli;
@@ -25,11 +26,13 @@ mod escapes;
 mod explain;
 mod faults;
 mod fixture;
+mod foreign;
 mod image;
 mod kernel;
 mod kill;
 mod lints;
 mod node;
+mod page;
 mod parallel;
 mod partition;
 mod plugin;

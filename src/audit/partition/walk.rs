@@ -15,13 +15,67 @@ use super::cube::{Cube, NOBODY, owners};
 use super::interfaces::Kinds;
 use super::{LIMIT, Part, Scope, Space, TooManyParts, loopback};
 
-/// Cuts the flows of a family and scope.
+/// Cuts the flows of a family and scope. Flows that a rule may meet go both ways, as far
+/// as that can be followed; where it cannot, what becomes of them is not known.
 pub fn walk<'a>(
     space: &Space,
     ruleset: &'a Ruleset,
     family: Family,
     scope: Scope,
     out: &mut Vec<Part<'a>>,
+) -> Result<(), TooManyParts> {
+    let mut ways = Vec::new();
+    let both = walk_ways(space, ruleset, family, scope, true, &mut ways);
+    let others = ways.iter().filter(|way| way.perhaps.is_some()).count();
+    if both.is_err() || others.saturating_mul(ways.len() - others) > MOST_PAIRS {
+        ways.clear();
+        walk_ways(space, ruleset, family, scope, false, &mut ways)?;
+    }
+    settle(ways, out);
+    Ok(())
+}
+
+/// The most pairs of a certain and another way that are put against each other.
+const MOST_PAIRS: usize = 20_000_000;
+
+/// A part, and which rules that its flows may meet were taken to apply on the way there.
+struct Way<'a> {
+    part: Part<'a>,
+    guesses: Vec<bool>,
+    /// The last one that was.
+    perhaps: Option<(Decider<'a>, &'a Why)>,
+}
+
+/// Flows that end alike whichever way they go are certain, others are not; the rule that
+/// `explain` would name is the reason.
+fn settle<'a>(ways: Vec<Way<'a>>, out: &mut Vec<Part<'a>>) {
+    let (certain, mut others): (Vec<_>, Vec<_>) = ways.into_iter().partition(|way| way.perhaps.is_none());
+    others.sort_by(|a, b| a.guesses.cmp(&b.guesses));
+    for Way { part, .. } in certain {
+        let mut left = vec![part.flows.clone()];
+        for other in others.iter().filter(|other| other.part.taker != part.taker) {
+            let mut rest = Vec::new();
+            for flows in left {
+                let Some(inside) = flows.intersection(&other.part.flows) else {
+                    rest.push(flows);
+                    continue;
+                };
+                rest.extend(flows.around(&inside));
+                out.push(Part { flows: inside, taker: Taker::Unknown, decider: other.perhaps, ..part.clone() });
+            }
+            left = rest;
+        }
+        out.extend(left.into_iter().map(|flows| Part { flows, ..part.clone() }));
+    }
+}
+
+fn walk_ways<'a>(
+    space: &Space,
+    ruleset: &'a Ruleset,
+    family: Family,
+    scope: Scope,
+    both_ways: bool,
+    out: &mut Vec<Way<'a>>,
 ) -> Result<(), TooManyParts> {
     let flows = space.whole(family, scope);
     if flows.destination.is_empty() || flows.interface.is_empty() {
@@ -41,9 +95,11 @@ pub fn walk<'a>(
         redirected: None,
         nat_done: false,
         decider: None,
+        guesses: Vec::new(),
+        perhaps: None,
     };
-    let mut walk =
-        Walk { space, rules: ruleset.family(family), family, scope, lo: space.interfaces.lo(), out, made: 0 };
+    let (rules, lo) = (ruleset.family(family), space.interfaces.lo());
+    let mut walk = Walk { space, rules, family, scope, lo, out, made: 0, both_ways };
     if outbound { walk.outbound(start) } else { walk.arrive(vec![start]) }
 }
 
@@ -74,6 +130,9 @@ struct State<'a> {
     redirected: Option<Taker>,
     nat_done: bool,
     decider: Option<(Decider<'a>, &'a Why)>,
+    /// Of the rules that may apply: which were taken to, and the last of these.
+    guesses: Vec<bool>,
+    perhaps: Option<(Decider<'a>, &'a Why)>,
 }
 
 /// How a chain ended for a set of flows.
@@ -93,8 +152,9 @@ struct Walk<'a, 'w, 'p> {
     family: Family,
     scope: Scope,
     lo: Kinds,
-    out: &'w mut Vec<Part<'a>>,
+    out: &'w mut Vec<Way<'a>>,
     made: usize,
+    both_ways: bool,
 }
 
 /// What became of flows; `None`: they go on to the next rule.
@@ -159,8 +219,9 @@ impl<'a> Walk<'a, '_, '_> {
 
     fn end(&mut self, state: State<'a>, taker: Taker) -> Result<(), TooManyParts> {
         self.count(1)?;
-        let State { flows, decider, .. } = state;
-        self.out.push(Part { family: self.family, scope: self.scope, flows, taker, decider });
+        let State { flows, decider, guesses, perhaps, .. } = state;
+        let part = Part { family: self.family, scope: self.scope, flows, taker, decider };
+        self.out.push(Way { part, guesses, perhaps });
         Ok(())
     }
 
@@ -283,8 +344,35 @@ impl<'a> Walk<'a, '_, '_> {
         }
     }
 
-    /// What a rule does with flows that meet it.
+    /// What becomes of flows that meet a rule, or may meet it.
     fn apply(
+        &mut self,
+        chain: &'a ChainRules,
+        at: usize,
+        here: (Decider<'a>, &'a Why),
+        from: Option<(Decider<'a>, &'a Why)>,
+        depth: usize,
+        mut state: State<'a>,
+    ) -> Result<Applied<'a>, TooManyParts> {
+        if here.0.rule.matches.unknown.is_empty() {
+            return self.apply_known(chain, at, here, from, depth, state);
+        }
+        if !self.both_ways {
+            state.decider = Some(here);
+            return Ok(vec![(state, Some(End::Unknown))]);
+        }
+        self.count(1)?;
+        let mut passed = state.clone();
+        passed.guesses.push(false);
+        state.guesses.push(true);
+        state.perhaps = Some(here);
+        let mut out = self.apply_known(chain, at, here, from, depth, state)?;
+        out.push((passed, None));
+        Ok(out)
+    }
+
+    /// What a rule does with flows that meet it.
+    fn apply_known(
         &mut self,
         chain: &'a ChainRules,
         at: usize,
@@ -298,9 +386,6 @@ impl<'a> Walk<'a, '_, '_> {
             state.decider = Some(decider);
             Ok(vec![(state, Some(end))])
         };
-        if !rule.matches.unknown.is_empty() {
-            return ends(state, here, End::Unknown);
-        }
         match &rule.verdict {
             Verdict::Continue | Verdict::CtZone(_) => {}
             Verdict::Return => return ends(state, here, End::Back),

@@ -17,20 +17,13 @@ const STYLE: &str = include_str!("report.css");
 const LINES: usize = 40;
 
 pub fn write(report: &Report) -> String {
-    let title = format!("podweir audit: {}", report.about);
-    let mut out = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
-         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
-         <a class=\"skip\" href=\"#escapes\">To the escapes</a>\n",
-        title = escaped(&title)
-    );
+    let mut out = String::new();
+    begin(&mut out, &format!("podweir audit: {}", report.about));
+    out.push_str("<a class=\"skip\" href=\"#escapes\">To the escapes</a>\n");
     head(&mut out, report);
     out.push_str("<main>\n");
     notices(&mut out, report);
-    drawing(&mut out, report);
+    drawing(&mut out, &report.drawing);
     escapes(&mut out, report);
     lints(&mut out, report);
     drift(&mut out, report);
@@ -39,6 +32,33 @@ pub fn write(report: &Report) -> String {
     let version = env!("CARGO_PKG_VERSION");
     let _ = write!(out, "<footer>podweir {version}. {}</footer>\n</body>\n</html>\n", escaped(&summary(report)));
     out
+}
+
+/// Just the drawing, and the rules as a table.
+pub fn drawing_page(drawing: &str, table: &str) -> String {
+    let mut out = String::new();
+    begin(&mut out, "podweir render");
+    out.push_str("<main>\n");
+    self::drawing(&mut out, drawing);
+    let _ = write!(
+        out,
+        "<section id=\"rules\">\n<h2>Rules</h2>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Rules\"><pre>{}</pre></div>\n</section>\n</main>\n</body>\n</html>\n",
+        escaped(table)
+    );
+    out
+}
+
+/// Everything up to the body's first element.
+fn begin(out: &mut String, title: &str) {
+    let _ = write!(
+        out,
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
+         <title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n",
+        escaped(title)
+    );
 }
 
 fn head(out: &mut String, report: &Report) {
@@ -68,13 +88,13 @@ fn notices(out: &mut String, report: &Report) {
     out.push_str("</ul>\n</section>\n");
 }
 
-fn drawing(out: &mut String, report: &Report) {
+fn drawing(out: &mut String, svg: &str) {
     out.push_str(
         "<section id=\"drawing\">\n<h2>Which way packets go</h2>\n\
          <p>From the kernel's hooks through the chains. An arrow that sticks out of its box is a way past the proxy.</p>\n\
          <div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Drawing of the rules\">\n",
     );
-    out.push_str(&report.drawing);
+    out.push_str(svg);
     out.push_str("</div>\n</section>\n");
 }
 
