@@ -248,6 +248,9 @@ fn a_live_pod_is_compared_with_what_it_should_be() {
     assert!(namespace.feed("nft", &["-f", "-"], &[], rule).status.success());
     let changed = json(&run(&[&live[..], &["--"], &options].concat()));
     assert_eq!(changed["drift"].as_array().unwrap().len(), 2, "{}", changed["drift"]);
+    assert_eq!(changed["drift"][0]["severity"], "high");
+    let effect = changed["drift"][0]["effects"][0].as_str().unwrap();
+    assert!(effect.contains("port 9999") && effect.ends_with("now escapes the proxy's outbound port"), "{effect}");
     assert_eq!(ids(&changed, "escapes")[0], "outbound-foreign-rule");
     assert_eq!(changed["escapes"][0]["flows"][0]["port"], serde_json::json!(["9999"]));
     assert!(ids(&changed, "lints").contains(&"foreign-rule-in-front".into()));

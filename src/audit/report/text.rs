@@ -6,7 +6,7 @@ use crate::audit::escapes::Escape;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::words;
 
-use super::{Acceptance, DRIFT, Judged, Report, by};
+use super::{Acceptance, Judged, Report, by};
 
 /// The most lines of one list that are printed; JSON has all.
 const LINES: usize = 8;
@@ -17,12 +17,12 @@ pub fn write(report: &Report) -> String {
         out.push('\n');
         escape(&mut out, report, judged);
     }
-    if let Some(drift) = &report.drift {
-        let _ = match drift.len() {
-            0 => writeln!(out, "\nNo drift: the rules are what they should be."),
-            n => writeln!(out, "\n{} drift: {n} differences from what should be", DRIFT.name().to_uppercase()),
-        };
-        drift.iter().for_each(|difference| field(&mut out, "", &difference.to_string()));
+    if report.drift.as_ref().is_some_and(Vec::is_empty) {
+        out += "\nNo drift: the rules are what they should be.\n";
+    }
+    for drift in report.drift.iter().flatten() {
+        let _ = writeln!(out, "\n{}drift: {}", heading(drift.severity, &None), drift.line());
+        fields(&mut out, "effect", &drift.effects());
     }
     for judged in &report.lints {
         let lint = &judged.found;
