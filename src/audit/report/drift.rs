@@ -2,6 +2,7 @@
 
 use crate::audit::compare::Side;
 use crate::audit::escapes::kind::Severity;
+use crate::audit::flow::Taker;
 use crate::audit::source::Source;
 use crate::audit::verify::{Effect, Finding, Report, What, verify};
 
@@ -28,9 +29,11 @@ pub fn drift(wanted: &Source, found: &Source) -> (Vec<Drift>, Vec<String>) {
     let report = verify(wanted, found);
     let mut out: Vec<Drift> = report.findings.iter().map(|finding| of_finding(finding, &report)).collect();
     let told = |at: &usize| report.findings.iter().any(|finding| finding.effects.contains(at));
-    let untold: Vec<usize> = (0..report.effects.len()).filter(|at| !told(at)).collect();
-    if report.drift() && !untold.is_empty() {
-        let effects: Vec<&Effect> = untold.iter().map(|&at| &report.effects[at]).collect();
+    // What others drop (a network policy) is none of an interception's business.
+    let counts = |effect: &&Effect| effect.ours || effect.found != Taker::Dropped;
+    let untold = (0..report.effects.len()).filter(|at| !told(at)).map(|at| &report.effects[at]);
+    let effects: Vec<&Effect> = untold.filter(counts).collect();
+    if !effects.is_empty() {
         let whose =
             if effects.iter().any(|effect| effect.ours) { "the differences together" } else { "rules of others" };
         out.push(Drift {

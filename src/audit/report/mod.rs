@@ -9,6 +9,8 @@ pub mod text;
 
 use jiff::civil::Date;
 
+use crate::backend::routing::MESH_ADDRESS;
+use crate::config::facts::is_global;
 use crate::config::types::{Families, Family};
 use crate::plan::canon::CanonMatches;
 use crate::plan::model::Counters;
@@ -90,7 +92,12 @@ impl<'a> Report<'a> {
         notices.extend(looked_at.iter().filter(|&f| !source.told.has(f)).map(|family| {
             format!("the source tells nothing about {family}, though the pod has it: its escapes are not known")
         }));
-        if space.pod.addresses.is_empty() {
+        let link_local =
+            |a: &&std::net::IpAddr| a.is_ipv6() && !a.is_loopback() && !is_global(a) && **a != MESH_ADDRESS;
+        if !looked_at.v6 && space.pod.addresses.iter().any(|a| link_local(&a)) {
+            notices.push("the pod's only IPv6 addresses are link-local: what it can reach on its link by them passes the proxy by".into());
+        }
+        if !space.pod.addresses.iter().any(is_global) {
             notices.push("the pod's addresses are not known (--pod-ip): traffic to them is taken for outbound".into());
         }
         let mut judge = Judge { accepted: input.accepted, today: input.today, notices, used: Vec::new() };

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use crate::audit::escapes::Escape;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::words;
+use crate::config::facts::is_global;
 
 use super::{Acceptance, Judged, Report, by};
 
@@ -40,7 +41,8 @@ pub fn write(report: &Report) -> String {
 
 /// The pod in a few words.
 pub fn pod(report: &Report) -> String {
-    let addresses: Vec<String> = report.pod.addresses.iter().map(ToString::to_string).collect();
+    let addresses = report.pod.addresses.iter().filter(|address| is_global(address));
+    let addresses: Vec<String> = addresses.map(ToString::to_string).collect();
     match addresses.len() {
         0 => format!("a pod without known addresses ({})", report.families),
         _ => format!("the pod with {} ({})", addresses.join(", "), report.families),
