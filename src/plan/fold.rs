@@ -40,11 +40,12 @@ const DIMENSIONS: [Dimension; 9] = [
 
 /// Folds a chain's rules, one dimension after the other.
 pub fn folded(mut rules: Vec<CanonRule>) -> Vec<CanonRule> {
+    let mut left = MOST_COMPARISONS;
     // Folding in one dimension can make rules alike that were not; until nothing changes.
     loop {
         let before = rules.len();
         for dimension in DIMENSIONS {
-            rules = fold(rules, dimension);
+            rules = fold(rules, dimension, &mut left);
         }
         if rules.len() == before {
             return rules;
@@ -63,17 +64,16 @@ struct Open {
 const MANY: usize = 64;
 /// How many pairs of rules are compared before rules stay as they are written. No
 /// interception needs as many; tables of others, and made up ones, could.
-const MOST_COMPARISONS: usize = 50_000_000;
+const MOST_COMPARISONS: usize = 30_000_000;
 
-fn fold(rules: Vec<CanonRule>, dimension: Dimension) -> Vec<CanonRule> {
+fn fold(rules: Vec<CanonRule>, dimension: Dimension, left: &mut usize) -> Vec<CanonRule> {
     let mut open: Vec<Open> = Vec::new();
     // What earlier rules look like but for the dimension. Without it, thousands of rules
     // that differ elsewhere would each be held against all before it.
     let mut seen = (rules.len() >= MANY).then(HashSet::new);
-    let mut left = MOST_COMPARISONS;
     for rule in rules {
         let may_join = seen.as_mut().is_none_or(|seen| !seen.insert(looks(&rule, dimension)));
-        match may_join.then(|| home(&open, &rule, dimension, &mut left)).flatten() {
+        match may_join.then(|| home(&open, &rule, dimension, left)).flatten() {
             Some(at) => open[at].more.push(rule),
             None => open.push(Open { rule, more: Vec::new() }),
         }
