@@ -182,7 +182,8 @@ pub fn chain_name(chain: &ChainRules) -> String {
 pub fn never<'a>(ruleset: &'a Ruleset, interfaces: &Interfaces, family: Family) -> Vec<(&'a ChainRules, usize)> {
     let rules = ruleset.family(family);
     let chains = Chains { rules, family, interfaces };
-    rules.chains.iter().flat_map(|chain| chains.never(chain).into_iter().map(move |at| (chain, at))).collect()
+    let entered = rules.chains.iter().zip(rules.entered()).filter(|(_, entered)| *entered);
+    entered.flat_map(|(chain, _)| chains.never(chain).into_iter().map(move |at| (chain, at))).collect()
 }
 
 /// Lints about what rules do to each other.
@@ -197,7 +198,7 @@ pub fn lints(ruleset: &Ruleset, interfaces: &Interfaces) -> Vec<Lint> {
             let lost = jumps_to_nowhere(rules, chain);
             lost.into_iter().map(move |at| (chain, Some(at), jump_to_nowhere(chain, at, family)))
         });
-        let lost = never_entered(rules).into_iter().map(|chain| (chain, None, chain_never_entered(chain)));
+        let lost = never_entered(ruleset, family).into_iter().map(|chain| (chain, None, chain_never_entered(chain)));
         for (chain, at, lint) in never.chain(nowhere).chain(lost) {
             let key = (chain_name(chain), at);
             match found.iter_mut().find(|(known, _, other)| *known == key && other.id == lint.id) {
@@ -253,12 +254,17 @@ fn jump_to_nowhere(chain: &ChainRules, at: usize, family: Family) -> Lint {
     }
 }
 
-fn never_entered(rules: &FamilyRules) -> Vec<&ChainRules> {
-    let is_entered = |chain: &ChainRules| {
-        let mut targets = rules.chains.iter().flat_map(|c| (0..c.rules.len()).filter_map(|at| rules.target(c, at)));
-        chain.base.is_some() || targets.any(|target| std::ptr::eq(target, chain))
+/// Chains that packets of neither family get to. (A table of both families may be meant for
+/// one of them.)
+fn never_entered(ruleset: &Ruleset, family: Family) -> Vec<&ChainRules> {
+    let entered_by = |family: Family| {
+        let rules = ruleset.family(family);
+        rules.chains.iter().zip(rules.entered()).filter(|(_, entered)| *entered).map(|(chain, _)| chain)
     };
-    rules.chains.iter().filter(|chain| !chain.rules.is_empty() && !is_entered(chain)).collect()
+    let entered: Vec<&ChainRules> = Family::BOTH.into_iter().flat_map(entered_by).collect();
+    let is_entered = |chain: &ChainRules| entered.iter().any(|e| e.table == chain.table && e.name == chain.name);
+    let chains = ruleset.family(family).chains.iter();
+    chains.filter(|chain| !chain.rules.is_empty() && !is_entered(chain)).collect()
 }
 
 fn chain_never_entered(chain: &ChainRules) -> Lint {
