@@ -5,4 +5,5 @@ pub mod ours;
 pub mod parse;
 pub mod programs;
 pub mod render;
+pub mod rule;
 pub mod script;

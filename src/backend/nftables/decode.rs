@@ -2,17 +2,15 @@
 //! holds from load to comparison; whatever it cannot follow becomes an unknown
 //! condition or verdict, so that a rule is never taken for less than it is.
 
-use ipnet::IpNet;
-
-use crate::config::ranges::{RangeList, Step};
-use crate::config::types::{Families, Family, Interface, Mark, Networks, Port};
-use crate::plan::canon::{address, cover};
+use crate::config::types::{Families, Family, Mark, Networks, Port};
+use crate::plan::canon::cover;
 use crate::plan::model::{Cond, Counters, CtStates, Masked, Matches, Rule, Verdict};
 use crate::plan::why::Why;
 
 use super::expr::{Expr, Op, code, ct, meta, payload};
 use super::names;
 use super::sets::Elements;
+use super::value::{big_endian, interface, list, native, place, place_list, place_names, port, prefix};
 
 /// Where the sets that rules look into are found.
 pub trait Sets {
@@ -450,99 +448,5 @@ fn ct_field(key: u32) -> Option<Field> {
         ct::MARK => Some(Field::ConnectionMark),
         ct::STATE => Some(Field::ConnectionState),
         _ => None,
-    }
-}
-
-/// Puts a condition where none is yet.
-fn place<T: PartialEq>(slot: &mut Option<Cond<T>>, cond: Cond<T>) -> Option<()> {
-    match slot {
-        Some(before) => (*before == cond).then_some(()),
-        None => {
-            *slot = Some(cond);
-            Some(())
-        }
-    }
-}
-
-/// Adds a condition on a number to what is asked of it already.
-fn place_list<T: Step>(slot: &mut Option<Cond<RangeList<T>>>, negated: bool, list: RangeList<T>) -> Option<()> {
-    let new = Cond { negated, value: list };
-    *slot = Some(match slot.take() {
-        None => new,
-        Some(old) => match (old.negated, new.negated) {
-            (true, true) => {
-                let mut both = old.value;
-                both.extend(&new.value);
-                Cond::is_not(both)
-            }
-            (false, false) => Cond::is(old.value.normalised().intersection(&new.value.normalised())),
-            (false, true) => Cond::is(old.value.normalised().intersection(&new.value.complement())),
-            (true, false) => Cond::is(new.value.normalised().intersection(&old.value.complement())),
-        },
-    });
-    Some(())
-}
-
-fn place_names(slot: &mut Option<Cond<Vec<Interface>>>, negated: bool, names: Vec<Interface>) -> Option<()> {
-    match slot {
-        Some(cond) if cond.negated && negated => {
-            cond.value.extend(names);
-            Some(())
-        }
-        _ => place(slot, Cond { negated, value: names }),
-    }
-}
-
-/// An interface name; without a NUL it is only a beginning.
-fn interface(data: &[u8]) -> Option<Interface> {
-    let end = data.iter().position(|&b| b == 0);
-    let name = std::str::from_utf8(&data[..end.unwrap_or(data.len())]).ok()?;
-    Some(Interface::new(name, end.is_none() && data.len() < 16))
-}
-
-fn native(bytes: &[u8]) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
-}
-
-fn port(bytes: &[u8]) -> Option<u16> {
-    Some(u16::from_be_bytes(bytes.try_into().ok()?))
-}
-
-fn big_endian(bytes: &[u8]) -> Option<u128> {
-    (bytes.len() <= 16).then(|| bytes.iter().fold(0, |n, &b| n << 8 | u128::from(b)))
-}
-
-fn list<T: Step>(ranges: &[(Vec<u8>, Vec<u8>)], read: impl Fn(&[u8]) -> Option<T>) -> Option<RangeList<T>> {
-    ranges.iter().map(|(first, last)| Some((read(first)?, read(last)?))).collect::<Option<Vec<_>>>().map(RangeList::new)
-}
-
-/// A compared address, or its first bytes, as a range.
-fn prefix(family: Family, data: &[u8], mask: Option<&[u8]>) -> Option<IpNet> {
-    let whole = usize::from(family.bits()) / 8;
-    let bits = match mask {
-        None => data.len() * 8,
-        Some(mask) => {
-            let ones = mask.iter().map(|b| b.count_ones() as usize).sum();
-            let leading = big_endian(mask)? << (128 - mask.len() * 8);
-            if leading.leading_ones() as usize != ones {
-                return None;
-            }
-            ones
-        }
-    };
-    let missing = whole.checked_sub(data.len())?;
-    let number = big_endian(data)? << (missing * 8);
-    IpNet::new(address(family, number), u8::try_from(bits).ok()?).ok().map(|net| net.trunc())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_short_load_is_a_prefix() {
-        assert_eq!(prefix(Family::V4, &[10], None).unwrap().to_string(), "10.0.0.0/8");
-        assert_eq!(prefix(Family::V4, &[10, 16, 0, 0], Some(&[255, 240, 0, 0])).unwrap().to_string(), "10.16.0.0/12");
-        assert!(prefix(Family::V4, &[10, 0, 0, 0], Some(&[255, 0, 255, 0])).is_none());
     }
 }

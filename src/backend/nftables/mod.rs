@@ -13,5 +13,6 @@ pub mod read;
 pub mod script;
 pub mod sets;
 pub mod transaction;
+mod value;
 pub mod wire;
 pub mod xt;
