@@ -137,6 +137,20 @@ impl FamilyRules {
         self.chains.is_empty()
     }
 
+    /// Whether packets can get to each chain: from a hook, by jumps.
+    pub fn entered(&self) -> Vec<bool> {
+        let mut entered: Vec<bool> = self.chains.iter().map(|chain| chain.base.is_some()).collect();
+        let mut next: Vec<usize> = (0..entered.len()).filter(|&at| entered[at]).collect();
+        while let Some(at) = next.pop() {
+            for &target in self.chains[at].targets.iter().flatten() {
+                if !std::mem::replace(&mut entered[target], true) {
+                    next.push(target);
+                }
+            }
+        }
+        entered
+    }
+
     /// The chain that a rule jumps to; `None` where there is none.
     pub fn target(&self, chain: &ChainRules, rule: usize) -> Option<&ChainRules> {
         chain.targets.get(rule).copied().flatten().and_then(|at| self.chains.get(at))

@@ -27,8 +27,8 @@ takes intent (other UDP, DNS, ICMP, other protocols); info - it stays in the pod
 
 --pod-manifest FILE is a source too: the arguments of its istio-init container, or else
 its annotations and proxy, as the CNI plugin takes them. With --live, --netns, --pid or
---dump next to it, or to options behind --, what is found is compared with them: drift
-counts as high.
+--dump next to it, or to options behind --, what is found is compared with them: drift is
+high if traffic escapes by it, low if it changes nothing.
 
 --accept FILE names what is known and wanted; what it does not name goes on counting:
   accept:

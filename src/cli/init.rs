@@ -6,7 +6,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use tracing::{info, warn};
 
 use crate::backend::install::{Action, Conditions, Outcome, Request, Session};
-use crate::backend::iptables::programs::ProgramEnvironment;
+use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
 use crate::config::given::{Given, process_environment};
 use crate::config::settings::{Face, Run, Settings};
 use crate::plan::{self, model::Plan};
@@ -143,7 +143,12 @@ pub fn run(face: Face, given: &Given, print: Print) -> Result<(), CliError> {
 
 /// What the iptables programs are started with.
 pub fn conditions(run: &Run) -> Conditions {
-    Conditions { rule_comments: run.rule_comments, lock_timeout: run.lock_timeout, programs: programs() }
+    let mut programs = programs();
+    if run.cni_mode {
+        // The namespace itself is locked; the file is the node's.
+        programs.variables.insert("XTABLES_LOCKFILE", NO_LOCK.into());
+    }
+    Conditions { rule_comments: run.rule_comments, lock_timeout: run.lock_timeout, programs }
 }
 
 /// What the programs get from our environment.

@@ -50,11 +50,12 @@ fn command() -> Command {
 
 /// Runs what the arguments say and gives the exit status.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
-    // A panic has said what it is about; nothing may unwind out of here.
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(arguments))).unwrap_or(1)
-}
-
-fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    // The release build does not unwind: a panic says what it is about, and is a failure.
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        say(panic);
+        std::process::exit(1);
+    }));
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let result = match quick::read(&arguments, &process_environment) {
         Some(quick) => logging::start(&quick.log)

@@ -7,12 +7,13 @@
 //! | `protocol` | verbs, versions, results, error objects |
 //! | `request`, `netconf` | what the runtime sends, checked |
 //! | `pod`, `annotations`, `decide` | which pods, and what is done with them |
-//! | `kubeconfig`, `resolver`, `lookup` | asking the API server for a pod |
+//! | `kubeconfig`, `client`, `resolver`, `lookup` | asking the API server for a pod |
 //! | `facts`, `namespace` | working in a pod's network namespace |
 //! | `verbs`, `state`, `answer`, `log` | what each verb does, remembers and says |
 
 pub(crate) mod annotations;
 mod answer;
+mod client;
 mod decide;
 mod facts;
 mod kubeconfig;
@@ -28,7 +29,6 @@ mod state;
 mod verbs;
 
 use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -49,30 +49,39 @@ pub fn is_called(environment: Environment) -> bool {
 /// Answers the call and gives the exit status. Nothing gets past this without an answer.
 pub fn main() -> u8 {
     let answer = Arc::new(Answer::default());
-    let result = catch_unwind(AssertUnwindSafe(|| run(&answer)));
-    let error = match result.unwrap_or_else(|panic| Err(internal(Some(&*panic)))) {
+    let theirs = answer.clone();
+    // The release build does not unwind: a panic is answered on the spot.
+    std::panic::set_hook(Box::new(move |panic| {
+        let place = panic.location().map(|place| format!("at {place}; ")).unwrap_or_default();
+        let status = give_up(&theirs, &internal(panic.payload(), &place));
+        std::process::exit(status.into());
+    }));
+    let error = match run(&answer) {
         Ok(()) => match answer.give("") {
             Answered::Failed(error) => error,
             _ => return answer.has_failed().into(),
         },
         Err(error) => error,
     };
+    give_up(&answer, &error)
+}
+
+/// Answers with an error object, if there is no answer yet.
+fn give_up(answer: &Answer, error: &CniError) -> u8 {
     // Where the netconf was no good, logging has not begun.
     log::start("", Caller::default(), None);
     tracing::error!(code = error.code.number(), "{error}");
-    if let Answered::Failed(error) = answer.fail(&error) {
+    if let Answered::Failed(error) = answer.fail(error) {
         tracing::error!("{error}");
     }
     1
 }
 
 /// A panic as an error.
-fn internal(panic: Option<&(dyn Any + Send)>) -> CniError {
-    let text = panic.and_then(|panic| {
-        panic.downcast_ref::<&str>().map(ToString::to_string).or_else(|| panic.downcast_ref::<String>().cloned())
-    });
-    CniError::new(Code::Internal, format!("podweir made a mistake: {}", text.unwrap_or_else(|| "it panicked".into())))
-        .details("please report it, with the plugin's log")
+fn internal(panic: &(dyn Any + Send), place: &str) -> CniError {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    CniError::new(Code::Internal, format!("podweir made a mistake: {}", text.unwrap_or("it panicked")))
+        .details(format!("{place}please report it, with the plugin's log"))
 }
 
 fn run(answer: &Arc<Answer>) -> Result<(), CniError> {
@@ -147,10 +156,18 @@ mod tests {
     #[test]
     fn a_panic_becomes_an_error_object_that_tells_what_it_said() {
         for panic in [&"boom" as &(dyn Any + Send), &"boom".to_owned()] {
-            let error = internal(Some(panic));
+            let error = internal(panic, "at here; ");
             assert_eq!((error.code, error.code.number()), (Code::Internal, 999));
-            assert!(error.msg.contains("boom"), "{error}");
+            assert!(error.msg.contains("boom") && error.details.starts_with("at here; "), "{error}");
         }
-        assert!(internal(None).msg.contains("it panicked"));
+        assert!(internal(&7, "").msg.contains("it panicked"));
+    }
+
+    #[test]
+    fn who_comes_second_does_not_answer() {
+        let answer = Answer::default();
+        assert!(matches!(answer.give(""), Answered::Written));
+        assert_eq!(give_up(&answer, &internal(&7, "")), 1);
+        assert!(!answer.has_failed());
     }
 }

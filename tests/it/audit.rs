@@ -248,8 +248,34 @@ fn a_live_pod_is_compared_with_what_it_should_be() {
     assert!(namespace.feed("nft", &["-f", "-"], &[], rule).status.success());
     let changed = json(&run(&[&live[..], &["--"], &options].concat()));
     assert_eq!(changed["drift"].as_array().unwrap().len(), 2, "{}", changed["drift"]);
+    assert_eq!(changed["drift"][0]["severity"], "high");
+    let effect = changed["drift"][0]["effects"][0].as_str().unwrap();
+    assert!(effect.contains("port 9999") && effect.ends_with("now escapes the proxy's outbound port"), "{effect}");
     assert_eq!(ids(&changed, "escapes")[0], "outbound-foreign-rule");
     assert_eq!(changed["escapes"][0]["flows"][0]["port"], serde_json::json!(["9999"]));
     assert!(ids(&changed, "lints").contains(&"foreign-rule-in-front".into()));
     assert_eq!(run(&[&live[..], &["--fail-on", "high"]].concat()).status.code(), Some(1));
+}
+
+/// The blocks of text in the README's section on audits are what the program prints.
+#[test]
+fn the_readme_shows_what_is_printed() {
+    let readme = include_str!("../../README.md");
+    let section = readme.split("\n## ").find(|section| section.starts_with("Audit a pod")).unwrap();
+    let mut blocks = section.split("```").skip(1).step_by(2).map(|block| block.split_once('\n').unwrap().1.trim_end());
+    let options = ["--pod-ip", "10.244.0.6,fd00:10:244::6", "--", "-i", "*", "-b", "*", "-d", "15020,15021,15090"];
+    let printed = text(&audit(&options).stdout);
+    let is_head = |line: &&str| line.starts_with(|c: char| c.is_ascii_digit() || c.is_ascii_uppercase());
+    let heads: Vec<&str> = printed.lines().filter(is_head).collect();
+    let (command, shown) = blocks.next().unwrap().split_once('\n').unwrap();
+    let words: Vec<String> =
+        options.iter().map(|word| if *word == "*" { "'*'".into() } else { (*word).into() }).collect();
+    assert_eq!(command, format!("$ podweir audit {} | grep '^[0-9A-Z]'", words.join(" ")));
+    assert_eq!(shown, heads.join("\n"));
+    assert!(printed.contains(&format!("{}\n\n", blocks.next().unwrap())), "{printed}");
+    let accepted = File::new("readme.yaml", blocks.next().unwrap());
+    let report = json(&audit(&[&["--accept", accepted.path(), "--format", "json"], &options[..]].concat()));
+    assert!(ids(&report, "escapes").contains(&"inbound-excluded-port accepted".into()));
+    let drawn = Command::new(PODWEIR).args(["render", "--format", "svg"]).args(options).output().unwrap();
+    assert_eq!(text(&drawn.stdout), include_str!("../../scripts/typical-pod.svg"));
 }

@@ -6,6 +6,13 @@ use std::process::Command;
 
 use serde_json::json;
 
+/// Where the program is.
+pub fn path() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| folder.join("busybox")).find(|file| file.exists());
+    found.expect("busybox not found: run ./scripts/packages busybox-static")
+}
+
 /// An image of one program, which sleeps if nothing else is asked of it: Docker's old
 /// format, with the layer's digest where the configuration wants it.
 pub fn image(folder: &Path, name: &str) -> PathBuf {
@@ -15,9 +22,7 @@ pub fn image(folder: &Path, name: &str) -> PathBuf {
         String::from_utf8(output.stdout).unwrap()
     };
     std::fs::create_dir_all(folder.join("root/bin")).unwrap();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let busybox = std::env::split_paths(&path).map(|p| p.join("busybox")).find(|p| p.exists()).unwrap();
-    std::fs::copy(busybox, folder.join("root/bin/busybox")).unwrap();
+    std::fs::copy(path(), folder.join("root/bin/busybox")).unwrap();
     run("tar", &["-C", "root", "-cf", "layer.tar", "bin"]);
     let digest = run("sha256sum", &["layer.tar"]);
     let digest = digest.split_whitespace().next().unwrap();

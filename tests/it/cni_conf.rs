@@ -149,7 +149,9 @@ fn the_steps_of_the_page_install_the_plugin_and_take_it_away() {
 
     node.wait_for_plugin("podweir");
     let pod = node.run_sandbox("shop", "web-0", &[("sidecar.istio.io/status", "{}")], None).unwrap();
-    assert!(run(code("7")[0]).lines().any(|line| json(line)["decision"] == "intercepted"));
+    let [log, explain] = code("7")[..] else { panic!("step 7 has two parts") };
+    assert!(run(log).lines().any(|line| json(line)["decision"] == "intercepted"));
+    assert!(run(explain).starts_with("outbound-proxy"));
     node.stop(&pod).unwrap();
 
     let (_, removal) = PAGE.split_once("\n2. Take the entry out of the chain:\n   `").unwrap();

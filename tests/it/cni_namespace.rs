@@ -178,6 +178,17 @@ fn the_nodes_iptables_lock_is_not_the_pods() {
 }
 
 #[test]
+fn the_option_cni_mode_leaves_the_lock_file_alone_as_well() {
+    let namespace = Namespace::new();
+    let lock = File::options().create(true).truncate(false).write(true).open(namespace.lock_file()).unwrap();
+    let held = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive).unwrap_or_else(|_| panic!("flock"));
+    let init = ["init", "--backend", "iptables-legacy", "--lock-timeout", "1s"];
+    assert_eq!(namespace.podweir(&init).status.code(), Some(1));
+    namespace.ok(&[&init[..], &["--cni-mode"]].concat());
+    drop(held);
+}
+
+#[test]
 fn a_failed_add_leaves_the_namespace_as_it_was() {
     let cluster = Cluster::new(&sidecar(json!({})));
     let before = cluster.namespace.everything();

@@ -288,6 +288,8 @@ impl Namespace {
         ] {
             out += &self.print("ip", arguments);
         }
+        // An interface's carrier comes a moment after it.
+        let out = out.replace(" linkdown", "");
         let routes = self.print("ip", &["-6", "route", "show", "table", "all"]);
         let mut routes: Vec<&str> =
             routes.lines().filter(|line| line.contains(" lo ") || line.contains("table 1")).collect();

@@ -1,10 +1,12 @@
-//! `scripts/image`: what the Dockerfile says, the same bytes every time, and refusals.
+//! `scripts/image`: what the Dockerfile says, the same bytes every time, and refusals. Any
+//! program that is linked statically will do.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
 
+use crate::busybox;
 use crate::fixture::PODWEIR;
 
 /// A folder that goes away with the test.
@@ -29,9 +31,10 @@ fn script(arguments: &[&str], epoch: &str) -> Output {
     Command::new(script).args(arguments).env("SOURCE_DATE_EPOCH", epoch).output().unwrap()
 }
 
-/// Builds the image of the podweir under test and gives what was printed.
-pub fn build(output: &Path, name: &str) -> String {
-    let run = script(&["--binary", PODWEIR, "--output", output.to_str().unwrap(), "--name", name], "0");
+/// Builds the image of a program and gives what was printed.
+pub fn build(program: &Path, output: &Path, name: &str) -> String {
+    let [program, output] = [program, output].map(|path| path.to_str().unwrap());
+    let run = script(&["--binary", program, "--output", output, "--name", name], "0");
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     String::from_utf8(run.stdout).unwrap()
 }
@@ -46,7 +49,8 @@ fn tar(arguments: &[&str]) -> Vec<u8> {
 fn the_image_is_the_dockerfiles() {
     let folder = Folder::new("content");
     let archive = folder.0.join("image.tar");
-    build(&archive, "localhost/podweir:test");
+    let busybox = busybox::path();
+    build(&busybox, &archive, "localhost/podweir:test");
     let archive = archive.to_str().unwrap();
     let member = |name: &str| tar(&["-xOf", archive, name]);
     let json = |name: &str| serde_json::from_slice::<Value>(&member(name)).unwrap();
@@ -75,7 +79,7 @@ fn the_image_is_the_dockerfiles() {
     assert!(executables.len() == 1 && executables[0].ends_with(" usr/local/bin/podweir"), "{listing}");
     assert!(listing.lines().all(|line| line.split_whitespace().nth(1) == Some("0/0")), "{listing}");
     assert!(!listing.lines().any(|line| line.as_bytes()[8] == b'w'), "writable by all:\n{listing}");
-    assert!(tar(&["-xOf", layer, "usr/local/bin/podweir"]) == std::fs::read(PODWEIR).unwrap());
+    assert!(tar(&["-xOf", layer, "usr/local/bin/podweir"]) == std::fs::read(busybox).unwrap());
 
     let docker = json("manifest.json");
     assert_eq!(docker[0]["RepoTags"][0], "localhost/podweir:test");
@@ -87,12 +91,14 @@ fn the_same_binary_gives_the_same_bytes() {
     let folder = Folder::new("bytes");
     let [first, second] = ["first.tar", "second.tar"].map(|name| folder.0.join(name));
     let digest = |printed: String| printed.lines().next().unwrap().to_owned();
-    let printed = [&first, &second].map(|path| digest(build(path, "localhost/podweir:test")));
+    let busybox = busybox::path();
+    let printed = [&first, &second].map(|path| digest(build(&busybox, path, "localhost/podweir:test")));
     assert_eq!(printed[0], printed[1]);
     assert!(std::fs::read(&first).unwrap() == std::fs::read(&second).unwrap());
 
     let second = second.to_str().unwrap();
-    let later = script(&["--binary", PODWEIR, "--output", second, "--name", "localhost/podweir:test"], "86400");
+    let busybox = busybox.to_str().unwrap();
+    let later = script(&["--binary", busybox, "--output", second, "--name", "localhost/podweir:test"], "86400");
     assert_ne!(digest(String::from_utf8(later.stdout).unwrap()), printed[0], "the date is in the image");
 }
 

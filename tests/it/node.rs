@@ -17,7 +17,7 @@ use crate::cri::{
     PortMapping, RunSandbox, SandboxConfig, SandboxId, SandboxMetadata, SandboxSecurity, SandboxStatusResponse,
     StatusResponse,
 };
-use crate::fixture::Namespace;
+use crate::fixture::{Namespace, PODWEIR};
 use crate::pod::{Probe, Server, ask, serve};
 use crate::{busybox, image};
 
@@ -25,7 +25,7 @@ pub const PODWEIR_IMAGE: &str = "localhost/podweir:test";
 pub const BUSYBOX_IMAGE: &str = "localhost/busybox:test";
 /// Debian's folder of CNI plugins.
 const PLUGINS: &str = "/usr/lib/cni";
-const PACKAGES: &str = "containerd runc busybox-static containernetworking-plugins iptables";
+const PACKAGES: &str = "binutils containerd runc busybox-static containernetworking-plugins iptables";
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The first process of the node's own process namespace: when it ends, the kernel ends all
@@ -132,8 +132,11 @@ impl Node {
 
     /// Brings both images in.
     fn import(&self) {
-        let podweir = self.folder().join("podweir.tar");
-        image::build(&podweir, PODWEIR_IMAGE);
+        // Without what debuggers want of it, as it is released, it is a third of the size.
+        let [program, podweir] = ["podweir", "podweir.tar"].map(|name| self.folder().join(name));
+        let strip = Command::new("strip").arg("-o").arg(&program).arg(PODWEIR).status().unwrap();
+        assert!(strip.success(), "strip: {strip}");
+        image::build(&program, &podweir, PODWEIR_IMAGE);
         for archive in [podweir, busybox::image(&self.folder().join("busybox"), BUSYBOX_IMAGE)] {
             let archive = archive.to_str().unwrap();
             let socket = self.folder().join("containerd.sock");
@@ -326,10 +329,11 @@ fn remove_cgroups(folder: &Path) {
 fn need_programs() {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = |name: &str| std::env::split_paths(&path).any(|folder| folder.join(name).exists());
-    let mut missing: Vec<&str> = ["containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox", "unshare"]
-        .into_iter()
-        .filter(|name| !found(name))
-        .collect();
+    let mut missing: Vec<&str> =
+        ["containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox", "unshare", "strip"]
+            .into_iter()
+            .filter(|name| !found(name))
+            .collect();
     missing.extend(["bridge", "portmap"].into_iter().filter(|name| !Path::new(PLUGINS).join(name).exists()));
     assert!(missing.is_empty(), "{} not found: run ./scripts/packages {PACKAGES}", missing.join(", "));
 }

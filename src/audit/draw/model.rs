@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use crate::audit::describe;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::{Escape, scope_name};
+use crate::audit::explain::{Effect, effect};
 use crate::audit::flow::Taker;
 use crate::audit::partition::cube::all_addresses;
 use crate::audit::ruleset::{Base, ChainRules, Hook, Ruleset, TableId, redirect_taker};
@@ -195,8 +196,11 @@ impl Drawing {
         let context = Context { exits, through: through(ruleset), places };
         for chain_box in &mut boxes {
             let rows = |family: Family| -> Vec<Row> {
-                let chains = ruleset.family(family).chains.iter();
-                let chain = chains.into_iter().find(|c| c.table == chain_box.table && c.name == chain_box.name);
+                let rules = ruleset.family(family);
+                // Of a table of both families one may get no further than the hook.
+                let chains = rules.chains.iter().zip(rules.entered()).filter(|(_, entered)| *entered);
+                let mut chains = chains.map(|(chain, _)| chain);
+                let chain = chains.find(|c| c.table == chain_box.table && c.name == chain_box.name);
                 chain
                     .map(|chain| chain.rules.iter().map(|r| row(chain, r, family, &context)).collect())
                     .unwrap_or_default()
@@ -212,9 +216,11 @@ impl Drawing {
         for (hook, exits) in by_no_rule {
             let Some(fate) = exits.fate() else { continue };
             let row = Row::end("what no rule takes".into(), fate);
-            let is_used = |b: &&mut ChainBox| b.base.is_some_and(|base| base.hook == hook) && !b.rows.is_empty();
-            match boxes.iter_mut().rfind(is_used) {
-                Some(last) => last.rows.push(row),
+            let of_hook = |b: &ChainBox| b.base.filter(|base| base.hook == hook && !b.rows.is_empty());
+            // Where it would have been redirected, or else where it is seen last.
+            let last = boxes.iter().rposition(|b| of_hook(b).is_some_and(|base| base.nat));
+            match last.or(boxes.iter().rposition(|b| of_hook(b).is_some())) {
+                Some(at) => boxes[at].rows.push(row),
                 None => boxes.push(ChainBox::without_rules(hook, row)),
             }
         }
@@ -314,7 +320,12 @@ fn row(chain: &ChainRules, rule: &CanonRule, family: Family, context: &Context) 
         Verdict::Redirect(port) => Fate::Proxy { taker: redirect_taker(&chain.name), port: port.get() },
         Verdict::Tproxy { port, .. } => Fate::Proxy { taker: Taker::InboundProxy, port: port.get() },
         Verdict::Drop => Fate::Dropped,
-        Verdict::Unknown(_) => Fate::CannotTell,
+        Verdict::Unknown(words) => match effect(words) {
+            Effect::Unknown => Fate::CannotTell,
+            Effect::Drops => Fate::Dropped,
+            Effect::Accepts => exit.unwrap_or(Fate::Back("accepted")),
+            Effect::None => Fate::Changed(describe::verdict(&rule.verdict)),
+        },
         Verdict::Return => exit.unwrap_or(Fate::Back("returns")),
         Verdict::Accept => exit.unwrap_or(Fate::Back("accepted")),
         Verdict::Continue | Verdict::SetMark(_) | Verdict::SaveMark | Verdict::RestoreMark | Verdict::CtZone(_) => {

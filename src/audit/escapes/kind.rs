@@ -141,9 +141,7 @@ impl Kind {
                 "take the port out of --istio-local-exclude-ports (-d), or list it in --istio-inbound-ports (-b)"
             }
             Kind::ExcludedPort => "take the port out of --istio-local-outbound-ports-exclude (-o)",
-            Kind::ExcludedRange => {
-                "take the range out of --istio-service-exclude-cidr (-x), or name ports in --istio-outbound-ports (-q)"
-            }
+            Kind::ExcludedRange => "take the range out of --istio-service-exclude-cidr (-x)",
             Kind::ExcludedInterface => "take the interface out of --istio-exclude-interfaces (-c)",
             Kind::ExcludedUser => "take the user out of --exclude-outbound-uids",
             Kind::ExcludedGroup => "take the group out of ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE",

@@ -148,13 +148,12 @@ impl Captured {
     }
 }
 
-/// The families in which something can be said to escape: those the pod has an address
-/// in, and those that anybody made rules for. Of a pod of which nothing is known, both.
+/// The families in which traffic can escape: those the pod has a global address in. Of a
+/// pod of which no such address is known, those that anybody made rules for, or both.
 pub fn families(ruleset: &Ruleset, pod: &Surroundings) -> Families {
-    let of_addresses = pod.families();
     let ruled = |family| !ruleset.family(family).is_empty();
-    let all = of_addresses.union(Families { v4: ruled(Family::V4), v6: ruled(Family::V6) });
-    if all.is_empty() { Families::BOTH } else { all }
+    let guesses = [pod.families(), Families { v4: ruled(Family::V4), v6: ruled(Family::V6) }];
+    guesses.into_iter().find(|families| !families.is_empty()).unwrap_or(Families::BOTH)
 }
 
 /// Every escape, the worst first.

@@ -1,7 +1,6 @@
 //! Rules of other tools that packets meet before the interception's: harmless today, and
 //! the first place to look when traffic is lost or escapes.
 
-use crate::audit::describe;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::ruleset::{ChainRules, Hook, Ruleset};
 use crate::config::types::Family;
@@ -26,9 +25,9 @@ pub fn lints(ruleset: &Ruleset) -> Vec<Lint> {
                 let ours = chain.rules.iter().position(|rule| !is_foreign(rule.why()));
                 // In the last chain only what stands before the interception's own rules.
                 let until = if number == last { ours.unwrap_or(0) } else { chain.rules.len() };
-                for (at, rule) in chain.rules[..until].iter().enumerate() {
+                for rule in &chain.rules[..until] {
                     if is_foreign(rule.why()) && decides(&rule.verdict) {
-                        let lint = lint(chain, at, &describe::rule(rule, family));
+                        let lint = lint(place(chain, rule, family));
                         if !out.iter().any(|known| known.subject == lint.subject) {
                             out.push(lint);
                         }
@@ -49,12 +48,12 @@ fn decides(verdict: &Verdict) -> bool {
     !matches!(verdict, Verdict::Continue | Verdict::CtZone(_))
 }
 
-fn lint(chain: &ChainRules, at: usize, words: &str) -> Lint {
+fn lint(subject: String) -> Lint {
     Lint {
         severity: Severity::Medium,
         id: "foreign-rule-in-front",
-        subject: place(chain, at),
-        message: format!("'{words}' is not the interception's, and packets meet it first"),
+        subject,
+        message: "the rule is not the interception's, and packets meet it first".into(),
         advice: "find out which tool makes it; what it lets out stands among the escapes as foreign-rule".into(),
     }
 }

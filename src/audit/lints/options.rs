@@ -87,14 +87,10 @@ impl Found<'_> {
         if let Some(ports) = shared(&i.outbound_ports, &i.outbound_ports_exclude) {
             let message = format!("ports {ports} are both included and excluded; excluded wins");
             self.contradict(Opt::OutboundPorts, message, "take them out of one of the two");
-        }
-        if i.outbound_ranges == RangeSelection::All
-            && !i.outbound_ports.is_empty()
-            && i.outbound_ranges_exclude.is_empty()
-        {
+        } else if i.outbound_ranges == RangeSelection::All && !i.outbound_ports.is_empty() {
             self.no_effect(
                 Opt::OutboundPorts,
-                "all destinations are taken already, and none is excluded",
+                "all destinations are taken already, and what is excluded is so on every port",
                 "drop it, or narrow --istio-service-cidr (-i)",
             );
         }

@@ -9,7 +9,7 @@ use crate::audit::partition::interfaces::{Interfaces, Kinds};
 use crate::audit::ruleset::{ChainRules, FamilyRules, Ruleset};
 use crate::config::ranges::RangeList;
 use crate::config::types::{Families, Family, Interface};
-use crate::plan::canon::CanonMatches;
+use crate::plan::canon::{CanonMatches, CanonRule};
 use crate::plan::model::{Cond, CtStates, Verdict};
 use crate::plan::why::Why;
 
@@ -166,9 +166,9 @@ impl Chains<'_> {
     }
 }
 
-/// Where a rule stands, for people.
-pub fn place(chain: &ChainRules, at: usize) -> String {
-    format!("{}, rule {}", chain_name(chain), at + 1)
+/// A rule and where it stands, for people.
+pub fn place(chain: &ChainRules, rule: &CanonRule, family: Family) -> String {
+    format!("{}: {}", chain_name(chain), describe::rule(rule, family))
 }
 
 pub fn chain_name(chain: &ChainRules) -> String {
@@ -178,25 +178,36 @@ pub fn chain_name(chain: &ChainRules) -> String {
     }
 }
 
+/// The rules that no packet gets to: in which chain, and which of its rules.
+pub fn never<'a>(ruleset: &'a Ruleset, interfaces: &Interfaces, family: Family) -> Vec<(&'a ChainRules, usize)> {
+    let rules = ruleset.family(family);
+    let chains = Chains { rules, family, interfaces };
+    let entered = rules.chains.iter().zip(rules.entered()).filter(|(_, entered)| *entered);
+    entered.flat_map(|(chain, _)| chains.never(chain).into_iter().map(move |at| (chain, at))).collect()
+}
+
 /// Lints about what rules do to each other.
 pub fn lints(ruleset: &Ruleset, interfaces: &Interfaces) -> Vec<Lint> {
-    let mut found: Vec<(Families, Lint)> = Vec::new();
+    // What is so at the same place in both families is said once.
+    let mut found: Vec<((String, Option<usize>), Families, Lint)> = Vec::new();
     for family in Family::BOTH {
-        let chains = Chains { rules: ruleset.family(family), family, interfaces };
-        let mut of_family = Vec::new();
-        for chain in &chains.rules.chains {
-            of_family.extend(chains.never(chain).into_iter().map(|at| never_matches(chain, at, family)));
-            of_family.extend(jumps_to_nowhere(chains.rules, chain, family));
-        }
-        of_family.extend(never_entered(chains.rules));
-        for lint in of_family {
-            match found.iter_mut().find(|(_, known)| known.subject == lint.subject && known.id == lint.id) {
-                Some((families, _)) => *families = families.union(Families::only(family)),
-                None => found.push((Families::only(family), lint)),
+        let rules = ruleset.family(family);
+        let never = never(ruleset, interfaces, family);
+        let never = never.into_iter().map(|(chain, at)| (chain, Some(at), never_matches(chain, at, family)));
+        let nowhere = rules.chains.iter().flat_map(|chain| {
+            let lost = jumps_to_nowhere(rules, chain);
+            lost.into_iter().map(move |at| (chain, Some(at), jump_to_nowhere(chain, at, family)))
+        });
+        let lost = never_entered(ruleset, family).into_iter().map(|chain| (chain, None, chain_never_entered(chain)));
+        for (chain, at, lint) in never.chain(nowhere).chain(lost) {
+            let key = (chain_name(chain), at);
+            match found.iter_mut().find(|(known, _, other)| *known == key && other.id == lint.id) {
+                Some((_, families, _)) => *families = families.union(Families::only(family)),
+                None => found.push((key, Families::only(family), lint)),
             }
         }
     }
-    let with_families = |(families, mut lint): (Families, Lint)| {
+    let with_families = |(_, families, mut lint): (_, Families, Lint)| {
         lint.subject = format!("{} ({families})", lint.subject);
         lint
     };
@@ -205,20 +216,18 @@ pub fn lints(ruleset: &Ruleset, interfaces: &Interfaces) -> Vec<Lint> {
 
 fn never_matches(chain: &ChainRules, at: usize, family: Family) -> Lint {
     let rule = &chain.rules[at];
-    let words = describe::rule(rule, family);
-    let is_loop = *rule.why() == Why::AppToItself;
+    let (severity, id, advice) = if *rule.why() == Why::AppToItself && is_second_owner(chain, at) {
+        let advice = "name one proxy user, or expect its calls to the pod's own service to stay past the proxy";
+        (Severity::Low, "rule-loop-shadowed", advice)
+    } else {
+        (Severity::Info, "rule-never-matches", "nothing, unless it was meant to match")
+    };
     Lint {
-        severity: if is_loop && is_second_owner(chain, at) { Severity::Low } else { Severity::Info },
-        id: if is_loop && is_second_owner(chain, at) { "rule-loop-shadowed" } else { "rule-never-matches" },
-        subject: place(chain, at),
-        message: format!("'{words}' never matches: earlier rules of the chain take every packet it is for"),
-        advice: match is_loop && is_second_owner(chain, at) {
-            true => {
-                "name one proxy user, or expect calls of the second one to the pod's own service to stay past the proxy"
-                    .into()
-            }
-            false => "nothing to do, unless it was meant to match".into(),
-        },
+        severity,
+        id,
+        subject: place(chain, rule, family),
+        message: "the rule never matches: earlier rules of the chain take every packet it is for".into(),
+        advice: advice.into(),
     }
 }
 
@@ -230,33 +239,40 @@ fn is_second_owner(chain: &ChainRules, at: usize) -> bool {
     uid.is_some() && loops.clone().any(|rule| rule.matches.uid.is_some() && rule.matches.uid != *uid)
 }
 
-fn jumps_to_nowhere(rules: &FamilyRules, chain: &ChainRules, family: Family) -> Vec<Lint> {
-    let missing = chain.rules.iter().enumerate().filter(|(at, rule)| {
-        matches!(rule.verdict, Verdict::Jump(_) | Verdict::Goto(_)) && rules.target(chain, *at).is_none()
-    });
-    missing
-        .map(|(at, rule)| Lint {
-            severity: Severity::High,
-            id: "jump-to-nowhere",
-            subject: place(chain, at),
-            message: format!("'{}' leads to a chain that is not there", describe::rule(rule, family)),
-            advice: "the rules are not whole: install them again, or dump all tables".into(),
-        })
-        .collect()
+fn jumps_to_nowhere(rules: &FamilyRules, chain: &ChainRules) -> Vec<usize> {
+    let is_jump = |at: &usize| matches!(chain.rules[*at].verdict, Verdict::Jump(_) | Verdict::Goto(_));
+    (0..chain.rules.len()).filter(is_jump).filter(|&at| rules.target(chain, at).is_none()).collect()
 }
 
-fn never_entered(rules: &FamilyRules) -> Vec<Lint> {
-    let is_entered = |chain: &ChainRules| {
-        let targets = rules.chains.iter().flat_map(|c| (0..c.rules.len()).filter_map(|at| rules.target(c, at)));
-        chain.base.is_some() || targets.into_iter().any(|target| std::ptr::eq(target, chain))
+fn jump_to_nowhere(chain: &ChainRules, at: usize, family: Family) -> Lint {
+    Lint {
+        severity: Severity::High,
+        id: "jump-to-nowhere",
+        subject: place(chain, &chain.rules[at], family),
+        message: "the rule leads to a chain that is not there".into(),
+        advice: "the rules are not whole: install them again, or dump all tables".into(),
+    }
+}
+
+/// Chains that packets of neither family get to. (A table of both families may be meant for
+/// one of them.)
+fn never_entered(ruleset: &Ruleset, family: Family) -> Vec<&ChainRules> {
+    let entered_by = |family: Family| {
+        let rules = ruleset.family(family);
+        rules.chains.iter().zip(rules.entered()).filter(|(_, entered)| *entered).map(|(chain, _)| chain)
     };
-    let lost = rules.chains.iter().filter(|chain| !chain.rules.is_empty() && !is_entered(chain));
-    lost.map(|chain| Lint {
+    let entered: Vec<&ChainRules> = Family::BOTH.into_iter().flat_map(entered_by).collect();
+    let is_entered = |chain: &ChainRules| entered.iter().any(|e| e.table == chain.table && e.name == chain.name);
+    let chains = ruleset.family(family).chains.iter();
+    chains.filter(|chain| !chain.rules.is_empty() && !is_entered(chain)).collect()
+}
+
+fn chain_never_entered(chain: &ChainRules) -> Lint {
+    Lint {
         severity: Severity::Info,
         id: "chain-never-entered",
         subject: chain_name(chain),
-        message: format!("no rule jumps to the chain, so its {} rules never match", chain.rules.len()),
-        advice: "nothing to do, unless it was meant to be entered".into(),
-    })
-    .collect()
+        message: "no rule jumps to the chain, so none of its rules ever matches".into(),
+        advice: "nothing, unless it was meant to be entered".into(),
+    }
 }

@@ -3,7 +3,6 @@
 
 use std::fmt::Write;
 
-use crate::audit::compare::Side;
 use crate::audit::draw::svg::escaped;
 use crate::audit::escapes::Escape;
 use crate::audit::escapes::kind::Severity;
@@ -185,25 +184,20 @@ fn drift(out: &mut String, report: &Report) {
         out.push_str("<p>None: the rules are what they should be.</p>\n</section>\n");
         return;
     }
-    out.push_str(
-        "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Differences\">\n<table>\n\
-         <thead><tr><th scope=\"col\">Where</th><th scope=\"col\">How</th><th scope=\"col\">What</th><th scope=\"col\">Why</th></tr></thead>\n<tbody>\n",
-    );
-    for difference in drift {
-        let side = if difference.side == Side::Missing { "missing" } else { "unexpected" };
-        let place = difference.place.as_ref();
-        let place =
-            place.map_or("routing".into(), |(family, table, chain)| format!("{family} {} {chain}", table.name()));
-        let why = difference.why.as_deref().unwrap_or_default();
+    for drift in drift {
+        open(out, drift.severity, &None, &format!("{}: {}", drift.place, drift.how), "drift");
         let _ = writeln!(
             out,
-            "<tr><td>{}</td><td>{side}</td><td><code>{}</code></td><td>{}</td></tr>",
-            escaped(&place),
-            escaped(&difference.what),
-            escaped(why)
+            "<p><code>{}</code> {}</p>\n<dl>\n<dt>Effect</dt>",
+            escaped(&drift.what),
+            escaped(&drift.why)
         );
+        for line in drift.effects().iter().take(LINES) {
+            let _ = writeln!(out, "<dd>{}</dd>", escaped(line));
+        }
+        out.push_str("</dl>\n</article>\n");
     }
-    out.push_str("</tbody>\n</table>\n</div>\n</section>\n");
+    out.push_str("</section>\n");
 }
 
 fn counters(out: &mut String, report: &Report) {

@@ -13,7 +13,7 @@
 //!     "flows": [ { "family": "IPv4", "protocol": ["17"], "interface": ["eth0"], "user": …, "group": …,
 //!                  "destination": ["0.0.0.0-9.255.255.255"], "port": ["443"], "source": …, "source_port": … } ] } ],
 //!   "lints": [ { "id", "severity", "subject", "message", "advice", "accepted" } ],
-//!   "drift": [ { "side": "missing", "place": "…" or null, "what": "…", "why": "…" or null } ] or null,
+//!   "drift": [ { "severity", "place", "how": "missing", "what", "why", "effects": […] } ] or null,
 //!   "notices": [ "…" ] }
 //! ```
 //!
@@ -23,7 +23,6 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::audit::compare::Side;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::{Escape, scope_name, words};
 use crate::audit::flow::Flow;
@@ -34,6 +33,7 @@ use crate::config::types::Family;
 use crate::plan::canon::{Addresses, address};
 use crate::plan::model::protocol;
 
+use super::drift::Drift;
 use super::{Acceptance, Judged, Report, exits, falls_through};
 
 pub fn write(report: &Report) -> String {
@@ -54,15 +54,17 @@ pub fn write(report: &Report) -> String {
         })
     });
     let drift = report.drift.as_ref().map(|drift| {
-        let difference = |d: &crate::audit::compare::Difference| {
+        let object = |d: &Drift| {
             json!({
-                "side": if d.side == Side::Missing { "missing" } else { "unexpected" },
-                "place": d.place.as_ref().map(|(family, table, chain)| format!("{family} {} {chain}", table.name())),
+                "severity": d.severity.name(),
+                "place": d.place,
+                "how": d.how,
                 "what": d.what,
                 "why": d.why,
+                "effects": d.effects,
             })
         };
-        drift.iter().map(difference).collect::<Vec<_>>()
+        drift.iter().map(object).collect::<Vec<_>>()
     });
     let object = json!({
         "format": "podweir-audit",

@@ -1,6 +1,7 @@
 //! The report of an audit: everything found, judged by what is accepted, in the order in
 //! which it matters. How it is written down is the business of the files below.
 
+pub mod drift;
 pub mod html;
 pub mod json;
 pub mod sarif;
@@ -8,12 +9,13 @@ pub mod text;
 
 use jiff::civil::Date;
 
+use crate::backend::routing::MESH_ADDRESS;
+use crate::config::facts::is_global;
 use crate::config::types::{Families, Family};
-use crate::plan::canon::{Canon, CanonMatches};
-use crate::plan::model::{Counters, Routing};
+use crate::plan::canon::CanonMatches;
+use crate::plan::model::Counters;
 
 use super::accept::{Accepted, Entry};
-use super::compare::{Difference, differences};
 use super::describe;
 use super::draw::{self, Format};
 use super::escapes::kind::Severity;
@@ -23,6 +25,7 @@ use super::lints::{self, Lint};
 use super::manifest::Manifest;
 use super::partition::{Space, TooManyParts};
 use super::source::Source;
+use drift::Drift;
 
 /// What is known before an audit.
 pub struct Input<'a> {
@@ -47,7 +50,7 @@ pub struct Report<'a> {
     pub escapes: Vec<Judged<Escape<'a>>>,
     pub lints: Vec<Judged<Lint>>,
     /// `None`: there is nothing to compare with.
-    pub drift: Option<Vec<Difference>>,
+    pub drift: Option<Vec<Drift>>,
     /// Rules that count, and how often they applied.
     pub counted: Vec<Counted>,
     pub notices: Vec<String>,
@@ -89,13 +92,20 @@ impl<'a> Report<'a> {
         notices.extend(looked_at.iter().filter(|&f| !source.told.has(f)).map(|family| {
             format!("the source tells nothing about {family}, though the pod has it: its escapes are not known")
         }));
-        if space.pod.addresses.is_empty() {
+        let link_local =
+            |a: &&std::net::IpAddr| a.is_ipv6() && !a.is_loopback() && !is_global(a) && **a != MESH_ADDRESS;
+        if !looked_at.v6 && space.pod.addresses.iter().any(|a| link_local(&a)) {
+            notices.push("the pod's only IPv6 addresses are link-local: what it can reach on its link by them passes the proxy by".into());
+        }
+        if !space.pod.addresses.iter().any(is_global) {
             notices.push("the pod's addresses are not known (--pod-ip): traffic to them is taken for outbound".into());
         }
         let mut judge = Judge { accepted: input.accepted, today: input.today, notices, used: Vec::new() };
         let escapes = found.into_iter().flat_map(|escape| judge.escape(escape, space)).collect();
         let lints = lints::sorted(all_lints(&input, space)).into_iter().map(|lint| judge.lint(lint)).collect();
         judge.name_unused();
+        let (drift, notes) = wanted.map(|wanted| drift::drift(wanted, source)).unzip();
+        judge.notices.extend(notes.into_iter().flatten());
         Ok(Self {
             about: input.about,
             file: input.file,
@@ -103,7 +113,7 @@ impl<'a> Report<'a> {
             families,
             escapes,
             lints,
-            drift: wanted.map(|wanted| drift(wanted, source)),
+            drift,
             counted: counted(source),
             notices: judge.notices,
             drawing,
@@ -115,7 +125,7 @@ impl<'a> Report<'a> {
     pub fn count(&self, severity: Severity) -> usize {
         let escapes = self.escapes.iter().filter(|e| e.accepted.is_none()).map(|e| e.found.severity);
         let lints = self.lints.iter().filter(|l| l.accepted.is_none()).map(|l| l.found.severity);
-        let drift = self.drift.iter().flatten().map(|_| DRIFT);
+        let drift = self.drift.iter().flatten().map(|drift| drift.severity);
         escapes.chain(lints).chain(drift).filter(|found| *found == severity).count()
     }
 
@@ -130,9 +140,6 @@ impl<'a> Report<'a> {
         escapes + self.lints.iter().filter(|l| l.accepted.is_some()).count()
     }
 }
-
-/// How bad it is that rules are not what they should be.
-pub const DRIFT: Severity = Severity::High;
 
 fn all_lints(input: &Input, space: &Space) -> Vec<Lint> {
     let ruleset = &input.source.ruleset;
@@ -218,25 +225,6 @@ impl Judge<'_> {
         }
         self.notices.dedup();
     }
-}
-
-/// How what is there differs from what should be. What the source does not tell is no difference.
-fn drift(wanted: &Source, found: &Source) -> Vec<Difference> {
-    let (mut want, mut have) = (wanted.canon(), found.canon());
-    if found.routing.is_none() {
-        want.routing = Routing::default();
-    }
-    let told = |canon: &mut Canon| {
-        if !found.told.v4 {
-            canon.v4.clear();
-        }
-        if !found.told.v6 {
-            canon.v6.clear();
-        }
-    };
-    told(&mut want);
-    told(&mut have);
-    differences(&want, &have)
 }
 
 fn counted(source: &Source) -> Vec<Counted> {

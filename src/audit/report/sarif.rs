@@ -8,7 +8,8 @@ use crate::audit::escapes::{scope_name, words};
 use crate::audit::lints::LINTS;
 use crate::audit::partition::Scope;
 
-use super::{Acceptance, DRIFT, Report, by, exits};
+use super::drift::WORST;
+use super::{Acceptance, Report, by, exits};
 
 const SCHEMA: &str = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json";
 const DRIFT_ID: &str = "drift";
@@ -37,10 +38,10 @@ pub fn write(report: &Report) -> String {
             &judged.accepted,
         ));
     }
-    for difference in report.drift.iter().flatten() {
-        let place = difference.place.as_ref();
-        let place = place.map(|(family, table, chain)| (format!("{family} {} {chain}", table.name()), "chain"));
-        results.push(result(report, DRIFT_ID, DRIFT, format!("{difference}."), place.into_iter().collect(), &None));
+    for drift in report.drift.iter().flatten() {
+        let text = format!("{}. Effect: {}.", drift.line(), drift.effects().join("; "));
+        let place = (format!("{}: {}", drift.place, drift.what), "rule");
+        results.push(result(report, DRIFT_ID, drift.severity, text, vec![place], &None));
     }
     let notices = report.notices.iter().map(|notice| json!({ "level": "note", "message": { "text": notice } }));
     let object = json!({
@@ -94,7 +95,7 @@ fn rules() -> Vec<Value> {
         out.push(rule(id.into(), severity, about.into(), about, "see the message"));
     }
     let about = "the rules are not what they should be";
-    out.push(rule(DRIFT_ID.into(), DRIFT, about.into(), about, "podweir init installs them again"));
+    out.push(rule(DRIFT_ID.into(), WORST, about.into(), about, "podweir init installs them again"));
     out
 }
 

@@ -5,8 +5,9 @@ use std::fmt::Write;
 use crate::audit::escapes::Escape;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::words;
+use crate::config::facts::is_global;
 
-use super::{Acceptance, DRIFT, Judged, Report, by};
+use super::{Acceptance, Judged, Report, by};
 
 /// The most lines of one list that are printed; JSON has all.
 const LINES: usize = 8;
@@ -17,12 +18,12 @@ pub fn write(report: &Report) -> String {
         out.push('\n');
         escape(&mut out, report, judged);
     }
-    if let Some(drift) = &report.drift {
-        let _ = match drift.len() {
-            0 => writeln!(out, "\nNo drift: the rules are what they should be."),
-            n => writeln!(out, "\n{} drift: {n} differences from what should be", DRIFT.name().to_uppercase()),
-        };
-        drift.iter().for_each(|difference| field(&mut out, "", &difference.to_string()));
+    if report.drift.as_ref().is_some_and(Vec::is_empty) {
+        out += "\nNo drift: the rules are what they should be.\n";
+    }
+    for drift in report.drift.iter().flatten() {
+        let _ = writeln!(out, "\n{}drift: {}", heading(drift.severity, &None), drift.line());
+        fields(&mut out, "effect", &drift.effects());
     }
     for judged in &report.lints {
         let lint = &judged.found;
@@ -40,7 +41,8 @@ pub fn write(report: &Report) -> String {
 
 /// The pod in a few words.
 pub fn pod(report: &Report) -> String {
-    let addresses: Vec<String> = report.pod.addresses.iter().map(ToString::to_string).collect();
+    let addresses = report.pod.addresses.iter().filter(|address| is_global(address));
+    let addresses: Vec<String> = addresses.map(ToString::to_string).collect();
     match addresses.len() {
         0 => format!("a pod without known addresses ({})", report.families),
         _ => format!("the pod with {} ({})", addresses.join(", "), report.families),
