@@ -4,20 +4,15 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use hyper_util::client::legacy::Client as HttpClient;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use kube::client::ConfigExt;
 use kube::core::Request;
 use kube::core::params::GetParams;
-use tower::{BoxError, ServiceBuilder};
 use tracing::{debug, warn};
 
+use super::client;
 use super::kubeconfig::{self, KubeconfigError};
 use super::pod::Pod;
 use super::protocol::{CniError, Code};
 use super::request::{Deadline, PodName};
-use super::resolver::Resolver;
 
 const TRIES: u32 = 30;
 const PAUSE: Duration = Duration::from_secs(1);
@@ -138,32 +133,23 @@ fn runtime() -> Result<tokio::runtime::Runtime, CniError> {
 async fn once(name: &PodName, run_dir: &Path, deadline: &Deadline) -> Result<Pod, Failure> {
     let limit = PATIENCE.min(deadline.remaining());
     let work = async {
-        let client = client(run_dir).await?;
+        // Everything anew for each try: the token may be another one.
+        let config = kubeconfig::load(run_dir).await?;
+        let unusable = |source| KubeconfigError::Invalid { path: run_dir.into(), source };
+        let client = client::client(&config).map_err(unusable)?;
         let path = format!("/api/v1/namespaces/{}/pods", name.namespace);
         let request = Request::new(path).get(&name.name, &GetParams::default());
-        let request = request.map_err(|e| Failure::Nonsense(chain(&e)))?;
+        let mut request = request.map_err(|e| Failure::Nonsense(chain(&e)))?;
+        if let Some(value) = client::authorization(&config.auth_info).map_err(unusable)? {
+            let value = value.parse().map_err(|_| unusable("its token cannot be sent: it is no plain text".into()))?;
+            request.headers_mut().insert("authorization", value);
+        }
         client.request(request).await.map_err(Failure::of)
     };
     match tokio::time::timeout(limit, work).await {
         Ok(result) => result,
         Err(_) => Err(Failure::NoAnswer(format!("the API server has not answered within {limit:?}"))),
     }
-}
-
-/// A client for one request. It is made anew for each, as the token may be a new one.
-async fn client(run_dir: &Path) -> Result<kube::Client, Failure> {
-    let config = kubeconfig::load(run_dir).await?;
-    let unusable = |e: kube::Error| KubeconfigError::Invalid { path: run_dir.into(), source: chain(&e).into() };
-    let mut http = HttpConnector::new_with_resolver(Resolver);
-    http.enforce_http(false);
-    http.set_nodelay(true);
-    let https = config.rustls_https_connector_with_connector(http).map_err(unusable)?;
-    let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer().map_err(unusable)?)
-        .map_err(BoxError::from)
-        .service(HttpClient::builder(TokioExecutor::new()).build(https));
-    Ok(kube::Client::new(service, config.default_namespace))
 }
 
 /// Whether pods can be looked up now: asks for a pod that is not there, since whoever is

@@ -7,12 +7,13 @@
 //! | `protocol` | verbs, versions, results, error objects |
 //! | `request`, `netconf` | what the runtime sends, checked |
 //! | `pod`, `annotations`, `decide` | which pods, and what is done with them |
-//! | `kubeconfig`, `resolver`, `lookup` | asking the API server for a pod |
+//! | `kubeconfig`, `client`, `resolver`, `lookup` | asking the API server for a pod |
 //! | `facts`, `namespace` | working in a pod's network namespace |
 //! | `verbs`, `state`, `answer`, `log` | what each verb does, remembers and says |
 
 pub(crate) mod annotations;
 mod answer;
+mod client;
 mod decide;
 mod facts;
 mod kubeconfig;
@@ -51,7 +52,8 @@ pub fn main() -> u8 {
     let theirs = answer.clone();
     // The release build does not unwind: a panic is answered on the spot.
     std::panic::set_hook(Box::new(move |panic| {
-        let status = give_up(&theirs, &internal(panic.payload()));
+        let place = panic.location().map(|place| format!("at {place}; ")).unwrap_or_default();
+        let status = give_up(&theirs, &internal(panic.payload(), &place));
         std::process::exit(status.into());
     }));
     let error = match run(&answer) {
@@ -76,10 +78,10 @@ fn give_up(answer: &Answer, error: &CniError) -> u8 {
 }
 
 /// A panic as an error.
-fn internal(panic: &(dyn Any + Send)) -> CniError {
+fn internal(panic: &(dyn Any + Send), place: &str) -> CniError {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     CniError::new(Code::Internal, format!("podweir made a mistake: {}", text.unwrap_or("it panicked")))
-        .details("please report it, with the plugin's log")
+        .details(format!("{place}please report it, with the plugin's log"))
 }
 
 fn run(answer: &Arc<Answer>) -> Result<(), CniError> {
@@ -154,10 +156,18 @@ mod tests {
     #[test]
     fn a_panic_becomes_an_error_object_that_tells_what_it_said() {
         for panic in [&"boom" as &(dyn Any + Send), &"boom".to_owned()] {
-            let error = internal(panic);
+            let error = internal(panic, "at here; ");
             assert_eq!((error.code, error.code.number()), (Code::Internal, 999));
-            assert!(error.msg.contains("boom"), "{error}");
+            assert!(error.msg.contains("boom") && error.details.starts_with("at here; "), "{error}");
         }
-        assert!(internal(&7).msg.contains("it panicked"));
+        assert!(internal(&7, "").msg.contains("it panicked"));
+    }
+
+    #[test]
+    fn who_comes_second_does_not_answer() {
+        let answer = Answer::default();
+        assert!(matches!(answer.give(""), Answered::Written));
+        assert_eq!(give_up(&answer, &internal(&7, "")), 1);
+        assert!(!answer.has_failed());
     }
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 
 pub const TOKEN: &str = "the-plugin's-token";
@@ -34,6 +35,7 @@ pub enum Answer {
 /// A certificate authority, and a server's certificate from it for 127.0.0.1 and localhost.
 struct Authority {
     pem: String,
+    issuer: CertifiedIssuer<'static, KeyPair>,
     config: Arc<ServerConfig>,
 }
 
@@ -46,9 +48,14 @@ fn make_authority() -> Authority {
     let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
     let private = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    roots.add(issuer.der().clone()).unwrap();
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+    let clients = clients.allow_unauthenticated().build().unwrap();
     let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let config = config.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], private).unwrap();
-    Authority { pem: issuer.pem(), config: Arc::new(config) }
+    let config = config.with_client_cert_verifier(clients);
+    let config = config.with_single_cert(vec![certificate.der().clone()], private).unwrap();
+    Authority { pem: issuer.pem(), issuer, config: Arc::new(config) }
 }
 
 fn authority() -> &'static Authority {
@@ -61,6 +68,13 @@ pub fn other_authority() -> String {
     make_authority().pem
 }
 
+/// A client's certificate from the authority, and its key, as a kubeconfig holds them.
+pub fn client_certificate() -> (String, String) {
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(Vec::new()).unwrap().signed_by(&key, &authority().issuer).unwrap();
+    (base64(&certificate.pem()), base64(&key.serialize_pem()))
+}
+
 /// A running server; it ends when this is dropped.
 pub struct Api {
     pub address: SocketAddr,
@@ -70,7 +84,7 @@ pub struct Api {
 
 impl Api {
     /// Answers the n-th request, counted from 0, with what the closure gives. Whoever
-    /// does not show the token is refused.
+    /// shows neither the token nor a certificate is refused.
     pub fn start(answer: impl Fn(usize) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -158,7 +172,7 @@ fn serve(
     }
     let n = counter.fetch_add(1, Ordering::SeqCst);
     paths.lock().unwrap().push(first.split(' ').nth(1).unwrap_or_default().to_owned());
-    let allowed = token == format!("bearer {TOKEN}");
+    let allowed = token == format!("bearer {TOKEN}") || tls.get_ref().conn.peer_certificates().is_some();
     let answer = if allowed { answer(n) } else { Answer::Refuse(401, "Unauthorized") };
     let (status, body, sent) = match answer {
         Answer::Pod(pod) => (200, pod.to_string(), usize::MAX),

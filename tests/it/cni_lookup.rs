@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::api::{Answer, Api, TOKEN, kubeconfig, other_authority};
+use crate::api::{Answer, Api, TOKEN, client_certificate, kubeconfig, other_authority};
 use crate::plugin::{Cluster, Plugin, sidecar};
 
 /// The error of an ADD that has a second and a half, after which nothing is programmed.
@@ -76,6 +76,10 @@ fn the_token_is_read_again_for_every_try() {
     let path = cluster.run_dir.path().join("kubeconfig");
     let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
     config["users"][0]["user"] = json!({ "tokenFile": "token" });
+    // Paths start from where the kubeconfig is.
+    std::fs::write(cluster.run_dir.path().join("ca.crt"), Api::authority()).unwrap();
+    config["clusters"][0]["cluster"] =
+        json!({ "server": config["clusters"][0]["cluster"]["server"], "certificate-authority": "ca.crt" });
     std::fs::write(&path, config.to_string()).unwrap();
     cluster.add().call().ok();
     std::fs::write(&token, "old").unwrap();
@@ -107,6 +111,30 @@ fn kubeconfigs_that_are_no_good_are_told_apart() {
     let server = format!("https://{}", cluster.api.address);
     let (_, message) = with(&kubeconfig(&server, &other_authority(), TOKEN), 0o600);
     assert!(message.contains("certificate"), "{message}");
+    for (what, change) in [
+        (
+            "insecure-skip-tls-verify",
+            json!({ "clusters": [{ "name": "local", "cluster": { "server": server, "insecure-skip-tls-verify": true } }] }),
+        ),
+        (
+            "proxy-url",
+            json!({ "clusters": [{ "name": "local", "cluster": { "server": server, "proxy-url": "http://10.0.0.1:3128" } }] }),
+        ),
+        (
+            "exec",
+            json!({ "users": [{ "name": "plugin", "user": { "exec": { "command": "/bin/true", "apiVersion": "v1" } } }] }),
+        ),
+        ("tokenFile", json!({ "users": [{ "name": "plugin", "user": { "tokenFile": "nowhere" } }] })),
+        ("client-key", json!({ "users": [{ "name": "plugin", "user": { "client-certificate-data": "eA==" } }] })),
+    ] {
+        let mut config: Value = serde_json::from_str(&good).unwrap();
+        config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        let (code, message) = with(&config.to_string(), 0o600);
+        assert!(
+            code == 101 && message.contains("is no usable kubeconfig") && message.contains(what),
+            "{what}: {message}"
+        );
+    }
     assert_eq!(cluster.api.requests(), 0);
     std::fs::remove_file(&path).unwrap();
     let (code, message) = refusal(&cluster);
@@ -122,6 +150,23 @@ fn kubeconfigs_that_are_no_good_are_told_apart() {
     let text = kubeconfig(&format!("https://localhost:{}", cluster.api.address.port()), authority, TOKEN);
     std::fs::write(cluster.run_dir.path().join("istio-cni-kubeconfig"), text).unwrap();
     cluster.add().call().ok();
+}
+
+#[test]
+fn a_certificate_shows_who_asks_as_well_as_a_token() {
+    let cluster = Cluster::new(&sidecar(json!({})));
+    let path = cluster.run_dir.path().join("kubeconfig");
+    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let (certificate, key) = client_certificate();
+    for (user, code) in [
+        (json!({ "client-certificate-data": certificate, "client-key-data": key }), 0),
+        (json!({}), 1),
+        (json!({ "client-certificate-data": certificate, "client-key-data": certificate }), 1),
+    ] {
+        config["users"][0]["user"] = user;
+        std::fs::write(&path, config.to_string()).unwrap();
+        assert_eq!(cluster.add().key("timeout", json!(1.2)).call().status.code(), Some(code), "{config:#}");
+    }
 }
 
 #[test]
