@@ -3,6 +3,7 @@
 //! list costs no more than a short one.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::backend::nftables::names;
 use crate::config::types::{Families, Family, Port};
@@ -84,6 +85,9 @@ pub struct ChainRules {
     pub rules: Vec<CanonRule>,
     /// Who listens where its rules redirect to.
     pub listener: Taker,
+    /// In a chain of somebody else's, where an interception's own chains tell on which
+    /// ports the proxy listens: these.
+    proxy_ports: Option<Arc<[(u16, Taker)]>>,
     /// For each rule the chain it jumps to, if that is there.
     targets: Vec<Option<usize>>,
 }
@@ -93,8 +97,15 @@ impl ChainRules {
     pub fn listener_on(&self, port: Port) -> Taker {
         match self.name {
             ChainName::InRedirect | ChainName::Redirect | ChainName::OutputDns => self.listener,
-            _ if port == Port::AGENT_DNS => Taker::DnsProxy,
-            _ => self.listener,
+            _ => match &self.proxy_ports {
+                // On another port listens nobody knows who.
+                Some(ports) => {
+                    let known = ports.iter().find(|(known, _)| *known == port.get());
+                    known.map_or(Taker::Unknown, |(_, taker)| *taker)
+                }
+                None if port == Port::AGENT_DNS => Taker::DnsProxy,
+                None => self.listener,
+            },
         }
     }
 }
@@ -170,10 +181,31 @@ impl FamilyRules {
         let inbound = self.reached_from(Hook::Prerouting);
         for (chain, inbound) in self.chains.iter_mut().zip(inbound) {
             chain.listener = listener(&chain.name, inbound);
+        }
+    }
+
+    /// The ports that an interception's own chains redirect to, and who listens there.
+    fn proxy_ports(&self) -> impl Iterator<Item = (u16, Taker)> {
+        let own = self.chains.iter().filter(|chain| chain.name.is_own());
+        own.flat_map(|chain| {
+            chain.rules.iter().filter_map(|rule| match &rule.verdict {
+                Verdict::Redirect(port) => Some((port.get(), chain.listener)),
+                Verdict::Tproxy { port, .. } => Some((port.get(), Taker::InboundProxy)),
+                _ => None,
+            })
+        })
+    }
+
+    fn find_listeners(&mut self, proxy_ports: &Arc<[(u16, Taker)]>) {
+        for chain in &mut self.chains {
+            if !proxy_ports.is_empty() && !chain.name.is_own() {
+                chain.proxy_ports = Some(proxy_ports.clone());
+            }
             for rule in &chain.rules {
                 match &rule.verdict {
                     Verdict::Redirect(port) if rule.matches.protocol.holds(protocol::TCP) => {
-                        self.listeners.push((port.get(), chain.listener_on(*port)));
+                        let taker = chain.listener_on(*port);
+                        self.listeners.extend((taker != Taker::Unknown).then_some((port.get(), taker)));
                     }
                     Verdict::Tproxy { port, .. } => self.listeners.push((port.get(), Taker::InboundProxy)),
                     _ => {}
@@ -218,6 +250,7 @@ impl Ruleset {
                     base: chain.base,
                     rules: canon_rules(&chain.rules, family),
                     listener: Taker::OutboundProxy,
+                    proxy_ports: None,
                     targets: Vec::new(),
                 });
             }
@@ -225,6 +258,9 @@ impl Ruleset {
         out.v4.resolve();
         out.v6.resolve();
         // A proxy listens in both families, whichever of them is redirected to it.
+        let proxy_ports: Arc<[_]> = out.v4.proxy_ports().chain(out.v6.proxy_ports()).collect();
+        out.v4.find_listeners(&proxy_ports);
+        out.v6.find_listeners(&proxy_ports);
         let mut listeners = std::mem::take(&mut out.v4.listeners);
         listeners.append(&mut out.v6.listeners);
         listeners.sort_unstable();

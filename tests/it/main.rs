@@ -22,6 +22,7 @@ mod containerd_cni;
 mod containers;
 mod cri;
 mod draw;
+mod dumps;
 mod escapes;
 mod explain;
 mod faults;
@@ -43,6 +44,7 @@ mod sources;
 mod states;
 mod traffic;
 mod validation;
+mod verify;
 
 /// How many cases a property test runs: `PODWEIR_CASES` times as many as usual.
 fn cases(usual: u32) -> u32 {

@@ -38,7 +38,10 @@ pub fn own_part(table: &SavedTable) -> OwnPart<'_> {
     let jumps = |rule: &SavedRule| matches!(&rule.rule.verdict, Verdict::Jump(c) | Verdict::Goto(c) if c.is_own());
     let ours_is_here = !part.chains.is_empty() || table.rules.iter().any(jumps);
     let certain = |rule: &SavedRule| is_certainly_ours(&rule.rule);
-    let first_entry = |chain: &str| table.rules.iter().position(|rule| rule.chain == chain && is_entry(&rule.rule));
+    let mut first_entry: HashMap<&str, usize> = HashMap::new();
+    for (at, rule) in table.rules.iter().enumerate().filter(|(_, rule)| is_entry(&rule.rule)) {
+        first_entry.entry(&rule.chain).or_insert(at);
+    }
     let mut waiting: HashMap<ChainName, Vec<&SavedRule>> = HashMap::new();
     for (at, rule) in table.rules.iter().enumerate() {
         let chain = ChainName::by_name(&rule.chain);
@@ -47,7 +50,7 @@ pub fn own_part(table: &SavedTable) -> OwnPart<'_> {
         } else if chain.is_hook() {
             // "In by eth1: return" could be anybody's. It is ours in a table with chains of
             // an interception, unless it stands behind the way into them.
-            let behind = first_entry(&rule.chain).is_some_and(|entry| at > entry);
+            let behind = first_entry.get(rule.chain.as_str()).is_some_and(|entry| at > *entry);
             let shaped = kind.is_some_and(|table| is_hook_rule(table, &chain, &rule.rule));
             if ours_is_here && shaped && (certain(rule) || !behind) {
                 let before = waiting.remove(&chain).unwrap_or_default();
