@@ -91,6 +91,11 @@ pub fn command() -> Command {
 pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     output::check()?;
     let path = |name: &str| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
+    let dumps = matches.get_many::<String>("dump").into_iter().flatten().map(|name| name.as_str());
+    let files = [path("pod-manifest"), path("accept")].into_iter().flatten().filter_map(Path::to_str).chain(dumps);
+    if files.filter(|name| *name == "-" || name.ends_with("=-")).count() > 1 {
+        return Err(CliError::Usage("standard input can be read once: give - once".into()));
+    }
     let manifest = path("pod-manifest").map(manifest).transpose()?;
     let accepted = path("accept").map(accepted).transpose()?.unwrap_or_default();
     let (main, wanted) = sources(matches, manifest.as_ref())?;

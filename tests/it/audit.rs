@@ -218,6 +218,7 @@ fn bad_input_is_refused_with_nothing_on_stdout() {
     for (arguments, status) in [
         (&["--fail-on", "awful", "--pod-ip", "10.0.0.1"][..], 2),
         (&["--format", "pdf", "--pod-ip", "10.0.0.1"], 2),
+        (&["--pod-manifest", "-", "--accept", "-"], 2),
         (&["--pod-ip", "10.0.0.1", "--accept", "/nowhere/at/all"], 1),
         (&[], 2),
     ] {

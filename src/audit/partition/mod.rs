@@ -85,8 +85,10 @@ impl Part<'_> {
 #[error("the rules cut {0} traffic into more than {LIMIT} parts; ask about single flows with 'explain'")]
 pub struct TooManyParts(pub Family);
 
-/// The most parts of one family and scope.
-pub const LIMIT: usize = 100_000;
+/// The most parts of one family and scope at a time.
+pub const LIMIT: usize = 50_000;
+/// The most cuts that are made on the way there.
+const MOST_CUTS: usize = 1_000_000;
 
 /// The space of flows around a pod.
 #[derive(Debug, Clone)]

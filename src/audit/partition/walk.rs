@@ -13,7 +13,7 @@ use crate::plan::why::Why;
 
 use super::cube::{Cube, NOBODY, owners};
 use super::interfaces::Kinds;
-use super::{LIMIT, Part, Scope, Space, TooManyParts, loopback};
+use super::{LIMIT, MOST_CUTS, Part, Scope, Space, TooManyParts, loopback};
 
 /// Cuts the flows of a family and scope. Flows that a rule may meet go both ways, as far
 /// as that can be followed; where it cannot, what becomes of them is not known.
@@ -227,7 +227,7 @@ impl<'a> Walk<'a, '_, '_> {
 
     fn count(&mut self, more: usize) -> Result<(), TooManyParts> {
         self.made += more;
-        if self.made > LIMIT { Err(TooManyParts(self.family)) } else { Ok(()) }
+        if self.made > MOST_CUTS { Err(TooManyParts(self.family)) } else { Ok(()) }
     }
 
     /// Passes the base chains of a hook; what goes on is given back.
@@ -324,6 +324,9 @@ impl<'a> Walk<'a, '_, '_> {
                     }
                 }
                 states = next;
+                if states.len() > LIMIT {
+                    return Err(TooManyParts(self.family));
+                }
             }
             states.extend(passed);
         }
