@@ -9,6 +9,7 @@
 
 pub mod cube;
 pub mod interfaces;
+mod state;
 mod walk;
 
 use std::net::IpAddr;

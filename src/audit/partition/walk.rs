@@ -5,14 +5,14 @@
 use crate::audit::explain::{DEPTH, Decider, Effect, effect};
 use crate::audit::flow::{Direction, Taker};
 use crate::audit::ruleset::{ChainRules, FamilyRules, Hook, Ruleset};
-use crate::config::ranges::{RangeList, Step};
+use crate::config::ranges::RangeList;
 use crate::config::types::Family;
-use crate::plan::canon::{CanonMatches, CanonRule, number};
-use crate::plan::model::{Cond, CtStates, Masked, Verdict, protocol};
+use crate::plan::canon::{CanonRule, number};
+use crate::plan::model::{Masked, Verdict, protocol};
 use crate::plan::why::Why;
 
-use super::cube::{Cube, NOBODY, owners};
-use super::interfaces::Kinds;
+use super::cube::Cube;
+use super::state::{By, State};
 use super::{LIMIT, MOST_CUTS, Part, Scope, Space, TooManyParts, loopback};
 
 /// Cuts the flows of a family and scope. Flows that a rule may meet go both ways, as far
@@ -98,41 +98,9 @@ fn walk_ways<'a>(
         guesses: Vec::new(),
         perhaps: None,
     };
-    let (rules, lo) = (ruleset.family(family), space.interfaces.lo());
-    let mut walk = Walk { space, rules, family, scope, lo, out, made: 0, both_ways };
+    let rules = ruleset.family(family);
+    let mut walk = Walk { space, rules, family, scope, out, made: 0, both_ways };
     if outbound { walk.outbound(start) } else { walk.arrive(vec![start]) }
-}
-
-/// The interface a packet has here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum By {
-    None,
-    Lo,
-    /// The one in the set of flows.
-    Flow,
-}
-
-/// Flows that are at the same place, with what has happened to their packet.
-#[derive(Debug, Clone)]
-struct State<'a> {
-    /// As the flows were sent.
-    flows: Cube,
-    /// Where redirection sent them.
-    destination: Option<u128>,
-    port: Option<u16>,
-    in_by: By,
-    out_by: By,
-    /// The packet's socket is no longer the sender's.
-    ownerless: bool,
-    local: bool,
-    mark: u32,
-    connection_mark: u32,
-    redirected: Option<Taker>,
-    nat_done: bool,
-    decider: Option<(Decider<'a>, &'a Why)>,
-    /// Of the rules that may apply: which were taken to, and the last of these.
-    guesses: Vec<bool>,
-    perhaps: Option<(Decider<'a>, &'a Why)>,
 }
 
 /// How a chain ended for a set of flows.
@@ -151,7 +119,6 @@ struct Walk<'a, 'w, 'p> {
     rules: &'a FamilyRules,
     family: Family,
     scope: Scope,
-    lo: Kinds,
     out: &'w mut Vec<Way<'a>>,
     made: usize,
     both_ways: bool,
@@ -310,7 +277,7 @@ impl<'a> Walk<'a, '_, '_> {
                         next.push(state);
                         continue;
                     }
-                    let (hit, rest) = self.cut(state, matches);
+                    let (hit, rest) = state.cut(matches, &self.space.interfaces);
                     self.count(rest.len())?;
                     next.extend(rest);
                     if let Some(hit) = hit {
@@ -428,69 +395,4 @@ impl<'a> Walk<'a, '_, '_> {
         }
         Ok(vec![(state, None)])
     }
-
-    /// Those that meet the conditions, and those that do not.
-    fn cut(&self, state: State<'a>, m: &CanonMatches) -> (Option<State<'a>>, Vec<State<'a>>) {
-        match self.inside(&state, m) {
-            None => (None, vec![state]),
-            Some(inside) => {
-                let rest = state.flows.around(&inside).into_iter().map(|flows| state.with(flows)).collect();
-                (Some(State { flows: inside, ..state }), rest)
-            }
-        }
-    }
-
-    fn inside(&self, state: &State, m: &CanonMatches) -> Option<Cube> {
-        if m.connection_state.0 & CtStates::NEW.0 == 0
-            || !mark(&m.mark, state.mark)
-            || !mark(&m.connection_mark, state.connection_mark)
-        {
-            return None;
-        }
-        let mut flows = state.flows.clone();
-        narrow(&mut flows.protocol, &m.protocol)?;
-        match state.destination {
-            Some(here) => m.destination.holds(here).then_some(())?,
-            None => narrow(&mut flows.destination, &m.destination)?,
-        }
-        match state.port {
-            Some(here) => m.destination_port.holds(here).then_some(())?,
-            None => narrow(&mut flows.port, &m.destination_port)?,
-        }
-        narrow(&mut flows.source, &m.source)?;
-        narrow(&mut flows.source_port, &m.source_port)?;
-        for (cond, by) in [(&m.in_interface, state.in_by), (&m.out_interface, state.out_by)] {
-            let Some(cond) = cond else { continue };
-            let meeting = self.space.interfaces.meeting(cond);
-            match by {
-                By::None => cond.negated.then_some(())?,
-                By::Lo => meeting.overlaps(&self.lo).then_some(())?,
-                By::Flow => narrow(&mut flows.interface, &meeting)?,
-            }
-        }
-        for (cond, set) in [(&m.uid, &mut flows.uid), (&m.gid, &mut flows.gid)] {
-            let Some(cond) = cond else { continue };
-            let meeting = owners(cond);
-            if state.ownerless { meeting.holds(NOBODY).then_some(())? } else { narrow(set, &meeting)? }
-        }
-        Some(flows)
-    }
-}
-
-impl<'a> State<'a> {
-    fn with(&self, flows: Cube) -> Self {
-        Self { flows, ..self.clone() }
-    }
-}
-
-/// Leaves what both hold; `None` if that is nothing.
-fn narrow<T: Step>(set: &mut RangeList<T>, by: &RangeList<T>) -> Option<()> {
-    if !by.is_full() && set != by {
-        *set = set.intersection(by);
-    }
-    (!set.is_empty()).then_some(())
-}
-
-fn mark(cond: &Option<Cond<Masked>>, mark: u32) -> bool {
-    cond.as_ref().is_none_or(|cond| (mark & cond.value.mask == cond.value.value) != cond.negated)
 }
