@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use crate::audit::explain::{EPHEMERAL, usual_source};
 use crate::audit::flow::{Direction, Flow};
+use crate::audit::packet::{EPHEMERAL, usual_source};
 use crate::audit::partition::cube::{Cube, NOBODY, Owners};
 use crate::audit::partition::{Scope, Space};
 use crate::config::facts::is_global;

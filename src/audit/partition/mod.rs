@@ -19,8 +19,9 @@ use crate::config::types::{Family, Interface};
 use crate::plan::canon::{Addresses, address, number};
 use crate::plan::why::Why;
 
-use super::explain::{Decider, EPHEMERAL, Packet};
+use super::explain::Decider;
 use super::flow::{Direction, Flow, Surroundings, Taker};
+use super::packet::{EPHEMERAL, Packet};
 use super::ruleset::Ruleset;
 use cube::{Cube, NOBODY, Owners, Point, all_addresses, everyone, owner};
 use interfaces::Interfaces;

@@ -2,9 +2,10 @@
 //! statement, with a set of flows where that has one packet; a rule that some of them
 //! meet cuts the set.
 
-use crate::audit::explain::{DEPTH, Decider, Effect, effect};
+use crate::audit::explain::{DEPTH, Decider};
 use crate::audit::flow::{Direction, Taker};
 use crate::audit::ruleset::{ChainRules, FamilyRules, Hook, Ruleset};
+use crate::audit::target::{Effect, effect};
 use crate::config::ranges::RangeList;
 use crate::config::types::Family;
 use crate::plan::canon::{CanonRule, number};

@@ -8,6 +8,7 @@ use crate::plan::model::{Cond, Counters, CtStates, Masked, Matches, Rule, Verdic
 use crate::plan::why::Why;
 
 use super::expr::{Expr, Op, code, ct, meta, payload};
+use super::field::{Field, ct_field, meta_field};
 use super::names;
 use super::sets::Elements;
 use super::value::{big_endian, interface, list, native, place, place_list, place_names, port, prefix};
@@ -91,23 +92,6 @@ fn join_tproxy(verdicts: Vec<Verdict>) -> Vec<Verdict> {
         (Some(_), ..) => vec![Verdict::Unknown("tproxy".into())],
         _ => verdicts,
     }
-}
-
-/// Something of a packet that can be compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Field {
-    InInterface,
-    OutInterface,
-    Family,
-    Protocol,
-    Mark,
-    ConnectionMark,
-    ConnectionState,
-    Uid,
-    Gid,
-    Address { family: Family, source: bool },
-    SourcePort,
-    DestinationPort,
 }
 
 /// What the register holds.
@@ -427,26 +411,5 @@ impl Reader<'_> {
             }
             _ => None,
         }
-    }
-}
-
-fn meta_field(key: u32) -> Option<Field> {
-    match key {
-        meta::IIFNAME => Some(Field::InInterface),
-        meta::OIFNAME => Some(Field::OutInterface),
-        meta::NFPROTO => Some(Field::Family),
-        meta::L4PROTO => Some(Field::Protocol),
-        meta::MARK => Some(Field::Mark),
-        meta::SKUID => Some(Field::Uid),
-        meta::SKGID => Some(Field::Gid),
-        _ => None,
-    }
-}
-
-fn ct_field(key: u32) -> Option<Field> {
-    match key {
-        ct::MARK => Some(Field::ConnectionMark),
-        ct::STATE => Some(Field::ConnectionState),
-        _ => None,
     }
 }

@@ -8,6 +8,7 @@ pub mod encode;
 mod errors;
 pub mod everything;
 pub mod expr;
+mod field;
 pub mod names;
 pub mod read;
 pub mod script;

@@ -1,0 +1,151 @@
+//! A packet on its way, and which conditions it meets.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::config::types::{Family, Interface};
+use crate::plan::canon::{CanonMatches, number};
+use crate::plan::model::{Cond, CtStates, Masked, protocol};
+
+use super::flow::{Direction, Flow, Surroundings};
+
+/// A packet on its way.
+#[derive(Debug, Clone)]
+pub(super) struct Packet<'a> {
+    pub(super) family: Family,
+    pub(super) protocol: u8,
+    pub(super) source: u128,
+    pub(super) destination: u128,
+    pub(super) local: bool,
+    pub(super) source_port: Option<u16>,
+    pub(super) port: u16,
+    pub(super) in_interface: Option<&'a str>,
+    pub(super) out_interface: Option<&'a str>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+    pub(super) mark: u32,
+    pub(super) connection_mark: u32,
+    pub(super) state: CtStates,
+}
+
+impl<'a> Packet<'a> {
+    pub(super) fn of(flow: &'a Flow, pod: &'a Surroundings) -> Self {
+        let family = flow.family();
+        let local = pod.is_local(flow.destination);
+        let interface = flow.interface.as_deref();
+        let (in_interface, out_interface) = match flow.direction {
+            Direction::Inbound => (interface.or(Some(&*pod.uplink)), None),
+            Direction::Outbound if local => (None, interface.or(Some("lo"))),
+            Direction::Outbound => (None, interface.or(Some(&*pod.uplink))),
+        };
+        let source = flow.source.unwrap_or_else(|| usual_source(flow, pod, local));
+        Self {
+            family,
+            protocol: flow.protocol,
+            source: number(source),
+            destination: number(flow.destination),
+            local,
+            source_port: flow.source_port,
+            port: flow.port,
+            in_interface,
+            out_interface,
+            uid: flow.uid,
+            gid: flow.gid,
+            mark: flow.mark,
+            connection_mark: 0,
+            state: CtStates::NEW,
+        }
+    }
+
+    /// Whether the packet meets a rule's conditions.
+    pub(super) fn meets(&self, m: &CanonMatches) -> Meets {
+        let p = self;
+        // A packet without ports has none that could be asked for.
+        let ports = |list: &crate::config::types::PortList, port: Option<u16>| match port {
+            _ if list.is_full() => Meets::Yes,
+            Some(port) => Meets::from(list.holds(port)),
+            None => Meets::Maybe,
+        };
+        let has_ports = protocol::WITH_PORTS.contains(&p.protocol);
+        let known = m.protocol.holds(p.protocol)
+            && m.destination.holds(p.destination)
+            && m.source.holds(p.source)
+            && (m.connection_state.0 & p.state.0 != 0)
+            && owner(&m.uid, p.uid)
+            && owner(&m.gid, p.gid)
+            && interface(&m.in_interface, p.in_interface)
+            && interface(&m.out_interface, p.out_interface)
+            && mark(&m.mark, p.mark)
+            && mark(&m.connection_mark, p.connection_mark)
+            && ports(&m.destination_port, has_ports.then_some(p.port)) != Meets::No;
+        if !known {
+            return Meets::No;
+        }
+        // Which port a connection comes from is chance, unless it is said. Whoever
+        // chooses it does not choose a low one or a well-known one.
+        let from_port = match p.source_port {
+            Some(port) => ports(&m.source_port, Some(port)),
+            None => Meets::from(m.source_port.is_full() || m.source_port.holds(EPHEMERAL)),
+        };
+        match from_port {
+            Meets::No => Meets::No,
+            _ if !m.unknown.is_empty() => Meets::Maybe,
+            other => other,
+        }
+    }
+}
+
+/// The source address the kernel would choose; of another host, one that is nobody's.
+pub(super) fn usual_source(flow: &Flow, pod: &Surroundings, local: bool) -> IpAddr {
+    let v4 = flow.destination.is_ipv4();
+    match flow.direction {
+        Direction::Outbound if local && v4 && flow.destination.is_loopback() => Ipv4Addr::LOCALHOST.into(),
+        Direction::Outbound if local => flow.destination,
+        Direction::Outbound => {
+            let own = pod.addresses.iter().find(|a| a.is_ipv4() == v4 && crate::config::facts::is_global(a));
+            own.copied().unwrap_or(nobody(v4))
+        }
+        Direction::Inbound => nobody(v4),
+    }
+}
+
+/// Addresses for documentation (RFC 5737, RFC 3849).
+fn nobody(v4: bool) -> IpAddr {
+    if v4 { Ipv4Addr::new(192, 0, 2, 1).into() } else { Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into() }
+}
+
+/// A port in the middle of those from which clients connect.
+pub(super) const EPHEMERAL: u16 = 45_678;
+
+/// Whether a packet meets conditions; `Maybe`: some are not understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Meets {
+    Yes,
+    No,
+    Maybe,
+}
+
+impl From<bool> for Meets {
+    fn from(yes: bool) -> Self {
+        if yes { Meets::Yes } else { Meets::No }
+    }
+}
+
+/// A packet without an owner meets only "not owned by".
+fn owner(cond: &Option<Cond<crate::config::types::IdList>>, id: Option<u32>) -> bool {
+    match (cond, id) {
+        (None, _) => true,
+        (Some(cond), Some(id)) => cond.value.holds(id) != cond.negated,
+        (Some(cond), None) => cond.negated,
+    }
+}
+
+/// A packet that has no such interface here has one without a name.
+fn interface(cond: &Option<Cond<Vec<Interface>>>, name: Option<&str>) -> bool {
+    let Some(cond) = cond else { return true };
+    let is = name.is_some_and(|name| cond.value.iter().any(|i| i.matches(name)));
+    is != cond.negated
+}
+
+fn mark(cond: &Option<Cond<Masked>>, mark: u32) -> bool {
+    cond.as_ref().is_none_or(|cond| (mark & cond.value.mask == cond.value.value) != cond.negated)
+}

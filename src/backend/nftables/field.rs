@@ -1,0 +1,45 @@
+//! What a register may hold: the fields of a packet that the model has conditions for.
+
+use crate::config::types::Family;
+
+use super::expr::{ct, meta};
+
+/// Something of a packet that can be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Field {
+    InInterface,
+    OutInterface,
+    Family,
+    Protocol,
+    Mark,
+    ConnectionMark,
+    ConnectionState,
+    Uid,
+    Gid,
+    Address { family: Family, source: bool },
+    SourcePort,
+    DestinationPort,
+}
+
+/// What a meta expression loads.
+pub(super) fn meta_field(key: u32) -> Option<Field> {
+    match key {
+        meta::IIFNAME => Some(Field::InInterface),
+        meta::OIFNAME => Some(Field::OutInterface),
+        meta::NFPROTO => Some(Field::Family),
+        meta::L4PROTO => Some(Field::Protocol),
+        meta::MARK => Some(Field::Mark),
+        meta::SKUID => Some(Field::Uid),
+        meta::SKGID => Some(Field::Gid),
+        _ => None,
+    }
+}
+
+/// What a ct expression loads.
+pub(super) fn ct_field(key: u32) -> Option<Field> {
+    match key {
+        ct::MARK => Some(Field::ConnectionMark),
+        ct::STATE => Some(Field::ConnectionState),
+        _ => None,
+    }
+}
