@@ -318,10 +318,13 @@ impl<'a> Walk<'a, '_> {
                     self.decider = Some(from.unwrap_or(here));
                     return End::Redirect(chain.listener_on(*port), port.get());
                 }
-                Verdict::Tproxy { mark, .. } => {
+                Verdict::Tproxy { port, mark, .. } => {
                     self.packet.mark = mark.get();
                     self.trace.mark("the packet is marked", self.packet.mark);
                     self.decider = Some(from.unwrap_or(here));
+                    if chain.listener_on(*port) == Taker::Direct {
+                        return End::Redirect(Taker::Direct, port.get());
+                    }
                     return End::Tproxy;
                 }
                 Verdict::Unknown(words) => match effect(words) {

@@ -88,6 +88,8 @@ pub struct ChainRules {
     /// In a chain of somebody else's, where an interception's own chains tell on which
     /// ports the proxy listens: these.
     proxy_ports: Option<Arc<[(u16, Taker)]>>,
+    /// Where the proxy listens by the rules that this one's are held against.
+    expected: Option<Arc<[(u16, Taker)]>>,
     /// For each rule the chain it jumps to, if that is there.
     targets: Vec<Option<usize>>,
 }
@@ -95,6 +97,10 @@ pub struct ChainRules {
 impl ChainRules {
     /// Who listens on a port that a rule of it redirects to.
     pub fn listener_on(&self, port: Port) -> Taker {
+        if let Some(expected) = &self.expected {
+            let known = expected.iter().find(|(known, _)| *known == port.get());
+            return known.map_or(Taker::Direct, |(_, taker)| *taker);
+        }
         match self.name {
             ChainName::InRedirect | ChainName::Redirect | ChainName::OutputDns => self.listener,
             _ => match &self.proxy_ports {
@@ -251,6 +257,7 @@ impl Ruleset {
                     rules: canon_rules(&chain.rules, family),
                     listener: Taker::OutboundProxy,
                     proxy_ports: None,
+                    expected: None,
                     targets: Vec::new(),
                 });
             }
@@ -269,14 +276,24 @@ impl Ruleset {
         out
     }
 
-    /// Gives both the listeners of either.
-    pub fn share_listeners(&mut self, other: &mut Self) {
-        let mut all = self.v4.listeners.clone();
-        all.extend(&other.v4.listeners);
-        all.sort_unstable();
-        all.dedup();
+    /// Readies both for a comparison: the proxy listens where these rules say, whether the
+    /// other ones redirect there or elsewhere; and where only the other ones tell, there.
+    pub fn set_against(&mut self, other: &mut Self) {
+        let joined = |mut ours: Vec<(u16, Taker)>, theirs: Vec<(u16, Taker)>| {
+            let known: Vec<Taker> = ours.iter().map(|(_, taker)| *taker).collect();
+            ours.extend(theirs.into_iter().filter(|(_, taker)| !known.contains(taker)));
+            ours.sort_unstable();
+            ours.dedup();
+            ours
+        };
+        let ports = |rules: &Self| rules.v4.proxy_ports().chain(rules.v6.proxy_ports()).collect();
+        let expected: Arc<[_]> = joined(ports(self), ports(other)).into();
+        for chain in other.v4.chains.iter_mut().chain(&mut other.v6.chains).filter(|chain| chain.name.is_own()) {
+            chain.expected = Some(expected.clone());
+        }
+        let listeners = joined(self.v4.listeners.clone(), other.v4.listeners.clone());
         for rules in [&mut self.v4, &mut self.v6, &mut other.v4, &mut other.v6] {
-            rules.listeners.clone_from(&all);
+            rules.listeners.clone_from(&listeners);
         }
     }
 

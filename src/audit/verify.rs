@@ -240,9 +240,8 @@ fn stand_in(pod: &Surroundings) -> Surroundings {
 /// Tells effects, and which finding has which.
 fn effects(wanted: &Source, found: &Source, report: &mut Report) -> Result<(), String> {
     let pod = stand_in(&found.pod);
-    // The proxy listens where it does, whether anything is redirected there or not.
     let (mut want_rules, mut have_rules) = (wanted.ruleset.clone(), found.ruleset.clone());
-    want_rules.share_listeners(&mut have_rules);
+    want_rules.set_against(&mut have_rules);
     let space = Space::of(&[&want_rules, &have_rules], &pod);
     for d in disagreements(&want_rules, &have_rules, found, &space)? {
         let Some(first) = d.flows.first() else { continue };

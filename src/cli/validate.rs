@@ -50,10 +50,13 @@ pub fn run(settings: &Settings, plan: &Plan) -> Result<(), CliError> {
 /// Which path failed, and which rule is the cause, by reading the kernel.
 fn explain(failure: &Failure, settings: &Settings, plan: &Plan) -> String {
     let mut text = format!("validation failed on the path {}: {}", failure.path, failure.problem);
+    if failure.late {
+        return text;
+    }
     match causes(failure.path, settings, plan) {
         Err(e) => text += &format!("; the kernel's rules cannot be read to tell why: {e}"),
         Ok(causes) if causes.is_empty() => {
-            text += "; the kernel holds every rule of the plan, so something else keeps packets from it (rules of others, or no route back)"
+            text += "; the kernel holds every rule of the plan, so something else keeps packets from it (rules of others, no route back, or too little time: --probe-timeout)"
         }
         Ok(causes) => text += &format!("; in the kernel:\n  {}", causes.join("\n  ")),
     }

@@ -95,11 +95,17 @@ fn refused(error: SettingsError) -> CniError {
 }
 
 fn failed(error: InstallError) -> CniError {
-    let code = match &error {
-        InstallError::Lock(LockError::Held { .. }) => Code::TryAgainLater,
-        _ => Code::Programming,
-    };
-    CniError::new(code, error.to_string())
+    match &error {
+        InstallError::Lock(LockError::Held { .. }) => CniError::new(Code::TryAgainLater, error.to_string()),
+        InstallError::Drift { backend, elsewhere, differences } => {
+            let place = elsewhere.first().unwrap_or(backend);
+            let first = differences.first().map(|first| format!(": {first}")).unwrap_or_default();
+            CniError::new(Code::Programming, format!("other rules of an interception are in {place} already{first}")).details(
+                "delete the pod to have it set up anew, or have such rules replaced: \"interception\": {\"reconcile\": true} in the netconf",
+            )
+        }
+        _ => CniError::new(Code::Programming, error.to_string()),
+    }
 }
 
 fn io_failed(what: &str) -> impl FnOnce(std::io::Error) -> CniError {

@@ -88,9 +88,13 @@ const INCLUDED_CIDRS: &str =
 
 /// One IP range. The second value tells whether host bits were set (and have been masked off).
 pub fn cidr(text: &str) -> Option<(IpNet, bool)> {
-    let net = match text.parse::<IpNet>() {
-        Ok(net) => net,
-        Err(_) => IpNet::from(text.parse::<IpAddr>().ok()?),
+    let net = match text.split_once('/') {
+        None => IpNet::from(text.parse::<IpAddr>().ok()?),
+        Some((address, length)) => {
+            // A leading zero makes a number octal to some programs and not to others.
+            let plain = length.bytes().all(|b| b.is_ascii_digit()) && (length == "0" || !length.starts_with('0'));
+            IpNet::new(address.parse().ok()?, length.parse().ok().filter(|_| plain)?).ok()?
+        }
     };
     Some((net.trunc(), net.trunc() != net))
 }

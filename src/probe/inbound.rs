@@ -59,6 +59,9 @@ pub fn attempt(to: SocketAddr, deadline: Instant) -> Trial {
             ));
         }
     };
+    if Instant::now() >= deadline {
+        return Trial::Late;
+    }
     let from = SocketAddr::new(client, 40_000 + (std::process::id() % 20_000) as u16);
     match exchange(&socket, from, to, deadline) {
         Ok(answer) => match check(&answer, path, to) {

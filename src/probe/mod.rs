@@ -70,6 +70,8 @@ pub struct Report {
 pub struct Failure {
     pub path: Path,
     pub problem: String,
+    /// It was not tried at all: nothing is known about the rules.
+    pub late: bool,
 }
 
 /// What came of one path.
@@ -77,6 +79,8 @@ pub enum Trial {
     Passed,
     Untested(String),
     Failed(String),
+    /// The time was over before it began.
+    Late,
 }
 
 /// What a connection has to bring back.
@@ -113,7 +117,12 @@ pub fn run(setup: &Setup) -> Result<Result<Report, Failure>, String> {
             Trial::Untested(why) => report.untested.push((path, why)),
             Trial::Failed(problem) => {
                 drop(listeners);
-                return Ok(Err(Failure { path, problem }));
+                return Ok(Err(Failure { path, problem, late: false }));
+            }
+            Trial::Late => {
+                let problem =
+                    format!("no time was left for it of {:?}: allow more with --probe-timeout", setup.timeout);
+                return Ok(Err(Failure { path, problem, late: true }));
             }
         }
     }

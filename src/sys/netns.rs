@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, setns};
 /// Why a namespace could not be entered.
 #[derive(Debug, thiserror::Error)]
 pub enum NetnsError {
-    #[error("cannot open the network namespace {path}: {source}")]
+    #[error("cannot open the network namespace {path}: {source}{}", open_hint(.source))]
     Open { path: PathBuf, source: io::Error },
     #[error("{path} is no network namespace")]
     NotOne { path: PathBuf },
@@ -23,18 +23,20 @@ pub enum NetnsError {
     Enter { path: PathBuf, source: io::Error, hint: String },
 }
 
+/// What to do about a namespace that may not be looked at (ptrace(2), proc(5)).
+fn open_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; looking at another process's namespaces takes CAP_SYS_PTRACE: run as root"
+        }
+        _ => "",
+    }
+}
+
 /// Moves the calling thread into a network namespace, for good. Only for a process that
 /// does its one job there, before it has started any other thread.
 pub fn enter(path: &Path) -> Result<(), NetnsError> {
-    let file = File::open(path).map_err(|source| NetnsError::Open { path: path.into(), source })?;
-    setns(&file, CloneFlags::CLONE_NEWNET).map_err(|errno| match errno {
-        nix::errno::Errno::EINVAL | nix::errno::Errno::ENOTTY => NetnsError::NotOne { path: path.into() },
-        errno => {
-            let denied = errno == nix::errno::Errno::EPERM;
-            let hint = if denied { format!("; {}", super::caps::SYS_ADMIN_HINT) } else { String::new() };
-            NetnsError::Enter { path: path.into(), source: errno.into(), hint }
-        }
-    })
+    Netns::open(path)?.enter()
 }
 
 /// A network namespace known by a path, not entered yet.

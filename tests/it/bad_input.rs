@@ -39,6 +39,8 @@ fn values_that_make_no_sense_are_refused() {
         (&["-u", "4294967296"], &["-u/", "'4294967296'"]),
         (&["-g", "no-such-group"], &["-g/", "no known group"]),
         (&["-i", "notacidr"], &["-i/--istio-service-cidr", "'notacidr'", "CIDR"]),
+        (&["-i", "010.0.0.0/8"], &["-i/", "'010.0.0.0/8'"]),
+        (&["-x", "10.0.0.0/08"], &["-x/", "'10.0.0.0/08'"]),
         (&["-i", "10.0.0.0/33"], &["-i/", "'10.0.0.0/33'"]),
         (&["-i", "*,10.0.0.0/8"], &["-i/", "'*'"]),
         (&["-x", "*"], &["-x/--istio-service-exclude-cidr", "'*'"]),
@@ -147,4 +149,15 @@ fn every_flag_beats_its_variable_and_every_variable_the_default() {
             assert_eq!(seen[key]["source"], "flag", "{flag}");
         }
     }
+}
+
+#[test]
+fn what_is_no_namespace_is_not_waited_for() {
+    let namespace = Namespace::new();
+    let fifo = namespace.directory().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let output = namespace.podweir(&["init", "--network-namespace", fifo.to_str().unwrap()]);
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("is no network namespace"), "{log}");
 }

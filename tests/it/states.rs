@@ -297,3 +297,16 @@ fn writing_again_can_be_asked_for() {
         assert_eq!(before, namespace.everything());
     }
 }
+
+/// iptables-nft warns of legacy tables on standard error, in the midst of what it prints.
+#[test]
+fn a_warning_amid_a_long_listing_is_no_rule() {
+    let namespace = dual();
+    namespace.print("iptables-legacy", &["-t", "nat", "-S"]);
+    let ranges: Vec<String> = (0..200).map(|n| format!("10.{n}.0.0/16")).collect();
+    let ranges = ranges.join(",");
+    let init = ["init", "--backend", "iptables-nft", "-i", "*", "-x", &ranges];
+    assert!(namespace.ok(&init).contains("installed"));
+    assert!(namespace.ok(&init).contains("unchanged"));
+    assert!(namespace.ok(&["clean"]).contains("removed"));
+}

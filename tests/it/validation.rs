@@ -118,3 +118,12 @@ fn a_rule_of_somebody_else_in_front_is_found_out() {
         assert!(log.contains("outbound"), "{backend}: {log}");
     }
 }
+
+#[test]
+fn too_little_time_is_named() {
+    let namespace = pod();
+    let output = namespace.podweir(&["init", "--run-validation", "--probe-timeout", "1ms"]);
+    let log = log(&output);
+    assert_eq!(output.status.code(), Some(126), "{log}");
+    assert!(log.contains("--probe-timeout"), "{log}");
+}

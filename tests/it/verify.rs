@@ -287,3 +287,23 @@ fn the_kernels_rules_answer_as_recorded_on_iptables_nft() {
 fn the_kernels_rules_answer_as_recorded_on_iptables_legacy() {
     recorded_from_live_and_dump("legacy");
 }
+
+/// The proxy listens where the plan says: what is sent elsewhere does not reach it.
+#[test]
+fn a_redirection_to_another_port_is_an_escape() {
+    for backend in BACKENDS {
+        for mode in ["REDIRECT", "TPROXY"] {
+            let namespace = Namespace::new();
+            namespace.ok(&["init", "--backend", backend, "-m", mode, "-p", "9999", "-z", "8080"]);
+            let (text, status) = run(&namespace, &["verify", "--live", "--", "-m", mode]);
+            assert_eq!(status, 1, "{backend} {mode}: {text}");
+            for words in ["now escapes the proxy's inbound port", "now escapes the proxy's outbound port"] {
+                assert!(text.contains(words), "{backend} {mode}: {text}");
+            }
+            let gate = ["audit", "--live", "--fail-on", "high", "--", "-m", mode];
+            assert_eq!(run(&namespace, &gate).1, 1, "{backend} {mode}");
+            let same = ["verify", "--live", "--", "-m", mode, "-p", "9999", "-z", "8080"];
+            assert_eq!(run(&namespace, &same).1, 0, "{backend} {mode}");
+        }
+    }
+}

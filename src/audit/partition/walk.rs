@@ -369,8 +369,11 @@ impl<'a> Walk<'a, '_, '_> {
                 let end = End::Redirect(chain.listener_on(*port), port.get());
                 return ends(state, from.unwrap_or(here), end);
             }
-            Verdict::Tproxy { mark, .. } => {
+            Verdict::Tproxy { port, mark, .. } => {
                 state.mark = mark.get();
+                if chain.listener_on(*port) == Taker::Direct {
+                    return ends(state, from.unwrap_or(here), End::Redirect(Taker::Direct, port.get()));
+                }
                 return ends(state, from.unwrap_or(here), End::Tproxy);
             }
             Verdict::Unknown(words) => match effect(words) {

@@ -154,12 +154,12 @@ impl Programs {
         let started = Instant::now();
         let finished = self.start(&program, arguments, input);
         debug!(program = name, ?arguments, ms = started.elapsed().as_micros() as f64 / 1e3, "ran");
-        let Finished { status, input, printed } =
+        let Finished { status, input, printed, said } =
             finished.map_err(|source| ProgramError::Run { program: name.clone(), source })?;
         if status.success() {
             return Ok(printed);
         }
-        let message = printed.trim().replace('\n', "; ");
+        let message = format!("{said}{printed}").trim().replace('\n', "; ");
         if status.code() == Some(4) && message.contains("lock") {
             return Err(self.locked(name));
         }
@@ -167,14 +167,16 @@ impl Programs {
         Err(ProgramError::Failed { program: name, status: status.to_string(), message, hint })
     }
 
-    /// Runs a program to its end. What it prints goes to a file in memory: so there is
-    /// only one thing to wait for, and neither side can block the other.
+    /// Runs a program to its end. What it prints goes to files in memory: so there is
+    /// only one thing to wait for, and neither side can block the other. Warnings, which come
+    /// whenever they do, have a file of their own.
     fn start(&self, program: &Path, arguments: &[&str], input: impl FnOnce() -> String) -> io::Result<Finished> {
-        let mut printed = File::from(memfd_create(c"podweir-output", MFdFlags::MFD_CLOEXEC)?);
+        let in_memory = || memfd_create(c"podweir-output", MFdFlags::MFD_CLOEXEC).map(File::from);
+        let (printed, said) = (in_memory()?, in_memory()?);
         let mut command = Command::new(program);
         command.args(arguments).env_clear().env("PATH", &self.environment.path);
         command.envs(&self.environment.variables);
-        command.stdin(Stdio::piped()).stdout(printed.try_clone()?).stderr(printed.try_clone()?);
+        command.stdin(Stdio::piped()).stdout(printed.try_clone()?).stderr(said.try_clone()?);
         if let Some(namespace) = &self.environment.user_namespace {
             sys::process::in_user_namespace(&mut command, namespace.clone());
         }
@@ -193,10 +195,7 @@ impl Programs {
         if status.success() {
             written?;
         }
-        let mut text = Vec::new();
-        printed.rewind()?;
-        printed.read_to_end(&mut text)?;
-        Ok(Finished { status, input, printed: String::from_utf8_lossy(&text).into_owned() })
+        Ok(Finished { status, input, printed: contents(printed)?, said: contents(said)? })
     }
 
     fn locked(&self, program: String) -> ProgramError {
@@ -217,8 +216,18 @@ struct Finished {
     status: ExitStatus,
     /// What it was fed.
     input: String,
-    /// What it wrote to either of its outputs.
+    /// What it wrote to standard output.
     printed: String,
+    /// What it wrote to standard error.
+    said: String,
+}
+
+/// Everything that was written to a file.
+fn contents(mut file: File) -> io::Result<String> {
+    let mut text = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 fn is_program(path: &Path) -> bool {
