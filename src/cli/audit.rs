@@ -129,10 +129,20 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
 
 /// The rules to look at, and what they should be where both are known.
 fn sources(matches: &ArgMatches, manifest: Option<&Manifest>) -> Result<(Source, Option<Source>), CliError> {
-    let found = source::names_found(matches).then(|| source::found(matches)).transpose()?;
+    let mut found = source::names_found(matches).then(|| source::found(matches)).transpose()?;
+    if let (Some(found), Some(manifest)) = (&mut found, manifest) {
+        if found.pod.addresses.is_empty() {
+            found.pod.addresses.clone_from(&manifest.addresses);
+        }
+        if found.pod.dns_servers.is_none() {
+            found.pod.dns_servers.clone_from(&manifest.dns_servers);
+        }
+    }
     let wanted = match manifest {
-        // Options that are typed say more than a manifest does.
-        _ if matches.contains_id("options") => source::wanted(matches, found.as_ref())?,
+        // Options that are typed say more than a manifest does; a bare -- says the defaults.
+        _ if matches.contains_id("options") || std::env::args_os().any(|word| word == "--") => {
+            source::wanted_for(matches, &known(matches, manifest, found.as_ref())?)?
+        }
         Some(manifest) => of_manifest(matches, manifest, found.as_ref())?,
         None => match found {
             Some(found) => return Ok((found, None)),
@@ -149,14 +159,22 @@ fn sources(matches: &ArgMatches, manifest: Option<&Manifest>) -> Result<(Source,
     })
 }
 
-fn of_manifest(matches: &ArgMatches, manifest: &Manifest, found: Option<&Source>) -> Result<Source, CliError> {
+/// What is known about the pod; of what nothing else tells, what its manifest says.
+fn known(matches: &ArgMatches, manifest: Option<&Manifest>, found: Option<&Source>) -> Result<Known, CliError> {
     let mut known = source::known(matches, found)?;
-    if known.addresses.is_empty() {
-        known.addresses.clone_from(&manifest.addresses);
+    if let Some(manifest) = manifest {
+        if known.addresses.is_empty() {
+            known.addresses.clone_from(&manifest.addresses);
+        }
+        if known.dns_servers.is_none() {
+            known.dns_servers.clone_from(&manifest.dns_servers);
+        }
     }
-    if known.dns_servers.is_none() {
-        known.dns_servers.clone_from(&manifest.dns_servers);
-    }
+    Ok(known)
+}
+
+fn of_manifest(matches: &ArgMatches, manifest: &Manifest, found: Option<&Source>) -> Result<Source, CliError> {
+    let known = known(matches, Some(manifest), found)?;
     let named = |problem: String| CliError::Usage(format!("--pod-manifest: {problem}"));
     match manifest.wanted().map_err(|e| named(e.to_string()))? {
         Wanted::Init { arguments, variables } => {

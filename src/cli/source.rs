@@ -140,9 +140,14 @@ pub fn found(matches: &ArgMatches) -> Result<Source, CliError> {
 
 /// The rules that the options behind `--` would make, for a pod as it was found.
 pub fn wanted(matches: &ArgMatches, found: Option<&Source>) -> Result<Source, CliError> {
+    wanted_for(matches, &known(matches, found)?)
+}
+
+/// The same, for a pod of which this is known.
+pub fn wanted_for(matches: &ArgMatches, known: &Known) -> Result<Source, CliError> {
     let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
     let said = matches.get_one::<String>("as").map(String::as_str);
-    of_words(&words, said, &known(matches, found)?)
+    of_words(&words, said, known)
 }
 
 /// What is known about the pod that rules are wanted for.

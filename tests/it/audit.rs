@@ -280,3 +280,15 @@ fn the_readme_shows_what_is_printed() {
     let drawn = Command::new(PODWEIR).args(["render", "--format", "svg"]).args(options).output().unwrap();
     assert_eq!(text(&drawn.stdout), include_str!("../../scripts/typical-pod.svg"));
 }
+
+/// A bare `--` says the defaults, as it does to `verify`.
+#[test]
+fn nothing_behind_the_dashes_is_compared_with_the_defaults() {
+    let namespace = Namespace::new();
+    namespace.ok(&["init", "-p", "9999"]);
+    let gate = ["audit", "--live", "--fail-on", "high"];
+    assert!(namespace.podweir(&gate).status.success());
+    assert_eq!(namespace.podweir(&[&gate[..], &["--"]].concat()).status.code(), Some(1));
+    namespace.ok(&["init"]);
+    assert!(namespace.podweir(&[&gate[..], &["--"]].concat()).status.success());
+}
