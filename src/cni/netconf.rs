@@ -121,6 +121,14 @@ impl Raw {
         }
         if get::<bool>(keys, "native_nftables")? == Some(true) {
             options.set(Opt::NativeNftables, Origin::Netconf("native_nftables".into()), "true");
+            if let Some((_, text)) = options.get(Opt::Backend).filter(|(_, text)| !["auto", "nftables"].contains(text))
+            {
+                let problem =
+                    format!("netconf keys backend ('{text}') and native_nftables (true) contradict each other");
+                return Err(
+                    CniError::new(Code::Netconf, problem).details("correct the network configuration on the node")
+                );
+            }
         }
         for (name, value) in interception.iter().flatten() {
             let key = format!("interception.{name}");
@@ -268,6 +276,7 @@ mod tests {
         assert_eq!(code(r#"{"cniVersion":"1.0.0","prevResult":{"cniVersion":"0.4.0"}}"#), Code::Netconf);
         for key in [
             r#""backend":"bogus""#,
+            r#""backend":"iptables-legacy","native_nftables":true"#,
             r#""timeout":"soon""#,
             r#""timeout":-1"#,
             r#""exclude_namespaces":"a""#,
