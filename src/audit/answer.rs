@@ -5,7 +5,7 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use crate::config::types::Family;
-use crate::plan::model::{Verdict, protocol};
+use crate::plan::model::protocol;
 
 use super::describe;
 use super::explain::{Answer, Decider, Trace};
@@ -85,11 +85,15 @@ pub fn json(answer: &Answer, flow: &Flow) -> Value {
 pub struct Lines {
     pub lines: Vec<String>,
     family: Family,
+    /// Where the lines about later packets start; they stay if a rule says anything.
+    section: Option<usize>,
+    later: bool,
 }
 
 impl Lines {
-    pub fn new(family: Family) -> Self {
-        Self { lines: Vec::new(), family }
+    /// `later`: about the packets after the first as well.
+    pub fn new(family: Family, later: bool) -> Self {
+        Self { lines: Vec::new(), family, section: None, later }
     }
 }
 
@@ -105,13 +109,12 @@ impl<'a> Trace<'a> for Lines {
         let why = rule.why().sentence();
         let why = if why.is_empty() { String::new() } else { format!("   # {why}") };
         self.lines.push(format!("    {}: {}{why}", chain.name, describe::rule(rule, self.family)));
-        if let Verdict::CtZone(zone) = &rule.verdict {
-            self.note(&format!("tracked apart, in conntrack zone {zone}"));
-        }
+        self.section = None;
     }
 
     fn passed(&mut self, chain: &'a ChainRules, rule: &'a crate::plan::canon::CanonRule) {
         self.lines.push(format!("    {}: perhaps {}", chain.name, describe::rule(rule, self.family)));
+        self.section = None;
     }
 
     fn mark(&mut self, what: &str, mark: u32) {
@@ -120,5 +123,26 @@ impl<'a> Trace<'a> for Lines {
 
     fn note(&mut self, note: &str) {
         self.lines.push(format!("  > {note}"));
+    }
+
+    fn wants_later(&self) -> bool {
+        self.later
+    }
+
+    fn later(&mut self, which: &str) {
+        self.later_end();
+        self.section = Some(self.lines.len());
+        self.lines.push(format!("then {which}:"));
+    }
+
+    fn ended(&mut self, how: &str) {
+        self.section = None;
+        self.note(how);
+    }
+
+    fn later_end(&mut self) {
+        if let Some(start) = self.section.take() {
+            self.lines.truncate(start);
+        }
     }
 }

@@ -26,6 +26,9 @@ not understood, and it is named.
 What is left out of a flow: outbound, TCP, from an owner that no rule names; inbound to
 the pod's own address.
 
+With -v comes the walk through hooks and chains: of the first packet, a second time in where
+it is looped back, then of those that follow and of the replies, as far as rules meet them.
+
 --flows reads a JSON object on each line, with the members direction, proto, uid, gid,
 source, source_port, destination, port, interface, mark and expect, and answers each by
 a line {\"verdict\", \"rule\", \"why\"}, in order; {\"error\"} for a line that makes no sense.
@@ -154,13 +157,13 @@ fn around<'a>(source: &'a Source, flow: &Flow) -> Cow<'a, Surroundings> {
 }
 
 fn one(matches: &ArgMatches, source: &Source, flow: &Flow, expect: Option<Taker>) -> Result<(), CliError> {
-    let mut walk = answer::Lines::new(flow.family());
+    let verbose = matches.get_count("verbose") > 0;
+    let mut walk = answer::Lines::new(flow.family(), verbose);
     let not_told = not_told(source, flow);
     let answer = match not_told {
         Some(_) => Answer::unknown(None),
         None => explain(&source.ruleset, &around(source, flow), flow, &mut walk),
     };
-    let verbose = matches.get_count("verbose") > 0;
     let text = if matches.get_flag("json") {
         let mut value = answer::json(&answer, flow);
         if verbose {

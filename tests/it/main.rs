@@ -45,6 +45,7 @@ mod states;
 mod traffic;
 mod validation;
 mod verify;
+mod walk;
 
 /// How many cases a property test runs: `PODWEIR_CASES` times as many as usual.
 fn cases(usual: u32) -> u32 {

@@ -198,7 +198,7 @@ fn listeners(tag: &'static str, port: u16) -> Vec<(&'static str, Socket, bool)> 
 }
 
 /// IP_TRANSPARENT, which TPROXY asks of a listener.
-fn transparent(socket: &Socket, v4: bool) {
+pub fn transparent(socket: &Socket, v4: bool) {
     let (level, name) =
         if v4 { (libc::SOL_IP, libc::IP_TRANSPARENT) } else { (libc::SOL_IPV6, libc::IPV6_TRANSPARENT) };
     let on: libc::c_int = 1;

@@ -1,6 +1,9 @@
 //! Who gets a flow: its first packet is walked through hooks and chains as the kernel
 //! would walk it, marks and the second pass of a looped-back packet included.
 
+mod choices;
+mod later;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::config::types::Family;
@@ -8,13 +11,15 @@ use crate::plan::canon::{CanonRule, number};
 use crate::plan::model::{Masked, Verdict, protocol};
 use crate::plan::why::Why;
 
-use super::flow::{Direction, Flow, Surroundings, Taker};
-use super::packet::{Meets, Packet};
-use super::ruleset::{ChainRules, FamilyRules, Hook, Ruleset};
-use super::target::{Effect, effect};
+use crate::audit::flow::{Direction, Flow, Surroundings, Taker};
+use crate::audit::packet::{Meets, Packet};
+use crate::audit::ruleset::{ChainRules, FamilyRules, Hook, Ruleset};
+use crate::audit::target::{Effect, effect};
+
+use choices::Choices;
 
 /// How deep chains may call each other (`NFT_JUMP_STACK_SIZE`).
-pub(super) const DEPTH: usize = 16;
+pub(in crate::audit) const DEPTH: usize = 16;
 
 /// Who gets a flow, and the rule that decided.
 #[derive(Debug, Clone)]
@@ -54,6 +59,15 @@ pub trait Trace<'a> {
     fn passed(&mut self, _chain: &'a ChainRules, _rule: &'a CanonRule) {}
     fn note(&mut self, _note: &str) {}
     fn mark(&mut self, _what: &str, _mark: u32) {}
+    /// Whether the packets after the first are of interest too.
+    fn wants_later(&self) -> bool {
+        false
+    }
+    /// From here on it is about other packets of the connection.
+    fn later(&mut self, _which: &str) {}
+    /// How that ended, where it is not with the connection's other end.
+    fn ended(&mut self, _how: &str) {}
+    fn later_end(&mut self) {}
 }
 
 /// For those who want only the answer.
@@ -88,57 +102,38 @@ fn walk<'a>(
     choices: &mut Choices<'a>,
 ) -> Answer<'a> {
     choices.begin();
+    let mut later_choices = Choices::default();
+    let wants_later = trace.wants_later();
     let mut walk = Walk {
         rules: ruleset.family(flow.family()),
         pod,
         packet: Packet::of(flow, pod),
         redirected: None,
         nat_done: false,
+        rewritten: None,
+        routed_home: Vec::new(),
+        zone: None,
+        answers_as: None,
         decider: None,
         merged: None,
         trace,
         choices,
     };
+    let first = wants_later.then(|| walk.packet.clone());
     let taker = match flow.direction {
         Direction::Outbound => walk.outbound(),
-        Direction::Inbound => walk.inbound(),
+        Direction::Inbound => walk.arrive(),
     };
     let why = walk.decider.map(|decider| match walk.merged {
         Some((of, why)) if of.is(&decider) => why,
         _ => decider.rule.why(),
     });
-    Answer { taker, decider: walk.decider, why }
-}
-
-/// Whether rules that may apply are taken to apply, in the order in which they are met.
-#[derive(Default)]
-struct Choices<'a> {
-    taken: Vec<bool>,
-    met: Vec<Decider<'a>>,
-}
-
-impl<'a> Choices<'a> {
-    fn begin(&mut self) {
-        self.met.clear();
+    let answer = Answer { taker, decider: walk.decider, why };
+    if let Some(first) = first {
+        walk.choices = &mut later_choices;
+        walk.later(flow, first, taker);
     }
-
-    fn choose(&mut self, rule: Decider<'a>) -> bool {
-        let at = self.met.len();
-        self.met.push(rule);
-        if at == self.taken.len() {
-            self.taken.push(false);
-        }
-        self.taken[at]
-    }
-
-    /// Goes on to the next combination: the last rule not taken yet is, and what came
-    /// after it is open again. `None` when all have been tried.
-    fn advance(&mut self) -> Option<Decider<'a>> {
-        let at = self.taken.iter().rposition(|taken| !taken)?;
-        self.taken.truncate(at + 1);
-        self.taken[at] = true;
-        self.met.get(at).copied()
-    }
+    answer
 }
 
 /// How a chain ended for a packet.
@@ -160,6 +155,15 @@ struct Walk<'a, 'w> {
     redirected: Option<Taker>,
     /// A connection's destination is rewritten once, on its first hook.
     nat_done: bool,
+    /// On which, and to which port; conntrack does the same with the packets that follow.
+    rewritten: Option<(Hook, u16)>,
+    /// Marks with which a packet on its way out comes in again instead. The routing rule
+    /// is no rule of the ruleset: it goes with TPROXY.
+    routed_home: Vec<u32>,
+    /// Address and port that a reply leaves with: where the rewritten connection went to.
+    answers_as: Option<(u128, u16)>,
+    /// The conntrack zone that a rule has given the packet.
+    zone: Option<u16>,
     decider: Option<Decider<'a>>,
     /// The last rule met that stands for several, and which of them the packet met.
     merged: Option<(Decider<'a>, &'a Why)>,
@@ -179,16 +183,15 @@ impl<'a> Walk<'a, '_> {
             return Taker::Direct;
         }
         self.trace.note("comes in again on lo");
+        if let Some((source, port)) = self.answers_as {
+            (self.packet.source, self.packet.source_port) = (source, Some(port));
+        }
         self.packet.in_interface = Some("lo");
         self.packet.out_interface = None;
         // The connection is known since it left: it is not rewritten a second time, and
         // its socket is no longer the sender's.
         self.nat_done = true;
         (self.packet.uid, self.packet.gid) = (None, None);
-        self.arrive()
-    }
-
-    fn inbound(&mut self) -> Taker {
         self.arrive()
     }
 
@@ -216,6 +219,7 @@ impl<'a> Walk<'a, '_> {
         for chain in self.rules.on(hook) {
             let Some(base) = chain.base else { continue };
             if base.nat && self.nat_done {
+                self.rewrite_again(hook);
                 continue;
             }
             self.trace.hook(hook, chain);
@@ -245,8 +249,12 @@ impl<'a> Walk<'a, '_> {
                 End::Redirect(taker, port) => {
                     self.redirected.get_or_insert(taker);
                     self.nat_done = true;
+                    self.rewritten = Some((hook, port));
                     self.redirect(hook, port);
                 }
+            }
+            if hook == Hook::Output {
+                self.reroute();
             }
         }
         None
@@ -289,7 +297,8 @@ impl<'a> Walk<'a, '_> {
                 self.merged = Some((here, self.why(rule)));
             }
             match &rule.verdict {
-                Verdict::Continue | Verdict::CtZone(_) => {}
+                Verdict::Continue => {}
+                Verdict::CtZone(zone) => self.track(*zone),
                 Verdict::Return => {
                     self.decider = Some(here);
                     return End::Back;
@@ -352,6 +361,15 @@ impl<'a> Walk<'a, '_> {
             }
         }
         End::Back
+    }
+
+    /// Which zone a packet is tracked in: the first that it is given.
+    fn track(&mut self, zone: u16) {
+        match self.zone {
+            None => self.trace.note(&format!("tracked apart, in conntrack zone {zone}")),
+            Some(before) => self.trace.note(&format!("stays in conntrack zone {before}")),
+        }
+        self.zone.get_or_insert(zone);
     }
 
     /// The reason for the part of a rule that the packet meets.
