@@ -80,6 +80,8 @@ pub fn command() -> Command {
             flag("diff")
                 .help("Compare the options behind -- with those behind --against --; table or json")
                 .conflicts_with_all(["live", "netns", "pid", "dump"]),
+            // It belongs behind --; here it is a mistake to be named.
+            flag("against").hide(true),
         ]);
         source::with_source(command).after_long_help(format!("{}\n{EXAMPLES}", source::HELP))
     })
@@ -88,6 +90,9 @@ pub fn command() -> Command {
 pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     output::check()?;
     let format = matches.get_one::<Format>("format").copied().unwrap_or(Format::Table);
+    if matches.get_flag("against") {
+        return Err(CliError::Usage(source::TWO_LOTS.into()));
+    }
     if matches.get_flag("diff") {
         return diff(matches, format);
     }

@@ -171,11 +171,14 @@ pub fn known(matches: &ArgMatches, found: Option<&Source>) -> Result<Known, CliE
     Ok(known)
 }
 
+/// How `--diff` is used.
+pub const TWO_LOTS: &str = "--diff needs two lots of options: --diff -- A... --against -- B...";
+
 /// The rules of the options behind `--`, and of those behind `--against --`.
 pub fn both(matches: &ArgMatches) -> Result<(Source, Source), CliError> {
     let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
     let Some(at) = words.windows(2).position(|pair| pair == ["--against", "--"]) else {
-        return Err(CliError::Usage("--diff needs two lots of options: --diff -- A... --against -- B...".into()));
+        return Err(CliError::Usage(TWO_LOTS.into()));
     };
     let said = matches.get_one::<String>("as").map(String::as_str);
     let known =

@@ -16,6 +16,14 @@ pub trait Facts {
     fn passwd(&self) -> io::Result<String>;
     /// The text of group(5).
     fn group(&self) -> io::Result<String>;
+    /// What it means that no address is a global one.
+    fn without_address(&self) -> &'static str {
+        "the pod has no global address yet"
+    }
+    /// What names the name servers.
+    fn names_servers(&self) -> &'static str {
+        "/etc/resolv.conf"
+    }
 }
 
 /// A third field by a first one: what passwd(5) and group(5) have in common.

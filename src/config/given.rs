@@ -90,6 +90,11 @@ impl Given {
         self.envoy_user.as_deref().unwrap_or("istio-proxy")
     }
 
+    /// Whether ENVOY_USER names a user.
+    pub fn names_envoy_user(&self) -> bool {
+        self.envoy_user.is_some()
+    }
+
     /// Sets an option, over whatever was there.
     pub fn set(&mut self, opt: Opt, origin: Origin, text: impl Into<String>) {
         self.options.insert(opt, (origin, text.into()));

@@ -6,6 +6,7 @@ pub mod facts;
 pub mod given;
 pub mod interception;
 pub mod options;
+mod owners;
 pub mod ranges;
 pub mod settings;
 pub mod types;

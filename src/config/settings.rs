@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use super::facts::{self, Facts};
 use super::given::{Given, Origin};
-use super::interception::{DnsCapture, Interception, MAX_INCLUDED_GROUPS, OwnerGroups};
+use super::interception::{DnsCapture, Interception};
 use super::options::Opt;
+use super::owners::{owner_groups, proxy_owners};
 use super::types::{Families, Port, PortSelection, RangeSelection};
 use super::value::{self, Invalid, Parsed};
 
@@ -103,13 +104,13 @@ pub struct Settings {
 }
 
 /// Reads one option's text with `parse`, naming option and value when it is wrong.
-struct Reader<'a> {
-    given: &'a Given,
-    warnings: Vec<String>,
+pub(super) struct Reader<'a> {
+    pub(super) given: &'a Given,
+    pub(super) warnings: Vec<String>,
 }
 
 impl Reader<'_> {
-    fn read<T>(&self, opt: Opt, parse: impl FnOnce(&str) -> Parsed<T>) -> Result<T, SettingsError> {
+    pub(super) fn read<T>(&self, opt: Opt, parse: impl FnOnce(&str) -> Parsed<T>) -> Result<T, SettingsError> {
         let (origin, text) = self.given.text(opt);
         parse(text).map_err(|invalid| SettingsError::Value { option: origin.name_of(opt), invalid })
     }
@@ -211,11 +212,11 @@ impl Settings {
         let given = &with_face_defaults(given, face);
         let run = Run::resolve(given, face)?;
         let mut reader = Reader { given, warnings: Vec::new() };
-        let proxy_uids = proxy_owners(&reader, Opt::ProxyUid, facts)?;
+        let proxy_uids = proxy_owners(&mut reader, Opt::ProxyUid, facts)?;
         let proxy_gids = if given.text(Opt::ProxyGid).1.is_empty() {
             proxy_uids.clone()
         } else {
-            proxy_owners(&reader, Opt::ProxyGid, facts)?
+            proxy_owners(&mut reader, Opt::ProxyGid, facts)?
         };
         let uid_by_name = |name: &str| facts::uid_by_name(facts, name);
         let choice = family_choice(&reader, face)?;
@@ -251,7 +252,7 @@ impl Settings {
             source,
             hint: "",
         })?;
-        interception.families = families(choice, &addresses, &mut reader.warnings)?;
+        interception.families = families(choice, &addresses, facts, &mut reader.warnings)?;
         if dns_wanted {
             interception.dns = dns_capture(dns_all, facts, &mut reader.warnings)?;
         }
@@ -281,48 +282,6 @@ pub fn with_face_defaults(given: &Given, face: Face) -> Given {
 }
 
 /// The proxy's uids or gids: numbers or names, at least one.
-fn proxy_owners(reader: &Reader, opt: Opt, facts: &dyn Facts) -> Result<Vec<u32>, SettingsError> {
-    const EXPECTED: &str = "ids from 0 to 4294967294 or names known in the pod, comma separated, for example 1337";
-    let by_name = |name: &str| match opt {
-        Opt::ProxyGid => facts::gid_by_name(facts, name),
-        _ => facts::uid_by_name(facts, name),
-    };
-    let what = if opt == Opt::ProxyGid { "group" } else { "user" };
-    let owners: Vec<u32> = reader
-        .read(opt, |text| value::items(text).map(|item| value::owner(item, what, EXPECTED, &by_name)).collect())?;
-    if !owners.is_empty() {
-        return Ok(owners);
-    }
-    let user = reader.given.envoy_user();
-    Ok(vec![facts::uid_by_name(facts, user).unwrap_or(1337)])
-}
-
-fn owner_groups(reader: &Reader, facts: &dyn Facts) -> Result<OwnerGroups, SettingsError> {
-    const EXPECTED: &str = "'*' for all, or at most 64 group ids or names known in the pod, comma separated";
-    let by_name = |name: &str| facts::gid_by_name(facts, name);
-    let groups = |opt| {
-        reader.read(opt, |text| {
-            value::items(text).map(|item| value::owner(item, "group", EXPECTED, &by_name)).collect::<Parsed<Vec<_>>>()
-        })
-    };
-    // The exclusions are checked even where they do not count.
-    let excluded = groups(Opt::OwnerGroupsExclude)?;
-    if reader.given.text(Opt::OwnerGroups).1.trim() == "*" {
-        return Ok(OwnerGroups::Except(excluded));
-    }
-    let included = groups(Opt::OwnerGroups)?;
-    if included.len() > MAX_INCLUDED_GROUPS {
-        return reader.read(Opt::OwnerGroups, |text| {
-            Err(Invalid {
-                item: text.to_owned(),
-                problem: format!("names {} groups", included.len()),
-                expected: EXPECTED,
-            })
-        });
-    }
-    Ok(OwnerGroups::Only(included))
-}
-
 fn family_choice(reader: &Reader, _face: Face) -> Result<FamilyChoice, SettingsError> {
     let dual_stack = reader.flag(Opt::DualStack)?;
     let choice = reader.read(Opt::IpFamilies, |text| match text {
@@ -341,17 +300,22 @@ fn family_choice(reader: &Reader, _face: Face) -> Result<FamilyChoice, SettingsE
     Ok(if dual_stack && !named { FamilyChoice::DualStack } else { choice })
 }
 
-fn families(choice: FamilyChoice, addresses: &[IpAddr], warnings: &mut Vec<String>) -> Result<Families, SettingsError> {
-    let has = facts::families_of(addresses);
+fn families(
+    choice: FamilyChoice,
+    addresses: &[IpAddr],
+    facts: &dyn Facts,
+    warnings: &mut Vec<String>,
+) -> Result<Families, SettingsError> {
+    let has = super::facts::families_of(addresses);
     let chosen = match choice {
         FamilyChoice::Exactly(families) => families,
         FamilyChoice::Auto if has.is_empty() => {
-            warnings.push("the pod has no global address yet: both IP families are programmed".into());
+            warnings.push(format!("{}: both IP families are programmed", facts.without_address()));
             Families::BOTH
         }
         FamilyChoice::Auto => has,
         FamilyChoice::DualStack => Families { v4: true, v6: has.v6 },
-        FamilyChoice::First => match addresses.iter().find(|a| facts::is_global(a)) {
+        FamilyChoice::First => match addresses.iter().find(|a| super::facts::is_global(a)) {
             None => return Err(SettingsError::NoAddress),
             Some(IpAddr::V4(_)) => Families::V4,
             Some(IpAddr::V6(_)) => Families::BOTH,
@@ -373,6 +337,7 @@ fn dns_capture(all: bool, facts: &dyn Facts, warnings: &mut Vec<String>) -> Resu
     if all {
         return Ok(Some(DnsCapture::All));
     }
+    let from = facts.names_servers();
     let text = facts.resolv_conf().map_err(|source| SettingsError::Fact {
         what: "/etc/resolv.conf",
         source,
@@ -380,8 +345,7 @@ fn dns_capture(all: bool, facts: &dyn Facts, warnings: &mut Vec<String>) -> Resu
     })?;
     let (servers, odd) = facts::name_servers(&text);
     for entry in odd {
-        warnings
-            .push(format!("/etc/resolv.conf: name server '{entry}' is no plain address: DNS to it is not captured"));
+        warnings.push(format!("{from}: name server '{entry}' is no plain address: DNS to it is not captured"));
     }
     let (mut v4, mut v6) = (Vec::new(), Vec::new());
     for server in servers {
@@ -391,9 +355,9 @@ fn dns_capture(all: bool, facts: &dyn Facts, warnings: &mut Vec<String>) -> Resu
         }
     }
     if v4.is_empty() && v6.is_empty() {
-        warnings.push(
-            "DNS capture is asked for, but /etc/resolv.conf names no server: DNS is not captured; give --capture-all-dns to capture it all".into(),
-        );
+        warnings.push(format!(
+            "DNS capture is asked for, but {from} names no server: DNS is not captured; give --capture-all-dns to capture it all"
+        ));
         return Ok(None);
     }
     Ok(Some(DnsCapture::Servers { v4, v6 }))

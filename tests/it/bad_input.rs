@@ -83,6 +83,7 @@ fn values_that_make_no_sense_are_refused() {
         ("INBOUND_CAPTURE_PORT", "http", &["variable INBOUND_CAPTURE_PORT", "'http'"]),
         ("ISTIO_OUTBOUND_OWNER_GROUPS", &many_groups, &["ISTIO_OUTBOUND_OWNER_GROUPS", "65 groups", "64"]),
         ("ISTIO_OUTBOUND_OWNER_GROUPS", "no-such-group", &["no known group"]),
+        ("ISTIO_OUTBOUND_OWNER_GROUPS", "*,5", &["'*,5'", "beside groups"]),
         ("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "no-such-group", &["ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE"]),
         ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "10.0.0.0/8", &["ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "127.0.0.0/8"]),
         ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "127.0.0.0/7", &["ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR"]),
@@ -101,6 +102,25 @@ fn sloppy_ranges_mean_what_they_say() {
     assert!(log.contains("'10.1.2.3/16' has host bits set; 10.1.0.0/16 is used"), "{log}");
     let rules = namespace.print("nft", &["list", "ruleset"]);
     assert!(rules.contains("ip daddr { 1.2.3.4, 10.1.0.0/16 }"), "{rules}");
+}
+
+#[test]
+fn a_proxy_user_that_nobody_knows_is_told() {
+    let namespace = Namespace::new();
+    let told = |variables: &[(&str, &str)], arguments: &[&str]| {
+        let output = namespace.command(PODWEIR, &[&["init", "--dry-run"], arguments].concat(), variables);
+        assert!(output.status.success());
+        let script = String::from_utf8_lossy(&output.stdout).into_owned();
+        (script, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let unknown = [("ENVOY_USER", "no-such-user")];
+    let (script, log) = told(&unknown, &[]);
+    assert!(script.contains("skuid 1337") && log.contains("'no-such-user' is no user"), "{log}");
+    // Where it does not count, it is not spoken of.
+    for (variables, arguments) in [(&unknown[..], &["-u", "7"][..]), (&[("ENVOY_USER", "root")], &[]), (&[], &[])] {
+        let (_, log) = told(variables, arguments);
+        assert!(!log.contains("ENVOY_USER"), "{log}");
+    }
 }
 
 #[test]

@@ -228,7 +228,18 @@ fn a_change_of_options_is_shown_with_what_it_changes() {
     );
     assert_eq!(diff("table", &["-b", "80"], &["-b", "80"]), ("no change\n".into(), 0));
     assert_eq!(diff("nft", &["-b", "80"], &["-b", "80"]).1, 2);
-    assert_eq!(run(&namespace, &["render", "--diff", "--", "-b", "80"]).1, 2);
+    for wrong in [&["--", "-b", "80"][..], &["--against", "--", "-b", "80"]] {
+        let output = namespace.command(PODWEIR, &[&["render", "--diff"], wrong].concat(), &[]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("--diff -- A... --against -- B..."));
+    }
+    // What is not known of a pod that is not here is told by what would tell it.
+    let output = namespace.command(PODWEIR, &["render", "--", "--redirect-dns"], &[]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("give --dns-server"));
+    let output = namespace.command(PODWEIR, &["render", "--dns-server", "none", "--", "--redirect-dns"], &[]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && told.contains("(--pod-ip tells them)"), "{told}");
+    assert!(told.contains("--dns-server names no server"), "{told}");
 }
 
 /// The kernel's rules and a dump of them answer as the recordings do, on each backend.

@@ -46,6 +46,14 @@ impl Facts for Known {
     fn group(&self) -> io::Result<String> {
         Ok(self.group.clone())
     }
+
+    fn without_address(&self) -> &'static str {
+        "no global address of the pod is known (--pod-ip tells them)"
+    }
+
+    fn names_servers(&self) -> &'static str {
+        "--dns-server"
+    }
 }
 
 /// The plan that options make for a pod.
