@@ -88,7 +88,8 @@ pub fn command() -> Command {
     })
 }
 
-pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
+/// `has_options`: options stand behind `--`, or none of them do and the defaults count.
+pub fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> {
     output::check()?;
     let path = |name: &str| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
     let dumps = matches.get_many::<String>("dump").into_iter().flatten().map(|name| name.as_str());
@@ -98,10 +99,10 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     }
     let manifest = path("pod-manifest").map(manifest).transpose()?;
     let accepted = path("accept").map(accepted).transpose()?.unwrap_or_default();
-    let (main, wanted) = sources(matches, manifest.as_ref())?;
+    let (main, wanted) = sources(matches, has_options, manifest.as_ref())?;
     let space = Space::telling_apart(&[&main.ruleset], &main.pod, &accepted.interfaces());
     let input = Input {
-        about: about(matches, manifest.as_ref()),
+        about: about(matches, has_options, manifest.as_ref()),
         file: file(matches),
         source: &main,
         wanted: wanted.as_ref(),
@@ -128,7 +129,11 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
 }
 
 /// The rules to look at, and what they should be where both are known.
-fn sources(matches: &ArgMatches, manifest: Option<&Manifest>) -> Result<(Source, Option<Source>), CliError> {
+fn sources(
+    matches: &ArgMatches,
+    has_options: bool,
+    manifest: Option<&Manifest>,
+) -> Result<(Source, Option<Source>), CliError> {
     let mut found = source::names_found(matches).then(|| source::found(matches)).transpose()?;
     if let (Some(found), Some(manifest)) = (&mut found, manifest) {
         if found.pod.addresses.is_empty() {
@@ -139,10 +144,8 @@ fn sources(matches: &ArgMatches, manifest: Option<&Manifest>) -> Result<(Source,
         }
     }
     let wanted = match manifest {
-        // Options that are typed say more than a manifest does; a bare -- says the defaults.
-        _ if matches.contains_id("options") || std::env::args_os().any(|word| word == "--") => {
-            source::wanted_for(matches, &known(matches, manifest, found.as_ref())?)?
-        }
+        // Options that are typed say more than a manifest does.
+        _ if has_options => source::wanted_for(matches, &known(matches, manifest, found.as_ref())?)?,
         Some(manifest) => of_manifest(matches, manifest, found.as_ref())?,
         None => match found {
             Some(found) => return Ok((found, None)),
@@ -154,7 +157,10 @@ fn sources(matches: &ArgMatches, manifest: Option<&Manifest>) -> Result<(Source,
         },
     };
     Ok(match found {
-        Some(found) => (found, Some(wanted)),
+        Some(found) => {
+            source::check_families(&wanted, &found)?;
+            (found, Some(wanted))
+        }
         None => (wanted, None),
     })
 }
@@ -231,7 +237,7 @@ fn read(option: &str, path: &Path) -> Result<String, CliError> {
 }
 
 /// What is looked at, in words.
-fn about(matches: &ArgMatches, manifest: Option<&Manifest>) -> String {
+fn about(matches: &ArgMatches, has_options: bool, manifest: Option<&Manifest>) -> String {
     let pod = manifest.map(|manifest| format!(" of {}", manifest.name)).unwrap_or_default();
     let names = |name| matches.get_many::<String>(name).into_iter().flatten().cloned().collect::<Vec<_>>().join(" ");
     if matches.contains_id("dump") {
@@ -243,11 +249,11 @@ fn about(matches: &ArgMatches, manifest: Option<&Manifest>) -> String {
     } else if matches.get_flag("live") {
         format!("rules{pod} in this network namespace")
     } else if matches.contains_id("options") {
-        format!("options {}", names("options"))
+        format!("options {}{}", names("options"), pod.replacen(" of ", " for ", 1))
     } else {
-        match manifest {
+        match manifest.filter(|_| !has_options) {
             Some(manifest) => format!("manifest of {}", manifest.name),
-            None => "no options".into(),
+            None => format!("no options{}", pod.replacen(" of ", " for ", 1)),
         }
     }
 }

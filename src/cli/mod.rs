@@ -62,7 +62,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             .map_err(CliError::Usage)
             .and_then(|()| init::run(quick.face, &quick.given, Print::Nothing)),
         None => match command().try_get_matches_from(&arguments) {
-            Ok(matches) => run_command(&matches),
+            Ok(matches) => {
+                let has_options = arguments.iter().any(|word| word == "--");
+                run_command(&matches, has_options)
+            }
             Err(e) => return parse_error(&e),
         },
     };
@@ -75,7 +78,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
-fn run_command(matches: &ArgMatches) -> Result<(), CliError> {
+/// `has_options`: whether options stand behind `--`, be it none of them.
+fn run_command(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> {
     let Some((name, matches)) = matches.subcommand() else { return Err(CliError::Usage("no command".into())) };
     logging::start(&LogOptions::from_matches(matches)).map_err(CliError::Usage)?;
     match name {
@@ -85,7 +89,7 @@ fn run_command(matches: &ArgMatches) -> Result<(), CliError> {
         "render" => render::run(matches),
         "verify" => verify::run(matches),
         "explain" => explain::run(matches),
-        "audit" => audit::run(matches),
+        "audit" => audit::run(matches, has_options),
         _ => Err(CliError::Usage(format!("{name} is no command"))),
     }
 }

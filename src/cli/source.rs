@@ -15,7 +15,7 @@ use crate::audit::source::options::Known;
 use crate::audit::source::{Source, SourceError, dump, live, options};
 use crate::config::given::{Environment, Given, process_environment};
 use crate::config::settings::{Face, Run};
-use crate::config::types::Family;
+use crate::config::types::{Families, Family};
 use crate::sys::netns;
 
 use super::error::CliError;
@@ -188,6 +188,18 @@ pub fn both(matches: &ArgMatches) -> Result<(Source, Source), CliError> {
         warn!("{note}");
     }
     Ok((before, after))
+}
+
+/// A dump of one family says nothing about the other.
+pub fn check_families(wanted: &Source, found: &Source) -> Result<(), CliError> {
+    let wants = wanted.canon().families();
+    let missing = Families { v4: wants.v4 && !found.told.v4, v6: wants.v6 && !found.told.v6 };
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::Usage(format!(
+        "rules of {missing} are wanted, of which the dump says nothing: add it (iptables-save prints IPv4, ip6tables-save IPv6), name the pod's addresses with --pod-ip, or give --ip-families behind --"
+    )))
 }
 
 /// Refuses options that mean nothing, whatever the pod is like.

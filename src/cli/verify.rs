@@ -2,9 +2,7 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::audit::source::Source;
 use crate::audit::verify::verify;
-use crate::config::types::Families;
 
 use super::error::CliError;
 use super::{output, report, source};
@@ -46,7 +44,7 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     source::warn(&found);
     let wanted = source::wanted(matches, Some(&found))?;
     source::warn(&wanted);
-    check_families(&wanted, &found)?;
+    source::check_families(&wanted, &found)?;
     let report = verify(&wanted, &found);
     let drift = report.drift();
     let text = if matches.get_flag("json") {
@@ -60,16 +58,4 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
         Some(problem) => Err(CliError::Failed(format!("what others' rules change cannot be told: {problem}"))),
         None => Ok(()),
     }
-}
-
-/// A dump of one family says nothing about the other.
-fn check_families(wanted: &Source, found: &Source) -> Result<(), CliError> {
-    let wants = wanted.canon().families();
-    let missing = Families { v4: wants.v4 && !found.told.v4, v6: wants.v6 && !found.told.v6 };
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(CliError::Usage(format!(
-        "the options ask for rules of {missing}, of which the dump says nothing: add it (iptables-save prints IPv4, ip6tables-save IPv6), name the pod's addresses with --pod-ip, or give --ip-families behind --"
-    )))
 }

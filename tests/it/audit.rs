@@ -92,6 +92,34 @@ fn a_manifest_with_an_init_container() {
 }
 
 #[test]
+fn a_manifest_beside_another_source_tells_about_the_pod() {
+    let options = ["-b", "*", "-i", "*", "-d", "15090"];
+    let head = ["render", "--pod-ip", "10.244.0.6", "--format", "iptables", "--"];
+    let output = Command::new(PODWEIR).args(head).args(options).env_clear().output().unwrap();
+    let dump = File::new("manifest.dump", &text(&output.stdout));
+    let own = serde_json::json!(["10.244.0.6", "fd00:10:244::6"]);
+    // The dump tells nothing of the rules that the pod's other family should have.
+    let mut typed = vec!["--dump", dump.path(), "--", "-b", "*", "-i", "*", "-d", "15090"];
+    let refused = audit(&[&["--pod-manifest", INIT], &typed[..]].concat());
+    assert_eq!((refused.status.code(), refused.stdout.len()), (Some(2), 0));
+    assert!(text(&refused.stderr).contains("rules of IPv6 are wanted"), "{}", text(&refused.stderr));
+    typed.extend(["--ip-families", "ipv4"]);
+    for (source, about, drift) in [
+        (&["--dump", dump.path()][..], "rules of store/shop in ", true),
+        (&["--", "-b", "80"], "options -b 80 for store/shop", false),
+        (&["--"], "no options for store/shop", false),
+        (&typed, "rules of store/shop in ", false),
+    ] {
+        let report = json(&audit(&[&["--pod-manifest", INIT, "--format", "json"], source].concat()));
+        assert_eq!(report["pod"]["addresses"], own, "{source:?}");
+        assert!(report["about"].as_str().unwrap().starts_with(about), "{}", report["about"]);
+        // Options that are typed are what counts, not the manifest's.
+        let drifted = report["drift"].as_array().is_some_and(|drift| !drift.is_empty());
+        assert_eq!(drifted, drift, "{source:?} {}", report["drift"]);
+    }
+}
+
+#[test]
 fn a_manifest_with_annotations() {
     let report = json(&audit(&[
         "--pod-manifest",

@@ -148,7 +148,7 @@ fn a_dump_of_one_family_does_not_answer_for_the_other() {
     };
     let (text, status) = feed(&["verify", "--dump", "-", "--pod-ip", "10.244.0.6,fd00:10:244::6", "--"]);
     assert_eq!(status, Some(2), "{text}");
-    assert!(text.contains("rules of IPv6, of which the dump says nothing"), "{text}");
+    assert!(text.contains("rules of IPv6 are wanted, of which the dump says nothing"), "{text}");
     let (text, status) = feed(&["verify", "--dump", "-", "--pod-ip", "10.244.0.6", "--"]);
     assert_eq!(status, Some(0), "{text}");
     let (text, status) = feed(&["explain", "--dump", "-", "--destination", "fd00::1", "--port", "80"]);
