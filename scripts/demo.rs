@@ -7,27 +7,11 @@ mod fixture;
 #[allow(dead_code)]
 #[path = "../tests/it/pod.rs"]
 mod pod;
+#[path = "../tests/it/typical.rs"]
+mod typical;
 
 use pod::{Pod, Probe, Proxy};
-
-const INIT: &[&str] = &[
-    "-p",
-    "15001",
-    "-z",
-    "15006",
-    "-u",
-    "1337",
-    "-m",
-    "REDIRECT",
-    "-i",
-    "*",
-    "-x",
-    "",
-    "-b",
-    "*",
-    "-d",
-    "15090,15021,15020",
-];
+use typical::TYPICAL;
 
 /// What is sent, in words and as a probe.
 const FLOWS: &[(&str, &str)] = &[
@@ -49,7 +33,7 @@ fn main() {
     );
     let probes: Vec<Probe> = FLOWS.iter().map(|(_, probe)| Probe::parse(probe)).collect();
     let before = pod.probe(&probes);
-    let arguments = [&["init"], INIT].concat();
+    let arguments = [&["init"], TYPICAL].concat();
     let log = pod.namespace.ok(&arguments);
     let after = pod.probe(&probes);
 

@@ -12,6 +12,8 @@ mod connections;
 mod namespace;
 mod plot;
 mod processes;
+#[path = "../../tests/it/typical.rs"]
+mod typical;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -4,27 +4,9 @@ use std::process::Command;
 
 use crate::median;
 use crate::namespace::{fresh, run};
+use crate::typical::TYPICAL;
 
 const RUNS: usize = 200;
-/// What an injector writes for a typical pod.
-const TYPICAL: &[&str] = &[
-    "-p",
-    "15001",
-    "-z",
-    "15006",
-    "-u",
-    "1337",
-    "-m",
-    "REDIRECT",
-    "-i",
-    "*",
-    "-x",
-    "",
-    "-b",
-    "*",
-    "-d",
-    "15090,15021,15020",
-];
 
 struct Case<'a> {
     name: &'a str,

@@ -6,25 +6,8 @@ use podweir::config::options::OPTIONS;
 use serde_json::Value;
 
 use crate::fixture::{Namespace, PODWEIR, RESOLV, V4, V6};
+use crate::typical::TYPICAL;
 
-const TYPICAL: &[&str] = &[
-    "-p",
-    "15001",
-    "-z",
-    "15006",
-    "-u",
-    "1337",
-    "-m",
-    "REDIRECT",
-    "-i",
-    "*",
-    "-x",
-    "",
-    "-b",
-    "*",
-    "-d",
-    "15090,15021",
-];
 const RICH: &[&str] = &[
     "-m",
     "TPROXY",

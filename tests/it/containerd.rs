@@ -6,30 +6,13 @@ use serde_json::Value;
 use crate::cni_conf;
 use crate::containers::{Container, Rights};
 use crate::node::{Node, Sandbox};
+use crate::typical::TYPICAL;
 
 /// What an injector writes into a pod, with one more port left alone.
-const INJECTED: &[&str] = &[
-    "istio-iptables",
-    "-p",
-    "15001",
-    "-z",
-    "15006",
-    "-u",
-    "1337",
-    "-m",
-    "REDIRECT",
-    "-i",
-    "*",
-    "-x",
-    "",
-    "-b",
-    "*",
-    "-d",
-    "15090,15021,15020",
-    "-o",
-    "9443",
-    "--log_output_level=default:info",
-];
+fn injected() -> Vec<&'static str> {
+    [&["istio-iptables"], TYPICAL, &["-o", "9443", "--log_output_level=default:info"]].concat()
+}
+
 const ENOUGH: Rights = Rights { user: Some(0), capabilities: &["NET_ADMIN"] };
 
 /// The example's chain without podweir: a bridge, addresses, ports of the node.
@@ -80,12 +63,12 @@ fn the_image_programs_its_pod_as_an_init_container() {
 
     let pod = node.run_sandbox("shop", "web-0", &[], None).unwrap();
     // A native sidecar's order: rules first, then whoever sends.
-    let (status, log) = node.init_container(&pod, INJECTED, ENOUGH);
+    let (status, log) = node.init_container(&pod, &injected(), ENOUGH);
     assert_eq!(status, 0, "{log}");
     let containers = fill(&node, &pod);
     assert_answers(&verdicts(&node, &pod, &containers), DIVERTED);
     // A restarted node runs init containers again.
-    let (status, log) = node.init_container(&pod, INJECTED, ENOUGH);
+    let (status, log) = node.init_container(&pod, &injected(), ENOUGH);
     assert_eq!(status, 0, "{log}");
     assert_answers(&verdicts(&node, &pod, &containers), DIVERTED);
 
@@ -105,7 +88,7 @@ fn an_init_container_without_rights_says_which() {
         ("no-root", Rights { user: None, capabilities: &["NET_ADMIN"] }),
     ] {
         let pod = node.run_sandbox("shop", name, &[], None).unwrap();
-        let (status, log) = node.init_container(&pod, INJECTED, rights);
+        let (status, log) = node.init_container(&pod, &injected(), rights);
         assert_eq!(status, 1, "{name}: {log}");
         assert!(log.contains("NET_ADMIN"), "{name}: {log}");
         let containers = fill(&node, &pod);

@@ -43,6 +43,7 @@ mod readme;
 mod sources;
 mod states;
 mod traffic;
+mod typical;
 mod validation;
 mod verify;
 mod walk;
