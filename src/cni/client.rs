@@ -20,6 +20,7 @@ use rustls::{ClientConfig, RootCertStore};
 use secrecy::ExposeSecret;
 use tower::{BoxError, ServiceBuilder};
 
+use super::kubeconfig::Unsupported;
 use super::resolver::Resolver;
 
 /// What is wrong with a kubeconfig's contents.
@@ -46,7 +47,7 @@ pub fn client(config: &kube::Config) -> Result<kube::Client, Problem> {
 /// Whom to believe, and the certificate to show, if there is one.
 fn tls(config: &kube::Config) -> Result<ClientConfig, Problem> {
     if config.accept_invalid_certs {
-        return Err("insecure-skip-tls-verify is not supported: the token would go to whoever answers; give the certificate-authority".into());
+        return Err(Unsupported("insecure-skip-tls-verify is not supported: the token would go to whoever answers; give the certificate-authority").into());
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
@@ -89,7 +90,7 @@ fn read(what: &str, path: &str) -> Result<Vec<u8>, Problem> {
 /// The value of the Authorization header, read anew for every request.
 pub fn authorization(user: &AuthInfo) -> Result<Option<String>, Problem> {
     if user.exec.is_some() || user.auth_provider.is_some() || user.username.is_some() {
-        return Err("its user has an exec, auth-provider or username; the plugin takes a token, tokenFile or client-certificate".into());
+        return Err(Unsupported("its user has an exec, auth-provider or username; the plugin takes a token, tokenFile or client-certificate").into());
     }
     let token = match (&user.token_file, &user.token) {
         (Some(path), _) => String::from_utf8(read("tokenFile", path)?)?,

@@ -29,6 +29,23 @@ pub enum KubeconfigError {
     Invalid { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
 }
 
+/// Something that a kubeconfig may say and that the plugin has no use for. It does not go
+/// away by waiting.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unsupported(pub &'static str);
+
+impl KubeconfigError {
+    /// Whether trying again is of no use.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::WorldWritable { .. } => true,
+            Self::Invalid { source, .. } => source.is::<Unsupported>(),
+            Self::Missing(_) | Self::Read { .. } => false,
+        }
+    }
+}
+
 /// Opens the kubeconfig, after a look at the file.
 pub fn open(run_dir: &Path) -> Result<(PathBuf, File), KubeconfigError> {
     for path in NAMES.map(|name| run_dir.join(name)) {
@@ -52,7 +69,7 @@ pub fn open(run_dir: &Path) -> Result<(PathBuf, File), KubeconfigError> {
 }
 
 /// Reads it, with everything it refers to: the token too may be a new one every time.
-pub async fn load(run_dir: &Path) -> Result<kube::Config, KubeconfigError> {
+pub async fn load(run_dir: &Path) -> Result<(PathBuf, kube::Config), KubeconfigError> {
     let (path, mut file) = open(run_dir)?;
     let mut text = String::new();
     if let Err(source) = file.read_to_string(&mut text) {
@@ -62,12 +79,15 @@ pub async fn load(run_dir: &Path) -> Result<kube::Config, KubeconfigError> {
         |source: Box<dyn std::error::Error + Send + Sync>| KubeconfigError::Invalid { path: path.clone(), source };
     let mut kubeconfig = parse(&text).map_err(invalid)?;
     if kubeconfig.clusters.iter().any(|named| named.cluster.as_ref().is_some_and(|c| c.proxy_url.is_some())) {
-        return Err(invalid(
-            "proxy-url is not supported; the API server must be reachable from the node itself".into(),
-        ));
+        const PROXY_URL: Unsupported =
+            Unsupported("proxy-url is not supported; the API server must be reachable from the node itself");
+        return Err(invalid(PROXY_URL.into()));
     }
     relative_to(&mut kubeconfig, run_dir);
-    kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(|e| invalid(e.into()))
+    match kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await {
+        Ok(config) => Ok((path, config)),
+        Err(e) => Err(invalid(e.into())),
+    }
 }
 
 /// By way of plain values: a YAML reader made for each of the kubeconfig's types would be

@@ -67,8 +67,11 @@ impl Failure {
 
     /// Whether trying again is of no use.
     fn is_final(&self) -> bool {
-        use KubeconfigError::WorldWritable;
-        matches!(self, Self::Refused { status: 401, .. } | Self::Kubeconfig(WorldWritable { .. }))
+        match self {
+            Self::Refused { status, .. } => *status == 401,
+            Self::Kubeconfig(error) => error.is_final(),
+            Self::NoAnswer(_) | Self::Nonsense(_) => false,
+        }
     }
 }
 
@@ -134,11 +137,11 @@ async fn once(name: &PodName, run_dir: &Path, deadline: &Deadline) -> Result<Pod
     let limit = PATIENCE.min(deadline.remaining());
     let work = async {
         // Everything anew for each try: the token may be another one.
-        let config = kubeconfig::load(run_dir).await?;
-        let unusable = |source| KubeconfigError::Invalid { path: run_dir.into(), source };
+        let (path, config) = kubeconfig::load(run_dir).await?;
+        let unusable = |source| KubeconfigError::Invalid { path: path.clone(), source };
         let client = client::client(&config).map_err(unusable)?;
-        let path = format!("/api/v1/namespaces/{}/pods", name.namespace);
-        let request = Request::new(path).get(&name.name, &GetParams::default());
+        let pods = format!("/api/v1/namespaces/{}/pods", name.namespace);
+        let request = Request::new(pods).get(&name.name, &GetParams::default());
         let mut request = request.map_err(|e| Failure::Nonsense(chain(&e)))?;
         if let Some(value) = client::authorization(&config.auth_info).map_err(unusable)? {
             let value = value.parse().map_err(|_| unusable("its token cannot be sent: it is no plain text".into()))?;
