@@ -123,16 +123,16 @@ impl Raw {
             options.set(Opt::NativeNftables, Origin::Netconf("native_nftables".into()), "true");
             if let Some((_, text)) = options.get(Opt::Backend).filter(|(_, text)| !["auto", "nftables"].contains(text))
             {
-                let problem =
-                    format!("netconf keys backend ('{text}') and native_nftables (true) contradict each other");
-                return Err(
-                    CniError::new(Code::Netconf, problem).details("correct the network configuration on the node")
-                );
+                return Err(contradiction(("backend", text), ("native_nftables", "true")));
             }
         }
         for (name, value) in interception.iter().flatten() {
             let key = format!("interception.{name}");
-            options.set(option(name)?.opt, Origin::Netconf(key.clone()), text_of(&key, value)?);
+            let (opt, text) = (option(name)?.opt, text_of(&key, value)?);
+            if let Some((Origin::Netconf(other), known)) = options.get(opt).filter(|(_, known)| *known != text) {
+                return Err(contradiction((other, known), (&key, &text)));
+            }
+            options.set(opt, Origin::Netconf(key), text);
         }
         // Whatever the pod says, these must be right.
         match Settings::resolve(&options, Face::Init, &NoFacts) {
@@ -159,6 +159,12 @@ impl Raw {
 
 fn wrong(key: &str, problem: impl std::fmt::Display) -> CniError {
     CniError::new(Code::Netconf, format!("netconf key {key}: {problem}"))
+        .details("correct the network configuration on the node (usually in /etc/cni/net.d)")
+}
+
+fn contradiction((one, this): (&str, &str), (other, that): (&str, &str)) -> CniError {
+    let problem = format!("netconf keys {one} ('{this}') and {other} ('{that}') contradict each other");
+    CniError::new(Code::Netconf, problem)
         .details("correct the network configuration on the node (usually in /etc/cni/net.d)")
 }
 
@@ -277,6 +283,8 @@ mod tests {
         for key in [
             r#""backend":"bogus""#,
             r#""backend":"iptables-legacy","native_nftables":true"#,
+            r#""ip_families":"ipv4","interception":{"ip-families":"both"}"#,
+            r#""backend":"nftables","interception":{"backend":"iptables-nft"}"#,
             r#""timeout":"soon""#,
             r#""timeout":-1"#,
             r#""exclude_namespaces":"a""#,
