@@ -2,7 +2,7 @@
 //! holds from load to comparison; whatever it cannot follow becomes an unknown
 //! condition or verdict, so that a rule is never taken for less than it is.
 
-use crate::config::types::{Families, Family, Mark, Networks, Port};
+use crate::config::types::{Families, Family, Interface, Mark, Networks, Port};
 use crate::plan::canon::cover;
 use crate::plan::model::{Cond, Counters, CtStates, Masked, Matches, Rule, Verdict};
 use crate::plan::why::Why;
@@ -11,12 +11,15 @@ use super::expr::{Expr, Op, code, ct, meta, payload};
 use super::field::{Field, ct_field, meta_field};
 use super::names;
 use super::sets::Elements;
-use super::value::{big_endian, interface, list, native, place, place_list, place_names, port, prefix};
+use super::value::{big_endian, interface, list, native, place, place_list, place_names, port, prefix, single};
 
-/// Where the sets that rules look into are found.
-pub trait Sets {
+/// What rules refer to by name or number.
+pub trait Surroundings {
     /// The elements of a set, `None` for one that is not known or not of plain keys.
     fn elements(&self, name: &str) -> Option<&Elements>;
+
+    /// The name of the interface with an index, `None` where none has it.
+    fn interface(&self, index: u32) -> Option<&str>;
 }
 
 /// A rule as the kernel lists it.
@@ -27,10 +30,10 @@ pub struct Listed {
 }
 
 /// The rules of a chain. `families`: those of the table.
-pub fn chain(rules: &[Listed], families: Families, sets: &dyn Sets) -> Vec<Rule> {
+pub fn chain(rules: &[Listed], families: Families, around: &dyn Surroundings) -> Vec<Rule> {
     let mut out: Vec<Rule> = Vec::new();
     for listed in rules {
-        for rule in self::rule(listed, families, sets) {
+        for rule in self::rule(listed, families, around) {
             match out.last_mut() {
                 // The drop behind a tproxy belongs to it: see `encode`.
                 Some(before) if closes(&rule, before) => {
@@ -53,9 +56,9 @@ fn closes(rule: &Rule, before: &Rule) -> bool {
 }
 
 /// A rule; several where it does several things, each then with the same conditions.
-fn rule(listed: &Listed, families: Families, sets: &dyn Sets) -> Vec<Rule> {
+fn rule(listed: &Listed, families: Families, around: &dyn Surroundings) -> Vec<Rule> {
     let mut reader = Reader {
-        sets,
+        around,
         families,
         matches: Matches::default(),
         register: Register::Empty,
@@ -116,7 +119,7 @@ const DECIDES: &[&str] = &[
 ];
 
 struct Reader<'a> {
-    sets: &'a dyn Sets,
+    around: &'a dyn Surroundings,
     families: Families,
     matches: Matches,
     register: Register,
@@ -246,10 +249,8 @@ impl Reader<'_> {
                 let states = CtStates(u8::try_from(native(&mask)?).ok()?);
                 place(&mut self.matches.connection_state, Cond { negated: !negated, value: states })
             }
-            (Field::InInterface, None) => place_names(&mut self.matches.in_interface, negated, vec![interface(data)?]),
-            (Field::OutInterface, None) => {
-                place_names(&mut self.matches.out_interface, negated, vec![interface(data)?])
-            }
+            (Field::InInterface | Field::OutInterface, None) => self.interfaces(field, negated, vec![interface(data)?]),
+            (Field::InIndex | Field::OutIndex, None) => self.interfaces(field, negated, vec![self.by_index(data)?]),
             (field, None) => self.numbers(field, negated, &[(data.to_vec(), data.to_vec())], hton),
             _ => None,
         }
@@ -285,17 +286,16 @@ impl Reader<'_> {
 
     fn lookup(&mut self, set: &str, negated: bool) -> Option<()> {
         let Register::Field { field, mask: None, hton, .. } = self.register.clone() else { return None };
-        let sets = self.sets;
-        let elements = sets.elements(set)?;
+        let around = self.around;
+        let elements = around.elements(set)?;
         match field {
             Field::InInterface | Field::OutInterface => {
-                let exact = elements.iter().all(|(first, last)| first == last);
-                let names: Option<Vec<_>> = elements.iter().map(|(first, _)| interface(first)).collect();
-                let slot = match field {
-                    Field::InInterface => &mut self.matches.in_interface,
-                    _ => &mut self.matches.out_interface,
-                };
-                exact.then(|| place_names(slot, negated, names?))?
+                let names = single(elements)?.map(interface).collect::<Option<_>>()?;
+                self.interfaces(field, negated, names)
+            }
+            Field::InIndex | Field::OutIndex => {
+                let names = single(elements)?.map(|index| self.by_index(index)).collect::<Option<_>>()?;
+                self.interfaces(field, negated, names)
             }
             _ => self.numbers_or_addresses(field, negated, elements, hton),
         }
@@ -356,6 +356,18 @@ impl Reader<'_> {
             }
             _ => None,
         }
+    }
+
+    fn by_index(&self, index: &[u8]) -> Option<Interface> {
+        self.around.interface(native(index)?).map(|name| Interface::new(name, false))
+    }
+
+    fn interfaces(&mut self, field: Field, negated: bool, names: Vec<Interface>) -> Option<()> {
+        let slot = match field {
+            Field::InInterface | Field::InIndex => &mut self.matches.in_interface,
+            _ => &mut self.matches.out_interface,
+        };
+        place_names(slot, negated, names)
     }
 
     fn address(&mut self, source: bool, negated: bool, networks: Networks) -> Option<()> {

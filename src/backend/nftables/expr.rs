@@ -7,6 +7,8 @@ use super::wire::{Attr, Attrs, attributes, find};
 pub mod meta {
     pub const PRIORITY: u32 = 2;
     pub const MARK: u32 = 3;
+    pub const IIF: u32 = 4;
+    pub const OIF: u32 = 5;
     pub const IIFNAME: u32 = 6;
     pub const OIFNAME: u32 = 7;
     pub const SKUID: u32 = 10;

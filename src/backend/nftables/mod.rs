@@ -9,6 +9,7 @@ mod errors;
 pub mod everything;
 pub mod expr;
 mod field;
+pub mod links;
 pub mod names;
 pub mod read;
 pub mod script;

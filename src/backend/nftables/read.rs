@@ -9,8 +9,9 @@ use crate::plan::infer::infer;
 use crate::plan::model::{Chain, ChainName, Plan, Routing, Table};
 use crate::sys::netlink::{Netlink, Received};
 
-use super::decode::{self, Listed, Sets};
+use super::decode::{self, Listed, Surroundings};
 use super::expr;
+use super::links::Links;
 use super::names;
 use super::sets::{self, Element, Elements};
 use super::transaction::comment_of;
@@ -171,11 +172,16 @@ struct Listing {
     chains: Vec<(String, Option<ListedHook>)>,
     sets: HashMap<String, SetListing>,
     rules: HashMap<String, Vec<Listed>>,
+    links: Links,
 }
 
-impl Sets for HashMap<String, SetListing> {
+impl Surroundings for Listing {
     fn elements(&self, name: &str) -> Option<&Elements> {
-        self.get(name)?.elements.as_ref()
+        self.sets.get(name)?.elements.as_ref()
+    }
+
+    fn interface(&self, index: u32) -> Option<&str> {
+        self.links.name(index)
     }
 }
 
@@ -193,7 +199,7 @@ pub fn read(netlink: &mut Netlink, present: &[Table]) -> io::Result<Reading<Hash
             let chain = names::chain_by_name(name);
             check_hook(table, &chain, hook.as_ref(), &mut strange);
             let rules = listing.rules.get(name).map(Vec::as_slice).unwrap_or_default();
-            let rules = decode::chain(rules, Families::BOTH, &listing.sets);
+            let rules = decode::chain(rules, Families::BOTH, &listing);
             chains.push(Chain { table, name: chain, rules });
         }
         raw.insert(table, listing.raw);
@@ -313,6 +319,7 @@ fn list(netlink: &mut Netlink, table: &str) -> io::Result<Listing> {
             });
         },
     )?;
+    out.links = Links::for_rules(out.rules.values().flatten())?;
     Ok(out)
 }
 
