@@ -70,3 +70,96 @@ fn an_interface_that_is_gone_is_not_guessed() {
         }
     }
 }
+
+/// A table with one rule of somebody else's in a chain of the kind given, behind another one.
+fn alone(kind: &str, rule: &str) -> Namespace {
+    let namespace = Namespace::new();
+    let objects = "map m { type ipv4_addr : ipv4_addr; }; set s { type ipv4_addr . inet_service; };";
+    let chain = format!("chain out {{ type {kind} hook output priority -150; udp dport 9 counter\n{rule}\n}};");
+    feed(&namespace, &format!("table inet other {{ {objects} {chain} }}"));
+    namespace
+}
+
+#[test]
+fn what_is_not_understood_is_named_with_its_rule_and_its_words() {
+    for (kind, rule, live, text) in [
+        ("filter", "fib daddr type unicast drop", "[fib daddr type 0x1]: drop", "[fib daddr type unicast]: drop"),
+        ("filter", "tcp flags syn drop", "tcp [@th,104,8 & 0x2 != 0x0]: drop", "[tcp flags syn]: drop"),
+        ("filter", "limit rate 5/second drop", "[limit rate 5/second]: drop", "[limit rate 5/second]: drop"),
+        ("filter", "ct direction original drop", "[ct direction 0x0]: drop", "[ct direction original]: drop"),
+        ("filter", "iifgroup 7 drop", "[meta iifgroup 0x7]: drop", "[iifgroup 7]: drop"),
+        ("filter", "socket transparent 1 drop", "[socket transparent 0x1]: drop", "[socket transparent 1]: drop"),
+        (
+            "filter",
+            "ip daddr . tcp dport @s drop",
+            "tcp [@nh,128,32 th dport @s]: drop",
+            "[ip daddr . tcp dport @s]: drop",
+        ),
+        ("filter", "tcp dport vmap { 80 : drop }", "tcp: [th dport vmap @__map0]", "[tcp dport vmap { 80 : drop }]"),
+        ("filter", "ct mark set 7", "[ct mark set 0x7]", "[ct mark set 0x00000007]"),
+        (
+            "nat",
+            "meta l4proto tcp dnat ip to 10.0.0.9:80",
+            "tcp: [dnat to 10.0.0.9 80]",
+            "tcp: [dnat ip to 10.0.0.9:80]",
+        ),
+        ("nat", "dnat ip to ip daddr map @m", "[map @m]: [@nh,128,32 map @m dnat]", "[dnat ip to ip daddr map @m]"),
+        ("nat", "meta l4proto tcp redirect to :80-90", "tcp: [redir to 80 90]", "tcp: [redirect to :80-90]"),
+    ] {
+        let namespace = alone(kind, rule);
+        let ruleset = namespace.print("nft", &["-a", "list", "ruleset"]);
+        let line = ruleset.lines().rfind(|line| line.contains("# handle")).unwrap();
+        let (listed, handle) = line.trim().split_once(" # handle ").unwrap();
+        let answers = answers(&namespace, &OUT);
+        for (source, answer) in &answers {
+            let found = &answer["rule"];
+            assert_eq!(answer["verdict"], "unknown", "{source}: {rule}: {answer:#}");
+            assert_eq!(
+                (&found["number"], &found["handle"]),
+                (&2.into(), &handle.parse::<u64>().unwrap().into()),
+                "{answer:#}"
+            );
+        }
+        let words: Vec<&Value> = answers.iter().map(|(_, answer)| &answer["rule"]["text"]).collect();
+        assert_eq!(words[..2], [live, text], "{rule}");
+        let listings: Vec<&Value> = answers.iter().map(|(_, answer)| &answer["rule"]["listed"]).collect();
+        assert_eq!(listings[..2], [&Value::Null, &Value::from(listed)], "{rule}");
+        assert!(serde_json::from_str::<Value>(listings[2].as_str().unwrap()).unwrap().is_array(), "{rule}");
+        let said = namespace.print(PODWEIR, &[&["explain", "--live"], &OUT[..]].concat());
+        let expected = format!("cannot tell, because of rule 2 (handle {handle}) of inet other out: {live} (nftables)");
+        assert!(said.contains(&expected), "{rule}: {said}");
+    }
+}
+
+#[test]
+fn an_interface_that_is_gone_is_called_so() {
+    let namespace = Namespace::new();
+    namespace.batch("link add gone0 index 77 type veth peer name gone1\n");
+    feed(&namespace, "table inet other { chain out { type filter hook output priority 0; oif \"gone0\" drop; }; }");
+    namespace.batch("link del gone0\n");
+    let said = namespace.print(PODWEIR, &[&["explain", "--live"], &OUT[..]].concat());
+    assert!(said.contains("[meta oif 77 (no interface has that index now)]: drop"), "{said}");
+}
+
+#[test]
+fn rules_of_iptables_are_named_by_their_number_in_the_chain() {
+    for (variant, kept) in [("nft", "[xt match string]: drop"), ("legacy", "[-m string --string x --algo bm]: drop")] {
+        let namespace = Namespace::new();
+        let program = format!("iptables-{variant}");
+        namespace.print(&program, &["-A", "OUTPUT", "-p", "udp", "-j", "ACCEPT"]);
+        namespace.print(&program, &["-A", "OUTPUT", "-m", "string", "--string", "x", "--algo", "bm", "-j", "DROP"]);
+        let saved = namespace.print(&format!("{program}-save"), &[]);
+        let live = namespace.print(PODWEIR, &[&["explain", "--live"], &OUT[..]].concat());
+        assert!(live.contains("because of rule 2") && live.contains(&format!("of filter OUTPUT: {kept}")), "{live}");
+        let dump = namespace.directory().join("saved");
+        std::fs::write(&dump, saved).unwrap();
+        let told = namespace.print(PODWEIR, &[&["explain", "--dump", dump.to_str().unwrap()], &OUT[..]].concat());
+        let expected = "because of rule 2 of filter OUTPUT: [-m string --string x --algo bm]: drop";
+        assert!(told.contains(expected), "{told}");
+        assert!(told.contains("listed as -A OUTPUT -m string --string \"x\" --algo bm -j DROP"), "{told}");
+        // And in an audit, the rule is named as well.
+        let audit = namespace.command(PODWEIR, &["audit", "--live"], &[]);
+        let audit = String::from_utf8_lossy(&audit.stdout).into_owned();
+        assert!(audit.contains("rule 2"), "{audit}");
+    }
+}

@@ -17,7 +17,8 @@
 //!         "match": { "destination": { "is": ["10.0.0.0/8"] }, "uid": { "is_not": [1337, "2000-2010"] } },
 //!         "verdict": { "type": "jump", "chain": "ISTIO_REDIRECT" },
 //!         "why": "included-range: destination is taken",
-//!         "counters": { "packets": 1, "bytes": 60 }    or null
+//!         "counters": { "packets": 1, "bytes": 60 },   or null
+//!         "origin": { "number": 3, "handle": 12, "text": null }     or null: not read from anywhere
 //!       } ] } ] } ],
 //!   "routing": { "rules": [ { "family": "IPv4", "mark": 1337, "table": 133 } ],
 //!                "routes": [ { "family": "IPv4", "table": 133 } ],

@@ -69,6 +69,7 @@ pub fn rule(rule: &Rule) -> Value {
         "verdict": verdict(&rule.verdict),
         "why": rule.why.comment(),
         "counters": rule.counters.map(|c| json!({ "packets": c.packets, "bytes": c.bytes })),
+        "origin": rule.origin.as_ref().map(|o| json!({ "number": o.number, "handle": o.handle, "text": o.text })),
     })
 }
 

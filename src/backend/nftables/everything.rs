@@ -11,9 +11,8 @@ use super::decode::{self, Listed, Surroundings};
 use super::links::Links;
 use super::read::{self, ListedHook, dump};
 use super::sets::{self, Element, Elements};
-use super::transaction::comment_of;
 use super::wire::{Attrs, Msg, NfFamily, NfMessage, find};
-use super::{expr, xt};
+use super::xt;
 
 /// A table with everything in it.
 #[derive(Debug, Default)]
@@ -116,11 +115,7 @@ pub fn list(netlink: &mut Netlink) -> io::Result<Vec<FullTable>> {
     }
     let mut anonymous: HashMap<(u8, String), AnonymousSets> = HashMap::new();
     every(netlink, Msg::GetRule, &mut |message| {
-        let attributes = message.attributes();
-        let mut listed = Listed {
-            exprs: find(attributes, 4).map(|a| expr::read(a.value)).unwrap_or_default(),
-            comment: find(attributes, 7).and_then(|a| comment_of(a.value)),
-        };
+        let mut listed = read::listed(message.attributes());
         let table = (message.family().0, text(&message, 1));
         xt::translate(&mut listed, message.family(), anonymous.entry(table).or_default());
         tables.add_rule(&message, listed);

@@ -25,7 +25,7 @@ impl Links {
         let listed = nix::net::if_::if_nameindex()?;
         let named = listed.iter().filter_map(|link| {
             let name = link.name().to_str().ok()?;
-            Some((u32::try_from(link.index()).ok()?, name.to_owned()))
+            Some((link.index(), name.to_owned()))
         });
         Ok(Self(Arc::new(named.collect())))
     }

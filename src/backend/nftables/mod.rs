@@ -3,6 +3,7 @@
 
 pub mod backend;
 pub mod cleanup;
+mod condition;
 pub mod decode;
 pub mod encode;
 mod errors;
@@ -17,4 +18,5 @@ pub mod sets;
 pub mod transaction;
 mod value;
 pub mod wire;
+mod words;
 pub mod xt;

@@ -313,14 +313,21 @@ fn list(netlink: &mut Netlink, table: &str) -> io::Result<Listing> {
         |message| {
             raw.keep(Msg::NewRule, &message);
             let attributes = message.attributes();
-            rules.entry(name_of(&message, 2)).or_default().push(Listed {
-                exprs: find(attributes, 4).map(|a| expr::read(a.value)).unwrap_or_default(),
-                comment: find(attributes, 7).and_then(|a| comment_of(a.value)),
-            });
+            rules.entry(name_of(&message, 2)).or_default().push(listed(attributes));
         },
     )?;
     out.links = Links::for_rules(out.rules.values().flatten())?;
     Ok(out)
+}
+
+/// A rule of a listing. `NFTA_RULE_HANDLE` is 3.
+pub(super) fn listed(attributes: &[u8]) -> Listed {
+    Listed {
+        exprs: find(attributes, 4).map(|a| expr::read(a.value)).unwrap_or_default(),
+        comment: find(attributes, 7).and_then(|a| comment_of(a.value)),
+        handle: find(attributes, 3).and_then(|a| a.u64()),
+        text: None,
+    }
 }
 
 pub(super) fn hook_of(message: &Received) -> Option<ListedHook> {
