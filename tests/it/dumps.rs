@@ -139,13 +139,13 @@ fn tables() -> impl Strategy<Value = Vec<ListedTable>> {
         hook,
         rules,
     });
-    let table = (0..5usize, families(), "[a-z]{1,6}", any::<bool>(), vec(chain, 0..3));
-    let table = table.prop_map(|(holder, families, name, dormant, chains)| ListedTable {
+    let table = (0..5usize, families(), "[a-z]{1,6}", any::<bool>(), any::<bool>(), vec(chain, 0..3));
+    let table = table.prop_map(|(holder, families, name, dormant, as_nft_shows, chains)| ListedTable {
         holder: Holder::ALL[holder],
         families,
         name,
         dormant,
-        as_nft_shows: false,
+        as_nft_shows,
         chains,
     });
     vec(table, 0..4)

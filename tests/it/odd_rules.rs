@@ -163,3 +163,54 @@ fn rules_of_iptables_are_named_by_their_number_in_the_chain() {
         assert!(audit.contains("rule 2"), "{audit}");
     }
 }
+
+/// `nft -j` keeps nothing of iptables-nft's own matches and targets but their names.
+#[test]
+fn what_nft_leaves_out_of_a_listing_is_not_made_up() {
+    let namespace = Namespace::new();
+    let options = ["-b", "*", "-i", "*"];
+    namespace.ok(&[&["init", "--backend", "iptables-nft"], &options[..]].concat());
+    let path = |name: &str, text: String| {
+        let path = namespace.directory().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let opaque = path("opaque", namespace.print("nft", &["-j", "list", "ruleset"]));
+    let saved = path("saved", namespace.print("iptables-nft-save", &[]));
+    let json = namespace.print(PODWEIR, &["render", "--dump", &opaque, "--format", "json"]);
+    let rendered = path("rendered", json);
+    let run = |arguments: &[&str]| {
+        let output = namespace.command(PODWEIR, arguments, &[]);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let hint = |text: &str| text.contains("of IPv4 nat ISTIO_") && text.contains("dump with iptables-save");
+    let pod = ["--pod-ip", "10.244.0.6"];
+    for dump in [&opaque, &rendered] {
+        let (status, out, log) = run(&["render", "--hash", "--dump", dump]);
+        assert!(status == Some(1) && out.is_empty() && hint(&log) && log.contains("rule "), "{log}");
+        let (status, out, log) = run(&[&["verify", "--dump", dump], &pod[..], &["--"], &options].concat());
+        assert!(status == Some(1) && out.is_empty() && hint(&log), "{out}{log}");
+    }
+    let (status, out, log) = run(&[&["explain", "--dump", &opaque], &OUT[..]].concat());
+    assert!(status == Some(0) && out.starts_with("unknown: ") && hint(&log), "{out}{log}");
+    let (status, out, _) = run(&[&["audit", "--dump", &opaque], &pod[..]].concat());
+    assert!(status == Some(0) && hint(&out), "{out}");
+    let (status, out, _) =
+        run(&[&["audit", "--fail-on", "high", "--dump", &opaque], &pod[..], &["--"], &options].concat());
+    assert!(status == Some(1) && hint(&out) && out.contains("it cannot be told whether"), "{out}");
+    // In nft's text they have a name, or are not there at all.
+    for target in ["xt target \"REDIRECT\"", ""] {
+        let chains = format!("chain ISTIO_REDIRECT {{\nmeta l4proto tcp counter packets 0 bytes 0 {target}\n}}\n");
+        let text = path("text", format!("table ip nat {{\n{chains}}}\n"));
+        let (status, out, log) = run(&["render", "--hash", "--dump", &text]);
+        assert!(status == Some(1) && out.is_empty() && hint(&log), "{target}: {log}");
+    }
+    // With what iptables-save prints next to it, all of it is known.
+    for dump in [&[saved.as_str()][..], &[&opaque, &saved]] {
+        let digest = run(&[&["render", "--hash", "--dump"], dump].concat());
+        assert!(digest.0 == Some(0) && digest.1.starts_with("sha256:"), "{digest:?}");
+        let (status, out, log) = run(&[&["verify"], &pod[..], &["--dump"], dump, &["--"], &options].concat());
+        assert!(status == Some(0) && !hint(&log), "{out}{log}");
+    }
+}

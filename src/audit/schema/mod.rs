@@ -9,6 +9,7 @@
 //!   "tables": [ {
 //!     "holder": "nftables",                      plan, nftables, iptables-nft, iptables-legacy, iptables
 //!     "name": "istio-proxy-nat", "families": ["IPv4", "IPv6"], "dormant": false,
+//!     "as_nft_shows": false,                     iptables-nft's, with what nft does not show left out
 //!     "chains": [ {
 //!       "name": "OUTPUT",                        an interception's by its name in iptables
 //!       "hook": { "name": "output", "type": "nat", "priority": -100, "drops": false },   or null

@@ -120,7 +120,8 @@ fn table(value: &Value) -> Read<ListedTable> {
         families: families(member(table, "families")?)?,
         name: text(table, "name")?.to_owned(),
         dormant: truth(table, "dormant")?,
-        as_nft_shows: false,
+        // Rules that were written before there was such a member were all there is.
+        as_nft_shows: table.contains_key("as_nft_shows") && truth(table, "as_nft_shows")?,
         chains: chains.iter().enumerate().map(chain).collect::<Read<_>>()?,
     })
 }

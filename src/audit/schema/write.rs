@@ -57,6 +57,7 @@ fn table(table: &ListedTable) -> Value {
         "name": table.name,
         "families": families(table.families),
         "dormant": table.dormant,
+        "as_nft_shows": table.as_nft_shows,
         "chains": chains.collect::<Vec<_>>(),
     })
 }

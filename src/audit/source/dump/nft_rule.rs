@@ -1,6 +1,7 @@
 //! One rule in nft's words. What is not understood becomes an unknown condition, and
 //! where nothing says what happens then, an unknown verdict.
 
+use crate::audit::source::opaque::HIDDEN_TARGET;
 use crate::backend::nftables::decode::Listed;
 use crate::backend::nftables::expr::{Expr, Op, Role, code};
 use crate::plan::model::Table;
@@ -14,9 +15,6 @@ pub fn may_hide_targets(family: u8, table: &str) -> bool {
     matches!(family, 2 | 10) && (Table::by_name(table).is_some() || matches!(table, "filter" | "security"))
 }
 
-/// What stands for a target that nft does not print.
-const HIDDEN: &str = "a target that nft does not show";
-
 /// Reads a rule's words. `may_hide`: see [`may_hide_targets`].
 pub fn parse(words: &[Token], handle: Option<u64>, may_hide: bool, sets: &mut WrittenSets) -> Listed {
     let mut reader = Reader { words, at: 0, sets, out: Vec::new(), comment: None, decided: false };
@@ -28,7 +26,7 @@ pub fn parse(words: &[Token], handle: Option<u64>, may_hide: bool, sets: &mut Wr
         }
     }
     if !reader.decided && may_hide {
-        reader.out.push(Expr::Unknown { role: Role::Decision, words: HIDDEN.into() });
+        reader.out.push(Expr::Unknown { role: Role::Decision, words: HIDDEN_TARGET.into() });
     }
     Listed { exprs: reader.out, comment: reader.comment, handle, text: Some(written(words).into()) }
 }
