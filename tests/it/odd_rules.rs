@@ -214,3 +214,30 @@ fn what_nft_leaves_out_of_a_listing_is_not_made_up() {
         assert!(status == Some(0) && !hint(&log), "{out}{log}");
     }
 }
+
+#[test]
+fn of_an_interception_of_one_family_only_a_strangers_rule_is_unexpected() {
+    let options = ["--ip-families", "ipv4", "-b", "*", "-i", "*"];
+    for (chain, families) in
+        [("output", &["IPv4", "IPv6"][..]), ("prerouting", &["IPv4", "IPv6"]), ("istio-output", &["IPv4"])]
+    {
+        let namespace = Namespace::new();
+        namespace.ok(&[&["init", "--backend", "nftables"], &options[..]].concat());
+        namespace.print("nft", &["insert", "rule", "inet", "istio-proxy-nat", chain, "udp", "dport", "9", "return"]);
+        let output = namespace.command(PODWEIR, &[&["verify", "--live", "--json", "--"], &options[..]].concat(), &[]);
+        assert_eq!(output.status.code(), Some(1));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let found: Vec<(&str, bool, u64)> = report["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|finding| {
+                let is_it =
+                    finding["kind"] == "unexpected" && finding["text"].as_str().unwrap().contains("udp port 9: return");
+                (finding["family"].as_str().unwrap(), is_it, finding["number"].as_u64().unwrap())
+            })
+            .collect();
+        let expected: Vec<_> = families.iter().map(|family| (*family, true, 1)).collect();
+        assert_eq!(found, expected, "{chain}: {report:#}");
+    }
+}

@@ -6,7 +6,7 @@ use std::io;
 use crate::backend::{Reading, Strange};
 use crate::config::types::{Families, Family};
 use crate::plan::infer::infer;
-use crate::plan::model::{Chain, ChainName, Plan, Routing, Table};
+use crate::plan::model::{Chain, ChainName, Plan, Routing, Rule, Table, Verdict};
 use crate::sys::netlink::{Netlink, Received};
 
 use super::decode::{self, Listed, Surroundings};
@@ -216,11 +216,20 @@ pub fn dormant(table: Table) -> Strange {
 pub fn plan(mut chains: Vec<Chain>) -> Plan {
     chains.sort_by_key(|c| (c.table, c.name.clone()));
     infer(&mut chains);
-    // Rules behind the hooks do not say which families get to them; the hooks do.
-    let hooks = chains.iter().filter(|c| c.name.is_hook());
-    let families = hooks.flat_map(|c| &c.rules).fold(Families::NONE, |all, rule| all.union(rule.families));
-    for rule in chains.iter_mut().flat_map(|c| &mut c.rules) {
-        rule.families = rule.families.intersection(families);
+    let of = |which: &dyn Fn(&Rule) -> bool| {
+        let hooks = chains.iter().filter(|c| c.name.is_hook());
+        let rules = hooks.flat_map(|c| &c.rules).filter(|rule| which(rule));
+        rules.fold(Families::NONE, |all, rule| all.union(rule.families))
+    };
+    let families = of(&|_| true);
+    // Rules of an interception's own chains do not say which families get to them; the way
+    // in does. Others may have put rules of any family into the hooks.
+    let entering = match of(&|rule| matches!(&rule.verdict, Verdict::Jump(c) | Verdict::Goto(c) if c.is_own())) {
+        Families::NONE => families,
+        entering => entering,
+    };
+    for rule in chains.iter_mut().filter(|c| c.name.is_own()).flat_map(|c| &mut c.rules) {
+        rule.families = rule.families.intersection(entering);
     }
     Plan { families, chains, routing: Routing::default() }
 }
