@@ -42,10 +42,12 @@ impl fmt::Display for Flow {
     }
 }
 
-/// Where a rule stands, and what it says: "nat ISTIO_OUTPUT: tcp: jump ISTIO_REDIRECT".
+/// Where a rule stands, and what it says: "nat ISTIO_OUTPUT: tcp: jump ISTIO_REDIRECT",
+/// "rule 2 (handle 7) of inet filter out: [fib daddr type 0x2]: drop".
 pub fn rule(decider: &Decider, family: Family) -> String {
     let Decider { chain, rule } = decider;
-    format!("{} {}: {}", chain.table.name, chain.name, describe::rule(rule, family))
+    let which = describe::which(rule).map_or_else(String::new, |origin| format!("{origin} of "));
+    format!("{which}{} {}: {}", chain.table.name, chain.name, describe::rule(rule, family))
 }
 
 /// The answer in a few lines.
@@ -59,6 +61,9 @@ pub fn text(answer: &Answer, flow: &Flow) -> String {
         Some(decider) => {
             let because = if answer.taker == Taker::Unknown { "cannot tell, because of" } else { "by" };
             out += &format!("  {because} {} ({})\n", rule(decider, flow.family()), decider.chain.table.source);
+            if let Some(listed) = decider.rule.origin.as_ref().and_then(|origin| origin.text.as_deref()) {
+                out += &format!("  listed as {listed}\n");
+            }
         }
     }
     if let Some(why) = answer.why.filter(|why| !why.sentence().is_empty()) {
@@ -70,11 +75,15 @@ pub fn text(answer: &Answer, flow: &Flow) -> String {
 /// The answer for machines.
 pub fn json(answer: &Answer, flow: &Flow) -> Value {
     let rule = answer.decider.as_ref().map(|decider| {
+        let origin = decider.rule.origin.as_deref();
         json!({
             "holder": &*decider.chain.table.source,
             "table": &*decider.chain.table.name,
             "chain": decider.chain.name.name(),
+            "number": origin.map(|origin| origin.number),
+            "handle": origin.and_then(|origin| origin.handle),
             "text": describe::rule(decider.rule, flow.family()),
+            "listed": origin.and_then(|origin| origin.text.as_deref()),
         })
     });
     let why = answer.why.map(|why| json!({ "id": why.id(), "text": why.sentence() }));
@@ -108,12 +117,12 @@ impl<'a> Trace<'a> for Lines {
     fn rule(&mut self, chain: &'a ChainRules, rule: &'a crate::plan::canon::CanonRule) {
         let why = rule.why().sentence();
         let why = if why.is_empty() { String::new() } else { format!("   # {why}") };
-        self.lines.push(format!("    {}: {}{why}", chain.name, describe::rule(rule, self.family)));
+        self.lines.push(format!("    {}: {}{why}", chain.name, describe::numbered(rule, self.family)));
         self.section = None;
     }
 
     fn passed(&mut self, chain: &'a ChainRules, rule: &'a crate::plan::canon::CanonRule) {
-        self.lines.push(format!("    {}: perhaps {}", chain.name, describe::rule(rule, self.family)));
+        self.lines.push(format!("    {}: perhaps {}", chain.name, describe::numbered(rule, self.family)));
         self.section = None;
     }
 

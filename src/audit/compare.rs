@@ -61,7 +61,7 @@ pub fn differences(want: &Canon, have: &Canon) -> Vec<Difference> {
                 out.push(Difference {
                     side,
                     place: Some((family, place.0, place.1.clone())),
-                    what: describe::rule(&rule, family),
+                    what: describe::numbered(&rule, family),
                     why: Some(rule.why().sentence().to_owned()),
                     rule: Some(rule),
                 });
@@ -84,7 +84,8 @@ fn narrowed(found: &[(Side, &CanonRule)]) -> Vec<(Side, CanonRule)> {
             let only = |a: &CanonRule, b: &CanonRule| {
                 let matches = a.matches.without(&b.matches)?;
                 let why = a.why_for(&matches).clone();
-                Some(CanonRule { parts: vec![(why, matches.clone())], matches, verdict: a.verdict.clone() })
+                let (verdict, origin) = (a.verdict.clone(), a.origin.clone());
+                Some(CanonRule { parts: vec![(why, matches.clone())], matches, verdict, origin })
             };
             same.then(|| Some([(side, only(rule, other)?), (*other_side, only(other, rule)?)]))?
         });

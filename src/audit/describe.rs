@@ -3,7 +3,8 @@
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Family, Interface, Networks};
 use crate::plan::canon::{Addresses, CanonMatches, CanonRule, cover};
-use crate::plan::model::{Cond, CtStates, Verdict, protocol};
+use crate::plan::model::{Cond, CtStates, Origin, Verdict, protocol};
+use crate::plan::why::Why;
 
 use super::partition::cube::all_addresses;
 
@@ -15,6 +16,28 @@ pub fn rule(rule: &CanonRule, family: Family) -> String {
     let conditions = matches(&rule.matches, family);
     let verdict = verdict(&rule.verdict);
     if conditions.is_empty() { verdict } else { format!("{conditions}: {verdict}") }
+}
+
+/// Which rule it is, where that takes more than its words: it is not understood, or
+/// somebody else's, so that it has to be looked up.
+pub fn which(rule: &CanonRule) -> Option<&Origin> {
+    let told = !rule.is_understood() || matches!(rule.why(), Why::Foreign(_));
+    rule.origin.as_deref().filter(|_| told)
+}
+
+/// A rule with its number and handle in front, as far as [`which`] tells them.
+pub fn numbered(canon: &CanonRule, family: Family) -> String {
+    let words = rule(canon, family);
+    which(canon).map_or_else(|| words.clone(), |origin| format!("{origin}: {words}"))
+}
+
+/// Words of somebody else's, in brackets; a list may be long.
+fn foreign(words: &str) -> String {
+    const MOST: usize = 160;
+    match words.char_indices().nth(MOST) {
+        Some((end, _)) => format!("[{}…]", &words[..end]),
+        None => format!("[{words}]"),
+    }
 }
 
 /// Conditions in words; empty for "everything".
@@ -59,7 +82,7 @@ pub fn matches(m: &CanonMatches, family: Family) -> String {
         let names = CtStates::NAMED.iter().filter(|(s, _)| m.connection_state.has(*s)).map(|(_, n)| (*n).to_owned());
         out.push(format!("in state {}", list(names.collect())));
     }
-    out.extend(m.unknown.iter().map(|u| format!("[{u}]")));
+    out.extend(m.unknown.iter().map(|words| foreign(words)));
     out.join(" ")
 }
 
@@ -81,7 +104,7 @@ pub fn verdict(verdict: &Verdict) -> String {
         Verdict::SaveMark => "save the mark".into(),
         Verdict::RestoreMark => "restore the mark".into(),
         Verdict::CtZone(zone) => format!("conntrack zone {zone}"),
-        Verdict::Unknown(words) => format!("[{words}]"),
+        Verdict::Unknown(words) => foreign(words),
     }
 }
 

@@ -8,6 +8,7 @@ use crate::plan::canon::CanonMatches;
 use crate::plan::model::Rule;
 
 use super::describe;
+use super::report::number;
 use super::source::Source;
 use super::source::listing::{ListedChain, ListedTable};
 
@@ -42,7 +43,7 @@ fn chain_lines(table: &ListedTable, chain: &ListedChain, out: &mut String) {
         }
     };
     let rows: Vec<[String; 4]> =
-        chain.rules.iter().enumerate().flat_map(|(at, rule)| rows(at + 1, rule, table.families)).collect();
+        chain.rules.iter().enumerate().flat_map(|(at, rule)| rows(number(at, rule), rule, table.families)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let (numbers, counters, texts) = (width(0), width(1), width(2).min(90));
     for [number, counter, text, why] in &rows {

@@ -32,10 +32,10 @@ pub fn effect(words: &str) -> Effect {
         "TOS",
         "TTL",
     ];
-    let words = words.strip_prefix("-j ").or_else(|| words.strip_prefix("target ")).unwrap_or(words);
+    let words = words.strip_prefix("-j ").or_else(|| words.strip_prefix("xt target ")).unwrap_or(words);
     match words.split(' ').next().unwrap_or_default() {
         "REJECT" | "reject" => Effect::Drops,
-        "MASQUERADE" | "SNAT" | "masq" | "snat" => Effect::Accepts,
+        "MASQUERADE" | "SNAT" | "masq" | "masquerade" | "snat" => Effect::Accepts,
         name if GOES_ON.contains(&name) => Effect::None,
         _ => Effect::Unknown,
     }

@@ -43,11 +43,22 @@ pub fn survey(netfilter: Option<&mut Netlink>) -> io::Result<Survey> {
     Ok(out)
 }
 
-/// The families with tables that iptables-legacy made. The kernel lists them in proc(5)
-/// from the moment the module is there; without the file there is no iptables-legacy.
+/// The families in which iptables-legacy made tables of an interception's kinds.
 pub fn legacy_tables() -> io::Result<Families> {
+    legacy_families(|table| Table::by_name(table).is_some())
+}
+
+/// The families in which iptables-legacy made any table: a packet meets `filter` and
+/// `security` as well.
+pub fn any_legacy_tables() -> io::Result<Families> {
+    legacy_families(|_| true)
+}
+
+/// The kernel lists tables in proc(5) from the moment the module is there; without the
+/// file there is no iptables-legacy.
+fn legacy_families(counts: impl Fn(&str) -> bool) -> io::Result<Families> {
     let lists = |name: &str| match std::fs::read_to_string(format!("/proc/thread-self/net/{name}")) {
-        Ok(text) => Ok(text.lines().any(|table| Table::by_name(table).is_some())),
+        Ok(text) => Ok(text.lines().any(&counts)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(io::Error::new(e.kind(), format!("cannot read /proc/net/{name}: {e}"))),
     };

@@ -6,7 +6,7 @@ use tracing::warn;
 
 use crate::audit::partition::Space;
 use crate::audit::report::html;
-use crate::audit::source::Source;
+use crate::audit::source::{Source, opaque};
 use crate::audit::{digest, draw, escapes, schema, table};
 use crate::backend::nftables;
 use crate::backend::routing;
@@ -97,10 +97,10 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
         return diff(matches, format);
     }
     let source = source::read(matches)?;
-    source::warn(&source);
     if matches.get_flag("hash") {
         return hash(&source);
     }
+    source::warn(&source);
     output::print(&text(&source, format)?)
 }
 
@@ -127,6 +127,10 @@ fn drawn(source: &Source, format: draw::Format) -> Result<String, CliError> {
 }
 
 fn hash(source: &Source) -> Result<(), CliError> {
+    if let Some(problem) = opaque::in_interception(source) {
+        return Err(CliError::Failed(format!("no digest, because it cannot be told what is there: {problem}")));
+    }
+    source::warn(source);
     if let [one, other, ..] = &source.held[..] {
         let (one, other) = (one.holder, other.holder);
         return Err(CliError::Failed(format!("{one} and {other} both hold rules of an interception: no one digest")));

@@ -110,13 +110,21 @@ pub fn json(report: &Report) -> Value {
                 (kind, d.place.as_ref(), d.what.clone(), d.why.clone().filter(|why| !why.is_empty()))
             }
         };
+        let rule = match &finding.what {
+            What::Difference(d) if d.side == Side::Unexpected => d.rule.as_ref(),
+            _ => None,
+        };
+        let origin = rule.and_then(|rule| rule.origin.as_deref());
         json!({
             "kind": kind,
             "holder": finding.holder.map(|holder| holder.name()),
             "family": place.map(|(family, ..)| family.to_string()),
             "table": place.map(|(_, table, _)| table.name()),
             "chain": place.map(|(.., chain)| chain.name()),
+            "number": origin.map(|origin| origin.number),
+            "handle": origin.and_then(|origin| origin.handle),
             "text": text,
+            "listed": origin.and_then(|origin| origin.text.as_deref()),
             "why": why,
             "effects": finding.effects,
             "consequence": finding.consequence,

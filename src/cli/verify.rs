@@ -2,6 +2,7 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use crate::audit::source::opaque;
 use crate::audit::verify::verify;
 
 use super::error::CliError;
@@ -41,6 +42,10 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     // Mistakes in the options show before anything is read, as far as they can.
     source::check_options(matches)?;
     let found = source::found(matches)?;
+    // What the options ask for may stand there, unseen: every difference would be made up.
+    if let Some(problem) = opaque::in_interception(&found) {
+        return Err(CliError::Failed(format!("it cannot be told whether the rules are the plan's: {problem}")));
+    }
     source::warn(&found);
     let wanted = source::wanted(matches, Some(&found))?;
     source::warn(&wanted);

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -17,7 +18,7 @@ use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Families, Family, IdList, Interface, Networks, PortList};
 
 use super::fold;
-use super::model::{ChainName, Cond, CtStates, Masked, Matches, Plan, Routing, Rule, Table, Verdict, protocol};
+use super::model::{ChainName, Cond, CtStates, Masked, Matches, Origin, Plan, Routing, Rule, Table, Verdict, protocol};
 use super::why::Why;
 
 /// Address ranges as numbers; an IPv4 address is its 32 bits.
@@ -50,11 +51,15 @@ pub struct CanonRule {
     pub verdict: Verdict,
     /// What it was put together from: one part for each reason, in order. Never empty.
     pub parts: Vec<(Why, CanonMatches)>,
+    /// Where it was found; `None` where it was put together from several rules.
+    pub origin: Option<Arc<Origin>>,
 }
 
 impl CanonRule {
-    fn new(matches: CanonMatches, verdict: Verdict, why: Why) -> Self {
-        Self { parts: vec![(why, matches.clone())], matches, verdict }
+    /// Whether the model knows all that the rule says. One that is not understood is never
+    /// put together with others.
+    pub fn is_understood(&self) -> bool {
+        self.matches.unknown.is_empty() && !matches!(self.verdict, Verdict::Unknown(_))
     }
 
     /// The reason of the first rule that went into it.
@@ -119,7 +124,12 @@ pub fn canon_rules(rules: &[Rule], family: Family) -> Vec<CanonRule> {
     let rules = rules.iter().filter(|r| r.families.has(family));
     let canon = rules.filter_map(|rule| {
         let matches = CanonMatches::of(&rule.matches, family)?;
-        Some(CanonRule::new(matches, rule.verdict.clone(), rule.why.clone()))
+        Some(CanonRule {
+            parts: vec![(rule.why.clone(), matches.clone())],
+            matches,
+            verdict: rule.verdict.clone(),
+            origin: rule.origin.clone(),
+        })
     });
     fold::folded(canon.collect())
 }

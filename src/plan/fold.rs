@@ -8,7 +8,7 @@ use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{IdList, Interface};
 
 use super::canon::{CanonMatches, CanonRule};
-use super::model::Cond;
+use super::model::{Cond, Verdict};
 use super::why::Why;
 
 /// Dimensions in which rules may be merged, innermost first: the order in which `lower`
@@ -107,7 +107,9 @@ fn looks(rule: &CanonRule, dimension: Dimension) -> u64 {
 /// between that a packet of `rule` could meet.
 fn home(open: &[Open], rule: &CanonRule, dimension: Dimension, left: &mut usize) -> Option<usize> {
     for (at, candidate) in open.iter().enumerate().rev() {
-        if candidate.rule.verdict == rule.verdict && candidate.rule.matches.same_but(&rule.matches, dimension) {
+        let known = !matches!(rule.verdict, Verdict::Unknown(_));
+        if known && candidate.rule.verdict == rule.verdict && candidate.rule.matches.same_but(&rule.matches, dimension)
+        {
             return Some(at);
         }
         *left = left.checked_sub(1 + candidate.more.len())?;
@@ -127,6 +129,7 @@ impl Open {
         }
         let more: Vec<&CanonMatches> = self.more.iter().map(|r| &r.matches).collect();
         rule.matches.join(dimension, &more);
+        rule.origin = None;
         let mut parts: Vec<(Why, CanonMatches, Vec<&CanonMatches>)> =
             rule.parts.drain(..).map(|(why, matches)| (why, matches, Vec::new())).collect();
         for (why, matches) in self.more.iter().flat_map(|r| &r.parts) {

@@ -123,6 +123,7 @@ fn expand(rule: &Rule, family: Family, out: &mut Vec<Rule>) {
         verdict: rule.verdict.clone(),
         why: rule.why.clone(),
         counters: None,
+        origin: rule.origin.clone(),
     }));
 }
 

@@ -2,6 +2,7 @@
 //! Plain data, the same for every backend.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::config::ranges::RangeList;
 use crate::config::types::{Families, Family, IdList, Interface, Mark, Networks, Port, PortList, RouteTable};
@@ -256,6 +257,27 @@ pub struct Counters {
     pub bytes: u64,
 }
 
+/// Where a rule was found, so that it is found again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Its place among its chain's rules, from 1: as iptables' `--line-numbers` counts.
+    pub number: usize,
+    /// What `nft -a` calls it.
+    pub handle: Option<u64>,
+    /// As it was listed; only of one that is not understood.
+    pub text: Option<Box<str>>,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "rule {}", self.number)?;
+        match self.handle {
+            Some(handle) => write!(f, " (handle {handle})"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A rule of one chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
@@ -265,6 +287,15 @@ pub struct Rule {
     pub why: Why,
     /// Only on rules read from a kernel that counts.
     pub counters: Option<Counters>,
+    /// Only on rules that were read.
+    pub origin: Option<Arc<Origin>>,
+}
+
+impl Rule {
+    /// Whether the model knows all that the rule says.
+    pub fn is_understood(&self) -> bool {
+        self.matches.unknown.is_empty() && !matches!(self.verdict, Verdict::Unknown(_))
+    }
 }
 
 /// A chain with its rules, in order.

@@ -1,5 +1,7 @@
 //! Dumps: what is written is read again, and whatever else is given ends in an error.
 
+use std::sync::Arc;
+
 use podweir::audit::flow::Surroundings;
 use podweir::audit::ruleset::Hook;
 use podweir::audit::schema;
@@ -12,7 +14,7 @@ use podweir::config::ranges::RangeList;
 use podweir::config::types::{Families, Family, Interface, Mark, Networks, Port};
 use podweir::plan::canon::Canon;
 use podweir::plan::lower::lower;
-use podweir::plan::model::{ChainName, Cond, Counters, CtStates, Masked, Matches, Plan, Rule, Table, Verdict};
+use podweir::plan::model::{ChainName, Cond, Counters, CtStates, Masked, Matches, Origin, Plan, Rule, Table, Verdict};
 use podweir::plan::{self, why::Why};
 use proptest::collection::vec;
 use proptest::option;
@@ -105,15 +107,23 @@ fn families() -> impl Strategy<Value = Families> {
     prop_oneof![Just(Families::V4), Just(Families::V6), Just(Families::BOTH)]
 }
 
+fn origin() -> impl Strategy<Value = Option<Arc<Origin>>> {
+    let origin = (1..100usize, option::of(any::<u64>()), option::of("[ -~]{1,20}"));
+    let origin = origin.prop_map(|(number, handle, text)| Origin { number, handle, text: text.map(Into::into) });
+    option::of(origin.prop_map(Arc::new))
+}
+
 fn rule() -> impl Strategy<Value = Rule> {
     let why = prop_oneof![Just(Why::AllOutbound), "[ -9;-~]{0,20}".prop_map(|text| Why::Foreign(text.into()))];
     let counters = option::of(any::<(u64, u64)>().prop_map(|(packets, bytes)| Counters { packets, bytes }));
-    (families(), matches(), verdict(), why, counters).prop_map(|(families, matches, verdict, why, counters)| Rule {
+    let all = (families(), matches(), verdict(), why, counters, origin());
+    all.prop_map(|(families, matches, verdict, why, counters, origin)| Rule {
         families,
         matches,
         verdict,
         why,
         counters,
+        origin,
     })
 }
 
@@ -129,13 +139,13 @@ fn tables() -> impl Strategy<Value = Vec<ListedTable>> {
         hook,
         rules,
     });
-    let table = (0..5usize, families(), "[a-z]{1,6}", any::<bool>(), vec(chain, 0..3));
-    let table = table.prop_map(|(holder, families, name, dormant, chains)| ListedTable {
+    let table = (0..5usize, families(), "[a-z]{1,6}", any::<bool>(), any::<bool>(), vec(chain, 0..3));
+    let table = table.prop_map(|(holder, families, name, dormant, as_nft_shows, chains)| ListedTable {
         holder: Holder::ALL[holder],
         families,
         name,
         dormant,
-        as_nft_shows: false,
+        as_nft_shows,
         chains,
     });
     vec(table, 0..4)

@@ -33,6 +33,7 @@ mod kernel;
 mod kill;
 mod lints;
 mod node;
+mod odd_rules;
 mod page;
 mod parallel;
 mod partition;

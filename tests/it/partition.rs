@@ -45,7 +45,7 @@ fn foreign() -> impl Strategy<Value = Vec<FoundChain>> {
 }
 
 fn rule(matches: Matches, verdict: Verdict) -> Rule {
-    Rule { families: Families::BOTH, matches, verdict, why: Why::Foreign("".into()), counters: None }
+    Rule { families: Families::BOTH, matches, verdict, why: Why::Foreign("".into()), counters: None, origin: None }
 }
 
 fn jump() -> Verdict {

@@ -334,6 +334,9 @@ fn row(chain: &ChainRules, rule: &CanonRule, family: Family, context: &Context) 
     };
     let mut whys: Vec<&str> = rule.parts.iter().map(|(why, _)| why.sentence()).collect();
     whys.dedup();
+    let number = rule.origin.as_ref().filter(|_| !rule.is_understood()).map(|origin| format!("rule {}", origin.number));
+    whys.retain(|why| !why.is_empty());
+    whys.extend(number.as_deref());
     Row {
         families: Families::only(family),
         conditions: describe::matches(&others, family),

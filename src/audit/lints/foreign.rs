@@ -8,7 +8,7 @@ use crate::plan::model::Verdict;
 use crate::plan::why::Why;
 
 use super::Lint;
-use super::shadow::place;
+use super::shadow::{place, which};
 
 const HOOKS: [Hook; 5] = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
 
@@ -27,7 +27,7 @@ pub fn lints(ruleset: &Ruleset) -> Vec<Lint> {
                 let until = if number == last { ours.unwrap_or(0) } else { chain.rules.len() };
                 for rule in &chain.rules[..until] {
                     if is_foreign(rule.why()) && decides(&rule.verdict) {
-                        let lint = lint(place(chain, rule, family));
+                        let lint = lint(place(chain, rule, family), &which(rule));
                         if !out.iter().any(|known| known.subject == lint.subject) {
                             out.push(lint);
                         }
@@ -48,12 +48,12 @@ fn decides(verdict: &Verdict) -> bool {
     !matches!(verdict, Verdict::Continue | Verdict::CtZone(_))
 }
 
-fn lint(subject: String) -> Lint {
+fn lint(subject: String, which: &str) -> Lint {
     Lint {
         severity: Severity::Medium,
         id: "foreign-rule-in-front",
         subject,
-        message: "the rule is not the interception's, and packets meet it first".into(),
+        message: format!("the rule{which} is not the interception's, and packets meet it first"),
         advice: "find out which tool makes it; what it lets out stands among the escapes as foreign-rule".into(),
     }
 }

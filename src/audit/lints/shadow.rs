@@ -171,6 +171,12 @@ pub fn place(chain: &ChainRules, rule: &CanonRule, family: Family) -> String {
     format!("{}: {}", chain_name(chain), describe::rule(rule, family))
 }
 
+/// The same rule's number and handle, for a message: what is told twice of one rule should
+/// be known for the same, so they are no part of its place.
+pub fn which(rule: &CanonRule) -> String {
+    describe::which(rule).map_or_else(String::new, |origin| format!(" ({origin} of its chain)"))
+}
+
 pub fn chain_name(chain: &ChainRules) -> String {
     match chain.table.source.as_ref() {
         "plan" => format!("{} {}", chain.table.name, chain.name),
@@ -226,7 +232,10 @@ fn never_matches(chain: &ChainRules, at: usize, family: Family) -> Lint {
         severity,
         id,
         subject: place(chain, rule, family),
-        message: "the rule never matches: earlier rules of the chain take every packet it is for".into(),
+        message: format!(
+            "the rule{} never matches: earlier rules of the chain take every packet it is for",
+            which(rule)
+        ),
         advice: advice.into(),
     }
 }

@@ -3,7 +3,7 @@
 use crate::audit::compare::Side;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::flow::Taker;
-use crate::audit::source::Source;
+use crate::audit::source::{Source, opaque};
 use crate::audit::verify::{Effect, Finding, Report, What, verify};
 
 /// One thing that is not as it should be.
@@ -26,6 +26,18 @@ pub const WORST: Severity = Severity::High;
 
 /// Compares, the worst first.
 pub fn drift(wanted: &Source, found: &Source) -> (Vec<Drift>, Vec<String>) {
+    if let Some(problem) = opaque::in_interception(found) {
+        // What is not seen may be anything.
+        let unseen = Drift {
+            severity: WORST,
+            place: "interception".into(),
+            how: "changed",
+            what: "it cannot be told whether the rules are the plan's".into(),
+            why: String::new(),
+            effects: vec![problem],
+        };
+        return (vec![unseen], Vec::new());
+    }
     let report = verify(wanted, found);
     let mut out: Vec<Drift> = report.findings.iter().map(|finding| of_finding(finding, &report)).collect();
     let told = |at: &usize| report.findings.iter().any(|finding| finding.effects.contains(at));

@@ -90,7 +90,17 @@ fn acceptance(accepted: &Option<Acceptance>) -> Value {
 
 fn escape(report: &Report, judged: &Judged<Escape>) -> Value {
     let escape = &judged.found;
-    let rules = exits(escape).into_iter().map(|e| json!({ "place": e.place, "rule": e.rule, "why": e.why }));
+    let rules = exits(escape).into_iter().map(|e| {
+        let origin = e.origin.as_ref();
+        json!({
+            "place": e.place,
+            "number": origin.map(|origin| origin.number),
+            "handle": origin.and_then(|origin| origin.handle),
+            "rule": e.rule,
+            "listed": origin.and_then(|origin| origin.text.as_deref()),
+            "why": e.why,
+        })
+    });
     json!({
         "id": escape.id(),
         "kind": escape.kind.id(),

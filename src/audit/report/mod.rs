@@ -13,7 +13,7 @@ use crate::backend::routing::MESH_ADDRESS;
 use crate::config::facts::is_global;
 use crate::config::types::{Families, Family};
 use crate::plan::canon::CanonMatches;
-use crate::plan::model::Counters;
+use crate::plan::model::{Counters, Origin, Rule};
 
 use super::accept::{Accepted, Entry};
 use super::describe;
@@ -227,6 +227,11 @@ impl Judge<'_> {
     }
 }
 
+/// A rule's number in its chain; `at`: its place among those that the listing became.
+pub(in crate::audit) fn number(at: usize, rule: &Rule) -> usize {
+    rule.origin.as_ref().map_or(at + 1, |origin| origin.number)
+}
+
 fn counted(source: &Source) -> Vec<Counted> {
     let mut out = Vec::new();
     for table in &source.tables {
@@ -241,7 +246,7 @@ fn counted(source: &Source) -> Vec<Counted> {
                     conditions => format!("{conditions}: {verdict}"),
                 };
                 out.push(Counted {
-                    place: format!("{} {} {}, rule {}", table.holder, table.name, chain.name, at + 1),
+                    place: format!("{} {} {}, rule {}", table.holder, table.name, chain.name, number(at, rule)),
                     rule: rule_words,
                     why: rule.why.sentence().to_owned(),
                     counters,
@@ -255,6 +260,8 @@ fn counted(source: &Source) -> Vec<Counted> {
 /// A rule that lets an escape out: where it stands, what it says and why it is there.
 pub struct Exit {
     pub place: String,
+    /// Which of its chain's rules it is, where that takes more than its words.
+    pub origin: Option<Origin>,
     pub rule: String,
     pub why: String,
 }
@@ -270,7 +277,8 @@ pub fn exits(escape: &Escape) -> Vec<Exit> {
         let verdict = describe::verdict(&decider.rule.verdict);
         let rule = if conditions.is_empty() { verdict } else { format!("{conditions}: {verdict}") };
         if !out.iter().any(|known| known.place == place && known.rule == rule) {
-            out.push(Exit { place, rule, why: why.sentence().to_owned() });
+            let origin = describe::which(decider.rule).cloned();
+            out.push(Exit { place, origin, rule, why: why.sentence().to_owned() });
         }
     }
     out
@@ -283,9 +291,12 @@ pub fn falls_through(escape: &Escape) -> bool {
 
 /// What lets an escape out, a line each.
 pub fn by(escape: &Escape) -> Vec<String> {
-    let line = |exit: Exit| match exit.why.as_str() {
-        "" => format!("{}: {}", exit.place, exit.rule),
-        why => format!("{}: {} ({why})", exit.place, exit.rule),
+    let line = |Exit { place, origin, rule, why }: Exit| {
+        let which = origin.map_or_else(String::new, |origin| format!("{origin} of "));
+        match why.as_str() {
+            "" => format!("{which}{place}: {rule}"),
+            why => format!("{which}{place}: {rule} ({why})"),
+        }
     };
     let mut out: Vec<String> = exits(escape).into_iter().map(line).collect();
     if falls_through(escape) {

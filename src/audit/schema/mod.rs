@@ -9,6 +9,7 @@
 //!   "tables": [ {
 //!     "holder": "nftables",                      plan, nftables, iptables-nft, iptables-legacy, iptables
 //!     "name": "istio-proxy-nat", "families": ["IPv4", "IPv6"], "dormant": false,
+//!     "as_nft_shows": false,                     iptables-nft's, with what nft does not show left out
 //!     "chains": [ {
 //!       "name": "OUTPUT",                        an interception's by its name in iptables
 //!       "hook": { "name": "output", "type": "nat", "priority": -100, "drops": false },   or null
@@ -17,7 +18,8 @@
 //!         "match": { "destination": { "is": ["10.0.0.0/8"] }, "uid": { "is_not": [1337, "2000-2010"] } },
 //!         "verdict": { "type": "jump", "chain": "ISTIO_REDIRECT" },
 //!         "why": "included-range: destination is taken",
-//!         "counters": { "packets": 1, "bytes": 60 }    or null
+//!         "counters": { "packets": 1, "bytes": 60 },   or null
+//!         "origin": { "number": 3, "handle": 12, "text": null }     or null: not read from anywhere
 //!       } ] } ] } ],
 //!   "routing": { "rules": [ { "family": "IPv4", "mark": 1337, "table": 133 } ],
 //!                "routes": [ { "family": "IPv4", "table": 133 } ],

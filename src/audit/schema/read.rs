@@ -2,6 +2,7 @@
 //! rule must never be taken for less than it is.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -12,7 +13,9 @@ use crate::audit::source::listing::{self, Holder, ListedChain, ListedHook, Liste
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Families, Family, Interface, Mark, Networks, Port, RouteTable};
 use crate::config::value;
-use crate::plan::model::{ChainName, Cond, Counters, CtStates, MarkRoute, Masked, Matches, Routing, Rule, Verdict};
+use crate::plan::model::{
+    ChainName, Cond, Counters, CtStates, MarkRoute, Masked, Matches, Origin, Routing, Rule, Verdict,
+};
 use crate::plan::why::Why;
 
 use super::VERSION;
@@ -117,7 +120,8 @@ fn table(value: &Value) -> Read<ListedTable> {
         families: families(member(table, "families")?)?,
         name: text(table, "name")?.to_owned(),
         dormant: truth(table, "dormant")?,
-        as_nft_shows: false,
+        // Rules that were written before there was such a member were all there is.
+        as_nft_shows: table.contains_key("as_nft_shows") && truth(table, "as_nft_shows")?,
         chains: chains.iter().enumerate().map(chain).collect::<Read<_>>()?,
     })
 }
@@ -162,7 +166,18 @@ fn rule(value: &Value) -> Read<Rule> {
         verdict: verdict(object(member(rule, "verdict")?, "verdict")?)?,
         why: Why::from_comment(text(rule, "why")?),
         counters,
+        origin: rule.get("origin").filter(|origin| !origin.is_null()).map(origin).transpose()?,
     })
+}
+
+fn origin(value: &Value) -> Read<Arc<Origin>> {
+    let origin = object(value, "origin")?;
+    let number = member(origin, "number")?.as_u64().and_then(|n| usize::try_from(n).ok());
+    Ok(Arc::new(Origin {
+        number: number.ok_or("\"number\" is no number")?,
+        handle: origin.get("handle").and_then(Value::as_u64),
+        text: origin.get("text").and_then(Value::as_str).map(Into::into),
+    }))
 }
 
 fn matches(object: &Object) -> Read<Matches> {

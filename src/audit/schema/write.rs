@@ -57,6 +57,7 @@ fn table(table: &ListedTable) -> Value {
         "name": table.name,
         "families": families(table.families),
         "dormant": table.dormant,
+        "as_nft_shows": table.as_nft_shows,
         "chains": chains.collect::<Vec<_>>(),
     })
 }
@@ -69,6 +70,7 @@ pub fn rule(rule: &Rule) -> Value {
         "verdict": verdict(&rule.verdict),
         "why": rule.why.comment(),
         "counters": rule.counters.map(|c| json!({ "packets": c.packets, "bytes": c.bytes })),
+        "origin": rule.origin.as_ref().map(|o| json!({ "number": o.number, "handle": o.handle, "text": o.text })),
     })
 }
 

@@ -35,7 +35,7 @@ pub struct Live<'a> {
 pub fn read(live: &Live) -> Result<Source, SourceError> {
     let mut tables = nft_tables()?;
     let legacy =
-        survey::legacy_tables().map_err(|source| SourceError::kernel("the tables of iptables-legacy", source))?;
+        survey::any_legacy_tables().map_err(|source| SourceError::kernel("the tables of iptables-legacy", source))?;
     tables.extend(legacy_tables(live, legacy)?);
     listing::name_reasons(&mut tables);
     let held = listing::held(&tables);

@@ -12,6 +12,7 @@ pub mod dump;
 pub mod listing;
 pub mod live;
 pub mod nft;
+pub mod opaque;
 pub mod options;
 
 use std::io;

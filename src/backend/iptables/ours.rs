@@ -134,11 +134,12 @@ pub fn plan(saved: &HashMap<Family, Saved>) -> (Plan, Vec<Strange>) {
                 }
             }
             for (chain, rule) in part.in_front {
+                let which = rule.rule.origin.as_ref().map_or_else(String::new, |origin| format!(" ({origin})"));
                 strange.push(Strange {
                     table: kind,
                     chain: Some(chain),
                     family: Some(family),
-                    what: format!("a rule of somebody else stands in front of ours: {}", rule.words),
+                    what: format!("a rule of somebody else{which} stands in front of ours: {}", rule.words),
                 });
             }
         }

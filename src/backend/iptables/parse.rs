@@ -1,9 +1,10 @@
 //! iptables-save text to tables, chains and rules.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use crate::config::types::Family;
-use crate::plan::model::{Counters, Rule};
+use crate::plan::model::{Counters, Origin, Rule};
 
 use super::rule::rule;
 
@@ -50,6 +51,7 @@ impl Saved {
 pub fn parse(text: &str, family: Family) -> Result<Saved, ParseError> {
     let mut saved = Saved::default();
     let mut open: Option<SavedTable> = None;
+    let mut numbers: HashMap<String, usize> = HashMap::new();
     for (at, line) in text.lines().enumerate() {
         let fail = |problem: String| ParseError { line: at + 1, problem };
         let line = line.trim();
@@ -60,6 +62,7 @@ pub fn parse(text: &str, family: Family) -> Result<Saved, ParseError> {
                 if saved.table(&name).is_some() {
                     return Err(fail(format!("table {name} stands here for the second time")));
                 }
+                numbers.clear();
                 open = Some(SavedTable { name, ..SavedTable::default() });
             }
             (Some('*'), Some(table)) => {
@@ -76,7 +79,14 @@ pub fn parse(text: &str, family: Family) -> Result<Saved, ParseError> {
                 table.chains.insert(chain.to_owned(), policy.to_owned());
             }
             (Some(_), Some(_)) if line == "COMMIT" => saved.tables.extend(open.take()),
-            (Some(_), Some(table)) => table.rules.push(rule_line(line, family).map_err(fail)?),
+            (Some(_), Some(table)) => {
+                let mut rule = rule_line(line, family).map_err(fail)?;
+                let number = numbers.entry(rule.chain.clone()).or_default();
+                *number += 1;
+                let text = (!rule.rule.is_understood()).then(|| format!("-A {} {}", rule.chain, rule.words).into());
+                rule.rule.origin = Some(Arc::new(Origin { number: *number, handle: None, text }));
+                table.rules.push(rule);
+            }
         }
     }
     match open {

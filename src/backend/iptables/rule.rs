@@ -25,6 +25,7 @@ pub fn rule(words: &str, family: Family) -> Result<Rule, String> {
         verdict: reader.verdict.unwrap_or(Verdict::Continue),
         why,
         counters: None,
+        origin: None,
     })
 }
 

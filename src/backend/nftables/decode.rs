@@ -2,21 +2,26 @@
 //! holds from load to comparison; whatever it cannot follow becomes an unknown
 //! condition or verdict, so that a rule is never taken for less than it is.
 
-use crate::config::types::{Families, Family, Mark, Networks, Port};
-use crate::plan::canon::cover;
-use crate::plan::model::{Cond, Counters, CtStates, Masked, Matches, Rule, Verdict};
+use std::sync::Arc;
+
+use crate::config::types::{Families, Family, Mark, Port};
+use crate::plan::model::{Counters, Masked, Matches, Origin, Rule, Verdict};
 use crate::plan::why::Why;
 
-use super::expr::{Expr, Op, code, ct, meta, payload};
+use super::expr::{Expr, Role, code, ct, meta, payload};
 use super::field::{Field, ct_field, meta_field};
 use super::names;
 use super::sets::Elements;
-use super::value::{big_endian, interface, list, native, place, place_list, place_names, port, prefix};
+use super::value::native;
+use super::words::phrase;
 
-/// Where the sets that rules look into are found.
-pub trait Sets {
+/// What rules refer to by name or number.
+pub trait Surroundings {
     /// The elements of a set, `None` for one that is not known or not of plain keys.
     fn elements(&self, name: &str) -> Option<&Elements>;
+
+    /// The name of the interface with an index, `None` where none has it.
+    fn interface(&self, index: u32) -> Option<&str>;
 }
 
 /// A rule as the kernel lists it.
@@ -24,13 +29,16 @@ pub trait Sets {
 pub struct Listed {
     pub exprs: Vec<Expr>,
     pub comment: Option<String>,
+    pub handle: Option<u64>,
+    /// Of text: what it says.
+    pub text: Option<Box<str>>,
 }
 
 /// The rules of a chain. `families`: those of the table.
-pub fn chain(rules: &[Listed], families: Families, sets: &dyn Sets) -> Vec<Rule> {
+pub fn chain(rules: &[Listed], families: Families, around: &dyn Surroundings) -> Vec<Rule> {
     let mut out: Vec<Rule> = Vec::new();
-    for listed in rules {
-        for rule in self::rule(listed, families, sets) {
+    for (at, listed) in rules.iter().enumerate() {
+        for rule in self::rule(at + 1, listed, families, around) {
             match out.last_mut() {
                 // The drop behind a tproxy belongs to it: see `encode`.
                 Some(before) if closes(&rule, before) => {
@@ -53,17 +61,18 @@ fn closes(rule: &Rule, before: &Rule) -> bool {
 }
 
 /// A rule; several where it does several things, each then with the same conditions.
-fn rule(listed: &Listed, families: Families, sets: &dyn Sets) -> Vec<Rule> {
+fn rule(number: usize, listed: &Listed, families: Families, around: &dyn Surroundings) -> Vec<Rule> {
     let mut reader = Reader {
-        sets,
+        around,
         families,
         matches: Matches::default(),
         register: Register::Empty,
         verdicts: Vec::new(),
         counters: None,
+        open: None,
     };
-    for expr in &listed.exprs {
-        reader.step(expr);
+    for at in 0..listed.exprs.len() {
+        reader.step(&listed.exprs, at);
     }
     let why = listed.comment.as_deref().map_or(Why::Foreign("".into()), Why::from_comment);
     let (families, matches, counters) = (reader.families, reader.matches, reader.counters);
@@ -71,12 +80,16 @@ fn rule(listed: &Listed, families: Families, sets: &dyn Sets) -> Vec<Rule> {
     if verdicts.is_empty() {
         verdicts.push(Verdict::Continue);
     }
+    let understood = matches.unknown.is_empty() && !verdicts.iter().any(|v| matches!(v, Verdict::Unknown(_)));
+    let text = listed.text.clone().filter(|_| !understood);
+    let origin = Arc::new(Origin { number, handle: listed.handle, text });
     let rules = verdicts.into_iter().map(|verdict| Rule {
         families,
         matches: matches.clone(),
         verdict,
         why: why.clone(),
         counters,
+        origin: Some(origin.clone()),
     });
     rules.collect()
 }
@@ -96,7 +109,7 @@ fn join_tproxy(verdicts: Vec<Verdict>) -> Vec<Verdict> {
 
 /// What the register holds.
 #[derive(Debug, Clone)]
-enum Register {
+pub(super) enum Register {
     Empty,
     /// A field, `len` bytes of it, masked if a mask is there, in network order if `hton`.
     Field {
@@ -110,74 +123,127 @@ enum Register {
     Lost,
 }
 
-/// Expressions that decide about a packet, in a form or with an effect that is not known.
-const DECIDES: &[&str] = &[
-    "nat", "snat", "masq", "redir", "tproxy", "reject", "queue", "fwd", "dup", "target", "synproxy", "notrack", "vmap",
-];
-
-struct Reader<'a> {
-    sets: &'a dyn Sets,
-    families: Families,
-    matches: Matches,
-    register: Register,
+pub(super) struct Reader<'a> {
+    pub(super) around: &'a dyn Surroundings,
+    pub(super) families: Families,
+    pub(super) matches: Matches,
+    pub(super) register: Register,
     verdicts: Vec<Verdict>,
     counters: Option<Counters>,
+    /// The expressions that load what the next comparison or statement uses.
+    open: Option<Open>,
+}
+
+#[derive(Clone, Copy)]
+struct Open {
+    /// The first of them.
+    from: usize,
+    /// How many unknown conditions there were before.
+    unknown: usize,
 }
 
 impl Reader<'_> {
-    fn step(&mut self, expr: &Expr) {
+    fn step(&mut self, exprs: &[Expr], at: usize) {
+        let Some(expr) = exprs.get(at) else { return };
         match expr {
-            Expr::Meta(key) => self.load(meta_field(*key)),
-            Expr::Ct(key) => self.load(ct_field(*key)),
-            Expr::Payload { base, offset, len } => self.load(self.payload_field(*base, *offset, *len)),
+            Expr::Meta(key) => self.load(at, meta_field(*key)),
+            Expr::Ct(key) => self.load(at, ct_field(*key)),
+            Expr::Payload { base, offset, len } => self.load(at, self.payload_field(*base, *offset, *len)),
             Expr::Bitwise { mask, xor } => self.bitwise(mask, xor),
             Expr::Hton { .. } => match &mut self.register {
                 Register::Field { hton, .. } => *hton = true,
                 other => *other = Register::Lost,
             },
-            Expr::Immediate(value) => self.register = Register::Value(value.clone()),
+            Expr::Immediate(value) => {
+                self.opened(at);
+                self.register = Register::Value(value.clone());
+            }
             Expr::Cmp { op, data } => {
                 let understood = self.compare(*op, data);
-                self.or_unknown(understood, "comparison");
+                self.or_unknown(understood, exprs, at);
             }
             Expr::Range { op, from, to } => {
                 let understood = self.range(*op, from, to);
-                self.or_unknown(understood, "range");
+                self.or_unknown(understood, exprs, at);
             }
             Expr::Lookup { set, negated, .. } => {
                 let understood = self.lookup(set, *negated);
-                self.or_unknown(understood, "lookup");
+                self.or_unknown(understood, exprs, at);
             }
             Expr::Counter { packets, bytes } => {
                 self.counters = Some(Counters { packets: *packets, bytes: *bytes });
             }
             Expr::MetaSet(_) | Expr::CtSet(_) | Expr::Redir | Expr::Tproxy { .. } | Expr::Verdict { .. } => {
-                let verdict = self.statement(expr).unwrap_or_else(|| Verdict::Unknown("statement".into()));
-                self.verdicts.push(verdict);
+                match self.statement(expr) {
+                    Some(verdict) => self.verdicts.push(verdict),
+                    None => self.decision(exprs, at),
+                }
+                self.open = None;
             }
-            Expr::Xt { target: true, name, .. } => {
-                self.verdicts.push(Verdict::Unknown(format!("target {name}").into()));
-            }
-            Expr::Xt { name, .. } => self.matches.unknown.push(format!("match {name}")),
-            // Writes somewhere and lets the packet go on.
-            Expr::Unknown(name) if name == "log" => {}
-            Expr::Unknown(name) if DECIDES.contains(&name.as_str()) => {
-                self.verdicts.push(Verdict::Unknown(name.as_str().into()));
-            }
-            Expr::Unknown(name) => {
-                self.matches.unknown.push(name.clone());
-                self.register = Register::Lost;
-            }
+            Expr::Xt { target: true, .. } => self.decision(exprs, at),
+            Expr::Xt { .. } => self.matches.unknown.push(phrase(&exprs[at..=at])),
+            Expr::Unknown { role, words } => match role {
+                Role::Nothing => {}
+                Role::Value => {
+                    self.opened(at);
+                    self.register = Register::Lost;
+                }
+                Role::Load => {
+                    self.opened(at);
+                    // Where there is nothing to load, the rule does not apply.
+                    self.matches.unknown.push(words.clone());
+                    self.register = Register::Lost;
+                }
+                Role::Condition => {
+                    self.matches.unknown.push(words.clone());
+                    (self.register, self.open) = (Register::Lost, None);
+                }
+                Role::Decision => {
+                    self.decision(exprs, at);
+                    (self.register, self.open) = (Register::Lost, None);
+                }
+            },
         }
     }
 
-    fn or_unknown(&mut self, understood: Option<()>, what: &str) {
+    fn opened(&mut self, at: usize) {
+        self.open.get_or_insert(Open { from: at, unknown: self.matches.unknown.len() });
+    }
+
+    /// Ends a comparison: one that is not understood is a condition in words, from what it
+    /// loads on.
+    fn or_unknown(&mut self, understood: Option<()>, exprs: &[Expr], at: usize) {
+        let open = self.open.take();
         if understood.is_none() {
-            self.matches.unknown.push(what.to_owned());
+            let Open { from, unknown } = open.unwrap_or(Open { from: at, unknown: self.matches.unknown.len() });
+            self.matches.unknown.truncate(unknown);
+            let gone = match &self.register {
+                Register::Field { field: Field::InIndex | Field::OutIndex, .. } => " (no interface has that index now)",
+                _ => "",
+            };
+            self.matches.unknown.push(phrase(&exprs[from..=at]) + gone);
         }
     }
 
-    fn load(&mut self, field: Option<Field>) {
+    /// Something is decided that is not understood; what it is about goes in front, a value
+    /// that the rule says behind.
+    fn decision(&mut self, exprs: &[Expr], at: usize) {
+        let is_value = |expr: &Expr| matches!(expr, Expr::Immediate(_) | Expr::Unknown { role: Role::Value, .. });
+        let before = &exprs[self.open.map_or(at, |open| open.from)..at];
+        let name = phrase(&exprs[at..=at]);
+        let words = match before {
+            [] => name,
+            [Expr::Immediate(_)] if matches!(exprs[at], Expr::MetaSet(_) | Expr::CtSet(_)) => {
+                phrase(&[&exprs[at..=at], before].concat())
+            }
+            values if values.iter().all(is_value) => format!("{name} to {}", phrase(values)),
+            loads => format!("{} {name}", phrase(loads)),
+        };
+        self.verdicts.push(Verdict::Unknown(words.into()));
+    }
+
+    fn load(&mut self, at: usize, field: Option<Field>) {
+        self.opened(at);
         self.register = match field {
             Some(field) => Register::Field { field, mask: None, xor: None, hton: false },
             None => Register::Lost,
@@ -213,160 +279,6 @@ impl Reader<'_> {
                 *xor = Some(new_xor.to_vec());
             }
             other => *other = Register::Lost,
-        }
-    }
-
-    fn compare(&mut self, op: Op, data: &[u8]) -> Option<()> {
-        let Register::Field { field, mask, xor, hton } = self.register.clone() else { return None };
-        if xor.is_some_and(|x| x.iter().any(|&b| b != 0)) {
-            return None;
-        }
-        let negated = match op {
-            Op::Eq => false,
-            Op::Neq => true,
-            Op::Other(_) if mask.is_none() => return self.ordering(field, op, data, hton),
-            Op::Other(_) => return None,
-        };
-        match (field, mask) {
-            (Field::Address { family, source }, mask) => {
-                let net = prefix(family, data, mask.as_deref())?;
-                self.address(source, negated, Networks::from_iter([net]))
-            }
-            (Field::Mark | Field::ConnectionMark, mask) => {
-                let mask = mask.map_or(Some(u32::MAX), |m| native(&m))?;
-                let cond = Cond { negated, value: Masked { value: native(data)?, mask } };
-                let slot = match field {
-                    Field::Mark => &mut self.matches.mark,
-                    _ => &mut self.matches.connection_mark,
-                };
-                place(slot, cond)
-            }
-            // "(state & mask) != 0"
-            (Field::ConnectionState, Some(mask)) if data.iter().all(|&b| b == 0) => {
-                let states = CtStates(u8::try_from(native(&mask)?).ok()?);
-                place(&mut self.matches.connection_state, Cond { negated: !negated, value: states })
-            }
-            (Field::InInterface, None) => place_names(&mut self.matches.in_interface, negated, vec![interface(data)?]),
-            (Field::OutInterface, None) => {
-                place_names(&mut self.matches.out_interface, negated, vec![interface(data)?])
-            }
-            (field, None) => self.numbers(field, negated, &[(data.to_vec(), data.to_vec())], hton),
-            _ => None,
-        }
-    }
-
-    /// `<`, `<=`, `>`, `>=` (2 to 5) as ranges.
-    fn ordering(&mut self, field: Field, op: Op, data: &[u8], hton: bool) -> Option<()> {
-        let (least, most) = (vec![0; data.len()], vec![0xff; data.len()]);
-        let add = |by: i128| {
-            let n = i128::try_from(big_endian(data)?).ok()?.checked_add(by)?;
-            let bytes = u128::try_from(n).ok()?.to_be_bytes();
-            Some(bytes[16 - data.len()..].to_vec())
-        };
-        let range = match op {
-            Op::Other(2) => (least, add(-1)?),
-            Op::Other(3) => (least, data.to_vec()),
-            Op::Other(4) => (add(1)?, most),
-            Op::Other(5) => (data.to_vec(), most),
-            _ => return None,
-        };
-        self.numbers_or_addresses(field, false, &[range], hton)
-    }
-
-    fn range(&mut self, op: Op, from: &[u8], to: &[u8]) -> Option<()> {
-        let Register::Field { field, mask: None, hton, .. } = self.register.clone() else { return None };
-        let negated = match op {
-            Op::Eq => false,
-            Op::Neq => true,
-            Op::Other(_) => return None,
-        };
-        self.numbers_or_addresses(field, negated, &[(from.to_vec(), to.to_vec())], hton)
-    }
-
-    fn lookup(&mut self, set: &str, negated: bool) -> Option<()> {
-        let Register::Field { field, mask: None, hton, .. } = self.register.clone() else { return None };
-        let sets = self.sets;
-        let elements = sets.elements(set)?;
-        match field {
-            Field::InInterface | Field::OutInterface => {
-                let exact = elements.iter().all(|(first, last)| first == last);
-                let names: Option<Vec<_>> = elements.iter().map(|(first, _)| interface(first)).collect();
-                let slot = match field {
-                    Field::InInterface => &mut self.matches.in_interface,
-                    _ => &mut self.matches.out_interface,
-                };
-                exact.then(|| place_names(slot, negated, names?))?
-            }
-            _ => self.numbers_or_addresses(field, negated, elements, hton),
-        }
-    }
-
-    fn numbers_or_addresses(
-        &mut self,
-        field: Field,
-        negated: bool,
-        ranges: &[(Vec<u8>, Vec<u8>)],
-        hton: bool,
-    ) -> Option<()> {
-        let Field::Address { family, source } = field else { return self.numbers(field, negated, ranges, hton) };
-        let mut networks = Networks::default();
-        for (first, last) in ranges {
-            cover(family, big_endian(first)?, big_endian(last)?, &mut networks);
-        }
-        self.address(source, negated, networks)
-    }
-
-    fn numbers(&mut self, field: Field, negated: bool, ranges: &[(Vec<u8>, Vec<u8>)], hton: bool) -> Option<()> {
-        match field {
-            Field::Family if ranges.len() == 1 && ranges[0].0 == ranges[0].1 => {
-                let families = match ranges[0].0[..] {
-                    [2] => Families::V4,
-                    [10] => Families::V6,
-                    _ => return None,
-                };
-                let families = if negated { Families { v4: !families.v4, v6: !families.v6 } } else { families };
-                self.families = self.families.intersection(families);
-                Some(())
-            }
-            Field::Protocol => {
-                let list = list(ranges, |b| (b.len() == 1).then(|| b[0]))?;
-                place_list(&mut self.matches.protocol, negated, list)
-            }
-            Field::SourcePort => place_list(&mut self.matches.source_port, negated, list(ranges, port)?),
-            Field::DestinationPort => place_list(&mut self.matches.destination_port, negated, list(ranges, port)?),
-            Field::Uid | Field::Gid => {
-                let singles = ranges.iter().all(|(first, last)| first == last);
-                // Host order numbers in a range would be compared byte by byte.
-                let read = |b: &[u8]| match (hton, singles) {
-                    (true, _) => big_endian(b).and_then(|n| u32::try_from(n).ok()),
-                    (false, true) => native(b),
-                    (false, false) => None,
-                };
-                let list = list(ranges, read)?;
-                let slot = if field == Field::Uid { &mut self.matches.uid } else { &mut self.matches.gid };
-                place_list(slot, negated, list)
-            }
-            // A bitmask in a set: nft writes `ct state { new, established }` so.
-            Field::ConnectionState => {
-                let states = ranges.iter().try_fold(CtStates(0), |all, (first, last)| {
-                    let one = (first == last).then(|| native(first))??;
-                    Some(all.union(CtStates(u8::try_from(one).ok()?)))
-                })?;
-                place(&mut self.matches.connection_state, Cond { negated, value: states })
-            }
-            _ => None,
-        }
-    }
-
-    fn address(&mut self, source: bool, negated: bool, networks: Networks) -> Option<()> {
-        let slot = if source { &mut self.matches.source } else { &mut self.matches.destination };
-        match slot {
-            Some(cond) if cond.negated && negated => {
-                cond.value.v4.extend(networks.v4);
-                cond.value.v6.extend(networks.v6);
-                Some(())
-            }
-            _ => place(slot, Cond { negated, value: networks }),
         }
     }
 

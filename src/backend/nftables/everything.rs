@@ -7,12 +7,12 @@ use crate::config::types::Families;
 use crate::plan::model::Rule;
 use crate::sys::netlink::{Netlink, Received};
 
-use super::decode::{self, Listed, Sets};
+use super::decode::{self, Listed, Surroundings};
+use super::links::Links;
 use super::read::{self, ListedHook, dump};
 use super::sets::{self, Element, Elements};
-use super::transaction::comment_of;
 use super::wire::{Attrs, Msg, NfFamily, NfMessage, find};
-use super::{expr, xt};
+use super::xt;
 
 /// A table with everything in it.
 #[derive(Debug, Default)]
@@ -24,6 +24,8 @@ pub struct FullTable {
     /// `None`: a map, or keys that are not plain values.
     pub sets: HashMap<String, Option<Elements>>,
     pub chains: Vec<FullChain>,
+    /// What the kernel calls the interfaces that rules mean by number; text names them itself.
+    pub links: Links,
 }
 
 /// A chain with its rules.
@@ -34,9 +36,13 @@ pub struct FullChain {
     pub rules: Vec<Listed>,
 }
 
-impl Sets for HashMap<String, Option<Elements>> {
+impl Surroundings for FullTable {
     fn elements(&self, name: &str) -> Option<&Elements> {
-        self.get(name)?.as_ref()
+        self.sets.get(name)?.as_ref()
+    }
+
+    fn interface(&self, index: u32) -> Option<&str> {
+        self.links.name(index)
     }
 }
 
@@ -76,7 +82,7 @@ impl FullTable {
 
     /// A chain's rules in the words of the model.
     pub fn decode(&self, chain: &FullChain) -> Vec<Rule> {
-        decode::chain(&chain.rules, self.families(), &self.sets)
+        decode::chain(&chain.rules, self.families(), self)
     }
 }
 
@@ -109,11 +115,7 @@ pub fn list(netlink: &mut Netlink) -> io::Result<Vec<FullTable>> {
     }
     let mut anonymous: HashMap<(u8, String), AnonymousSets> = HashMap::new();
     every(netlink, Msg::GetRule, &mut |message| {
-        let attributes = message.attributes();
-        let mut listed = Listed {
-            exprs: find(attributes, 4).map(|a| expr::read(a.value)).unwrap_or_default(),
-            comment: find(attributes, 7).and_then(|a| comment_of(a.value)),
-        };
+        let mut listed = read::listed(message.attributes());
         let table = (message.family().0, text(&message, 1));
         xt::translate(&mut listed, message.family(), anonymous.entry(table).or_default());
         tables.add_rule(&message, listed);
@@ -123,6 +125,8 @@ pub fn list(netlink: &mut Netlink) -> io::Result<Vec<FullTable>> {
             sets.into_sets(&mut table.sets);
         }
     }
+    let links = Links::for_rules(tables.list.iter().flat_map(|t| &t.chains).flat_map(|chain| &chain.rules))?;
+    tables.list.iter_mut().for_each(|table| table.links = links.clone());
     match read::tables(netlink)?.generation == before {
         true => Ok(tables.list),
         false => Err(io::ErrorKind::Interrupted.into()),

@@ -2,11 +2,14 @@
 //! (linux/netfilter/nf_tables.h: `NFTA_EXPR_*` and each expression's attributes).
 
 use super::wire::{Attr, Attrs, attributes, find};
+use super::words;
 
 /// `enum nft_meta_keys`.
 pub mod meta {
     pub const PRIORITY: u32 = 2;
     pub const MARK: u32 = 3;
+    pub const IIF: u32 = 4;
+    pub const OIF: u32 = 5;
     pub const IIFNAME: u32 = 6;
     pub const OIFNAME: u32 = 7;
     pub const SKUID: u32 = 10;
@@ -127,8 +130,26 @@ pub enum Expr {
         revision: u32,
         info: Vec<u8>,
     },
-    /// Anything else, by name.
-    Unknown(String),
+    /// Anything else, in words.
+    Unknown {
+        role: Role,
+        words: String,
+    },
+}
+
+/// What an expression that is not understood may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Asks something, so that the rule may apply or not.
+    Condition,
+    /// Loads something, for an expression behind it to compare.
+    Load,
+    /// Loads a value that the rule itself says.
+    Value,
+    /// Decides about the packet, or changes it.
+    Decision,
+    /// Writes somewhere, and the packet goes on.
+    Nothing,
 }
 
 const NFTA_LIST_ELEM: u16 = 1;
@@ -164,7 +185,8 @@ impl Expr {
             Expr::Tproxy { .. } => "tproxy",
             Expr::Xt { target: true, .. } => "target",
             Expr::Xt { .. } => "match",
-            Expr::Unknown(name) => name,
+            // Only for reading: a rule of ours has none.
+            Expr::Unknown { words, .. } => words,
         }
     }
 
@@ -236,7 +258,7 @@ impl Expr {
                 out.u32(2, *revision);
                 out.bytes(3, info);
             }
-            Expr::Unknown(_) => {}
+            Expr::Unknown { .. } => {}
         }
     }
 
@@ -244,7 +266,7 @@ impl Expr {
     pub fn read(element: Attr) -> Self {
         let name = find(element.value, NFTA_EXPR_NAME).map(|a| a.string()).unwrap_or_default();
         let data = find(element.value, NFTA_EXPR_DATA).map(|a| a.value).unwrap_or_default();
-        Self::parse(&name, data).unwrap_or(Expr::Unknown(name))
+        Self::parse(&name, data).unwrap_or_else(|| words::unknown(&name, data))
     }
 
     fn parse(name: &str, data: &[u8]) -> Option<Self> {
@@ -271,8 +293,7 @@ impl Expr {
                 Some(Expr::Bitwise { mask: bytes(4)?, xor: bytes(5)? })
             }
             "byteorder" if is_ours(1) && is_ours(2) && number(3) == Some(1) => Some(Expr::Hton { len: number(4)? }),
-            // A destination register (3) makes it a map; that of the verdict, one of verdicts.
-            "lookup" if number(3) == Some(VERDICT) => Some(Expr::Unknown("vmap".into())),
+            // A destination register (3) makes it a map.
             "lookup" if is_ours(2) && find(data, 3).is_none() => {
                 Some(Expr::Lookup { set: find(data, 1)?.string(), id: None, negated: number(5).unwrap_or(0) & 1 == 1 })
             }
@@ -337,7 +358,7 @@ mod tests {
             Expr::Redir,
             Expr::Tproxy { family: 0 },
             Expr::Xt { target: true, name: "REDIRECT".into(), revision: 0, info: vec![1, 2, 3, 4] },
-            Expr::Unknown("nothing-known".into()),
+            Expr::Unknown { role: Role::Condition, words: "nothing-known".into() },
         ];
         let mut out = Messages::default();
         out.nft(Msg::NewRule, 0, NfFamily::INET, |a| a.nested(4, |a| write(&exprs, a)));

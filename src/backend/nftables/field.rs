@@ -9,6 +9,9 @@ use super::expr::{ct, meta};
 pub(super) enum Field {
     InInterface,
     OutInterface,
+    /// The same by number.
+    InIndex,
+    OutIndex,
     Family,
     Protocol,
     Mark,
@@ -16,7 +19,10 @@ pub(super) enum Field {
     ConnectionState,
     Uid,
     Gid,
-    Address { family: Family, source: bool },
+    Address {
+        family: Family,
+        source: bool,
+    },
     SourcePort,
     DestinationPort,
 }
@@ -24,6 +30,8 @@ pub(super) enum Field {
 /// What a meta expression loads.
 pub(super) fn meta_field(key: u32) -> Option<Field> {
     match key {
+        meta::IIF => Some(Field::InIndex),
+        meta::OIF => Some(Field::OutIndex),
         meta::IIFNAME => Some(Field::InInterface),
         meta::OIFNAME => Some(Field::OutInterface),
         meta::NFPROTO => Some(Field::Family),

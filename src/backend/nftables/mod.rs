@@ -3,12 +3,14 @@
 
 pub mod backend;
 pub mod cleanup;
+mod condition;
 pub mod decode;
 pub mod encode;
 mod errors;
 pub mod everything;
 pub mod expr;
 mod field;
+pub mod links;
 pub mod names;
 pub mod read;
 pub mod script;
@@ -16,4 +18,5 @@ pub mod sets;
 pub mod transaction;
 mod value;
 pub mod wire;
+mod words;
 pub mod xt;

@@ -6,11 +6,12 @@ use std::io;
 use crate::backend::{Reading, Strange};
 use crate::config::types::{Families, Family};
 use crate::plan::infer::infer;
-use crate::plan::model::{Chain, ChainName, Plan, Routing, Table};
+use crate::plan::model::{Chain, ChainName, Plan, Routing, Rule, Table, Verdict};
 use crate::sys::netlink::{Netlink, Received};
 
-use super::decode::{self, Listed, Sets};
+use super::decode::{self, Listed, Surroundings};
 use super::expr;
+use super::links::Links;
 use super::names;
 use super::sets::{self, Element, Elements};
 use super::transaction::comment_of;
@@ -171,11 +172,16 @@ struct Listing {
     chains: Vec<(String, Option<ListedHook>)>,
     sets: HashMap<String, SetListing>,
     rules: HashMap<String, Vec<Listed>>,
+    links: Links,
 }
 
-impl Sets for HashMap<String, SetListing> {
+impl Surroundings for Listing {
     fn elements(&self, name: &str) -> Option<&Elements> {
-        self.get(name)?.elements.as_ref()
+        self.sets.get(name)?.elements.as_ref()
+    }
+
+    fn interface(&self, index: u32) -> Option<&str> {
+        self.links.name(index)
     }
 }
 
@@ -193,7 +199,7 @@ pub fn read(netlink: &mut Netlink, present: &[Table]) -> io::Result<Reading<Hash
             let chain = names::chain_by_name(name);
             check_hook(table, &chain, hook.as_ref(), &mut strange);
             let rules = listing.rules.get(name).map(Vec::as_slice).unwrap_or_default();
-            let rules = decode::chain(rules, Families::BOTH, &listing.sets);
+            let rules = decode::chain(rules, Families::BOTH, &listing);
             chains.push(Chain { table, name: chain, rules });
         }
         raw.insert(table, listing.raw);
@@ -210,11 +216,20 @@ pub fn dormant(table: Table) -> Strange {
 pub fn plan(mut chains: Vec<Chain>) -> Plan {
     chains.sort_by_key(|c| (c.table, c.name.clone()));
     infer(&mut chains);
-    // Rules behind the hooks do not say which families get to them; the hooks do.
-    let hooks = chains.iter().filter(|c| c.name.is_hook());
-    let families = hooks.flat_map(|c| &c.rules).fold(Families::NONE, |all, rule| all.union(rule.families));
-    for rule in chains.iter_mut().flat_map(|c| &mut c.rules) {
-        rule.families = rule.families.intersection(families);
+    let of = |which: &dyn Fn(&Rule) -> bool| {
+        let hooks = chains.iter().filter(|c| c.name.is_hook());
+        let rules = hooks.flat_map(|c| &c.rules).filter(|rule| which(rule));
+        rules.fold(Families::NONE, |all, rule| all.union(rule.families))
+    };
+    let families = of(&|_| true);
+    // Rules of an interception's own chains do not say which families get to them; the way
+    // in does. Others may have put rules of any family into the hooks.
+    let entering = match of(&|rule| matches!(&rule.verdict, Verdict::Jump(c) | Verdict::Goto(c) if c.is_own())) {
+        Families::NONE => families,
+        entering => entering,
+    };
+    for rule in chains.iter_mut().filter(|c| c.name.is_own()).flat_map(|c| &mut c.rules) {
+        rule.families = rule.families.intersection(entering);
     }
     Plan { families, chains, routing: Routing::default() }
 }
@@ -307,13 +322,21 @@ fn list(netlink: &mut Netlink, table: &str) -> io::Result<Listing> {
         |message| {
             raw.keep(Msg::NewRule, &message);
             let attributes = message.attributes();
-            rules.entry(name_of(&message, 2)).or_default().push(Listed {
-                exprs: find(attributes, 4).map(|a| expr::read(a.value)).unwrap_or_default(),
-                comment: find(attributes, 7).and_then(|a| comment_of(a.value)),
-            });
+            rules.entry(name_of(&message, 2)).or_default().push(listed(attributes));
         },
     )?;
+    out.links = Links::for_rules(out.rules.values().flatten())?;
     Ok(out)
+}
+
+/// A rule of a listing. `NFTA_RULE_HANDLE` is 3.
+pub(super) fn listed(attributes: &[u8]) -> Listed {
+    Listed {
+        exprs: find(attributes, 4).map(|a| expr::read(a.value)).unwrap_or_default(),
+        comment: find(attributes, 7).and_then(|a| comment_of(a.value)),
+        handle: find(attributes, 3).and_then(|a| a.u64()),
+        text: None,
+    }
 }
 
 pub(super) fn hook_of(message: &Received) -> Option<ListedHook> {

@@ -59,6 +59,12 @@ pub(super) fn interface(data: &[u8]) -> Option<Interface> {
     Some(Interface::new(name, end.is_none() && data.len() < 16))
 }
 
+/// The elements of a set that holds no ranges.
+pub(super) fn single(elements: &[(Vec<u8>, Vec<u8>)]) -> Option<impl Iterator<Item = &[u8]>> {
+    let exact = elements.iter().all(|(first, last)| first == last);
+    exact.then(|| elements.iter().map(|(first, _)| first.as_slice()))
+}
+
 pub(super) fn native(bytes: &[u8]) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.try_into().ok()?))
 }

@@ -195,11 +195,8 @@ fn target(name: &str, revision: u32, info: Info, family: NfFamily) -> Option<Vec
         ("CONNMARK", 1 | 2) => connmark(info, revision),
         ("TPROXY", 1) => tproxy(info),
         ("CT", 0..=2) => zone(info, revision),
-        ("REJECT", _) => Some(vec![Expr::Unknown("reject".into())]),
-        ("MASQUERADE", _) => Some(vec![Expr::Unknown("masq".into())]),
-        ("SNAT", _) => Some(vec![Expr::Unknown("snat".into())]),
-        ("DNAT", _) => Some(vec![Expr::Unknown("nat".into())]),
-        ("LOG" | "NFLOG" | "TRACE", _) => Some(vec![Expr::Unknown("log".into())]),
+        // These look at a packet and let it go on.
+        ("LOG" | "NFLOG" | "TRACE", _) => Some(Vec::new()),
         _ => None,
     }
 }
@@ -250,7 +247,6 @@ fn zone(info: Info, revision: u32) -> Option<Vec<Expr>> {
     let plain = info.is_zero(4, 8 + named)?;
     match info.u16(0)? {
         0 if plain => Some(vec![Expr::Immediate(info.bytes(2, 2)?.to_vec()), Expr::CtSet(ct::ZONE)]),
-        1 => Some(vec![Expr::Unknown("notrack".into())]),
         _ => None,
     }
 }

@@ -64,7 +64,7 @@ impl Draft<'_> {
         if families.is_empty() {
             return;
         }
-        let rule = Rule { families, matches, verdict, why, counters: None };
+        let rule = Rule { families, matches, verdict, why, counters: None, origin: None };
         match self.chains.iter_mut().find(|c| c.table == table && c.name == chain) {
             Some(chain) => chain.rules.push(rule),
             None => self.chains.push(Chain { table, name: chain, rules: vec![rule] }),

@@ -19,7 +19,7 @@ use crate::backend::nftables::everything::FullTable;
 use crate::config::types::{Families, Family};
 
 use super::listing::{self, Holder, ListedTable};
-use super::{Source, SourceError, nft};
+use super::{Source, SourceError, nft, opaque};
 
 /// One text, and what it is called.
 #[derive(Debug, Clone)]
@@ -58,6 +58,7 @@ pub fn read(texts: &[Text]) -> Result<Source, SourceError> {
         return Ok(source);
     }
     listing::name_reasons(&mut tables);
+    let notes = opaque::in_any(&tables).into_iter().collect();
     Ok(Source {
         ruleset: listing::ruleset(&tables),
         held: listing::held(&tables),
@@ -67,7 +68,7 @@ pub fn read(texts: &[Text]) -> Result<Source, SourceError> {
         pod: Surroundings::of(Vec::new()),
         settings: None,
         given: None,
-        notes: Vec::new(),
+        notes,
     })
 }
 

@@ -15,6 +15,9 @@ use crate::plan::model::{CtStates, protocol};
 pub enum Field {
     InInterface,
     OutInterface,
+    /// By number, which nft shows as a name while there is one.
+    InIndex,
+    OutIndex,
     Family,
     Protocol,
     /// As the IPv4 header has it.
@@ -34,9 +37,10 @@ pub enum Field {
 /// `meta KEY`; most keys stand without the `meta` as well.
 pub fn meta_field(key: &str) -> Option<Field> {
     Some(match key {
-        // An index in the kernel; nft shows the name it belongs to.
-        "iifname" | "iif" => Field::InInterface,
-        "oifname" | "oif" => Field::OutInterface,
+        "iifname" => Field::InInterface,
+        "oifname" => Field::OutInterface,
+        "iif" => Field::InIndex,
+        "oif" => Field::OutIndex,
         "nfproto" => Field::Family,
         "l4proto" => Field::Protocol,
         "mark" => Field::Mark,
@@ -103,6 +107,7 @@ pub struct WrittenSets {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Class {
     Name,
+    Index,
     Family,
     Byte,
     Mark,
@@ -112,10 +117,17 @@ enum Class {
     Port,
 }
 
+impl Class {
+    fn is_name(self) -> bool {
+        matches!(self, Class::Name | Class::Index)
+    }
+}
+
 impl Field {
     fn class(self) -> Class {
         match self {
             Field::InInterface | Field::OutInterface => Class::Name,
+            Field::InIndex | Field::OutIndex => Class::Index,
             Field::Family => Class::Family,
             Field::Protocol | Field::HeaderProtocol => Class::Byte,
             Field::Mark | Field::ConnectionMark => Class::Mark,
@@ -151,8 +163,8 @@ impl Field {
             out
         };
         match self {
-            Field::InInterface => vec![Expr::Meta(meta::IIFNAME)],
-            Field::OutInterface => vec![Expr::Meta(meta::OIFNAME)],
+            Field::InInterface | Field::InIndex => vec![Expr::Meta(meta::IIFNAME)],
+            Field::OutInterface | Field::OutIndex => vec![Expr::Meta(meta::OIFNAME)],
             Field::Family => vec![Expr::Meta(meta::NFPROTO)],
             Field::Protocol => vec![Expr::Meta(meta::L4PROTO)],
             Field::HeaderProtocol => {
@@ -194,8 +206,8 @@ pub fn condition(field: Field, mask: Option<&str>, op: Op, right: &Right, sets: 
         return Some(out);
     }
     match right {
-        Right::One(item) if class == Class::Name => {
-            out.push(Expr::Cmp { op: plain(op)?, data: name(exact(item)?)? });
+        Right::One(item) if class.is_name() => {
+            out.push(Expr::Cmp { op: plain(op)?, data: value_bytes(class, exact(item)?)? });
         }
         Right::One(item) => {
             let (from, to) = range_bytes(class, item)?;
@@ -248,8 +260,8 @@ impl WrittenSets {
 }
 
 fn elements(class: Class, items: &[Item]) -> Option<Elements> {
-    if class == Class::Name {
-        return items.iter().map(|item| name(exact(item)?).map(|name| (name.clone(), name))).collect();
+    if class.is_name() {
+        return items.iter().map(|item| value_bytes(class, exact(item)?).map(|name| (name.clone(), name))).collect();
     }
     items.iter().map(|item| range_bytes(class, item)).collect()
 }
@@ -300,6 +312,9 @@ fn octets(address: IpAddr) -> Vec<u8> {
 fn value_bytes(class: Class, text: &str) -> Option<Vec<u8>> {
     match class {
         Class::Name => name(text),
+        // Still a number: the interface was gone when the rules were listed.
+        Class::Index if text.bytes().all(|b| b.is_ascii_digit()) => None,
+        Class::Index => name(text).filter(|bytes| bytes.len() == 16),
         Class::Family => match text {
             "ipv4" | "2" => Some(vec![2]),
             "ipv6" | "10" => Some(vec![10]),

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::backend::nftables::decode::Listed;
 use crate::backend::nftables::everything::{FullChain, FullTable};
-use crate::backend::nftables::expr::{Expr, Op, code};
+use crate::backend::nftables::expr::{Expr, Op, Role, code};
 
 use super::nft_fields::{self as fields, Field, Item, Right, WrittenSets};
 use super::nft_names;
@@ -121,7 +121,12 @@ impl Reader {
         }
         self.budget = sets.budget;
         let comment = body.get("comment").and_then(Value::as_str).map(str::to_owned);
-        self.tables[self.places[&place]].chains[at].rules.push(Listed { exprs: out, comment });
+        self.tables[self.places[&place]].chains[at].rules.push(Listed {
+            exprs: out,
+            comment,
+            handle: body.get("handle").and_then(Value::as_u64),
+            text: body.get("expr").map(|exprs| exprs.to_string().into()),
+        });
         Ok(())
     }
 
@@ -139,15 +144,17 @@ impl Reader {
 fn statement(statement: &Value, sets: &mut WrittenSets, out: &mut Vec<Expr>) {
     let Some((kind, body)) = statement.as_object().and_then(|o| o.iter().next()) else {
         // `"notrack"` and the like stand as bare words.
-        return out.push(Expr::Unknown(statement.as_str().unwrap_or("target").to_owned()));
+        let words = statement.as_str().map_or_else(|| statement.to_string(), str::to_owned);
+        return out.push(decision(words));
     };
     let number = |key: &str| body.get(key).and_then(Value::as_u64);
     let target = || body.get("target").and_then(Value::as_str).map(str::to_owned);
     let verdict = |code, chain| Expr::Verdict { code, chain };
+    let words = || if body.is_null() { kind.clone() } else { format!("{kind} {body}") };
     match kind.as_str() {
         "match" => match condition(body, sets) {
             Some(exprs) => out.extend(exprs),
-            None => out.push(Expr::Unknown(format!("match {body}"))),
+            None => out.push(Expr::Unknown { role: Role::Condition, words: format!("match {body}") }),
         },
         "counter" => {
             if let (Some(packets), Some(bytes)) = (number("packets"), number("bytes")) {
@@ -162,28 +169,29 @@ fn statement(statement: &Value, sets: &mut WrittenSets, out: &mut Vec<Expr>) {
         "goto" => out.push(verdict(code::GOTO, target())),
         "redirect" => match port(body) {
             Some(port) => out.extend(fields::redirect(port)),
-            None => out.push(Expr::Unknown("redir".into())),
+            None => out.push(decision(words())),
         },
         "tproxy" => match port(body).filter(|_| body.get("addr").is_none()) {
             Some(port) => out.extend(fields::tproxy(port)),
-            None => out.push(Expr::Unknown("tproxy".into())),
+            None => out.push(decision(words())),
         },
         "mangle" => match mangle(body) {
             Some(exprs) => out.extend(exprs),
-            None => out.push(Expr::Unknown("target".into())),
+            None => out.push(decision(words())),
         },
         "xt" => {
             let name = body.get("name").and_then(Value::as_str).unwrap_or("of iptables").to_owned();
             let target = body.get("type").and_then(Value::as_str) != Some("match");
             out.push(Expr::Xt { target, name, revision: u32::MAX, info: Vec::new() });
         }
-        "limit" | "quota" | "ct count" | "last" => out.push(Expr::Unknown(kind.clone())),
-        "masquerade" => out.push(Expr::Unknown("masq".into())),
-        "snat" => out.push(Expr::Unknown("snat".into())),
-        "reject" => out.push(Expr::Unknown("reject".into())),
+        "limit" | "quota" | "ct count" | "last" => out.push(Expr::Unknown { role: Role::Condition, words: words() }),
         // Whatever else it is, it may decide about the packet.
-        _ => out.push(Expr::Unknown("target".into())),
+        _ => out.push(decision(words())),
     }
+}
+
+fn decision(words: String) -> Expr {
+    Expr::Unknown { role: Role::Decision, words }
 }
 
 /// The one port of a redirection.
@@ -298,7 +306,8 @@ fn mangle(body: &Value) -> Option<Vec<Expr>> {
             let (keep, flip) = bits(value)?;
             Some(fields::change_mark(keep, flip))
         }
-        (Some("nftrace" | "priority"), _) => Some(Vec::new()),
+        // A rule does not apply to what a map has no value for.
+        (Some("nftrace" | "priority"), _) if value.get("map").is_none() => Some(Vec::new()),
         (_, Some("mark")) => (of(value, "meta").as_deref() == Some("mark")).then(fields::save_mark),
         (_, Some("zone")) => Some(fields::set_zone(u16::try_from(value.as_u64()?).ok()?)),
         _ => None,

@@ -1,13 +1,14 @@
 //! One rule in nft's words. What is not understood becomes an unknown condition, and
 //! where nothing says what happens then, an unknown verdict.
 
+use crate::audit::source::opaque::HIDDEN_TARGET;
 use crate::backend::nftables::decode::Listed;
-use crate::backend::nftables::expr::{Expr, Op, code};
+use crate::backend::nftables::expr::{Expr, Op, Role, code};
 use crate::plan::model::Table;
 
 use super::nft_fields::{self as fields, Field, Right, WrittenSets};
 use super::nft_text::{item, items};
-use super::nft_words::Token;
+use super::nft_words::{Token, written};
 
 /// Whether nft may have left a target out: it prints nothing for some that iptables-nft made.
 pub fn may_hide_targets(family: u8, table: &str) -> bool {
@@ -15,7 +16,7 @@ pub fn may_hide_targets(family: u8, table: &str) -> bool {
 }
 
 /// Reads a rule's words. `may_hide`: see [`may_hide_targets`].
-pub fn parse(words: &[Token], may_hide: bool, sets: &mut WrittenSets) -> Listed {
+pub fn parse(words: &[Token], handle: Option<u64>, may_hide: bool, sets: &mut WrittenSets) -> Listed {
     let mut reader = Reader { words, at: 0, sets, out: Vec::new(), comment: None, decided: false };
     while reader.at < reader.words.len() {
         let start = reader.at;
@@ -25,9 +26,9 @@ pub fn parse(words: &[Token], may_hide: bool, sets: &mut WrittenSets) -> Listed 
         }
     }
     if !reader.decided && may_hide {
-        reader.out.push(Expr::Unknown("target".into()));
+        reader.out.push(Expr::Unknown { role: Role::Decision, words: HIDDEN_TARGET.into() });
     }
-    Listed { exprs: reader.out, comment: reader.comment }
+    Listed { exprs: reader.out, comment: reader.comment, handle, text: Some(written(words).into()) }
 }
 
 struct Reader<'a, 's> {
@@ -275,21 +276,10 @@ impl<'a> Reader<'a, '_> {
             }
             self.at += 1;
         }
-        let text: Vec<&str> = self.words[start..self.at].iter().take(12).filter_map(|token| token.text()).collect();
-        if decides {
-            // The first word tells what it is: "dnat", "reject" …
-            let name = match text.first() {
-                Some(&"reject") => "reject",
-                Some(&"masquerade") => "masq",
-                Some(&"snat") => "snat",
-                _ => "target",
-            };
-            self.decided = true;
-            self.out.push(Expr::Unknown(name.into()));
-        } else {
-            // The name must be none that has a meaning as an expression.
-            self.out.push(Expr::Unknown(format!("match {}", text.join(" "))));
-        }
+        let words = written(&self.words[start..self.at]);
+        self.decided |= decides;
+        let role = if decides { Role::Decision } else { Role::Condition };
+        self.out.push(Expr::Unknown { role, words });
     }
 }
 

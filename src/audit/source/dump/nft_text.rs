@@ -25,6 +25,9 @@ struct Reader<'a> {
     places: HashMap<(u8, String), usize>,
 }
 
+/// A rule's words, and its handle where the listing says it.
+type Line<'a> = (Vec<Token<'a>>, Option<u64>);
+
 const CUT: &str = "the text ends in the middle: it is cut short";
 
 impl<'a> Reader<'a> {
@@ -82,7 +85,7 @@ impl<'a> Reader<'a> {
         let mut sets = WrittenSets::default();
         sets.budget = self.budget;
         // Rules may look into sets that stand behind them.
-        let mut chains: Vec<(FullChain, Vec<Vec<Token<'a>>>)> = Vec::new();
+        let mut chains: Vec<(FullChain, Vec<Line<'a>>)> = Vec::new();
         let mut names = HashSet::new();
         loop {
             match self.token()? {
@@ -108,7 +111,8 @@ impl<'a> Reader<'a> {
         }
         let iptables = nft_rule::may_hide_targets(number, name);
         for (mut chain, rules) in chains {
-            chain.rules = rules.iter().map(|words| nft_rule::parse(words, iptables, &mut sets)).collect();
+            let rule = |(words, handle): &Line| nft_rule::parse(words, *handle, iptables, &mut sets);
+            chain.rules = rules.iter().map(rule).collect();
             table.chains.push(chain);
         }
         self.budget = sets.budget;
@@ -147,7 +151,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn chain(&mut self, family: u8) -> Result<(FullChain, Vec<Vec<Token<'a>>>), String> {
+    fn chain(&mut self, family: u8) -> Result<(FullChain, Vec<Line<'a>>), String> {
         let mut chain = FullChain { name: self.name()?.to_owned(), ..FullChain::default() };
         let mut rules = Vec::new();
         self.expect('{')?;
@@ -157,6 +161,7 @@ impl<'a> Reader<'a> {
                 return Ok((chain, rules));
             }
             let line = self.line()?;
+            let handle = self.words.take_handle();
             match line.first() {
                 None => {}
                 Some(Token::Word("type")) => chain.hook = Some(hook(family, &line)?),
@@ -167,7 +172,7 @@ impl<'a> Reader<'a> {
                     }
                 }
                 Some(Token::Word("comment")) => {}
-                Some(_) => rules.push(line),
+                Some(_) => rules.push((line, handle)),
             }
         }
     }

@@ -21,21 +21,44 @@ impl<'a> Token<'a> {
     }
 }
 
+/// Tokens as text again.
+pub fn written(tokens: &[Token]) -> String {
+    let mut out = String::new();
+    for token in tokens {
+        let joined = out.is_empty() || matches!(token, Token::Sign(',' | ';'));
+        out += if joined { "" } else { " " };
+        match token {
+            Token::Word(word) => out += word,
+            Token::Quoted(text) => out.extend(["\"", text, "\""]),
+            Token::Sign(sign) => out.push(*sign),
+            Token::End => {}
+        }
+    }
+    out
+}
+
 /// Words with the line each is on, counted from 1.
 pub struct Words<'a> {
     rest: &'a str,
     line: usize,
     /// Looked at and not yet taken.
     next: Option<Token<'a>>,
+    /// Of the last `# handle 7` behind a line.
+    handle: Option<u64>,
 }
 
 impl<'a> Words<'a> {
     pub fn new(text: &'a str) -> Self {
-        Self { rest: text, line: 1, next: None }
+        Self { rest: text, line: 1, next: None, handle: None }
     }
 
     pub fn line(&self) -> usize {
         self.line
+    }
+
+    /// The handle said behind the line that was read last.
+    pub fn take_handle(&mut self) -> Option<u64> {
+        self.handle.take()
     }
 
     pub fn peek(&mut self) -> Result<Option<Token<'a>>, String> {
@@ -65,7 +88,11 @@ impl<'a> Words<'a> {
             self.rest = self.rest.trim_start_matches([' ', '\t', '\r']);
             let Some(first) = self.rest.chars().next() else { return Ok(None) };
             match first {
-                '#' => self.rest = &self.rest[self.rest.find('\n').unwrap_or(self.rest.len())..],
+                '#' => {
+                    let (comment, rest) = self.rest.split_at(self.rest.find('\n').unwrap_or(self.rest.len()));
+                    self.handle = comment.trim_end().strip_prefix("# handle ").and_then(|n| n.parse().ok());
+                    self.rest = rest;
+                }
                 '\\' if self.rest[1..].starts_with('\n') => self.rest = &self.rest[2..],
                 '\n' => return Ok(Some(self.take(1, Token::End))),
                 '{' | '}' | ';' | ',' | '(' | ')' => return Ok(Some(self.take(1, Token::Sign(first)))),

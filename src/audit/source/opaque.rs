@@ -1,0 +1,54 @@
+//! Rules of iptables-nft as nft lists them: of some matches and targets nft knows nothing
+//! but the name, and some targets it does not print at all. What they do can only be read
+//! from the listing of iptables' own program.
+
+use crate::audit::describe;
+use crate::config::types::Family;
+use crate::plan::canon::CanonMatches;
+use crate::plan::model::{Rule, Verdict};
+
+use super::Source;
+use super::listing::{ListedChain, ListedTable};
+
+/// What stands for a target that nft does not print.
+pub const HIDDEN_TARGET: &str = "a target that nft does not show";
+
+/// What to say of the first such rule; `None`: there is none.
+pub fn in_any(tables: &[ListedTable]) -> Option<String> {
+    tables.iter().find_map(|table| first(table, |_| true))
+}
+
+/// The same, where an interception is there and the rule may be one of its own: what it
+/// holds cannot be told then.
+pub fn in_interception(source: &Source) -> Option<String> {
+    let may_be_ours = |chain: &ListedChain| chain.name.is_own() || chain.name.is_hook();
+    let mut tables = source.tables.iter().filter(|table| table.kind().is_some() && !source.held.is_empty());
+    tables.find_map(|table| first(table, may_be_ours))
+}
+
+fn first(table: &ListedTable, of: impl Fn(&ListedChain) -> bool) -> Option<String> {
+    let chains = table.chains.iter().filter(|chain| table.as_nft_shows && of(chain));
+    let mut rules = chains.flat_map(|chain| chain.rules.iter().map(move |rule| (chain, rule)));
+    let (chain, rule) = rules.find(|(_, rule)| is_opaque(rule))?;
+    message(table, chain, rule)
+}
+
+fn is_opaque(rule: &Rule) -> bool {
+    let hidden = |words: &str| words.starts_with("xt ") || words == HIDDEN_TARGET;
+    let verdict = matches!(&rule.verdict, Verdict::Unknown(words) if hidden(words));
+    verdict || rule.matches.unknown.iter().any(|words| hidden(words))
+}
+
+fn message(table: &ListedTable, chain: &ListedChain, rule: &Rule) -> Option<String> {
+    let family = rule.families.intersection(table.families).iter().next()?;
+    let conditions = CanonMatches::of(&rule.matches, family).map(|m| describe::matches(&m, family));
+    let words = [conditions.unwrap_or_default(), describe::verdict(&rule.verdict)];
+    let which = rule.origin.as_ref().map_or_else(|| "a rule".to_owned(), |origin| origin.to_string());
+    let program = if family == Family::V4 { "iptables-save" } else { "ip6tables-save" };
+    Some(format!(
+        "{which} of {family} {} {} is one of iptables-nft, and nft does not show all of it ({}): dump with {program} instead, or add that as another --dump",
+        table.name,
+        chain.name,
+        words.join(": ").trim_start_matches(": "),
+    ))
+}

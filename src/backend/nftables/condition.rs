@@ -1,0 +1,175 @@
+//! Comparisons of a rule to conditions of the model. `None`: not understood.
+
+use crate::config::types::{Families, Interface, Networks};
+use crate::plan::canon::cover;
+use crate::plan::model::{Cond, CtStates, Masked};
+
+use super::decode::{Reader, Register};
+use super::expr::Op;
+use super::field::Field;
+use super::value::{big_endian, interface, list, native, place, place_list, place_names, port, prefix, single};
+
+impl Reader<'_> {
+    pub(super) fn compare(&mut self, op: Op, data: &[u8]) -> Option<()> {
+        let Register::Field { field, mask, xor, hton } = self.register.clone() else { return None };
+        if xor.is_some_and(|x| x.iter().any(|&b| b != 0)) {
+            return None;
+        }
+        let negated = match op {
+            Op::Eq => false,
+            Op::Neq => true,
+            Op::Other(_) if mask.is_none() => return self.ordering(field, op, data, hton),
+            Op::Other(_) => return None,
+        };
+        match (field, mask) {
+            (Field::Address { family, source }, mask) => {
+                let net = prefix(family, data, mask.as_deref())?;
+                self.address(source, negated, Networks::from_iter([net]))
+            }
+            (Field::Mark | Field::ConnectionMark, mask) => {
+                let mask = mask.map_or(Some(u32::MAX), |m| native(&m))?;
+                let cond = Cond { negated, value: Masked { value: native(data)?, mask } };
+                let slot = match field {
+                    Field::Mark => &mut self.matches.mark,
+                    _ => &mut self.matches.connection_mark,
+                };
+                place(slot, cond)
+            }
+            // "(state & mask) != 0"
+            (Field::ConnectionState, Some(mask)) if data.iter().all(|&b| b == 0) => {
+                let states = CtStates(u8::try_from(native(&mask)?).ok()?);
+                place(&mut self.matches.connection_state, Cond { negated: !negated, value: states })
+            }
+            (Field::InInterface | Field::OutInterface, None) => self.interfaces(field, negated, vec![interface(data)?]),
+            (Field::InIndex | Field::OutIndex, None) => self.interfaces(field, negated, vec![self.by_index(data)?]),
+            (field, None) => self.numbers(field, negated, &[(data.to_vec(), data.to_vec())], hton),
+            _ => None,
+        }
+    }
+
+    /// `<`, `<=`, `>`, `>=` (2 to 5) as ranges.
+    fn ordering(&mut self, field: Field, op: Op, data: &[u8], hton: bool) -> Option<()> {
+        let (least, most) = (vec![0; data.len()], vec![0xff; data.len()]);
+        let add = |by: i128| {
+            let n = i128::try_from(big_endian(data)?).ok()?.checked_add(by)?;
+            let bytes = u128::try_from(n).ok()?.to_be_bytes();
+            Some(bytes[16 - data.len()..].to_vec())
+        };
+        let range = match op {
+            Op::Other(2) => (least, add(-1)?),
+            Op::Other(3) => (least, data.to_vec()),
+            Op::Other(4) => (add(1)?, most),
+            Op::Other(5) => (data.to_vec(), most),
+            _ => return None,
+        };
+        self.numbers_or_addresses(field, false, &[range], hton)
+    }
+
+    pub(super) fn range(&mut self, op: Op, from: &[u8], to: &[u8]) -> Option<()> {
+        let Register::Field { field, mask: None, hton, .. } = self.register.clone() else { return None };
+        let negated = match op {
+            Op::Eq => false,
+            Op::Neq => true,
+            Op::Other(_) => return None,
+        };
+        self.numbers_or_addresses(field, negated, &[(from.to_vec(), to.to_vec())], hton)
+    }
+
+    pub(super) fn lookup(&mut self, set: &str, negated: bool) -> Option<()> {
+        let Register::Field { field, mask: None, hton, .. } = self.register.clone() else { return None };
+        let around = self.around;
+        let elements = around.elements(set)?;
+        match field {
+            Field::InInterface | Field::OutInterface => {
+                let names = single(elements)?.map(interface).collect::<Option<_>>()?;
+                self.interfaces(field, negated, names)
+            }
+            Field::InIndex | Field::OutIndex => {
+                let names = single(elements)?.map(|index| self.by_index(index)).collect::<Option<_>>()?;
+                self.interfaces(field, negated, names)
+            }
+            _ => self.numbers_or_addresses(field, negated, elements, hton),
+        }
+    }
+
+    fn numbers_or_addresses(
+        &mut self,
+        field: Field,
+        negated: bool,
+        ranges: &[(Vec<u8>, Vec<u8>)],
+        hton: bool,
+    ) -> Option<()> {
+        let Field::Address { family, source } = field else { return self.numbers(field, negated, ranges, hton) };
+        let mut networks = Networks::default();
+        for (first, last) in ranges {
+            cover(family, big_endian(first)?, big_endian(last)?, &mut networks);
+        }
+        self.address(source, negated, networks)
+    }
+
+    fn numbers(&mut self, field: Field, negated: bool, ranges: &[(Vec<u8>, Vec<u8>)], hton: bool) -> Option<()> {
+        match field {
+            Field::Family if ranges.len() == 1 && ranges[0].0 == ranges[0].1 => {
+                let families = match ranges[0].0[..] {
+                    [2] => Families::V4,
+                    [10] => Families::V6,
+                    _ => return None,
+                };
+                let families = if negated { Families { v4: !families.v4, v6: !families.v6 } } else { families };
+                self.families = self.families.intersection(families);
+                Some(())
+            }
+            Field::Protocol => {
+                let list = list(ranges, |b| (b.len() == 1).then(|| b[0]))?;
+                place_list(&mut self.matches.protocol, negated, list)
+            }
+            Field::SourcePort => place_list(&mut self.matches.source_port, negated, list(ranges, port)?),
+            Field::DestinationPort => place_list(&mut self.matches.destination_port, negated, list(ranges, port)?),
+            Field::Uid | Field::Gid => {
+                let singles = ranges.iter().all(|(first, last)| first == last);
+                // Host order numbers in a range would be compared byte by byte.
+                let read = |b: &[u8]| match (hton, singles) {
+                    (true, _) => big_endian(b).and_then(|n| u32::try_from(n).ok()),
+                    (false, true) => native(b),
+                    (false, false) => None,
+                };
+                let list = list(ranges, read)?;
+                let slot = if field == Field::Uid { &mut self.matches.uid } else { &mut self.matches.gid };
+                place_list(slot, negated, list)
+            }
+            // A bitmask in a set: nft writes `ct state { new, established }` so.
+            Field::ConnectionState => {
+                let states = ranges.iter().try_fold(CtStates(0), |all, (first, last)| {
+                    let one = (first == last).then(|| native(first))??;
+                    Some(all.union(CtStates(u8::try_from(one).ok()?)))
+                })?;
+                place(&mut self.matches.connection_state, Cond { negated, value: states })
+            }
+            _ => None,
+        }
+    }
+
+    fn by_index(&self, index: &[u8]) -> Option<Interface> {
+        self.around.interface(native(index)?).map(|name| Interface::new(name, false))
+    }
+
+    fn interfaces(&mut self, field: Field, negated: bool, names: Vec<Interface>) -> Option<()> {
+        let slot = match field {
+            Field::InInterface | Field::InIndex => &mut self.matches.in_interface,
+            _ => &mut self.matches.out_interface,
+        };
+        place_names(slot, negated, names)
+    }
+
+    fn address(&mut self, source: bool, negated: bool, networks: Networks) -> Option<()> {
+        let slot = if source { &mut self.matches.source } else { &mut self.matches.destination };
+        match slot {
+            Some(cond) if cond.negated && negated => {
+                cond.value.v4.extend(networks.v4);
+                cond.value.v6.extend(networks.v6);
+                Some(())
+            }
+            _ => place(slot, Cond { negated, value: networks }),
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! Expressions in words, for those that the model cannot follow: enough to know the rule
+//! again in `nft -a list ruleset`. Names are nft's own, and raw payload is written as nft
+//! writes it (`@nh,48,16`: 16 bits of the network header from bit 48 on).
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::expr::{Expr, Op, Role, meta, payload};
+use super::value::big_endian;
+use super::wire::{Attr, find};
+
+/// `enum nft_meta_keys`, from 0.
+const META: &[&str] = &[
+    "length",
+    "protocol",
+    "priority",
+    "mark",
+    "iif",
+    "oif",
+    "iifname",
+    "oifname",
+    "iiftype",
+    "oiftype",
+    "skuid",
+    "skgid",
+    "nftrace",
+    "rtclassid",
+    "secmark",
+    "nfproto",
+    "l4proto",
+    "ibrname",
+    "obrname",
+    "pkttype",
+    "cpu",
+    "iifgroup",
+    "oifgroup",
+    "cgroup",
+    "random",
+    "ipsec",
+    "iifkind",
+    "oifkind",
+    "ibrpvid",
+    "ibrvproto",
+    "time",
+    "day",
+    "hour",
+    "sdif",
+    "sdifname",
+    "broute",
+];
+/// `enum nft_ct_keys`, from 0.
+const CT: &[&str] = &[
+    "state",
+    "direction",
+    "status",
+    "mark",
+    "secmark",
+    "expiration",
+    "helper",
+    "l3proto",
+    "saddr",
+    "daddr",
+    "protocol",
+    "proto-src",
+    "proto-dst",
+    "label",
+    "packets",
+    "bytes",
+    "avgpkt",
+    "zone",
+    "event",
+    "saddr",
+    "daddr",
+    "saddr",
+    "daddr",
+    "id",
+];
+
+fn named(names: &[&str], key: u32) -> String {
+    let name = usize::try_from(key).ok().and_then(|at| names.get(at));
+    name.map_or_else(|| format!("key {key}"), |name| (*name).to_owned())
+}
+
+/// Expressions that load something for a comparison behind them.
+const LOADS: &[&str] = &[
+    "meta",
+    "ct",
+    "payload",
+    "inner",
+    "exthdr",
+    "fib",
+    "rt",
+    "socket",
+    "hash",
+    "numgen",
+    "osf",
+    "tunnel",
+    "xfrm",
+    "bitwise",
+    "byteorder",
+    "lookup",
+];
+/// Expressions that decide about a packet, in a form or with an effect that is not known.
+const DECIDES: &[&str] = &[
+    "nat",
+    "masq",
+    "redir",
+    "tproxy",
+    "reject",
+    "queue",
+    "fwd",
+    "dup",
+    "target",
+    "synproxy",
+    "notrack",
+    "flow_offload",
+];
+
+/// An expression of the kernel's that has no other form here.
+pub(super) fn unknown(name: &str, data: &[u8]) -> Expr {
+    let number = |kind| find(data, kind).and_then(|a| a.u32());
+    let role = match name {
+        // A verdict that is none of the usual ones, such as one that queues.
+        "immediate" if number(1) == Some(0) => Role::Decision,
+        "immediate" => Role::Value,
+        "log" => Role::Nothing,
+        "lookup" if number(3) == Some(0) => Role::Decision,
+        _ if LOADS.contains(&name) => Role::Load,
+        _ if DECIDES.contains(&name) => Role::Decision,
+        _ => Role::Condition,
+    };
+    Expr::Unknown { role, words: essentials(name, data).unwrap_or_else(|| name.to_owned()) }
+}
+
+/// What is said about an expression besides its name; `None` where nothing is known to say.
+fn essentials(name: &str, data: &[u8]) -> Option<String> {
+    let attribute = |kind| find(data, kind);
+    let number = |kind| attribute(kind).and_then(|a: Attr| a.u32());
+    let long = |kind| attribute(kind).and_then(|a: Attr| a.u64());
+    let byte = |kind| attribute(kind).and_then(|a: Attr| a.value.first().copied());
+    let choice = |names: &[&str], kind| Some(named(names, number(kind)?));
+    Some(match name {
+        // What is set comes from register NFTA_META_SREG (3), NFTA_CT_SREG (4).
+        "meta" if number(3).is_some() => format!("meta {} set", named(META, number(2)?)),
+        "meta" => format!("meta {}", named(META, number(2)?)),
+        "ct" if number(4).is_some() => format!("ct {} set", named(CT, number(2)?)),
+        "ct" => {
+            let direction = byte(3).map_or("", |direction| if direction == 0 { "original " } else { "reply " });
+            format!("ct {direction}{}", named(CT, number(2)?))
+        }
+        "payload" if number(5).is_some() => format!("{} set", raw(number(6)?, number(7)?, number(8)?)),
+        "payload" => raw(number(2)?, number(3)?, number(4)?),
+        "exthdr" => match number(6) {
+            Some(1) => format!("tcp option {}", byte(2)?),
+            _ => format!("exthdr {}", byte(2)?),
+        },
+        "fib" => {
+            let flags = number(3)?;
+            let by = [(1, "saddr"), (2, "daddr"), (4, "mark"), (8, "iif"), (16, "oif")];
+            let by: Vec<&str> = by.into_iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| name).collect();
+            format!("fib {} {}", by.join(" . "), choice(&["", "oif", "oifname", "type"], 2)?)
+        }
+        "rt" => format!("rt {}", choice(&["classid", "ip nexthop", "ip6 nexthop", "mtu", "ipsec"], 2)?),
+        "socket" => format!("socket {}", choice(&["transparent", "mark", "wildcard", "cgroupv2"], 1)?),
+        "numgen" => format!("numgen {} mod {}", choice(&["inc", "random"], 3)?, number(2)?),
+        "limit" => {
+            let over = if number(5).unwrap_or(0) & 1 == 1 { "over " } else { "" };
+            let unit = match long(2)? {
+                1 => "second".to_owned(),
+                60 => "minute".to_owned(),
+                3600 => "hour".to_owned(),
+                86_400 => "day".to_owned(),
+                seconds => format!("{seconds} seconds"),
+            };
+            let what = if number(4) == Some(1) { " bytes" } else { "" };
+            format!("limit rate {over}{}{what}/{unit}", long(1)?)
+        }
+        "quota" => format!("quota {}{} bytes", if number(2).unwrap_or(0) & 1 == 1 { "over " } else { "" }, long(1)?),
+        "connlimit" => format!("ct count {}{}", if number(2).unwrap_or(0) & 1 == 1 { "over " } else { "" }, number(1)?),
+        "lookup" if number(3) == Some(0) => format!("vmap @{}", attribute(1)?.string()),
+        "lookup" if attribute(3).is_some() => format!("map @{}", attribute(1)?.string()),
+        "lookup" => format!("{}@{}", if number(5).unwrap_or(0) & 1 == 1 { "!= " } else { "" }, attribute(1)?.string()),
+        "dynset" => format!("@{}", attribute(1)?.string()),
+        "objref" => format!("object {}", attribute(2).or(attribute(6))?.string()),
+        // NFTA_NAT_TYPE: NFT_NAT_SNAT, NFT_NAT_DNAT.
+        "nat" => choice(&["snat", "dnat"], 1)?,
+        // A value, or a verdict by its number.
+        "immediate" => {
+            let data = attribute(2)?;
+            match (find(data.value, 1), find(data.value, 2)) {
+                (Some(value), _) => plain(value.value),
+                (None, Some(verdict)) => format!("verdict {}", find(verdict.value, 1)?.u32()? as i32),
+                _ => return None,
+            }
+        }
+        _ => return None,
+    })
+}
+
+fn raw(base: u32, offset: u32, len: u32) -> String {
+    match (base, offset, len) {
+        (payload::TRANSPORT, 0, 2) => "th sport".into(),
+        (payload::TRANSPORT, 2, 2) => "th dport".into(),
+        _ => {
+            let base = named(&["ll", "nh", "th", "ih"], base);
+            format!("@{base},{},{}", u64::from(offset) * 8, u64::from(len) * 8)
+        }
+    }
+}
+
+/// A value by itself: an address by its length, else a number in network order.
+fn plain(bytes: &[u8]) -> String {
+    if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
+        return Ipv4Addr::from(v4).to_string();
+    }
+    if let Ok(v6) = <[u8; 16]>::try_from(bytes) {
+        return Ipv6Addr::from(v6).to_string();
+    }
+    big_endian(bytes).map_or_else(|| format!("{} bytes", bytes.len()), |number| number.to_string())
+}
+
+/// What a value is compared as: the kernel keeps most of them as a number of the machine's.
+#[derive(Clone, Copy, PartialEq)]
+enum Written {
+    Host,
+    Index,
+    Name,
+    Network,
+}
+
+fn value(bytes: &[u8], written: Written) -> String {
+    let host = || bytes.iter().rev().fold(0u128, |n, &b| n << 8 | u128::from(b));
+    let network = || big_endian(bytes).unwrap_or_default();
+    let number = if cfg!(target_endian = "little") { host() } else { network() };
+    match written {
+        _ if bytes.len() > 16 => format!("{} bytes", bytes.len()),
+        Written::Name => String::from_utf8_lossy(bytes.split(|&b| b == 0).next().unwrap_or_default()).into_owned(),
+        Written::Index => number.to_string(),
+        Written::Host => format!("{number:#x}"),
+        Written::Network => format!("{:#x}", network()),
+    }
+}
+
+fn relation(op: Op) -> &'static str {
+    match op {
+        Op::Eq => "",
+        Op::Neq => "!= ",
+        Op::Other(2) => "< ",
+        Op::Other(3) => "<= ",
+        Op::Other(4) => "> ",
+        Op::Other(5) => ">= ",
+        Op::Other(_) => "? ",
+    }
+}
+
+/// Expressions that belong together, such as a load and what is done with it.
+pub(super) fn phrase(exprs: &[Expr]) -> String {
+    let (mut written, mut set) = (Written::Host, false);
+    let mut out: Vec<String> = Vec::new();
+    for expr in exprs {
+        match expr {
+            Expr::Meta(key) => {
+                written = match *key {
+                    meta::IIF | meta::OIF => Written::Index,
+                    meta::IIFNAME | meta::OIFNAME => Written::Name,
+                    _ => Written::Host,
+                };
+                out.push(format!("meta {}", named(META, *key)));
+            }
+            Expr::Ct(key) => {
+                written = Written::Host;
+                out.push(format!("ct {}", named(CT, *key)));
+            }
+            Expr::Payload { base, offset, len } => {
+                written = Written::Network;
+                out.push(raw(*base, *offset, *len));
+            }
+            Expr::MetaSet(key) => {
+                set = true;
+                out.push(format!("meta {} set", named(META, *key)));
+            }
+            Expr::CtSet(key) => {
+                set = true;
+                out.push(format!("ct {} set", named(CT, *key)));
+            }
+            Expr::Hton { .. } => written = Written::Network,
+            Expr::Bitwise { mask, xor } => {
+                out.push(format!("& {}", value(mask, written)));
+                out.extend(xor.iter().any(|&b| b != 0).then(|| format!("^ {}", value(xor, written))));
+            }
+            Expr::Cmp { op, data } => out.push(format!("{}{}", relation(*op), value(data, written))),
+            Expr::Range { op, from, to } => {
+                out.push(format!("{}{}-{}", relation(*op), value(from, written), value(to, written)));
+            }
+            Expr::Lookup { set, negated, .. } => {
+                let not = if *negated { "!= " } else { "" };
+                // One without a name in the kernel is a list of the rule's own.
+                let set = if set.starts_with('\0') { "a list".to_owned() } else { format!("@{set}") };
+                out.push(format!("{not}{set}"));
+            }
+            // A field is set in the machine's order, an address or port is in the network's.
+            Expr::Immediate(bytes) => out.push(if set { value(bytes, Written::Host) } else { plain(bytes) }),
+            Expr::Verdict { code, .. } => out.push(format!("verdict {code}")),
+            Expr::Redir => out.push("redirect".into()),
+            Expr::Tproxy { .. } => out.push("tproxy".into()),
+            Expr::Xt { target, name, .. } => {
+                out.push(format!("xt {} {name}", if *target { "target" } else { "match" }))
+            }
+            Expr::Unknown { role, words } => {
+                if *role == Role::Load && words.starts_with('@') {
+                    written = Written::Network;
+                }
+                out.push(words.clone());
+            }
+            Expr::Counter { .. } => {}
+        }
+    }
+    out.join(" ")
+}
