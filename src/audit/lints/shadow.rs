@@ -79,7 +79,7 @@ impl Packets {
             out.push(Self { states, ..left.clone() });
             left.states = inside.states;
         }
-        out.extend(left.flows.around(&inside.flows).into_iter().map(|flows| Self { flows, ..left.clone() }));
+        out.extend(left.flows.clone().around(&inside.flows).into_iter().map(|flows| Self { flows, ..left.clone() }));
         out
     }
 }
