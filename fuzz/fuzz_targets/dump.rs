@@ -1,6 +1,4 @@
 //! Any bytes are a dump or an error. Seeds: tests/data/dumps.
-//!
-//!     cargo +nightly fuzz run dump tests/data/dumps
 
 #![no_main]
 

@@ -14,7 +14,7 @@ mod print_config;
 mod quick;
 mod render;
 mod report;
-mod source;
+pub mod source;
 mod validate;
 mod verify;
 

@@ -13,6 +13,9 @@ type Sides = [&'static str; 2];
 const FOUND: Sides = ["expected, not found", "found, not expected"];
 const CHANGED: Sides = ["gone", "new"];
 
+/// The most effects of one difference that are written out.
+const EFFECTS: usize = 8;
+
 /// What differs, what it changes, and a last line that says it all.
 pub fn text(report: &Report, rules: usize) -> String {
     let mut out = String::new();
@@ -56,11 +59,12 @@ fn finding_text(finding: &Finding, report: &Report, sides: Sides) -> String {
     if let Some(consequence) = finding.consequence {
         let _ = writeln!(out, "    effect: {consequence}");
     }
-    for &at in &finding.effects {
-        if matches!(finding.what, What::Nothing | What::Second(_)) && !report.effects[at].escapes() {
-            continue;
-        }
-        effect_text(&report.effects[at], &mut out);
+    let only_escapes = matches!(finding.what, What::Nothing | What::Second(_));
+    let effects = finding.effects.iter().map(|&at| &report.effects[at]);
+    let effects: Vec<&Effect> = effects.filter(|effect| !only_escapes || effect.escapes()).collect();
+    effects.iter().take(EFFECTS).for_each(|effect| effect_text(effect, &mut out));
+    if effects.len() > EFFECTS {
+        let _ = writeln!(out, "    effect: and {} more (--json has all)", effects.len() - EFFECTS);
     }
     if finding.effects.is_empty() && finding.consequence.is_none() && report.blind.is_none() {
         let _ = writeln!(out, "    no effect: all traffic goes where it should");

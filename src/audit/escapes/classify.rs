@@ -73,8 +73,8 @@ impl<'a> Sorter<'a> {
                 self.left.push(part);
                 continue;
             };
-            let around = part.flows.around(&inside);
-            self.left.extend(around.into_iter().map(|flows| Part { flows, ..part.clone() }));
+            let around = part.flows.clone().around(&inside);
+            self.left.extend(around.into_iter().map(|flows| Part { flows, ..part }));
             self.out.push((kind, Part { flows: inside, ..part }));
         }
     }

@@ -7,7 +7,7 @@ pub mod example;
 pub mod kind;
 pub mod words;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::config::types::{Families, Family};
 use crate::plan::canon::CanonRule;
@@ -54,7 +54,7 @@ impl<'a> Escape<'a> {
         for part in &self.parts {
             let inside = flows.iter().filter(|(family, _)| *family == part.family);
             let inside = inside.filter_map(|(_, cube)| part.flows.intersection(cube));
-            parts.extend(inside.map(|flows| Part { flows, ..part.clone() }));
+            parts.extend(inside.map(|flows| Part { flows, ..*part }));
         }
         Self::new(self.kind, self.scope, fewer(parts), space)
     }
@@ -66,7 +66,7 @@ impl<'a> Escape<'a> {
             let others: Vec<Cube> =
                 flows.iter().filter(|(family, _)| *family == part.family).map(|(_, cube)| cube.clone()).collect();
             let left = without(vec![part.flows.clone()], &others);
-            parts.extend(left.into_iter().map(|flows| Part { flows, ..part.clone() }));
+            parts.extend(left.into_iter().map(|flows| Part { flows, ..*part }));
         }
         Self::new(self.kind, self.scope, fewer(parts), space)
     }
@@ -96,11 +96,13 @@ impl<'a> Escape<'a> {
     /// The rules that let it out, each once and with its reason; none where no rule says
     /// anything about some of it.
     pub fn rules(&self) -> Vec<(Family, Decider<'a>, &'a Why)> {
-        let mut out: Vec<(Family, Decider, &Why)> = Vec::new();
+        let mut known: HashMap<*const CanonRule, Vec<&Why>> = HashMap::new();
+        let mut out = Vec::new();
         for part in &self.parts {
-            if let Some((decider, why)) = part.decider
-                && !out.iter().any(|(_, known, other)| std::ptr::eq(known.rule, decider.rule) && *other == why)
-            {
+            let Some((decider, why)) = part.decider else { continue };
+            let reasons = known.entry(decider.rule).or_default();
+            if !reasons.contains(&why) {
+                reasons.push(why);
                 out.push((part.family, decider, why));
             }
         }
@@ -185,15 +187,22 @@ pub fn find_in<'a>(ruleset: &'a Ruleset, space: &Space, families: Families) -> R
 /// The same flows in fewer parts: those with one decider are put together.
 fn fewer<'a>(parts: Vec<Part<'a>>) -> Vec<Part<'a>> {
     let mut groups: Vec<Vec<Part<'a>>> = Vec::new();
+    // Groups by the rule that decides; it may have several reasons.
+    let mut places: HashMap<(Family, Option<*const CanonRule>), Vec<usize>> = HashMap::new();
     for part in parts {
-        match groups.iter_mut().find(|g| g[0].family == part.family && g[0].same_decider(&part)) {
-            Some(group) => group.push(part),
-            None => groups.push(vec![part]),
+        let rule = part.decider.map(|(decider, _)| std::ptr::from_ref(decider.rule));
+        let near = places.entry((part.family, rule)).or_default();
+        match near.iter().find(|&&at| groups[at][0].same_decider(&part)) {
+            Some(&at) => groups[at].push(part),
+            None => {
+                near.push(groups.len());
+                groups.push(vec![part]);
+            }
         }
     }
     let merge = |group: Vec<Part<'a>>| -> Vec<Part<'a>> {
         let cubes = merged(group.iter().map(|part| part.flows.clone()).collect());
-        cubes.into_iter().map(|flows| Part { flows, ..group[0].clone() }).collect()
+        cubes.into_iter().map(|flows| Part { flows, ..group[0] }).collect()
     };
     groups.into_iter().flat_map(merge).collect()
 }

@@ -1,6 +1,8 @@
 //! Rules of other tools that packets meet before the interception's: harmless today, and
 //! the first place to look when traffic is lost or escapes.
 
+use std::collections::HashSet;
+
 use crate::audit::escapes::kind::Severity;
 use crate::audit::ruleset::{ChainRules, Hook, Ruleset};
 use crate::config::types::Family;
@@ -15,6 +17,7 @@ const HOOKS: [Hook; 5] = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Ou
 /// Lints about rules of others, on the hooks that the interception uses.
 pub fn lints(ruleset: &Ruleset) -> Vec<Lint> {
     let mut out: Vec<Lint> = Vec::new();
+    let mut known = HashSet::new();
     for family in Family::BOTH {
         for hook in HOOKS {
             let chains: Vec<&ChainRules> = ruleset.family(family).on(hook).collect();
@@ -28,7 +31,7 @@ pub fn lints(ruleset: &Ruleset) -> Vec<Lint> {
                 for rule in &chain.rules[..until] {
                     if is_foreign(rule.why()) && decides(&rule.verdict) {
                         let lint = lint(place(chain, rule, family), &which(rule));
-                        if !out.iter().any(|known| known.subject == lint.subject) {
+                        if known.insert(lint.subject.clone()) {
                             out.push(lint);
                         }
                     }

@@ -2,6 +2,11 @@
 //! its chain that it does not come back from. Sets of packets of any state and mark, not
 //! just of new connections as for escapes; where in doubt a rule may match.
 
+use std::cell::{Cell, RefCell};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+
 use crate::audit::describe;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::partition::cube::{Cube, owners};
@@ -21,6 +26,8 @@ const NONE: u32 = u32::MAX;
 const DEPTH: usize = 16;
 /// Beyond so many sets it is not worth knowing.
 const ENOUGH: usize = 5_000;
+/// How many times sets of a family's packets are held against others.
+const MOST: usize = 30_000_000;
 
 /// Packets: a set of flows by the outgoing interface, and what flows do not have.
 #[derive(Debug, Clone)]
@@ -58,7 +65,14 @@ impl Packets {
         Self { flows, in_by: every(interfaces), states: RangeList::new([(0, CtStates::NAMED.len() as u8 - 1)]) }
     }
 
+    fn overlaps(&self, other: &Self) -> bool {
+        self.flows.overlaps(&other.flows) && self.in_by.overlaps(&other.in_by) && self.states.overlaps(&other.states)
+    }
+
     fn intersection(&self, other: &Self) -> Option<Self> {
+        if !self.overlaps(other) {
+            return None;
+        }
         let in_by = self.in_by.intersection(&other.in_by);
         let states = self.states.intersection(&other.states);
         let flows = self.flows.intersection(&other.flows)?;
@@ -79,7 +93,7 @@ impl Packets {
             out.push(Self { states, ..left.clone() });
             left.states = inside.states;
         }
-        out.extend(left.flows.around(&inside.flows).into_iter().map(|flows| Self { flows, ..left.clone() }));
+        out.extend(left.flows.clone().around(&inside.flows).into_iter().map(|flows| Self { flows, ..left.clone() }));
         out
     }
 }
@@ -90,22 +104,42 @@ fn every(interfaces: &Interfaces) -> Kinds {
     all
 }
 
-fn without(packets: Vec<Packets>, taken: &[Packets]) -> Vec<Packets> {
-    taken.iter().fold(packets, |left, taken| left.iter().flat_map(|packets| packets.minus(taken)).collect())
-}
-
 /// Whether a rule applies to just the packets that its set says: it asks nothing else.
 fn is_exact(m: &CanonMatches) -> bool {
     m.mark.is_none() && m.connection_mark.is_none() && m.unknown.is_empty()
 }
 
+/// Packets by the chain they stay in, and the depth at which it is jumped to.
+type Kept = HashMap<(*const ChainRules, usize), Rc<[Packets]>>;
+
 struct Chains<'a> {
     rules: &'a FamilyRules,
     family: Family,
     interfaces: &'a Interfaces,
+    /// How many more sets may be held against others.
+    left: Cell<usize>,
+    /// What is known to stay in chains that are jumped to, by depth.
+    known: RefCell<Kept>,
 }
 
 impl Chains<'_> {
+    /// What of some packets is left; all that it cannot tell, once too much has been asked.
+    fn without(&self, mut left: Vec<Packets>, taken: &[Packets]) -> Vec<Packets> {
+        for taken in taken {
+            self.left.set(self.left.get().saturating_sub(left.len()));
+            if self.is_worn_out() || left.is_empty() {
+                break;
+            }
+            let met: Vec<Packets> = left.extract_if(.., |packets| packets.overlaps(taken)).collect();
+            left.extend(met.iter().flat_map(|packets| packets.minus(taken)));
+        }
+        left
+    }
+
+    fn is_worn_out(&self) -> bool {
+        self.left.get() == 0
+    }
+
     fn packets(&self, m: &CanonMatches) -> Packets {
         Packets::of(m, self.family, self.interfaces)
     }
@@ -121,31 +155,41 @@ impl Chains<'_> {
             Verdict::Return | Verdict::Accept | Verdict::Drop | Verdict::Redirect(_) | Verdict::Goto(_) => vec![here],
             Verdict::Tproxy { closed: true, .. } => vec![here],
             Verdict::Jump(_) => {
-                let inner = self.rules.target(chain, at).map(|target| self.swallowed(target, depth + 1));
-                inner.unwrap_or_default().iter().filter_map(|packets| packets.intersection(&here)).collect()
+                let inner = self.rules.target(chain, at).map(|target| self.stay_in(target, depth + 1));
+                inner.iter().flat_map(|inner| inner.iter()).filter_map(|packets| packets.intersection(&here)).collect()
             }
             _ => Vec::new(),
         }
     }
 
     /// Those that do not come back from a chain, for sure.
+    fn stay_in(&self, chain: &ChainRules, depth: usize) -> Rc<[Packets]> {
+        let key = (std::ptr::from_ref(chain), depth);
+        if let Some(known) = self.known.borrow().get(&key) {
+            return known.clone();
+        }
+        let packets: Rc<[Packets]> = self.swallowed(chain, depth).into();
+        self.known.borrow_mut().insert(key, packets.clone());
+        packets
+    }
+
     fn swallowed(&self, chain: &ChainRules, depth: usize) -> Vec<Packets> {
         let (mut left, mut out) = (vec![Packets::all(self.family, self.interfaces)], Vec::new());
         for (at, rule) in chain.rules.iter().enumerate() {
-            if depth > DEPTH || left.len() + out.len() > ENOUGH {
+            if depth > DEPTH || left.len() + out.len() > ENOUGH || self.is_worn_out() {
                 return Vec::new();
             }
             let here = self.packets(&rule.matches);
             if matches!(rule.verdict, Verdict::Return | Verdict::Goto(_) | Verdict::Unknown(_)) {
                 // They come back, or may.
-                left = without(left, &[here]);
+                left = self.without(left, &[here]);
                 continue;
             }
             let stopped = self.stopped(chain, at, depth);
             out.extend(stopped.iter().flat_map(|taken| left.iter().filter_map(|packets| packets.intersection(taken))));
-            left = without(left, &stopped);
+            left = self.without(left, &stopped);
         }
-        out
+        if self.is_worn_out() { Vec::new() } else { out }
     }
 
     /// The rules of a chain that no packet gets to.
@@ -153,10 +197,10 @@ impl Chains<'_> {
         let mut taken: Vec<Packets> = Vec::new();
         let mut out = Vec::new();
         for (at, rule) in chain.rules.iter().enumerate() {
-            if taken.len() > ENOUGH {
+            if taken.len() > ENOUGH || self.is_worn_out() {
                 break;
             }
-            if without(vec![self.packets(&rule.matches)], &taken).is_empty() {
+            if self.without(vec![self.packets(&rule.matches)], &taken).is_empty() {
                 out.push(at);
             } else {
                 taken.extend(self.stopped(chain, at, 0));
@@ -187,7 +231,7 @@ pub fn chain_name(chain: &ChainRules) -> String {
 /// The rules that no packet gets to: in which chain, and which of its rules.
 pub fn never<'a>(ruleset: &'a Ruleset, interfaces: &Interfaces, family: Family) -> Vec<(&'a ChainRules, usize)> {
     let rules = ruleset.family(family);
-    let chains = Chains { rules, family, interfaces };
+    let chains = Chains { rules, family, interfaces, left: Cell::new(MOST), known: RefCell::default() };
     let entered = rules.chains.iter().zip(rules.entered()).filter(|(_, entered)| *entered);
     entered.flat_map(|(chain, _)| chains.never(chain).into_iter().map(move |at| (chain, at))).collect()
 }
@@ -195,7 +239,8 @@ pub fn never<'a>(ruleset: &'a Ruleset, interfaces: &Interfaces, family: Family) 
 /// Lints about what rules do to each other.
 pub fn lints(ruleset: &Ruleset, interfaces: &Interfaces) -> Vec<Lint> {
     // What is so at the same place in both families is said once.
-    let mut found: Vec<((String, Option<usize>), Families, Lint)> = Vec::new();
+    let mut found: Vec<(Families, Lint)> = Vec::new();
+    let mut places: HashMap<(String, Option<usize>, &str), usize> = HashMap::new();
     for family in Family::BOTH {
         let rules = ruleset.family(family);
         let never = never(ruleset, interfaces, family);
@@ -206,14 +251,19 @@ pub fn lints(ruleset: &Ruleset, interfaces: &Interfaces) -> Vec<Lint> {
         });
         let lost = never_entered(ruleset, family).into_iter().map(|chain| (chain, None, chain_never_entered(chain)));
         for (chain, at, lint) in never.chain(nowhere).chain(lost) {
-            let key = (chain_name(chain), at);
-            match found.iter_mut().find(|(known, _, other)| *known == key && other.id == lint.id) {
-                Some((_, families, _)) => *families = families.union(Families::only(family)),
-                None => found.push((key, Families::only(family), lint)),
+            match places.entry((chain_name(chain), at, lint.id)) {
+                Entry::Occupied(known) => {
+                    let families = &mut found[*known.get()].0;
+                    *families = families.union(Families::only(family));
+                }
+                Entry::Vacant(place) => {
+                    place.insert(found.len());
+                    found.push((Families::only(family), lint));
+                }
             }
         }
     }
-    let with_families = |(_, families, mut lint): (_, Families, Lint)| {
+    let with_families = |(families, mut lint): (Families, Lint)| {
         lint.subject = format!("{} ({families})", lint.subject);
         lint
     };
@@ -270,8 +320,9 @@ fn never_entered(ruleset: &Ruleset, family: Family) -> Vec<&ChainRules> {
         let rules = ruleset.family(family);
         rules.chains.iter().zip(rules.entered()).filter(|(_, entered)| *entered).map(|(chain, _)| chain)
     };
-    let entered: Vec<&ChainRules> = Family::BOTH.into_iter().flat_map(entered_by).collect();
-    let is_entered = |chain: &ChainRules| entered.iter().any(|e| e.table == chain.table && e.name == chain.name);
+    let place = |chain: &'_ ChainRules| (chain.table.clone(), chain.name.clone());
+    let entered: HashSet<_> = Family::BOTH.into_iter().flat_map(entered_by).map(place).collect();
+    let is_entered = |chain: &ChainRules| entered.contains(&place(chain));
     let chains = ruleset.family(family).chains.iter();
     chains.filter(|chain| !chain.rules.is_empty() && !is_entered(chain)).collect()
 }

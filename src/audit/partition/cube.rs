@@ -1,6 +1,8 @@
 //! A set of flows as the product of one set per dimension. Sets are intervals, so that
 //! a thousand ports or ranges cost one set and not a thousand flows.
 
+use std::collections::HashMap;
+
 use crate::config::ranges::RangeList;
 use crate::config::types::{Family, IdList, PortList};
 use crate::plan::canon::Addresses;
@@ -16,7 +18,7 @@ pub const NOBODY: u64 = 1 << 32;
 
 /// A set of flows of one family and direction. A flow is in it if each of its values is
 /// in the set of its dimension.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Cube {
     pub protocol: RangeList<u8>,
     pub interface: Kinds,
@@ -82,41 +84,51 @@ impl Cube {
             && self.source_port.holds(point.source_port)
     }
 
-    /// What both hold; `None` if that is nothing.
-    pub fn intersection(&self, other: &Self) -> Option<Self> {
-        let mut out = self.clone();
-        macro_rules! cut {
+    /// Whether a flow is in both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        macro_rules! apart {
             ($dimension:ident) => {
-                if !other.$dimension.eq(&self.$dimension) {
-                    out.$dimension = self.$dimension.intersection(&other.$dimension);
-                    if out.$dimension.is_empty() {
-                        return None;
-                    }
+                if !self.$dimension.overlaps(&other.$dimension) {
+                    return false;
                 }
             };
         }
-        each_dimension!(cut);
-        Some(out)
+        each_dimension!(apart);
+        true
+    }
+
+    /// What both hold; `None` if that is nothing.
+    pub fn intersection(&self, other: &Self) -> Option<Self> {
+        let both = || Self {
+            protocol: self.protocol.intersection(&other.protocol),
+            interface: self.interface.intersection(&other.interface),
+            uid: self.uid.intersection(&other.uid),
+            gid: self.gid.intersection(&other.gid),
+            destination: self.destination.intersection(&other.destination),
+            port: self.port.intersection(&other.port),
+            source: self.source.intersection(&other.source),
+            source_port: self.source_port.intersection(&other.source_port),
+        };
+        self.overlaps(other).then(both)
     }
 
     /// What is in this cube and not in the other: cubes that share nothing.
     pub fn minus(&self, other: &Self) -> Vec<Self> {
         match self.intersection(other) {
-            Some(inside) => self.around(&inside),
+            Some(inside) => self.clone().around(&inside),
             None => vec![self.clone()],
         }
     }
 
     /// What is left of this cube around a part of it: cubes that share nothing.
-    pub fn around(&self, inside: &Self) -> Vec<Self> {
-        let mut left = self.clone();
+    pub fn around(mut self, inside: &Self) -> Vec<Self> {
         let mut out = Vec::new();
         macro_rules! cut {
             ($dimension:ident) => {
-                if left.$dimension != inside.$dimension {
-                    let outside = left.$dimension.minus(&inside.$dimension);
-                    out.push(Self { $dimension: outside, ..left.clone() });
-                    left.$dimension = inside.$dimension.clone();
+                if self.$dimension != inside.$dimension {
+                    let outside = self.$dimension.minus(&inside.$dimension);
+                    self.$dimension = inside.$dimension.clone();
+                    out.push(Self { $dimension: outside, ..self.clone() });
                 }
             };
         }
@@ -124,43 +136,74 @@ impl Cube {
         out
     }
 
-    /// The two as one, if they differ in one dimension only.
-    fn joined(&self, other: &Self) -> Option<Self> {
+    /// Takes in another that differs in one dimension at most; says whether it did.
+    fn join(&mut self, other: &Self) -> bool {
         let mut differing = 0;
-        let mut out = self.clone();
-        macro_rules! compare {
+        macro_rules! count {
             ($dimension:ident) => {
-                if self.$dimension != other.$dimension {
-                    differing += 1;
-                    if differing > 1 {
-                        return None;
-                    }
-                    out.$dimension.extend(&other.$dimension);
-                    out.$dimension = out.$dimension.normalised();
+                differing += u32::from(self.$dimension != other.$dimension);
+                if differing > 1 {
+                    return false;
                 }
             };
         }
-        each_dimension!(compare);
-        Some(out)
+        each_dimension!(count);
+        macro_rules! join {
+            ($dimension:ident) => {
+                if self.$dimension != other.$dimension {
+                    self.$dimension.extend(&other.$dimension);
+                    self.$dimension = self.$dimension.normalised();
+                }
+            };
+        }
+        each_dimension!(join);
+        true
     }
 }
+
+/// Up to so many cubes each is held against all others.
+const FEW: usize = 32;
 
 /// The same flows in fewer cubes, where cubes differ in one dimension only.
 pub fn merged(mut cubes: Vec<Cube>) -> Vec<Cube> {
     loop {
         let before = cubes.len();
-        let mut out: Vec<Cube> = Vec::with_capacity(before);
-        for cube in cubes {
-            match out.iter_mut().find_map(|known| known.joined(&cube).map(|both| (known, both))) {
-                Some((known, both)) => *known = both,
-                None => out.push(cube),
-            }
+        cubes = if before <= FEW { merged_few(cubes) } else { merged_many(cubes) };
+        if cubes.len() == before {
+            return cubes;
         }
-        if out.len() == before {
-            return out;
-        }
-        cubes = out;
     }
+}
+
+fn merged_few(cubes: Vec<Cube>) -> Vec<Cube> {
+    let mut out: Vec<Cube> = Vec::with_capacity(cubes.len());
+    for cube in cubes {
+        if !out.iter_mut().any(|known| known.join(&cube)) {
+            out.push(cube);
+        }
+    }
+    out
+}
+
+/// The same in one go for each dimension: cubes that are alike but for it become one.
+fn merged_many(mut cubes: Vec<Cube>) -> Vec<Cube> {
+    macro_rules! merge {
+        ($dimension:ident) => {
+            let mut groups = HashMap::new();
+            for mut cube in cubes {
+                let list = std::mem::take(&mut cube.$dimension);
+                let at = groups.len();
+                let (_, lists) = groups.entry(cube).or_insert_with(|| (at, RangeList::default()));
+                lists.extend(&list);
+            }
+            let mut merged: Vec<_> = groups.into_iter().collect();
+            merged.sort_unstable_by_key(|(_, (at, _))| *at);
+            cubes =
+                merged.into_iter().map(|(rest, (_, lists))| Cube { $dimension: lists.normalised(), ..rest }).collect();
+        };
+    }
+    each_dimension!(merge);
+    cubes
 }
 
 /// What is in none of the others.

@@ -1,6 +1,7 @@
 //! Interface names as numbers. Rules tell names apart by whole names and by beginnings;
 //! names that no rule tells apart are one kind, and a set of kinds is a set of numbers.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use crate::audit::flow::Surroundings;
@@ -18,7 +19,9 @@ const LONGEST: usize = 15;
 /// All kinds of interfaces that a few rulesets and a pod tell apart.
 #[derive(Debug, Clone)]
 pub struct Interfaces {
+    /// Sorted by pattern; what no rule names comes last.
     kinds: Vec<Kind>,
+    lo: Kinds,
 }
 
 /// Names that every rule treats alike.
@@ -44,18 +47,20 @@ impl Interfaces {
         }
         let names: Vec<Option<Interface>> = patterns.iter().cloned().map(Some).chain([None]).collect();
         let kind = |pattern: Option<Interface>| {
-            let example = candidates(pattern.as_ref()).find(|name| kind_of(&patterns, name) == pattern.as_ref())?;
+            let example = candidates(pattern.as_ref()).find(|name| kind_of(&patterns, name) == pattern)?;
             Some(Kind { pattern, example: example.into() })
         };
-        Self { kinds: names.into_iter().filter_map(kind).collect() }
+        let mut out = Self { kinds: names.into_iter().filter_map(kind).collect(), lo: Kinds::default() };
+        out.lo = out.named("lo");
+        out
     }
 
     pub fn all(&self) -> Kinds {
         self.where_kind(|_| true)
     }
 
-    pub fn lo(&self) -> Kinds {
-        self.named("lo")
+    pub fn lo(&self) -> &Kinds {
+        &self.lo
     }
 
     /// The kind that a name is of, as a set.
@@ -71,7 +76,30 @@ impl Interfaces {
 
     /// The kinds that meet a condition.
     pub fn meeting(&self, cond: &Cond<Vec<Interface>>) -> Kinds {
-        self.where_kind(|kind| cond.value.iter().any(|i| i.matches(&kind.example)) != cond.negated)
+        let mut out = Kinds::default();
+        cond.value.iter().for_each(|pattern| out.extend(&self.matching(pattern)));
+        let out = out.normalised();
+        if cond.negated { self.all().minus(&out) } else { out }
+    }
+
+    fn matching(&self, pattern: &Interface) -> Kinds {
+        let known = self.kinds.binary_search_by(|kind| match &kind.pattern {
+            Some(known) => known.cmp(pattern),
+            None => Ordering::Greater,
+        });
+        match known {
+            Ok(at) if !pattern.any_ending => Kinds::of([at as u32]),
+            // Names that begin alike stand together. Among the known ones a name is of the
+            // kind that says most about it, so a shorter pattern's example is not meant.
+            Ok(at) if !pattern.name.is_empty() => {
+                let starts = |kind: &Kind| kind.pattern.as_ref().is_some_and(|p| p.name.starts_with(&*pattern.name));
+                let first = self.kinds[..at].iter().rposition(|kind| !starts(kind)).map_or(0, |before| before + 1);
+                let count = self.kinds[at..].partition_point(starts);
+                Kinds::new([(first as u32, (at + count - 1) as u32)])
+            }
+            _ if pattern.name.len() > LONGEST => Kinds::default(),
+            _ => self.where_kind(|kind| pattern.matches(&kind.example)),
+        }
     }
 
     fn where_kind(&self, test: impl Fn(&Kind) -> bool) -> Kinds {
@@ -100,8 +128,12 @@ fn closeness(pattern: &Interface) -> (bool, usize) {
     (!pattern.any_ending, pattern.name.len())
 }
 
-fn kind_of<'a>(patterns: &'a BTreeSet<Interface>, name: &str) -> Option<&'a Interface> {
-    patterns.iter().filter(|p| p.matches(name)).max_by_key(|p| closeness(p))
+/// The pattern that says most about a name.
+fn kind_of(patterns: &BTreeSet<Interface>, name: &str) -> Option<Interface> {
+    let whole = Interface::new(name, false);
+    let beginnings = (0..=name.len()).rev().filter_map(|length| name.get(..length));
+    let mut all = std::iter::once(whole).chain(beginnings.map(|beginning| Interface::new(beginning, true)));
+    all.find(|pattern| patterns.contains(pattern))
 }
 
 /// Names that may be of a kind, the simplest first.

@@ -8,7 +8,11 @@
 //! interface but lo, and not for a loopback address. Packets start unmarked.
 
 pub mod cube;
+mod guesses;
 pub mod interfaces;
+mod limits;
+mod near;
+mod settle;
 mod state;
 mod walk;
 
@@ -25,6 +29,7 @@ use super::packet::{EPHEMERAL, Packet};
 use super::ruleset::Ruleset;
 use cube::{Cube, NOBODY, Owners, Point, all_addresses, everyone, owner};
 use interfaces::Interfaces;
+pub use limits::TooManyParts;
 
 /// Where a flow starts and ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,16 +87,6 @@ impl Part<'_> {
     }
 }
 
-/// The rules cut traffic into more parts than anybody could read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the rules cut {0} traffic into more than {LIMIT} parts; ask about single flows with 'explain'")]
-pub struct TooManyParts(pub Family);
-
-/// The most parts of one family and scope at a time.
-pub const LIMIT: usize = 50_000;
-/// The most cuts that are made on the way there.
-const MOST_CUTS: usize = 1_000_000;
-
 /// The space of flows around a pod.
 #[derive(Debug, Clone)]
 pub struct Space<'p> {
@@ -113,8 +108,9 @@ impl<'p> Space<'p> {
     /// Cuts all flows of a family by a ruleset. The parts share nothing and leave nothing out.
     pub fn parts<'a>(&self, ruleset: &'a Ruleset, family: Family) -> Result<Vec<Part<'a>>, TooManyParts> {
         let mut out = Vec::new();
+        let chains = walk::Chains::new(ruleset.family(family));
         for scope in Scope::ALL {
-            walk::walk(self, ruleset, family, scope, &mut out)?;
+            walk::walk(self, &chains, family, scope, &mut out)?;
         }
         Ok(out)
     }
@@ -126,7 +122,7 @@ impl<'p> Space<'p> {
         let nobody: Owners = RangeList::of([NOBODY]);
         let owners = if scope.direction() == Direction::Outbound { everyone() } else { nobody };
         Cube {
-            interface: if scope == Scope::Local { lo } else { self.interfaces.all().minus(&lo) },
+            interface: if scope == Scope::Local { lo.clone() } else { self.interfaces.all().minus(lo) },
             destination: match scope {
                 Scope::Local => own,
                 Scope::Inbound => own.minus(&loopback(family)),

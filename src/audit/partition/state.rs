@@ -3,12 +3,13 @@
 
 use crate::audit::explain::Decider;
 use crate::audit::flow::Taker;
-use crate::config::ranges::{RangeList, Step};
+use crate::config::types::IdList;
 use crate::plan::canon::CanonMatches;
 use crate::plan::model::{Cond, CtStates, Masked};
 use crate::plan::why::Why;
 
-use super::cube::{Cube, NOBODY, owners};
+use super::cube::{Cube, NOBODY, Owners, owners};
+use super::guesses::Guess;
 use super::interfaces::Interfaces;
 
 /// The interface a packet has here.
@@ -39,69 +40,63 @@ pub struct State<'a> {
     pub nat_done: bool,
     pub decider: Option<(Decider<'a>, &'a Why)>,
     /// Of the rules that may apply: which were taken to, and the last of these.
-    pub guesses: Vec<bool>,
+    pub guesses: Guess,
     pub perhaps: Option<(Decider<'a>, &'a Why)>,
 }
 
 impl<'a> State<'a> {
     pub fn with(&self, flows: Cube) -> Self {
-        Self { flows, ..self.clone() }
+        Self { flows, ..*self }
     }
 
-    /// Those that meet the conditions, and those that do not.
-    pub fn cut(self, m: &CanonMatches, interfaces: &Interfaces) -> (Option<Self>, Vec<Self>) {
-        match self.inside(m, interfaces) {
-            None => (None, vec![self]),
-            Some(inside) => {
-                let rest = self.flows.around(&inside).into_iter().map(|flows| self.with(flows)).collect();
-                (Some(Self { flows: inside, ..self }), rest)
-            }
-        }
-    }
-
-    fn inside(&self, m: &CanonMatches, interfaces: &Interfaces) -> Option<Cube> {
-        if m.connection_state.0 & CtStates::NEW.0 == 0
-            || !mark(&m.mark, self.mark)
-            || !mark(&m.connection_mark, self.connection_mark)
-        {
+    /// Those of the flows that meet the conditions.
+    pub fn inside(&self, m: &CanonMatches, interfaces: &Interfaces) -> Option<Cube> {
+        let flows = &self.flows;
+        let may = m.connection_state.0 & CtStates::NEW.0 != 0
+            && mark(&m.mark, self.mark)
+            && mark(&m.connection_mark, self.connection_mark)
+            && self.destination.map_or_else(|| flows.destination.overlaps(&m.destination), |a| m.destination.holds(a))
+            && self.port.map_or_else(|| flows.port.overlaps(&m.destination_port), |p| m.destination_port.holds(p))
+            && flows.source.overlaps(&m.source)
+            && flows.protocol.overlaps(&m.protocol)
+            && flows.source_port.overlaps(&m.source_port);
+        if !may {
             return None;
         }
-        let mut flows = self.flows.clone();
-        narrow(&mut flows.protocol, &m.protocol)?;
-        match self.destination {
-            Some(here) => m.destination.holds(here).then_some(())?,
-            None => narrow(&mut flows.destination, &m.destination)?,
-        }
-        match self.port {
-            Some(here) => m.destination_port.holds(here).then_some(())?,
-            None => narrow(&mut flows.port, &m.destination_port)?,
-        }
-        narrow(&mut flows.source, &m.source)?;
-        narrow(&mut flows.source_port, &m.source_port)?;
+        let mut interface = flows.interface.clone();
         for (cond, by) in [(&m.in_interface, self.in_by), (&m.out_interface, self.out_by)] {
             let Some(cond) = cond else { continue };
-            let meeting = interfaces.meeting(cond);
             match by {
                 By::None => cond.negated.then_some(())?,
-                By::Lo => meeting.overlaps(&interfaces.lo()).then_some(())?,
-                By::Flow => narrow(&mut flows.interface, &meeting)?,
+                By::Lo => interfaces.meeting(cond).overlaps(interfaces.lo()).then_some(())?,
+                By::Flow => interface = interface.intersection(&interfaces.meeting(cond)),
             }
         }
-        for (cond, set) in [(&m.uid, &mut flows.uid), (&m.gid, &mut flows.gid)] {
-            let Some(cond) = cond else { continue };
-            let meeting = owners(cond);
-            if self.ownerless { meeting.holds(NOBODY).then_some(())? } else { narrow(set, &meeting)? }
+        let owned = |cond: &Option<Cond<IdList>>, set: &Owners| {
+            let Some(meeting) = cond.as_ref().map(owners) else { return Some(set.clone()) };
+            if self.ownerless { meeting.holds(NOBODY).then(|| set.clone()) } else { Some(set.intersection(&meeting)) }
+        };
+        let (uid, gid) = (owned(&m.uid, &flows.uid)?, owned(&m.gid, &flows.gid)?);
+        if interface.is_empty() || uid.is_empty() || gid.is_empty() {
+            return None;
         }
-        Some(flows)
+        Some(Cube {
+            interface,
+            uid,
+            gid,
+            protocol: flows.protocol.intersection(&m.protocol),
+            destination: match self.destination {
+                Some(_) => flows.destination.clone(),
+                None => flows.destination.intersection(&m.destination),
+            },
+            port: match self.port {
+                Some(_) => flows.port.clone(),
+                None => flows.port.intersection(&m.destination_port),
+            },
+            source: flows.source.intersection(&m.source),
+            source_port: flows.source_port.intersection(&m.source_port),
+        })
     }
-}
-
-/// Leaves what both hold; `None` if that is nothing.
-fn narrow<T: Step>(set: &mut RangeList<T>, by: &RangeList<T>) -> Option<()> {
-    if !by.is_full() && set != by {
-        *set = set.intersection(by);
-    }
-    (!set.is_empty()).then_some(())
 }
 
 fn mark(cond: &Option<Cond<Masked>>, mark: u32) -> bool {

@@ -2,9 +2,12 @@
 //! statement, with a set of flows where that has one packet; a rule that some of them
 //! meet cuts the set.
 
+use std::collections::HashMap;
+use std::rc::Rc;
+
 use crate::audit::explain::{DEPTH, Decider};
 use crate::audit::flow::{Direction, Taker};
-use crate::audit::ruleset::{ChainRules, FamilyRules, Hook, Ruleset};
+use crate::audit::ruleset::{ChainRules, FamilyRules, Hook};
 use crate::audit::target::{Effect, effect};
 use crate::config::ranges::RangeList;
 use crate::config::types::Family;
@@ -13,74 +16,63 @@ use crate::plan::model::{Masked, Verdict, protocol};
 use crate::plan::why::Why;
 
 use super::cube::Cube;
+use super::guesses::Guesses;
+use super::limits::{Limits, TooManyParts};
+use super::near::{Near, Sides};
+use super::settle::{Way, settle};
 use super::state::{By, State};
-use super::{LIMIT, MOST_CUTS, Part, Scope, Space, TooManyParts, loopback};
+use super::{Part, Scope, Space, loopback};
+
+/// A family's chains, the long ones with an index of their rules.
+pub struct Chains<'a> {
+    rules: &'a FamilyRules,
+    near: HashMap<*const ChainRules, Near>,
+}
+
+impl<'a> Chains<'a> {
+    pub fn new(rules: &'a FamilyRules) -> Self {
+        let long = rules.chains.iter().filter(|chain| chain.rules.len() > MANY);
+        let near = |chain: &ChainRules| Near::new(chain.rules.iter().map(|rule| Sides::of_rule(&rule.matches)));
+        Self { rules, near: long.map(|chain| (std::ptr::from_ref(chain), near(chain))).collect() }
+    }
+}
+
+/// From how many rules on an index pays.
+const MANY: usize = 16;
+
+/// The most parts of a family and scope that come of uncertain conditions.
+const MOST_SETTLED: usize = 100_000;
 
 /// Cuts the flows of a family and scope. Flows that a rule may meet go both ways, as far
 /// as that can be followed; where it cannot, what becomes of them is not known.
 pub fn walk<'a>(
     space: &Space,
-    ruleset: &'a Ruleset,
+    chains: &Chains<'a>,
     family: Family,
     scope: Scope,
     out: &mut Vec<Part<'a>>,
 ) -> Result<(), TooManyParts> {
-    let mut ways = Vec::new();
-    let both = walk_ways(space, ruleset, family, scope, true, &mut ways);
-    let others = ways.iter().filter(|way| way.perhaps.is_some()).count();
-    if both.is_err() || others.saturating_mul(ways.len() - others) > MOST_PAIRS {
-        ways.clear();
-        walk_ways(space, ruleset, family, scope, false, &mut ways)?;
+    let ways = |both_ways| walk_ways(space, chains, family, scope, both_ways);
+    let settled = ways(true).ok().and_then(|(ways, guesses)| settle(ways, &guesses, MOST_SETTLED));
+    match settled {
+        Some(parts) => out.extend(parts),
+        None => out.extend(ways(false)?.0.into_iter().map(|way| way.part)),
     }
-    settle(ways, out);
     Ok(())
-}
-
-/// The most pairs of a certain and another way that are put against each other.
-const MOST_PAIRS: usize = 20_000_000;
-
-/// A part, and which rules that its flows may meet were taken to apply on the way there.
-struct Way<'a> {
-    part: Part<'a>,
-    guesses: Vec<bool>,
-    /// The last one that was.
-    perhaps: Option<(Decider<'a>, &'a Why)>,
-}
-
-/// Flows that end alike whichever way they go are certain, others are not; the rule that
-/// `explain` would name is the reason.
-fn settle<'a>(ways: Vec<Way<'a>>, out: &mut Vec<Part<'a>>) {
-    let (certain, mut others): (Vec<_>, Vec<_>) = ways.into_iter().partition(|way| way.perhaps.is_none());
-    others.sort_by(|a, b| a.guesses.cmp(&b.guesses));
-    for Way { part, .. } in certain {
-        let mut left = vec![part.flows.clone()];
-        for other in others.iter().filter(|other| other.part.taker != part.taker) {
-            let mut rest = Vec::new();
-            for flows in left {
-                let Some(inside) = flows.intersection(&other.part.flows) else {
-                    rest.push(flows);
-                    continue;
-                };
-                rest.extend(flows.around(&inside));
-                out.push(Part { flows: inside, taker: Taker::Unknown, decider: other.perhaps, ..part.clone() });
-            }
-            left = rest;
-        }
-        out.extend(left.into_iter().map(|flows| Part { flows, ..part.clone() }));
-    }
 }
 
 fn walk_ways<'a>(
     space: &Space,
-    ruleset: &'a Ruleset,
+    chains: &Chains<'a>,
     family: Family,
     scope: Scope,
     both_ways: bool,
-    out: &mut Vec<Way<'a>>,
-) -> Result<(), TooManyParts> {
+) -> Result<(Vec<Way<'a>>, Guesses), TooManyParts> {
+    let (out, guesses, limits) = (Vec::new(), Guesses::default(), Limits::new(family));
+    let mut walk = Walk { space, chains, rules: chains.rules, family, scope, both_ways, out, guesses, limits };
     let flows = space.whole(family, scope);
     if flows.destination.is_empty() || flows.interface.is_empty() {
-        return Ok(());
+        return Ok((walk.out, walk.guesses));
     }
     let outbound = scope.direction() == Direction::Outbound;
     let start = State {
@@ -96,12 +88,15 @@ fn walk_ways<'a>(
         redirected: None,
         nat_done: false,
         decider: None,
-        guesses: Vec::new(),
+        guesses: Guesses::NONE,
         perhaps: None,
     };
-    let rules = ruleset.family(family);
-    let mut walk = Walk { space, rules, family, scope, out, made: 0, both_ways };
-    if outbound { walk.outbound(start) } else { walk.arrive(vec![start]) }
+    if outbound {
+        walk.outbound(start)?
+    } else {
+        walk.arrive(vec![start])?
+    }
+    Ok((walk.out, walk.guesses))
 }
 
 /// How a chain ended for a set of flows.
@@ -117,12 +112,23 @@ enum End {
 
 struct Walk<'a, 'w, 'p> {
     space: &'w Space<'p>,
+    chains: &'w Chains<'a>,
     rules: &'a FamilyRules,
     family: Family,
     scope: Scope,
-    out: &'w mut Vec<Way<'a>>,
-    made: usize,
     both_ways: bool,
+    out: Vec<Way<'a>>,
+    guesses: Guesses,
+    limits: Limits<'a>,
+}
+
+/// Flows before a part of a rule of a chain, with the rules from there on that they may
+/// meet; `None`: all.
+struct Before<'a> {
+    state: State<'a>,
+    rule: usize,
+    part: usize,
+    near: Option<Rc<[u32]>>,
 }
 
 /// What became of flows; `None`: they go on to the next rule.
@@ -174,7 +180,7 @@ impl<'a> Walk<'a, '_, '_> {
                 };
                 match state.flows.intersection(&here) {
                     Some(inside) => {
-                        rest.extend(state.flows.around(&inside).into_iter().map(|flows| state.with(flows)));
+                        rest.extend(state.flows.clone().around(&inside).into_iter().map(|flows| state.with(flows)));
                         self.end(state.with(inside), taker)?;
                     }
                     None => rest.push(state),
@@ -186,16 +192,11 @@ impl<'a> Walk<'a, '_, '_> {
     }
 
     fn end(&mut self, state: State<'a>, taker: Taker) -> Result<(), TooManyParts> {
-        self.count(1)?;
+        self.limits.keep()?;
         let State { flows, decider, guesses, perhaps, .. } = state;
         let part = Part { family: self.family, scope: self.scope, flows, taker, decider };
         self.out.push(Way { part, guesses, perhaps });
         Ok(())
-    }
-
-    fn count(&mut self, more: usize) -> Result<(), TooManyParts> {
-        self.made += more;
-        if self.made > MOST_CUTS { Err(TooManyParts(self.family)) } else { Ok(()) }
     }
 
     /// Passes the base chains of a hook; what goes on is given back.
@@ -263,43 +264,62 @@ impl<'a> Walk<'a, '_, '_> {
         depth: usize,
         state: State<'a>,
     ) -> Result<Vec<(State<'a>, End)>, TooManyParts> {
-        let mut ended = Vec::new();
-        let mut states = vec![state];
-        for (at, rule) in chain.rules.iter().enumerate() {
-            if states.is_empty() {
-                break;
-            }
-            let mut passed = Vec::new();
+        // By the rule that ends them, the order in which flows are told.
+        let mut ended: Vec<(usize, State<'a>, End)> = Vec::new();
+        let mut open = vec![self.ahead(chain, state, 0, 0, None)];
+        while let Some(Before { state, rule: at, part, near }) = open.pop() {
+            let Some(rule) = chain.rules.get(at) else {
+                ended.push((at, state, End::Back));
+                continue;
+            };
+            self.limits.look()?;
+            let does_nothing = self.does_nothing(rule, &state);
             // A rule put together from several has the reasons of all of them, in order.
-            for (why, matches) in &rule.parts {
-                let mut next = Vec::new();
-                for state in states {
-                    if self.does_nothing(rule, &state) {
-                        next.push(state);
-                        continue;
-                    }
-                    let (hit, rest) = state.cut(matches, &self.space.interfaces);
-                    self.count(rest.len())?;
-                    next.extend(rest);
-                    if let Some(hit) = hit {
-                        let here = (Decider { chain, rule }, why);
-                        for (state, end) in self.apply(chain, at, here, from, depth, hit)? {
-                            match end {
-                                None => passed.push(state),
-                                Some(end) => ended.push((state, end)),
-                            }
-                        }
-                    }
-                }
-                states = next;
-                if states.len() > LIMIT {
-                    return Err(TooManyParts(self.family));
+            let met = rule.parts.iter().enumerate().skip(part).filter(|_| !does_nothing);
+            let met = met.map(|(part, (why, m))| (part, why, state.inside(m, &self.space.interfaces)));
+            let Some((part, why, inside)) = met.filter_map(|(part, why, inside)| Some((part, why, inside?))).next()
+            else {
+                open.push(self.ahead(chain, state, at + 1, 0, near));
+                continue;
+            };
+            let rest = state.flows.clone().around(&inside);
+            self.limits.cut(chain, &rest)?;
+            let mut next = Vec::new();
+            next.extend(rest.into_iter().map(|flows| self.ahead(chain, state.with(flows), at, part + 1, near.clone())));
+            let here = (Decider { chain, rule }, why);
+            for (state, end) in self.apply(chain, at, here, from, depth, state.with(inside))? {
+                match end {
+                    None => next.push(self.ahead(chain, state, at + 1, 0, near.clone())),
+                    Some(end) => ended.push((at, state, end)),
                 }
             }
-            states.extend(passed);
+            open.extend(next.into_iter().rev());
+            self.limits.hold(open.len() + ended.len())?;
         }
-        ended.extend(states.into_iter().map(|state| (state, End::Back)));
-        Ok(ended)
+        ended.sort_by_key(|(at, ..)| *at);
+        Ok(ended.into_iter().map(|(_, state, end)| (state, end)).collect())
+    }
+
+    /// Flows before the next rule of a chain that they may meet.
+    fn ahead(
+        &self,
+        chain: &'a ChainRules,
+        state: State<'a>,
+        rule: usize,
+        part: usize,
+        near: Option<Rc<[u32]>>,
+    ) -> Before<'a> {
+        let left = near.as_ref().map_or(chain.rules.len() - rule, |near| near.len());
+        let closer =
+            self.chains.near.get(&std::ptr::from_ref(chain)).and_then(|index| index.of_state(&state, rule, left));
+        let near = closer.map(Rc::from).or(near);
+        let next = match &near {
+            Some(near) => {
+                near.get(near.partition_point(|&at| (at as usize) < rule)).map_or(chain.rules.len(), |&at| at as usize)
+            }
+            None => rule,
+        };
+        Before { state, rule: next, part: if next == rule { part } else { 0 }, near }
     }
 
     /// Whether a rule changes nothing about flows, whether they meet it or not.
@@ -332,10 +352,9 @@ impl<'a> Walk<'a, '_, '_> {
             state.decider = Some(here);
             return Ok(vec![(state, Some(End::Unknown))]);
         }
-        self.count(1)?;
         let mut passed = state.clone();
-        passed.guesses.push(false);
-        state.guesses.push(true);
+        passed.guesses = self.guesses.and(state.guesses, false);
+        state.guesses = self.guesses.and(state.guesses, true);
         state.perhaps = Some(here);
         let mut out = self.apply_known(chain, at, here, from, depth, state)?;
         out.push((passed, None));

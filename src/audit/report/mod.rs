@@ -7,6 +7,8 @@ pub mod json;
 pub mod sarif;
 pub mod text;
 
+use std::collections::HashSet;
+
 use jiff::civil::Date;
 
 use crate::backend::routing::MESH_ADDRESS;
@@ -269,6 +271,7 @@ pub struct Exit {
 /// The rules that let an escape out, each once.
 pub fn exits(escape: &Escape) -> Vec<Exit> {
     let mut out: Vec<Exit> = Vec::new();
+    let mut known = HashSet::new();
     for (family, decider, why) in escape.rules() {
         let place = lints::shadow::chain_name(decider.chain);
         // Of rules that were put together just the one that has this reason.
@@ -276,7 +279,7 @@ pub fn exits(escape: &Escape) -> Vec<Exit> {
         let conditions = describe::matches(part.map_or(&decider.rule.matches, |(_, matches)| matches), family);
         let verdict = describe::verdict(&decider.rule.verdict);
         let rule = if conditions.is_empty() { verdict } else { format!("{conditions}: {verdict}") };
-        if !out.iter().any(|known| known.place == place && known.rule == rule) {
+        if known.insert((place.clone(), rule.clone())) {
             let origin = describe::which(decider.rule).cloned();
             out.push(Exit { place, origin, rule, why: why.sentence().to_owned() });
         }

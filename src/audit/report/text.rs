@@ -1,5 +1,6 @@
 //! The report as text, for a terminal or a log.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
 use crate::audit::escapes::Escape;
@@ -25,12 +26,24 @@ pub fn write(report: &Report) -> String {
         let _ = writeln!(out, "\n{}drift: {}", heading(drift.severity, &None), drift.line());
         fields(&mut out, "effect", &drift.effects());
     }
+    let mut told: HashMap<(&str, bool), usize> = HashMap::new();
     for judged in &report.lints {
         let lint = &judged.found;
+        let count = told.entry((lint.id, judged.accepted.is_some())).or_default();
+        *count += 1;
+        if *count > LINES {
+            continue;
+        }
         let _ = writeln!(out, "\n{}{} ({})", heading(lint.severity, &judged.accepted), lint.id, lint.subject);
         field(&mut out, "", &lint.message);
         acceptance(&mut out, &judged.accepted);
         field(&mut out, "to do", &lint.advice);
+    }
+    let mut more: Vec<_> = told.into_iter().filter(|(_, count)| *count > LINES).collect();
+    more.sort_unstable();
+    for ((id, accepted), count) in more {
+        let accepted = if accepted { ", accepted" } else { "" };
+        let _ = writeln!(out, "\nand {} more of {id}{accepted} (--format json has all)", count - LINES);
     }
     if !report.notices.is_empty() {
         out.push('\n');
