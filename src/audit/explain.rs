@@ -63,14 +63,23 @@ impl Trace<'_> for NoTrace {}
 
 /// How often a flow is walked again when rules have conditions that are not understood.
 const MOST_WALKS: usize = 256;
+/// How many rules are looked at in doing so.
+pub(super) const MOST_AGAIN: usize = 1_000_000;
+/// How many rules a flow may meet on one walk: chains that each jump often to the next
+/// one could lead through more than there is time for.
+const MOST_RULES: usize = 2_000_000;
 
 /// Walks a flow through a ruleset. Where it is not known whether a rule applies, both are
 /// tried: what comes out either way is certain, and where it differs the rule is named.
 pub fn explain<'a>(ruleset: &'a Ruleset, pod: &Surroundings, flow: &Flow, trace: &mut dyn Trace<'a>) -> Answer<'a> {
     let mut choices = Choices::default();
     let answer = walk(ruleset, pod, flow, trace, &mut choices);
+    let first_walk = choices.looks;
     for _ in 0..MOST_WALKS {
         let Some(rule) = choices.advance() else { return answer };
+        if choices.looks - first_walk > MOST_AGAIN {
+            break;
+        }
         let other = walk(ruleset, pod, flow, &mut NoTrace, &mut choices);
         if answer.taker != other.taker {
             return Answer::unknown(Some(rule));
@@ -115,11 +124,16 @@ fn walk<'a>(
 struct Choices<'a> {
     taken: Vec<bool>,
     met: Vec<Decider<'a>>,
+    /// How many rules have been looked at, on all walks.
+    looks: usize,
+    /// How many there may be at the end of this walk.
+    most: usize,
 }
 
 impl<'a> Choices<'a> {
     fn begin(&mut self) {
         self.met.clear();
+        self.most = self.looks + MOST_RULES;
     }
 
     fn choose(&mut self, rule: Decider<'a>) -> bool {
@@ -275,11 +289,16 @@ impl<'a> Walk<'a, '_> {
     /// stands here.
     fn chain(&mut self, chain: &'a ChainRules, from: Option<Decider<'a>>, depth: usize) -> End {
         for (at, rule) in chain.rules.iter().enumerate() {
+            self.choices.looks += 1;
             let meets = self.packet.meets(&rule.matches);
             if meets == Meets::No || (meets == Meets::Maybe && rule.verdict == Verdict::Continue) {
                 continue;
             }
             let here = Decider { chain, rule };
+            if self.choices.looks > self.choices.most {
+                self.decider = Some(here);
+                return End::Unknown;
+            }
             if meets == Meets::Maybe && !self.choices.choose(here) {
                 self.trace.passed(chain, rule);
                 continue;
