@@ -13,7 +13,7 @@ use crate::plan::model::{ChainName, Plan, Table, Verdict};
 use super::answer;
 use super::compare::{self, Difference, Side};
 use super::escapes::{example, words};
-use super::explain::{Decider, Trace, explain};
+use super::explain::{Decider, MOST_AGAIN, Trace, explain};
 use super::flow::{Flow, Surroundings, Taker};
 use super::partition::cube::{self, Cube};
 use super::partition::{Part, Scope, Space};
@@ -25,6 +25,8 @@ use super::source::listing::{Held, Holder};
 const MOST_PAIRS: usize = 20_000_000;
 /// The most effects that are told apart.
 const MOST_EFFECTS: usize = 1000;
+/// How many rules are looked at to tell them.
+const MOST_LOOKS: usize = 150_000_000;
 
 /// What came out.
 #[derive(Debug)]
@@ -195,6 +197,8 @@ fn disagreements<'w, 'f>(
 ) -> Result<Vec<Disagreement<'w, 'f>>, String> {
     let mut out: Vec<Disagreement> = Vec::new();
     for family in found.told.iter() {
+        let rules: usize = have.family(family).chains.iter().map(|chain| chain.rules.len()).sum();
+        let most = (MOST_LOOKS / (MOST_AGAIN.min(rules * 256) + rules + 1)).min(MOST_EFFECTS);
         let wanted = space.parts(want, family).map_err(|e| e.to_string())?;
         let had = space.parts(have, family).map_err(|e| e.to_string())?;
         if wanted.len().saturating_mul(had.len()) > MOST_PAIRS {
@@ -203,17 +207,23 @@ fn disagreements<'w, 'f>(
         for a in &wanted {
             for b in had.iter().filter(|b| b.scope == a.scope && b.taker != a.taker) {
                 let Some(flows) = a.flows.intersection(&b.flows) else { continue };
-                add(&mut out, a, b, flows)?;
+                add(&mut out, most, a, b, flows)?;
             }
         }
     }
     Ok(out)
 }
 
-fn add<'w, 'f>(out: &mut Vec<Disagreement<'w, 'f>>, a: &Part<'w>, b: &Part<'f>, flows: Cube) -> Result<(), String> {
+fn add<'w, 'f>(
+    out: &mut Vec<Disagreement<'w, 'f>>,
+    most: usize,
+    a: &Part<'w>,
+    b: &Part<'f>,
+    flows: Cube,
+) -> Result<(), String> {
     let decider = |part: &Part<'w>| part.decider.map(|(decider, _)| decider);
     let (wanted, found) = ((a.taker, decider(a)), (b.taker, b.decider.map(|(decider, _)| decider)));
-    let many = out.len() >= MOST_EFFECTS;
+    let many = out.len() >= most;
     let known = out.iter_mut().find(|d| {
         (d.family, d.scope, d.wanted.0, d.found.0) == (a.family, a.scope, wanted.0, found.0)
             && same_rule(d.wanted.1, wanted.1)

@@ -15,6 +15,8 @@ const CHANGED: Sides = ["gone", "new"];
 
 /// The most effects of one difference that are written out.
 const EFFECTS: usize = 8;
+/// The most that are written out at all: many differences may have the same ones.
+const EFFECTS_IN_ALL: usize = 500;
 
 /// What differs, what it changes, and a last line that says it all.
 pub fn text(report: &Report, rules: usize) -> String {
@@ -22,8 +24,9 @@ pub fn text(report: &Report, rules: usize) -> String {
     for note in &report.notes {
         let _ = writeln!(out, "note: {note}");
     }
+    let mut room = EFFECTS_IN_ALL;
     for finding in &report.findings {
-        out += &finding_text(finding, report, FOUND);
+        out += &finding_text(finding, report, FOUND, &mut room);
     }
     let told: Vec<usize> = report.findings.iter().flat_map(|finding| finding.effects.iter().copied()).collect();
     for (_, effect) in report.effects.iter().enumerate().filter(|(at, _)| !told.contains(at)) {
@@ -48,7 +51,7 @@ pub fn text(report: &Report, rules: usize) -> String {
     out
 }
 
-fn finding_text(finding: &Finding, report: &Report, sides: Sides) -> String {
+fn finding_text(finding: &Finding, report: &Report, sides: Sides, room: &mut usize) -> String {
     let mut out = String::new();
     let _ = match &finding.what {
         What::Nothing => writeln!(out, "no rule of an interception is there"),
@@ -62,9 +65,12 @@ fn finding_text(finding: &Finding, report: &Report, sides: Sides) -> String {
     let only_escapes = matches!(finding.what, What::Nothing | What::Second(_));
     let effects = finding.effects.iter().map(|&at| &report.effects[at]);
     let effects: Vec<&Effect> = effects.filter(|effect| !only_escapes || effect.escapes()).collect();
-    effects.iter().take(EFFECTS).for_each(|effect| effect_text(effect, &mut out));
-    if effects.len() > EFFECTS {
-        let _ = writeln!(out, "    effect: and {} more (--json has all)", effects.len() - EFFECTS);
+    let shown = effects.len().min(EFFECTS).min(*room);
+    *room -= shown;
+    effects.iter().take(shown).for_each(|effect| effect_text(effect, &mut out));
+    if effects.len() > shown {
+        let more = if shown > 0 { "and " } else { "on " };
+        let _ = writeln!(out, "    effect: {more}{} more kinds of traffic (--json has all)", effects.len() - shown);
     }
     if finding.effects.is_empty() && finding.consequence.is_none() && report.blind.is_none() {
         let _ = writeln!(out, "    no effect: all traffic goes where it should");
@@ -165,9 +171,10 @@ pub fn changes(report: &Report) -> String {
     if report.findings.is_empty() {
         return "no change\n".into();
     }
+    let mut room = EFFECTS_IN_ALL;
     let findings = report.findings.iter().map(|finding| match &finding.what {
         What::Nothing => "nothing is intercepted any more\n".to_owned(),
-        _ => finding_text(finding, report, CHANGED),
+        _ => finding_text(finding, report, CHANGED, &mut room),
     });
     findings.collect()
 }

@@ -69,7 +69,7 @@ impl<T: Step> RangeList<T> {
         vec![(T::MIN, T::MAX)].into()
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (T, T)> + '_ {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (T, T)> + '_ {
         self.0.iter().copied()
     }
 

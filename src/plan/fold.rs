@@ -1,7 +1,7 @@
 //! Folding: rules that differ in one condition only become one rule with a longer list,
 //! as long as moving them together changes nothing.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::config::ranges::{RangeList, Step};
@@ -134,12 +134,19 @@ impl Open {
         rule.origin = None;
         let mut parts: Vec<(Why, CanonMatches, Vec<&CanonMatches>)> =
             rule.parts.drain(..).map(|(why, matches)| (why, matches, Vec::new())).collect();
+        // Thousands of rules may have as many reasons: each one's parts, the last one last.
+        let mut places: HashMap<Why, Vec<usize>> = HashMap::new();
+        for (at, (why, ..)) in parts.iter().enumerate() {
+            places.entry(why.clone()).or_default().push(at);
+        }
         for (why, matches) in self.more.iter().flat_map(|r| &r.parts) {
-            let same =
-                |(known, part, _): &&mut (Why, CanonMatches, Vec<_>)| known == why && part.same_but(matches, dimension);
-            match parts.iter_mut().rev().find(same) {
-                Some((_, _, more)) => more.push(matches),
-                None => parts.push((why.clone(), matches.clone(), Vec::new())),
+            let alike = places.entry(why.clone()).or_default();
+            match alike.iter().rev().find(|&&at| parts[at].1.same_but(matches, dimension)) {
+                Some(&at) => parts[at].2.push(matches),
+                None => {
+                    alike.push(parts.len());
+                    parts.push((why.clone(), matches.clone(), Vec::new()));
+                }
             }
         }
         rule.parts = parts

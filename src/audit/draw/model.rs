@@ -1,7 +1,7 @@
 //! What a drawing shows, whichever way it is written: chains as boxes, rules as rows, both
 //! families in one row where they say the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::audit::describe;
 use crate::audit::escapes::kind::Severity;
@@ -16,6 +16,12 @@ use crate::plan::model::{ChainName, Verdict};
 
 /// The most rows of a box that are drawn.
 const ROWS: usize = 80;
+/// The most rules of a chain, of either family, that rows are made of.
+const RULES: usize = 4 * ROWS;
+/// The most reasons that a row tells.
+const REASONS: usize = 6;
+/// How many jumps away from a hook a chain may be: as far as flows are followed, and more.
+const DEEPEST: usize = 64;
 
 const NO_RULES: &str = "no rules";
 
@@ -194,19 +200,23 @@ impl Drawing {
         let places: BTreeMap<(TableId, ChainName), usize> =
             boxes.iter().enumerate().map(|(at, b)| ((b.table.clone(), b.name.clone()), at)).collect();
         let context = Context { exits, through: through(ruleset), places };
+        // Of a table of both families one may get no further than the hook.
+        let entered = Family::BOTH.map(|family| {
+            let rules = ruleset.family(family);
+            let chains = rules.chains.iter().zip(rules.entered()).filter(|(_, entered)| *entered);
+            chains.map(|(chain, _)| ((&chain.table, &chain.name), chain)).collect::<HashMap<_, _>>()
+        });
         for chain_box in &mut boxes {
+            let chains = [0, 1].map(|at: usize| entered[at].get(&(&chain_box.table, &chain_box.name)));
+            let left_out = chains.map(|chain| chain.map_or(0, |chain| chain.rules.len().saturating_sub(RULES)));
             let rows = |family: Family| -> Vec<Row> {
-                let rules = ruleset.family(family);
-                // Of a table of both families one may get no further than the hook.
-                let chains = rules.chains.iter().zip(rules.entered()).filter(|(_, entered)| *entered);
-                let mut chains = chains.map(|(chain, _)| chain);
-                let chain = chains.find(|c| c.table == chain_box.table && c.name == chain_box.name);
-                chain
-                    .map(|chain| chain.rules.iter().map(|r| row(chain, r, family, &context)).collect())
-                    .unwrap_or_default()
+                let rules = chains[usize::from(family == Family::V6)].into_iter();
+                let rules = rules.flat_map(|chain| chain.rules.iter().take(RULES).map(move |rule| (chain, rule)));
+                rules.map(|(chain, rule)| row(chain, rule, family, &context)).collect()
             };
             let mut rows = zipped(rows(Family::V4), rows(Family::V6));
-            let more = rows.len().saturating_sub(ROWS);
+            // What is not looked at is taken for the same in both families.
+            let more = rows.len().saturating_sub(ROWS) + left_out[0].max(left_out[1]);
             if more > 0 {
                 rows.truncate(ROWS);
                 rows.push(Row::end(format!("{more} more rules"), Fate::Changed("not drawn".into())));
@@ -232,9 +242,10 @@ impl Drawing {
     /// Chains of both families, those of hooks first and in the order packets meet them.
     fn boxes(ruleset: &Ruleset) -> Vec<ChainBox> {
         let mut out: Vec<ChainBox> = Vec::new();
+        let mut known = HashSet::new();
         for family in Family::BOTH {
             for chain in &ruleset.family(family).chains {
-                if !out.iter().any(|b| b.table == chain.table && b.name == chain.name) {
+                if known.insert((&chain.table, &chain.name)) {
                     let ChainRules { table, name, base, .. } = chain;
                     let (table, name) = (table.clone(), name.clone());
                     out.push(ChainBox { table, name, base: *base, depth: 0, rows: Vec::new() });
@@ -250,7 +261,8 @@ impl Drawing {
         let is_start = |b: &ChainBox| b.base.is_some_and(|base| base.drops || !b.rows.is_empty());
         let mut depth: Vec<Option<usize>> = self.boxes.iter().map(|b| is_start(b).then_some(0)).collect();
         // No chain is further away than there are chains; the kernel refuses loops.
-        for _ in 0..self.boxes.len() {
+        for _ in 0..self.boxes.len().min(DEEPEST) {
+            let before = depth.clone();
             for at in 0..self.boxes.len() {
                 let Some(here) = depth[at] else { continue };
                 for row in &self.boxes[at].rows {
@@ -260,6 +272,9 @@ impl Drawing {
                         depth[to] = depth[to].max(Some((here + 1).min(self.boxes.len())));
                     }
                 }
+            }
+            if depth == before {
+                break;
             }
         }
         let mut numbers = vec![0; self.boxes.len()];
@@ -337,11 +352,14 @@ fn row(chain: &ChainRules, rule: &CanonRule, family: Family, context: &Context) 
     let number = rule.origin.as_ref().filter(|_| !rule.is_understood()).map(|origin| format!("rule {}", origin.number));
     whys.retain(|why| !why.is_empty());
     whys.extend(number.as_deref());
+    let more = whys.len().saturating_sub(REASONS);
+    whys.truncate(REASONS);
+    let more = (more > 0).then(|| format!("; and {more} more")).unwrap_or_default();
     Row {
         families: Families::only(family),
         conditions: describe::matches(&others, family),
         addresses: (!addresses.is_empty()).then(|| (family, addresses.join(" "))).into_iter().collect(),
-        why: whys.join("; "),
+        why: whys.join("; ") + &more,
         fate,
     }
 }

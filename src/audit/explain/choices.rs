@@ -7,11 +7,20 @@ use super::Decider;
 pub(super) struct Choices<'a> {
     taken: Vec<bool>,
     pub(super) met: Vec<Decider<'a>>,
+    /// How many rules have been looked at, on all walks.
+    pub(super) looks: usize,
+    /// How many there may be at the end of this walk.
+    pub(super) most: usize,
 }
+
+/// How many rules a flow may meet on one walk: chains that each jump often to the next
+/// one could lead through more than there is time for.
+const MOST_RULES: usize = 2_000_000;
 
 impl<'a> Choices<'a> {
     pub(super) fn begin(&mut self) {
         self.met.clear();
+        self.most = self.looks + MOST_RULES;
     }
 
     pub(super) fn choose(&mut self, rule: Decider<'a>) -> bool {

@@ -77,14 +77,20 @@ impl Trace<'_> for NoTrace {}
 
 /// How often a flow is walked again when rules have conditions that are not understood.
 const MOST_WALKS: usize = 256;
+/// How many rules are looked at in doing so.
+pub(in crate::audit) const MOST_AGAIN: usize = 1_000_000;
 
 /// Walks a flow through a ruleset. Where it is not known whether a rule applies, both are
 /// tried: what comes out either way is certain, and where it differs the rule is named.
 pub fn explain<'a>(ruleset: &'a Ruleset, pod: &Surroundings, flow: &Flow, trace: &mut dyn Trace<'a>) -> Answer<'a> {
     let mut choices = Choices::default();
     let answer = walk(ruleset, pod, flow, trace, &mut choices);
+    let first_walk = choices.looks;
     for _ in 0..MOST_WALKS {
         let Some(rule) = choices.advance() else { return answer };
+        if choices.looks - first_walk > MOST_AGAIN {
+            break;
+        }
         let other = walk(ruleset, pod, flow, &mut NoTrace, &mut choices);
         if answer.taker != other.taker {
             return Answer::unknown(Some(rule));
@@ -130,6 +136,7 @@ fn walk<'a>(
     });
     let answer = Answer { taker, decider: walk.decider, why };
     if let Some(first) = first {
+        later_choices.begin();
         walk.choices = &mut later_choices;
         walk.later(flow, first, taker);
     }
@@ -283,11 +290,16 @@ impl<'a> Walk<'a, '_> {
     /// stands here.
     fn chain(&mut self, chain: &'a ChainRules, from: Option<Decider<'a>>, depth: usize) -> End {
         for (at, rule) in chain.rules.iter().enumerate() {
+            self.choices.looks += 1;
             let meets = self.packet.meets(&rule.matches);
             if meets == Meets::No || (meets == Meets::Maybe && rule.verdict == Verdict::Continue) {
                 continue;
             }
             let here = Decider { chain, rule };
+            if self.choices.looks > self.choices.most {
+                self.decider = Some(here);
+                return End::Unknown;
+            }
             if meets == Meets::Maybe && !self.choices.choose(here) {
                 self.trace.passed(chain, rule);
                 continue;

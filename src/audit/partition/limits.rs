@@ -27,6 +27,8 @@ const MOST_SETS: usize = 200_000;
 const MOST_WORK: usize = 50_000_000;
 /// What a set costs, in ranges that it is made of.
 const SET: usize = 16;
+/// What it costs to hold it against a rule.
+const LOOK: usize = 8;
 
 /// What may still be done.
 #[derive(Debug)]
@@ -44,7 +46,12 @@ impl<'a> Limits<'a> {
 
     /// A rule of a chain was held against a set of flows.
     pub fn look(&mut self) -> Result<(), TooManyParts> {
-        self.spend(1)
+        self.spend(LOOK)
+    }
+
+    /// So many rules that flows may meet were listed.
+    pub fn list(&mut self, rules: usize) -> Result<(), TooManyParts> {
+        self.spend(rules)
     }
 
     /// A chain's rule cut a set in several.

@@ -37,7 +37,8 @@ pub struct Near {
 
 /// Below so many boxes it is quicker to look at all.
 const FEW: usize = 16;
-/// Sets of more ranges than that are taken to be near everything.
+/// Sets of more ranges than that are taken to be near everything, or for all that is
+/// between their ends.
 const LONG: usize = 32;
 
 impl Near {
@@ -108,7 +109,13 @@ impl<T: Step> Spans<T> {
     where
         T: 'a,
     {
-        let of_box = |(at, list): (usize, &'a RangeList<T>)| list.iter().map(move |(a, b)| (a, b, at as u32));
+        let of_box = |(at, list): (usize, &'a RangeList<T>)| {
+            let long = list.len() > LONG;
+            let ends = list.iter().next().zip(list.iter().next_back()).filter(|_| long);
+            let hull = ends.map(|((first, _), (_, last))| (first, last));
+            let single = list.iter().filter(move |_| !long);
+            hull.into_iter().chain(single).map(move |(a, b)| (a, b, at as u32))
+        };
         let mut spans: Vec<(T, T, u32)> = lists.enumerate().flat_map(of_box).collect();
         spans.sort_unstable();
         let mut ends: Vec<T> = spans.iter().map(|span| span.1).collect();

@@ -266,7 +266,7 @@ impl<'a> Walk<'a, '_, '_> {
     ) -> Result<Vec<(State<'a>, End)>, TooManyParts> {
         // By the rule that ends them, the order in which flows are told.
         let mut ended: Vec<(usize, State<'a>, End)> = Vec::new();
-        let mut open = vec![self.ahead(chain, state, 0, 0, None)];
+        let mut open = vec![self.ahead(chain, state, 0, 0, None)?];
         while let Some(Before { state, rule: at, part, near }) = open.pop() {
             let Some(rule) = chain.rules.get(at) else {
                 ended.push((at, state, End::Back));
@@ -279,17 +279,19 @@ impl<'a> Walk<'a, '_, '_> {
             let met = met.map(|(part, (why, m))| (part, why, state.inside(m, &self.space.interfaces)));
             let Some((part, why, inside)) = met.filter_map(|(part, why, inside)| Some((part, why, inside?))).next()
             else {
-                open.push(self.ahead(chain, state, at + 1, 0, near));
+                open.push(self.ahead(chain, state, at + 1, 0, near)?);
                 continue;
             };
             let rest = state.flows.clone().around(&inside);
             self.limits.cut(chain, &rest)?;
             let mut next = Vec::new();
-            next.extend(rest.into_iter().map(|flows| self.ahead(chain, state.with(flows), at, part + 1, near.clone())));
+            for flows in rest {
+                next.push(self.ahead(chain, state.with(flows), at, part + 1, near.clone())?);
+            }
             let here = (Decider { chain, rule }, why);
             for (state, end) in self.apply(chain, at, here, from, depth, state.with(inside))? {
                 match end {
-                    None => next.push(self.ahead(chain, state, at + 1, 0, near.clone())),
+                    None => next.push(self.ahead(chain, state, at + 1, 0, near.clone())?),
                     Some(end) => ended.push((at, state, end)),
                 }
             }
@@ -302,24 +304,26 @@ impl<'a> Walk<'a, '_, '_> {
 
     /// Flows before the next rule of a chain that they may meet.
     fn ahead(
-        &self,
+        &mut self,
         chain: &'a ChainRules,
         state: State<'a>,
         rule: usize,
         part: usize,
         near: Option<Rc<[u32]>>,
-    ) -> Before<'a> {
+    ) -> Result<Before<'a>, TooManyParts> {
         let left = near.as_ref().map_or(chain.rules.len() - rule, |near| near.len());
-        let closer =
-            self.chains.near.get(&std::ptr::from_ref(chain)).and_then(|index| index.of_state(&state, rule, left));
+        let index = self.chains.near.get(&std::ptr::from_ref(chain));
+        let closer = index.and_then(|index| index.of_state(&state, rule, left));
+        self.limits.list(closer.as_ref().map_or(0, Vec::len))?;
         let near = closer.map(Rc::from).or(near);
         let next = match &near {
-            Some(near) => {
-                near.get(near.partition_point(|&at| (at as usize) < rule)).map_or(chain.rules.len(), |&at| at as usize)
-            }
             None => rule,
+            Some(near) => {
+                let next = near.get(near.partition_point(|&at| (at as usize) < rule));
+                next.map_or(chain.rules.len(), |&at| at as usize)
+            }
         };
-        Before { state, rule: next, part: if next == rule { part } else { 0 }, near }
+        Ok(Before { state, rule: next, part: if next == rule { part } else { 0 }, near })
     }
 
     /// Whether a rule changes nothing about flows, whether they meet it or not.
