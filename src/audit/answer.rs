@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::config::types::Family;
 use crate::plan::model::protocol;
+use crate::plan::why::Why;
 
 use super::describe;
 use super::explain::{Answer, Decider, Trace};
@@ -66,8 +67,13 @@ pub fn text(answer: &Answer, flow: &Flow) -> String {
             }
         }
     }
-    if let Some(why) = answer.why.filter(|why| !why.sentence().is_empty()) {
-        out += &format!("  because {}\n", why.sentence());
+    match answer.why {
+        None => {}
+        Some(Why::Foreign(comment)) if comment.is_empty() => {
+            out += "  a rule of somebody else's: no interception has it there\n"
+        }
+        Some(Why::Foreign(comment)) => out += &format!("  a rule of somebody else's, who says: {comment}\n"),
+        Some(why) => out += &format!("  because {}\n", why.sentence()),
     }
     out
 }

@@ -6,8 +6,12 @@ use std::collections::BTreeSet;
 use crate::config::types::Family;
 use crate::plan::canon::{Canon, CanonRule};
 use crate::plan::model::{ChainName, Routing, Table};
+use crate::plan::why::Why;
 
 use super::describe;
+
+/// What is said of a rule that no plan has at its place.
+const NOT_OURS: &str = "not part of the plan: somebody else's";
 
 /// Which side a rule is missing from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +66,7 @@ pub fn differences(want: &Canon, have: &Canon) -> Vec<Difference> {
                     side,
                     place: Some((family, place.0, place.1.clone())),
                     what: describe::numbered(&rule, family),
-                    why: Some(rule.why().sentence().to_owned()),
+                    why: Some(reason(side, rule.why())),
                     rule: Some(rule),
                 });
             }
@@ -70,6 +74,15 @@ pub fn differences(want: &Canon, have: &Canon) -> Vec<Difference> {
     }
     routing(&want.routing, &have.routing, &mut out);
     out
+}
+
+/// The reason for a rule; for one that is nobody's but a stranger's, whose it is.
+fn reason(side: Side, why: &Why) -> String {
+    match (side, why) {
+        (Side::Unexpected, Why::Foreign(comment)) if comment.is_empty() => NOT_OURS.into(),
+        (Side::Unexpected, Why::Foreign(comment)) => format!("{NOT_OURS}, who says: {comment}"),
+        _ => why.sentence().to_owned(),
+    }
 }
 
 /// Where a rule is there, only with more or fewer items in one of its lists, just these

@@ -2,12 +2,14 @@
 //! [`build`] the decision tree, [`lower`] the form iptables needs, [`canon`] the form
 //! in which plans are compared and hashed whichever backend holds them.
 
+mod ask;
 pub mod build;
 pub mod canon;
 mod fold;
 pub mod infer;
 pub mod lower;
 pub mod model;
+mod order;
 pub mod why;
 
 pub use build::build;

@@ -41,6 +41,7 @@ mod plugin;
 mod pod;
 mod properties;
 mod readme;
+mod reasons;
 mod sources;
 mod states;
 mod traffic;

@@ -93,17 +93,21 @@ proptest! {
 
     #[test]
     fn reasons_can_be_told_from_the_rules(interception in interceptions()) {
-        let mut plan = build(&interception);
-        let known = plan.clone();
-        for rule in plan.chains.iter_mut().flat_map(|c| &mut c.rules) {
-            rule.why = Why::Foreign("".into());
-        }
-        infer(&mut plan.chains);
-        for (a, b) in known.chains.iter().zip(&plan.chains) {
-            for (a, b) in a.rules.iter().zip(&b.rules) {
-                // A range given by hand may be the loopback one, an owner the proxy's.
-                let alike = [Why::Loopback, Why::ExcludedRange, Why::ProxyOwn, Why::ExcludedUser, Why::ExcludedGroup, Why::ExcludedInterface, Why::VirtualInterfaceRest];
-                prop_assert!(a.why == b.why || (alike.contains(&a.why) && alike.contains(&b.why)), "{:?} {:?}", a, b);
+        let plan = build(&interception);
+        // As nftables holds it, and as iptables does.
+        let lowered = plan.families.iter().map(|family| lower(&plan, family));
+        for known in lowered.chain([plan.chains.clone()]) {
+            let mut chains = known.clone();
+            for rule in chains.iter_mut().flat_map(|c| &mut c.rules) {
+                rule.why = Why::Foreign("".into());
+            }
+            infer(&mut chains);
+            for (a, b) in known.iter().zip(&chains) {
+                for (a, b) in a.rules.iter().zip(&b.rules) {
+                    // A range given by hand may be the loopback one, an owner the proxy's.
+                    let alike = [Why::Loopback, Why::ExcludedRange, Why::ProxyOwn, Why::ExcludedUser, Why::ExcludedGroup, Why::ExcludedInterface, Why::VirtualInterfaceRest];
+                    prop_assert!(a.why == b.why || (alike.contains(&a.why) && alike.contains(&b.why)), "{:?} {:?}", a, b);
+                }
             }
         }
     }

@@ -8,7 +8,8 @@
 //!     "id": "outbound-quic", "kind": "quic", "scope": "outbound", "severity": "medium",
 //!     "title": "…", "meaning": "…", "closes": "…",
 //!     "accepted": { "reason": "…", "expires": "2027-06-30" or null } or null,
-//!     "rules": [ { "place": "…", "rule": "…", "why": "…" } ], "falls_through": true,
+//!     "rules": [ { "place": "…", "number": 2, "handle": 7, "rule": "…", "listed": "…", "why": "…" } ],
+//!     "falls_through": true,
 //!     "example": { a flow as `podweir explain --flows` reads it }, "explain": [ its arguments ],
 //!     "flows": [ { "family": "IPv4", "protocol": ["17"], "interface": ["eth0"], "user": …, "group": …,
 //!                  "destination": ["0.0.0.0-9.255.255.255"], "port": ["443"], "source": …, "source_port": … } ] } ],
@@ -20,6 +21,9 @@
 //! In `flows` a dimension that is left out may be anything; a user or group `none` is a
 //! packet that no process sent; an interface ending in `+` stands for all whose names begin
 //! so, and `*` for all that no rule names.
+//!
+//! A rule's `number` in its chain, its `handle` and how it was `listed` are told of rules
+//! that are somebody else's or not understood.
 
 use serde_json::{Map, Value, json};
 
