@@ -31,6 +31,7 @@ mod foreign;
 mod image;
 mod kernel;
 mod kill;
+mod large;
 mod lints;
 mod node;
 mod odd_rules;
