@@ -9,7 +9,7 @@ use crate::plan::model::protocol;
 use crate::plan::why::Why;
 
 use super::describe;
-use super::explain::{Answer, Decider, Trace};
+use super::explain::{Answer, Decider, Lost, Trace};
 use super::flow::{Direction, Flow, Taker};
 use super::ruleset::{ChainRules, Hook};
 
@@ -75,7 +75,17 @@ pub fn text(answer: &Answer, flow: &Flow) -> String {
         Some(Why::Foreign(comment)) => out += &format!("  a rule of somebody else's, who says: {comment}\n"),
         Some(why) => out += &format!("  because {}\n", why.sentence()),
     }
+    if let Some(lost) = &answer.lost {
+        out += &format!("  but {}\n", self::lost(lost, flow.family()));
+    }
     out
+}
+
+/// "its replies are dropped, by …".
+pub fn lost(lost: &Lost, family: Family) -> String {
+    let packets = if lost.replies { "its replies" } else { "the packets that follow the first" };
+    let by = lost.by.as_ref().map(|by| format!(", by {} ({})", rule(by, family), by.chain.table.source));
+    format!("{packets} are dropped{}", by.unwrap_or_default())
 }
 
 /// The answer for machines.
@@ -93,7 +103,11 @@ pub fn json(answer: &Answer, flow: &Flow) -> Value {
         })
     });
     let why = answer.why.map(|why| json!({ "id": why.id(), "text": why.sentence() }));
-    json!({ "verdict": answer.taker.name(), "flow": flow.to_string(), "rule": rule, "why": why })
+    let mut out = json!({ "verdict": answer.taker.name(), "flow": flow.to_string(), "rule": rule, "why": why });
+    if let Some(lost) = &answer.lost {
+        out["lost"] = json!(self::lost(lost, flow.family()));
+    }
+    out
 }
 
 /// Keeps the walk as lines.

@@ -18,6 +18,7 @@ pub mod report;
 pub mod ruleset;
 pub mod schema;
 pub mod source;
+mod step;
 pub mod table;
 mod target;
 pub mod verify;

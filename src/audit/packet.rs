@@ -7,6 +7,7 @@ use crate::plan::canon::{CanonMatches, number};
 use crate::plan::model::{Cond, CtStates, Masked, protocol};
 
 use super::flow::{Direction, Flow, Surroundings};
+use super::ruleset::{Base, ChainRules};
 
 /// A packet on its way.
 #[derive(Debug, Clone)]
@@ -24,7 +25,44 @@ pub(super) struct Packet<'a> {
     pub(super) gid: Option<u32>,
     pub(super) mark: u32,
     pub(super) connection_mark: u32,
+    /// What conntrack says about it, once it knows it.
     pub(super) state: CtStates,
+    pub(super) tracking: Tracking,
+    /// Whether native nftables asks, where packets have no owner: it has no answer about
+    /// that, and iptables says "not owned by".
+    pub(super) asked_by_nft: bool,
+}
+
+/// How far conntrack is with a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tracking {
+    /// It comes to it at priority -200 (`NF_IP_PRI_CONNTRACK`).
+    NotYet,
+    /// So does this one; but a rule has said in which zone, by a connection that stands for
+    /// the one to come (`xt_CT.c`, `nft_ct.c`).
+    InZone,
+    Known,
+}
+
+impl Tracking {
+    /// What it is in a base chain. A packet that is looped back stays known.
+    pub(super) fn at(self, base: &Base) -> Self {
+        if base.is_before_conntrack() { self } else { Tracking::Known }
+    }
+
+    /// What a rule is told about the state of a connection in `state`.
+    pub(super) fn told(self, state: CtStates) -> CtStates {
+        match self {
+            Tracking::NotYet => CtStates::INVALID,
+            Tracking::InZone => CtStates::NEW,
+            Tracking::Known => state,
+        }
+    }
+
+    /// What it is behind a rule that gives a zone.
+    pub(super) fn with_zone(self) -> Self {
+        if self == Tracking::NotYet { Tracking::InZone } else { self }
+    }
 }
 
 impl<'a> Packet<'a> {
@@ -53,7 +91,19 @@ impl<'a> Packet<'a> {
             mark: flow.mark,
             connection_mark: 0,
             state: CtStates::NEW,
+            tracking: Tracking::NotYet,
+            asked_by_nft: false,
         }
+    }
+
+    /// Comes to a base chain.
+    pub(super) fn enter(&mut self, chain: &ChainRules, base: &Base) {
+        self.tracking = self.tracking.at(base);
+        self.asked_by_nft = chain.is_native() && !base.hook.is_outbound();
+    }
+
+    pub(super) fn give_zone(&mut self) {
+        self.tracking = self.tracking.with_zone();
     }
 
     /// Whether the packet meets a rule's conditions.
@@ -69,13 +119,18 @@ impl<'a> Packet<'a> {
         let known = m.protocol.holds(p.protocol)
             && m.destination.holds(p.destination)
             && m.source.holds(p.source)
-            && (m.connection_state.0 & p.state.0 != 0)
-            && owner(&m.uid, p.uid)
-            && owner(&m.gid, p.gid)
+            && (m.connection_state.0 & p.tracking.told(p.state).0 != 0)
+            && owner(&m.uid, p.uid, p.asked_by_nft)
+            && owner(&m.gid, p.gid, p.asked_by_nft)
             && interface(&m.in_interface, p.in_interface)
             && interface(&m.out_interface, p.out_interface)
             && mark(&m.mark, p.mark)
-            && mark(&m.connection_mark, p.connection_mark)
+            && match p.tracking {
+                // Of no connection nothing can be asked, not even what it is not.
+                Tracking::NotYet => m.connection_mark.is_none(),
+                Tracking::InZone => mark(&m.connection_mark, 0),
+                Tracking::Known => mark(&m.connection_mark, p.connection_mark),
+            }
             && ports(&m.destination_port, has_ports.then_some(p.port)) != Meets::No;
         if !known {
             return Meets::No;
@@ -130,12 +185,12 @@ impl From<bool> for Meets {
     }
 }
 
-/// A packet without an owner meets only "not owned by".
-fn owner(cond: &Option<Cond<crate::config::types::IdList>>, id: Option<u32>) -> bool {
+/// A packet without an owner meets only "not owned by", and of nftables not even that.
+fn owner(cond: &Option<Cond<crate::config::types::IdList>>, id: Option<u32>, asked_by_nft: bool) -> bool {
     match (cond, id) {
         (None, _) => true,
         (Some(cond), Some(id)) => cond.value.holds(id) != cond.negated,
-        (Some(cond), None) => cond.negated,
+        (Some(cond), None) => cond.negated && !asked_by_nft,
     }
 }
 

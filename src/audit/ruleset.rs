@@ -5,12 +5,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::backend::Kind;
 use crate::backend::nftables::names;
 use crate::config::types::{Families, Family, Port};
 use crate::plan::canon::{CanonRule, canon_rules};
-use crate::plan::model::{ChainName, Plan, Rule, Table, Verdict, protocol};
+use crate::plan::model::{ChainName, CtStates, Masked, Plan, Rule, Table, Verdict, protocol};
 
+use super::explain::Decider;
 use super::flow::Taker;
+use super::target::{Effect, effect};
 
 /// Where in the kernel a chain is entered (linux/netfilter.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,6 +41,11 @@ impl Hook {
     /// Whether it is known already where packets go: there only sources are rewritten.
     pub fn is_behind_routing(self) -> bool {
         matches!(self, Hook::Input | Hook::Postrouting)
+    }
+
+    /// Whether packets of the pod's own processes come to it, which have an owner.
+    pub fn is_outbound(self) -> bool {
+        matches!(self, Hook::Output | Hook::Postrouting)
     }
 
     /// By the name of iptables' built-in chain on it.
@@ -76,6 +84,34 @@ pub struct Base {
     pub drops: bool,
 }
 
+impl Base {
+    /// Where on its hook packets meet it. The kernel has one place for all nat chains of a
+    /// hook (`NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC`): their priority only orders them
+    /// among themselves.
+    fn place(&self) -> i32 {
+        match self.nat {
+            false => self.priority,
+            true if self.hook.is_behind_routing() => 100,
+            true => -100,
+        }
+    }
+
+    /// Whether packets come to it before conntrack knows them (`NF_IP_PRI_CONNTRACK`).
+    pub fn is_before_conntrack(&self) -> bool {
+        self.place() < -200
+    }
+}
+
+/// Which of two chains comes first that want the same place: of one holder's chains the one
+/// that was made last. When iptables-legacy made its own nothing tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    #[default]
+    First,
+    /// The other possible one.
+    Second,
+}
+
 /// A chain of one family, with rules in canonical form.
 #[derive(Debug, Clone)]
 pub struct ChainRules {
@@ -92,9 +128,21 @@ pub struct ChainRules {
     expected: Option<Arc<[(u16, Taker)]>>,
     /// For each rule the chain it jumps to, if that is there.
     targets: Vec<Option<usize>>,
+    /// Its policy as a rule, if that drops.
+    policy: Option<CanonRule>,
 }
 
 impl ChainRules {
+    /// The rule that drops what no other one decides about.
+    pub fn policy(&self) -> Option<Decider<'_>> {
+        self.policy.as_ref().map(|rule| Decider { chain: self, rule })
+    }
+
+    /// Whether nftables itself asks, and not iptables by way of it.
+    pub fn is_native(&self) -> bool {
+        &*self.table.source == Kind::Nftables.name()
+    }
+
     /// Who listens on a port that a rule of it redirects to.
     pub fn listener_on(&self, port: Port) -> Taker {
         if let Some(expected) = &self.expected {
@@ -123,20 +171,48 @@ pub struct Ruleset {
     v6: FamilyRules,
 }
 
+/// Base chains by hook.
+type Hooks = [Vec<usize>; 5];
+
 /// The rules of one family.
 #[derive(Debug, Clone, Default)]
 pub struct FamilyRules {
     pub chains: Vec<ChainRules>,
     /// Base chains by hook, in the order in which packets meet them.
-    hooks: [Vec<usize>; 5],
+    hooks: Hooks,
+    /// The same in the other order, where there is another one.
+    other_hooks: Option<Hooks>,
+    /// The bits of marks that some rule looks at.
+    marks_asked: u32,
+    /// Whether others' rules may drop packets.
+    pub may_drop: bool,
+    /// Whether a rule asks for a connection before conntrack knows it.
+    pub asks_before_conntrack: bool,
     /// Ports that connections are redirected to, and who listens there.
     pub listeners: Vec<(u16, Taker)>,
 }
 
 impl FamilyRules {
     /// The base chains on a hook, in order.
-    pub fn on(&self, hook: Hook) -> impl Iterator<Item = &ChainRules> {
-        self.hooks[hook as usize].iter().map(|&at| &self.chains[at])
+    pub fn on(&self, hook: Hook, order: Order) -> impl Iterator<Item = &ChainRules> {
+        let hooks = self.other_hooks.as_ref().filter(|_| order == Order::Second).unwrap_or(&self.hooks);
+        hooks[hook as usize].iter().map(|&at| &self.chains[at])
+    }
+
+    /// Whether it is known in which order packets meet the base chains.
+    pub fn has_one_order(&self) -> bool {
+        self.other_hooks.is_none()
+    }
+
+    /// Whether packets go on as before behind such a verdict: it changes nothing that any
+    /// rule looks at.
+    pub fn decides_nothing(&self, verdict: &Verdict) -> bool {
+        match verdict {
+            Verdict::Continue => true,
+            Verdict::SetMark(Masked { value, mask }) => (value | mask) & self.marks_asked == 0,
+            Verdict::SaveMark | Verdict::RestoreMark => self.marks_asked == 0,
+            _ => false,
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -162,19 +238,42 @@ impl FamilyRules {
         chain.targets.get(rule).copied().flatten().and_then(|at| self.chains.get(at))
     }
 
-    fn add(&mut self, chain: ChainRules) {
-        let at = self.chains.len();
-        if let Some(base) = chain.base {
-            let chains = &self.chains;
-            let on_hook = &mut self.hooks[base.hook as usize];
-            // Of two with the same priority the one added first comes first.
-            let before = |&other: &usize| chains[other].base.is_some_and(|other| other.priority <= base.priority);
-            on_hook.insert(on_hook.partition_point(before), at);
+    /// Puts base chains on their hooks, in the order in which the kernel was told of them.
+    fn hooks(&self, order: impl Iterator<Item = usize>) -> Hooks {
+        let mut hooks = Hooks::default();
+        let of = |at: usize| self.chains.get(at).and_then(|chain| chain.base);
+        for at in order {
+            let Some(base) = of(at) else { continue };
+            let on_hook = &mut hooks[base.hook as usize];
+            let is_nat = |&other: &usize| of(other).is_some_and(|other| other.nat);
+            // The one told of last comes first (`nf_hook_entries_grow`).
+            let nat = on_hook.iter().position(is_nat).filter(|_| base.nat);
+            let place = match nat {
+                Some(first) => {
+                    let earlier = |&&other: &&usize| of(other).is_some_and(|o| o.nat && o.priority < base.priority);
+                    first + on_hook[first..].iter().take_while(earlier).count()
+                }
+                None => on_hook.partition_point(|&other| of(other).is_some_and(|o| o.place() < base.place())),
+            };
+            on_hook.insert(place, at);
         }
-        self.chains.push(chain);
+        hooks
     }
 
     fn resolve(&mut self) {
+        self.hooks = self.hooks(0..self.chains.len());
+        let is_legacy = |&at: &usize| &*self.chains[at].table.source == Kind::IptablesLegacy.name();
+        let (legacy, others): (Vec<usize>, Vec<usize>) = (0..self.chains.len()).partition(is_legacy);
+        let (before, after) = (legacy.iter().chain(&others), others.iter().chain(&legacy));
+        let possible = [self.hooks(before.copied()), self.hooks(after.copied())];
+        self.other_hooks = possible.into_iter().find(|hooks| *hooks != self.hooks);
+        let masks = |rule: &CanonRule| {
+            [&rule.matches.mark, &rule.matches.connection_mark]
+                .into_iter()
+                .flatten()
+                .fold(0, |all, m| all | m.value.mask)
+        };
+        self.marks_asked = self.chains.iter().flat_map(|chain| &chain.rules).fold(0, |all, rule| all | masks(rule));
         let places: HashMap<(TableId, ChainName), usize> =
             self.chains.iter().enumerate().map(|(at, c)| ((c.table.clone(), c.name.clone()), at)).collect();
         for chain in &mut self.chains {
@@ -184,7 +283,21 @@ impl FamilyRules {
             };
             chain.targets = chain.rules.iter().map(target).collect();
         }
-        let inbound = self.reached_from(Hook::Prerouting);
+        self.may_drop = self.chains.iter().any(|chain| {
+            let drops = |rule: &CanonRule| match &rule.verdict {
+                Verdict::Drop => true,
+                Verdict::Unknown(words) => effect(words) == Effect::Drops,
+                _ => false,
+            };
+            chain.policy.is_some() || (!chain.name.is_own() && chain.rules.iter().any(drops))
+        });
+        let early = |chain: &ChainRules| chain.base.is_some_and(|base| base.is_before_conntrack());
+        let early = self.reached((0..self.chains.len()).filter(|&at| early(&self.chains[at])).collect());
+        let asks =
+            |rule: &CanonRule| rule.matches.connection_state != CtStates::ALL || rule.matches.connection_mark.is_some();
+        let mut asked = self.chains.iter().zip(early).filter(|(_, early)| *early).flat_map(|(chain, _)| &chain.rules);
+        self.asks_before_conntrack = asked.any(asks);
+        let inbound = self.reached(self.hooks[Hook::Prerouting as usize].clone());
         for (chain, inbound) in self.chains.iter_mut().zip(inbound) {
             chain.listener = listener(&chain.name, inbound);
         }
@@ -220,10 +333,9 @@ impl FamilyRules {
         }
     }
 
-    /// Which chains packets can get to from a hook.
-    fn reached_from(&self, hook: Hook) -> Vec<bool> {
+    /// Which chains packets can get to from some.
+    fn reached(&self, mut open: Vec<usize>) -> Vec<bool> {
         let mut reached = vec![false; self.chains.len()];
-        let mut open: Vec<usize> = self.hooks[hook as usize].clone();
         while let Some(at) = open.pop() {
             if !std::mem::replace(&mut reached[at], true) {
                 open.extend(self.chains[at].targets.iter().flatten());
@@ -250,7 +362,7 @@ impl Ruleset {
         for chain in chains {
             for family in chain.families.iter() {
                 let into = if family == Family::V4 { &mut out.v4 } else { &mut out.v6 };
-                into.add(ChainRules {
+                into.chains.push(ChainRules {
                     table: chain.table.clone(),
                     name: chain.name.clone(),
                     base: chain.base,
@@ -259,6 +371,7 @@ impl Ruleset {
                     proxy_ports: None,
                     expected: None,
                     targets: Vec::new(),
+                    policy: chain.base.filter(|base| base.drops).and_then(|_| CanonRule::policy(family)),
                 });
             }
         }

@@ -23,6 +23,9 @@ Verdicts: outbound-proxy, inbound-proxy, dns-proxy: the proxy or its DNS gets it
 it goes where it is addressed, past the proxy; dropped; unknown: a rule decides that is
 not understood, and it is named.
 
+A verdict is about where a connection's first packet goes. Where rules drop the replies, or
+the packets that follow, so that nothing comes of it, the answer says so too.
+
 What is left out of a flow: outbound, TCP, from an owner that no rule names; inbound to
 the pod's own address.
 
@@ -254,6 +257,9 @@ impl Batch<'_> {
         let met = expect.is_none_or(|expect| expect == answer.taker);
         self.unmet += usize::from(!met);
         write!(out, "{{\"verdict\":\"{}\",{}", answer.taker.name(), self.text(&answer, &flow))?;
+        if let Some(lost) = &answer.lost {
+            write!(out, ",\"lost\":{}", Value::from(answer::lost(lost, flow.family())))?;
+        }
         match expect {
             Some(expect) if !met => writeln!(out, ",\"expected\":\"{expect}\"}}"),
             _ => out.write_all(b"}\n"),

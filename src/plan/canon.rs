@@ -56,6 +56,12 @@ pub struct CanonRule {
 }
 
 impl CanonRule {
+    /// A chain's policy, if that drops, as the rule behind all others.
+    pub fn policy(family: Family) -> Option<Self> {
+        let matches = CanonMatches::of(&Matches::default(), family)?;
+        Some(Self { parts: vec![(Why::Policy, matches.clone())], matches, verdict: Verdict::Drop, origin: None })
+    }
+
     /// Whether the model knows all that the rule says. One that is not understood is never
     /// put together with others.
     pub fn is_understood(&self) -> bool {

@@ -49,11 +49,13 @@ pub enum Why {
     TproxyProxyMarked,
     TproxyProxyOut,
     TproxyRestoreMark,
+    /// No rule says anything, and what the chain does then.
+    Policy,
     /// Not one of ours; the comment the rule carries, if any.
     Foreign(Box<str>),
 }
 
-/// Every reason but [`Why::Foreign`], with its stable name and its sentence.
+/// Every reason that a rule of ours has, with its stable name and its sentence.
 #[rustfmt::skip]
 pub const REASONS: &[(Why, &str, &str)] = &[
     (Why::InboundEntry, "inbound-entry", "inbound TCP is looked at"),
@@ -104,12 +106,16 @@ pub const REASONS: &[(Why, &str, &str)] = &[
 impl Why {
     /// A stable name, for machines.
     pub fn id(&self) -> &'static str {
-        REASONS.iter().find(|(why, ..)| why == self).map_or("foreign", |(_, id, _)| id)
+        match self {
+            Why::Policy => "policy",
+            _ => REASONS.iter().find(|(why, ..)| why == self).map_or("foreign", |(_, id, _)| id),
+        }
     }
 
     /// One short sentence, for people; what a rule's comment says.
     pub fn sentence(&self) -> &str {
         match self {
+            Why::Policy => "that is the chain's policy",
             Why::Foreign(comment) => comment,
             _ => REASONS.iter().find(|(why, ..)| why == self).map_or("", |(_, _, text)| text),
         }

@@ -43,6 +43,7 @@ mod pod;
 mod properties;
 mod readme;
 mod reasons;
+mod semantics;
 mod sources;
 mod states;
 mod traffic;

@@ -9,17 +9,18 @@ use crate::plan::model::{CtStates, Verdict};
 use crate::plan::why::Why;
 
 use crate::audit::flow::{Direction, Flow, Taker};
-use crate::audit::packet::{EPHEMERAL, Packet, usual_source};
+use crate::audit::packet::{EPHEMERAL, Packet, Tracking, usual_source};
 use crate::audit::ruleset::Hook;
 
-use super::Walk;
+use super::{Lost, Walk};
 
 impl<'a, 'w> Walk<'a, 'w> {
     /// Goes on after the first packet, which started out as `first` and was taken by `taker`.
-    pub(super) fn later(&mut self, flow: &Flow, first: Packet<'w>, taker: Taker) {
+    /// Tells which packets do not get through.
+    pub(super) fn later(&mut self, flow: &Flow, first: Packet<'w>, taker: Taker) -> Option<Lost<'a>> {
         let forwarded = flow.direction == Direction::Inbound && !self.packet.local && self.redirected.is_none();
         if forwarded || matches!(taker, Taker::Dropped | Taker::Unknown) {
-            return;
+            return None;
         }
         let source = flow.source.unwrap_or_else(|| usual_source(flow, self.pod, first.local));
         let settled = self.packet.clone();
@@ -31,6 +32,7 @@ impl<'a, 'w> Walk<'a, 'w> {
             port: first.source_port.unwrap_or(EPHEMERAL),
             mark: 0,
             state: CtStates::ESTABLISHED,
+            tracking: Tracking::NotYet,
             uid,
             gid,
             ..settled.clone()
@@ -41,23 +43,25 @@ impl<'a, 'w> Walk<'a, 'w> {
         self.routed_home = self.rules.chains.iter().flat_map(|chain| &chain.rules).filter_map(tproxy_mark).collect();
         self.trace.later("the packets after the first");
         self.packet = next;
+        self.decider = None;
         (self.redirected, self.zone) = (None, None);
         let end = match flow.direction {
             Direction::Outbound => self.outbound(),
             Direction::Inbound => self.arrive(),
         };
-        self.tell(end);
+        let following = self.tell(end).then_some(Lost { replies: false, by: self.decider });
 
         self.answers_as = self.rewritten.take().map(|_| (first.destination, first.port));
-        (self.redirected, self.zone) = (None, None);
+        (self.redirected, self.zone, self.decider) = (None, None, None);
         self.trace.later("the replies");
         let within = settled.local || taker != Taker::Direct;
         let end = match within {
             true => self.answered(reply, &first, flow, source),
             false => self.answered_from_outside(reply, &first),
         };
-        self.tell(end);
+        let replies = self.tell(end).then_some(Lost { replies: true, by: self.decider });
         self.trace.later_end();
+        following.or(replies)
     }
 
     /// A reply of a process in the pod.
@@ -77,12 +81,14 @@ impl<'a, 'w> Walk<'a, 'w> {
         self.arrive()
     }
 
-    fn tell(&mut self, end: Taker) {
+    /// Whether packets are dropped.
+    fn tell(&mut self, end: Taker) -> bool {
         match end {
             Taker::Dropped => self.trace.ended("dropped"),
             Taker::Unknown => self.trace.ended("what becomes of them cannot be told"),
             _ => {}
         }
+        end == Taker::Dropped
     }
 
     /// Whose socket answers: the proxy's user and group, as far as the rules name them;

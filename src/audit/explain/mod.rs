@@ -8,18 +8,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::config::types::Family;
 use crate::plan::canon::{CanonRule, number};
-use crate::plan::model::{Masked, Verdict, protocol};
+use crate::plan::model::{Masked, protocol};
 use crate::plan::why::Why;
 
 use crate::audit::flow::{Direction, Flow, Surroundings, Taker};
-use crate::audit::packet::{Meets, Packet};
-use crate::audit::ruleset::{ChainRules, FamilyRules, Hook, Ruleset};
-use crate::audit::target::{Effect, effect};
+use crate::audit::packet::{Meets, Packet, Tracking};
+use crate::audit::ruleset::{ChainRules, FamilyRules, Hook, Order, Ruleset};
+use crate::audit::step::{End, Step, step};
 
 use choices::Choices;
-
-/// How deep chains may call each other (`NFT_JUMP_STACK_SIZE`).
-pub(in crate::audit) const DEPTH: usize = 16;
 
 /// Who gets a flow, and the rule that decided.
 #[derive(Debug, Clone)]
@@ -29,12 +26,22 @@ pub struct Answer<'a> {
     pub decider: Option<Decider<'a>>,
     /// The reason for that part of the rule that the flow meets.
     pub why: Option<&'a Why>,
+    /// Packets of the connection that are dropped although the first one gets there.
+    pub lost: Option<Lost<'a>>,
+}
+
+/// Packets after a connection's first that are dropped.
+#[derive(Debug, Clone, Copy)]
+pub struct Lost<'a> {
+    /// The replies, or else those that follow the first one.
+    pub replies: bool,
+    pub by: Option<Decider<'a>>,
 }
 
 impl<'a> Answer<'a> {
     /// Nobody can tell, because of this rule.
     pub fn unknown(because: Option<Decider<'a>>) -> Self {
-        Self { taker: Taker::Unknown, decider: because, why: because.map(|decider| decider.rule.why()) }
+        Self { taker: Taker::Unknown, decider: because, why: because.map(|decider| decider.rule.why()), lost: None }
     }
 }
 
@@ -80,18 +87,34 @@ const MOST_WALKS: usize = 256;
 /// How many rules are looked at in doing so.
 pub(in crate::audit) const MOST_AGAIN: usize = 1_000_000;
 
-/// Walks a flow through a ruleset. Where it is not known whether a rule applies, both are
-/// tried: what comes out either way is certain, and where it differs the rule is named.
+/// Walks a flow through a ruleset. Where it is not known whether a rule applies, or which
+/// of two chains comes first, both are tried: what comes out either way is certain, and
+/// where it differs the rule is named.
 pub fn explain<'a>(ruleset: &'a Ruleset, pod: &Surroundings, flow: &Flow, trace: &mut dyn Trace<'a>) -> Answer<'a> {
+    let answer = explain_in(Order::First, ruleset, pod, flow, trace);
+    if ruleset.family(flow.family()).has_one_order() {
+        return answer;
+    }
+    let other = explain_in(Order::Second, ruleset, pod, flow, &mut NoTrace);
+    if answer.taker == other.taker { answer } else { Answer::unknown(answer.decider.or(other.decider)) }
+}
+
+fn explain_in<'a>(
+    order: Order,
+    ruleset: &'a Ruleset,
+    pod: &Surroundings,
+    flow: &Flow,
+    trace: &mut dyn Trace<'a>,
+) -> Answer<'a> {
     let mut choices = Choices::default();
-    let answer = walk(ruleset, pod, flow, trace, &mut choices);
+    let answer = walk(order, ruleset, pod, flow, trace, &mut choices, true);
     let first_walk = choices.looks;
     for _ in 0..MOST_WALKS {
         let Some(rule) = choices.advance() else { return answer };
         if choices.looks - first_walk > MOST_AGAIN {
             break;
         }
-        let other = walk(ruleset, pod, flow, &mut NoTrace, &mut choices);
+        let other = walk(order, ruleset, pod, flow, &mut NoTrace, &mut choices, false);
         if answer.taker != other.taker {
             return Answer::unknown(Some(rule));
         }
@@ -101,17 +124,21 @@ pub fn explain<'a>(ruleset: &'a Ruleset, pod: &Surroundings, flow: &Flow, trace:
 }
 
 fn walk<'a>(
+    order: Order,
     ruleset: &'a Ruleset,
     pod: &Surroundings,
     flow: &Flow,
     trace: &mut dyn Trace<'a>,
     choices: &mut Choices<'a>,
+    later: bool,
 ) -> Answer<'a> {
     choices.begin();
-    let mut later_choices = Choices::default();
-    let wants_later = trace.wants_later();
+    let (mut later_choices, mut silent) = (Choices::default(), NoTrace);
+    let tells_later = trace.wants_later();
+    let later = later && (tells_later || ruleset.family(flow.family()).may_drop);
     let mut walk = Walk {
         rules: ruleset.family(flow.family()),
+        order,
         pod,
         packet: Packet::of(flow, pod),
         redirected: None,
@@ -125,7 +152,7 @@ fn walk<'a>(
         trace,
         choices,
     };
-    let first = wants_later.then(|| walk.packet.clone());
+    let first = later.then(|| walk.packet.clone());
     let taker = match flow.direction {
         Direction::Outbound => walk.outbound(),
         Direction::Inbound => walk.arrive(),
@@ -134,29 +161,21 @@ fn walk<'a>(
         Some((of, why)) if of.is(&decider) => why,
         _ => decider.rule.why(),
     });
-    let answer = Answer { taker, decider: walk.decider, why };
-    if let Some(first) = first {
+    let decider = walk.decider;
+    let lost = first.and_then(|first| {
         later_choices.begin();
         walk.choices = &mut later_choices;
-        walk.later(flow, first, taker);
-    }
-    answer
-}
-
-/// How a chain ended for a packet.
-enum End {
-    /// No rule decided; or one said RETURN.
-    Back,
-    Accept,
-    Drop,
-    /// The destination became a port of the pod itself.
-    Redirect(Taker, u16),
-    Tproxy,
-    Unknown,
+        if !tells_later {
+            walk.trace = &mut silent;
+        }
+        walk.later(flow, first, taker)
+    });
+    Answer { taker, decider, why, lost }
 }
 
 struct Walk<'a, 'w> {
     rules: &'a FamilyRules,
+    order: Order,
     pod: &'w Surroundings,
     packet: Packet<'w>,
     redirected: Option<Taker>,
@@ -223,32 +242,29 @@ impl<'a> Walk<'a, '_> {
 
     /// Passes the base chains of a hook; `Some` if the packet's fate is known.
     fn hook(&mut self, hook: Hook) -> Option<Taker> {
-        for chain in self.rules.on(hook) {
+        for chain in self.rules.on(hook, self.order) {
             let Some(base) = chain.base else { continue };
             if base.nat && self.nat_done {
                 self.rewrite_again(hook);
                 continue;
             }
             self.trace.hook(hook, chain);
+            self.packet.enter(chain, &base);
             let before = self.decider.take();
-            let end = match self.chain(chain, None, 0) {
-                // Behind routing a destination stays what it is: only the source is rewritten.
-                End::Unknown if base.nat && hook.is_behind_routing() => End::Accept,
-                end => end,
-            };
-            // A connection's fate is decided where it is rewritten. Elsewhere "return" and
-            // "accept" only say that nothing happens here.
-            let passes = matches!(end, End::Back | End::Accept);
-            // What TPROXY has handed to a socket stays there, wherever it is addressed to.
-            let handed_over = matches!(end, End::Redirect(..)) && self.redirected.is_some();
-            if handed_over || self.decider.is_none() || (!base.nat && passes && before.is_some()) {
+            let ended = self.chain(chain, None, 0);
+            let end = ended.of_base(&base);
+            if end == End::Drop && ended == End::Back {
+                self.decider = chain.policy();
+                self.trace.note("dropped: it is the chain's policy");
+            } else if self.decider.is_none()
+                || (before.is_some() && end.leaves_decided(&base, self.redirected.is_some()))
+            {
                 self.decider = before;
             }
+            if let Some(fate) = end.fate() {
+                return Some(fate);
+            }
             match end {
-                End::Back if base.drops => return Some(Taker::Dropped),
-                End::Back | End::Accept => {}
-                End::Drop => return Some(Taker::Dropped),
-                End::Unknown => return Some(Taker::Unknown),
                 End::Tproxy => {
                     self.redirected = Some(Taker::InboundProxy);
                     self.trace.note("handed to the proxy's socket");
@@ -259,11 +275,13 @@ impl<'a> Walk<'a, '_> {
                     self.rewritten = Some((hook, port));
                     self.redirect(hook, port);
                 }
+                _ => {}
             }
             if hook == Hook::Output {
                 self.reroute();
             }
         }
+        self.packet.tracking = Tracking::Known;
         None
     }
 
@@ -292,7 +310,7 @@ impl<'a> Walk<'a, '_> {
         for (at, rule) in chain.rules.iter().enumerate() {
             self.choices.looks += 1;
             let meets = self.packet.meets(&rule.matches);
-            if meets == Meets::No || (meets == Meets::Maybe && rule.verdict == Verdict::Continue) {
+            if meets == Meets::No || (meets == Meets::Maybe && self.rules.decides_nothing(&rule.verdict)) {
                 continue;
             }
             let here = Decider { chain, rule };
@@ -308,71 +326,43 @@ impl<'a> Walk<'a, '_> {
             if rule.parts.len() > 1 {
                 self.merged = Some((here, self.why(rule)));
             }
-            match &rule.verdict {
-                Verdict::Continue => {}
-                Verdict::CtZone(zone) => self.track(*zone),
-                Verdict::Return => {
-                    self.decider = Some(here);
-                    return End::Back;
-                }
-                Verdict::Accept => {
-                    self.decider = Some(from.unwrap_or(here));
-                    return End::Accept;
-                }
-                Verdict::Drop => {
-                    self.decider = Some(here);
-                    return End::Drop;
-                }
-                Verdict::SetMark(Masked { value, mask }) => {
-                    self.packet.mark = (self.packet.mark & !mask) ^ value;
-                    self.trace.mark("the packet is marked", self.packet.mark);
-                }
-                Verdict::SaveMark => {
+            match step(self.rules, chain, at, rule, depth) {
+                Step::Pass => {}
+                Step::Zone(zone) => self.track(zone),
+                Step::Mark(Masked { value, mask }) => self.mark((self.packet.mark & !mask) ^ value),
+                Step::SaveMark if self.packet.tracking == Tracking::Known => {
                     self.packet.connection_mark = self.packet.mark;
                     self.trace.mark("the connection is marked", self.packet.mark);
                 }
-                Verdict::RestoreMark => {
+                Step::RestoreMark if self.packet.tracking == Tracking::Known => {
                     self.packet.mark = self.packet.connection_mark;
                     self.trace.mark("the packet is marked like its connection", self.packet.mark);
                 }
-                Verdict::Redirect(port) => {
-                    self.decider = Some(from.unwrap_or(here));
-                    return End::Redirect(chain.listener_on(*port), port.get());
+                Step::SaveMark | Step::RestoreMark => {}
+                Step::Ends(end) => {
+                    self.decider = Some(here);
+                    return end;
                 }
-                Verdict::Tproxy { port, mark, .. } => {
-                    self.packet.mark = mark.get();
-                    self.trace.mark("the packet is marked", self.packet.mark);
+                Step::EndsForCaller(end, mark) => {
+                    if let Some(mark) = mark {
+                        self.mark(mark);
+                    }
                     self.decider = Some(from.unwrap_or(here));
-                    if chain.listener_on(*port) == Taker::Direct {
-                        return End::Redirect(Taker::Direct, port.get());
-                    }
-                    return End::Tproxy;
+                    return end;
                 }
-                Verdict::Unknown(words) => match effect(words) {
-                    Effect::None => {}
-                    effect => {
-                        self.decider = Some(here);
-                        return match effect {
-                            Effect::Drops => End::Drop,
-                            Effect::Accepts => End::Accept,
-                            _ => End::Unknown,
-                        };
-                    }
+                Step::Call { chain, goes } => match self.chain(chain, Some(here), depth + 1) {
+                    End::Back if goes => return End::Back,
+                    End::Back => {}
+                    end => return end,
                 },
-                Verdict::Jump(_) | Verdict::Goto(_) => {
-                    let Some(target) = self.rules.target(chain, at).filter(|_| depth < DEPTH) else {
-                        self.decider = Some(here);
-                        return End::Unknown;
-                    };
-                    match self.chain(target, Some(here), depth + 1) {
-                        End::Back if matches!(rule.verdict, Verdict::Goto(_)) => return End::Back,
-                        End::Back => {}
-                        end => return end,
-                    }
-                }
             }
         }
         End::Back
+    }
+
+    fn mark(&mut self, mark: u32) {
+        self.packet.mark = mark;
+        self.trace.mark("the packet is marked", mark);
     }
 
     /// Which zone a packet is tracked in: the first that it is given.
@@ -381,6 +371,7 @@ impl<'a> Walk<'a, '_> {
             None => self.trace.note(&format!("tracked apart, in conntrack zone {zone}")),
             Some(before) => self.trace.note(&format!("stays in conntrack zone {before}")),
         }
+        self.packet.give_zone();
         self.zone.get_or_insert(zone);
     }
 

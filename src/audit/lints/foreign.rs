@@ -4,13 +4,13 @@
 use std::collections::HashSet;
 
 use crate::audit::escapes::kind::Severity;
-use crate::audit::ruleset::{ChainRules, Hook, Ruleset};
+use crate::audit::ruleset::{ChainRules, Hook, Order, Ruleset};
 use crate::config::types::Family;
 use crate::plan::model::Verdict;
 use crate::plan::why::Why;
 
 use super::Lint;
-use super::shadow::{place, which};
+use super::shadow::{chain_name, place, which};
 
 const HOOKS: [Hook; 5] = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
 
@@ -20,7 +20,8 @@ pub fn lints(ruleset: &Ruleset) -> Vec<Lint> {
     let mut known = HashSet::new();
     for family in Family::BOTH {
         for hook in HOOKS {
-            let chains: Vec<&ChainRules> = ruleset.family(family).on(hook).collect();
+            out.extend(order_not_known(ruleset, family, hook));
+            let chains: Vec<&ChainRules> = ruleset.family(family).on(hook, Order::First).collect();
             let Some(last) = chains.iter().rposition(|chain| chain.rules.iter().any(|r| !is_foreign(r.why()))) else {
                 continue;
             };
@@ -40,6 +41,23 @@ pub fn lints(ruleset: &Ruleset) -> Vec<Lint> {
         }
     }
     out
+}
+
+/// About a hook whose chains the kernel may ask in two orders.
+fn order_not_known(ruleset: &Ruleset, family: Family, hook: Hook) -> Option<Lint> {
+    let rules = ruleset.family(family);
+    let mut both = rules.on(hook, Order::First).zip(rules.on(hook, Order::Second));
+    let (one, other) = both.find(|(one, other)| !std::ptr::eq(*one, *other))?;
+    let [one, other] = [one, other].map(|chain| format!("{} ({})", chain_name(chain), chain.table.source));
+    Some(Lint {
+        severity: Severity::Medium,
+        id: "order-not-known",
+        subject: format!("{family} hook {}", hook.name()),
+        message: format!(
+            "{one} and {other} want the same place: the one made last comes first, and nothing tells which that is"
+        ),
+        advice: "keep the rules of one of them only; flows that it makes a difference for are unknown".into(),
+    })
 }
 
 fn is_foreign(why: &Why) -> bool {

@@ -21,6 +21,15 @@ pub struct TooManyParts {
     pub rules: usize,
 }
 
+impl TooManyParts {
+    /// Where no chain is to blame alone: names the longest.
+    pub fn of(family: Family, chains: &[ChainRules]) -> Self {
+        let longest = chains.iter().max_by_key(|chain| chain.rules.len());
+        let (chain, rules) = longest.map_or_else(Default::default, |chain| (chain_name(chain), chain.rules.len()));
+        Self { family, chain, rules }
+    }
+}
+
 /// The most sets of flows that a family's traffic is cut into, half a kilobyte each.
 const MOST_SETS: usize = 200_000;
 /// The most work that is done on the way there: a few seconds'.

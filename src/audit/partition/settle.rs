@@ -27,22 +27,30 @@ pub fn settle<'a>(ways: Vec<Way<'a>>, guesses: &Guesses, most: usize) -> Option<
     let places = guesses.places();
     let (certain, mut others): (Vec<_>, Vec<_>) = ways.into_iter().partition(|way| way.perhaps.is_none());
     others.sort_by_key(|way| places.get(way.guesses as usize));
-    let near = Near::new(others.iter().map(|way| Sides::of_cube(&way.part.flows)));
+    let others: Vec<Part> = others.into_iter().map(|way| Part { decider: way.perhaps, ..way.part }).collect();
+    agree(certain.into_iter().map(|way| way.part).collect(), &others, most)
+}
+
+/// Flows of parts that others give to somebody else: nobody can tell, because of the rule
+/// that decides there. `None` if that is too much work.
+pub fn agree<'a>(parts: Vec<Part<'a>>, others: &[Part<'a>], most: usize) -> Option<Vec<Part<'a>>> {
+    let near = Near::new(others.iter().map(|other| Sides::of_cube(&other.flows)));
     let (mut out, mut pairs) = (Vec::new(), 0);
-    for Way { part, .. } in certain {
+    for part in parts {
         let mut left = vec![part.flows.clone()];
-        let mut settle = |other: &Way<'a>| {
-            if other.part.taker == part.taker || !other.part.flows.overlaps(&part.flows) {
+        let mut settle = |other: &Part<'a>| {
+            if other.taker == part.taker || !other.flows.overlaps(&part.flows) {
                 return;
             }
             let mut rest = Vec::new();
             for flows in std::mem::take(&mut left) {
-                let Some(inside) = flows.intersection(&other.part.flows) else {
+                let Some(inside) = flows.intersection(&other.flows) else {
                     rest.push(flows);
                     continue;
                 };
                 rest.extend(flows.around(&inside));
-                out.push(Part { flows: inside, taker: Taker::Unknown, decider: other.perhaps, ..part });
+                let decider = other.decider.or(part.decider);
+                out.push(Part { flows: inside, taker: Taker::Unknown, decider, ..part });
             }
             left = rest;
         };

@@ -3,6 +3,8 @@
 
 use crate::audit::explain::Decider;
 use crate::audit::flow::Taker;
+use crate::audit::packet::Tracking;
+use crate::audit::ruleset::{Base, ChainRules};
 use crate::config::types::IdList;
 use crate::plan::canon::CanonMatches;
 use crate::plan::model::{Cond, CtStates, Masked};
@@ -36,6 +38,8 @@ pub struct State<'a> {
     pub local: bool,
     pub mark: u32,
     pub connection_mark: u32,
+    pub tracking: Tracking,
+    pub asked_by_nft: bool,
     pub redirected: Option<Taker>,
     pub nat_done: bool,
     pub decider: Option<(Decider<'a>, &'a Why)>,
@@ -49,12 +53,22 @@ impl<'a> State<'a> {
         Self { flows, ..*self }
     }
 
+    /// Comes to a base chain.
+    pub fn enter(&mut self, chain: &ChainRules, base: &Base) {
+        self.tracking = self.tracking.at(base);
+        self.asked_by_nft = chain.is_native() && !base.hook.is_outbound();
+    }
+
     /// Those of the flows that meet the conditions.
     pub fn inside(&self, m: &CanonMatches, interfaces: &Interfaces) -> Option<Cube> {
         let flows = &self.flows;
-        let may = m.connection_state.0 & CtStates::NEW.0 != 0
+        let may = m.connection_state.0 & self.tracking.told(CtStates::NEW).0 != 0
             && mark(&m.mark, self.mark)
-            && mark(&m.connection_mark, self.connection_mark)
+            && match self.tracking {
+                Tracking::NotYet => m.connection_mark.is_none(),
+                Tracking::InZone => mark(&m.connection_mark, 0),
+                Tracking::Known => mark(&m.connection_mark, self.connection_mark),
+            }
             && self.destination.map_or_else(|| flows.destination.overlaps(&m.destination), |a| m.destination.holds(a))
             && self.port.map_or_else(|| flows.port.overlaps(&m.destination_port), |p| m.destination_port.holds(p))
             && flows.source.overlaps(&m.source)
@@ -74,7 +88,13 @@ impl<'a> State<'a> {
         }
         let owned = |cond: &Option<Cond<IdList>>, set: &Owners| {
             let Some(meeting) = cond.as_ref().map(owners) else { return Some(set.clone()) };
-            if self.ownerless { meeting.holds(NOBODY).then(|| set.clone()) } else { Some(set.intersection(&meeting)) }
+            // nftables has no answer about a packet without an owner.
+            let nobody = meeting.holds(NOBODY) && !self.asked_by_nft;
+            match (self.ownerless, nobody) {
+                (true, nobody) => nobody.then(|| set.clone()),
+                (false, true) => Some(set.intersection(&meeting)),
+                (false, false) => Some(set.intersection(&meeting.minus(&Owners::of([NOBODY])))),
+            }
         };
         let (uid, gid) = (owned(&m.uid, &flows.uid)?, owned(&m.gid, &flows.gid)?);
         if interface.is_empty() || uid.is_empty() || gid.is_empty() {

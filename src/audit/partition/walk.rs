@@ -5,10 +5,11 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use crate::audit::explain::{DEPTH, Decider};
+use crate::audit::explain::Decider;
 use crate::audit::flow::{Direction, Taker};
-use crate::audit::ruleset::{ChainRules, FamilyRules, Hook};
-use crate::audit::target::{Effect, effect};
+use crate::audit::packet::Tracking;
+use crate::audit::ruleset::{ChainRules, FamilyRules, Hook, Order};
+use crate::audit::step::{End, Step, step};
 use crate::config::ranges::RangeList;
 use crate::config::types::Family;
 use crate::plan::canon::{CanonRule, number};
@@ -19,7 +20,7 @@ use super::cube::Cube;
 use super::guesses::Guesses;
 use super::limits::{Limits, TooManyParts};
 use super::near::{Near, Sides};
-use super::settle::{Way, settle};
+use super::settle::{Way, agree, settle};
 use super::state::{By, State};
 use super::{Part, Scope, Space, loopback};
 
@@ -52,16 +53,34 @@ pub fn walk<'a>(
     scope: Scope,
     out: &mut Vec<Part<'a>>,
 ) -> Result<(), TooManyParts> {
-    let ways = |both_ways| walk_ways(space, chains, family, scope, both_ways);
-    let settled = ways(true).ok().and_then(|(ways, guesses)| settle(ways, &guesses, MOST_SETTLED));
-    match settled {
-        Some(parts) => out.extend(parts),
-        None => out.extend(ways(false)?.0.into_iter().map(|way| way.part)),
+    let first = walk_in(Order::First, space, chains, family, scope)?;
+    if chains.rules.has_one_order() {
+        out.extend(first);
+        return Ok(());
     }
+    let second = walk_in(Order::Second, space, chains, family, scope)?;
+    let agreed = agree(first, &second, MOST_SETTLED).ok_or_else(|| TooManyParts::of(family, &chains.rules.chains))?;
+    out.extend(agreed);
     Ok(())
 }
 
+fn walk_in<'a>(
+    order: Order,
+    space: &Space,
+    chains: &Chains<'a>,
+    family: Family,
+    scope: Scope,
+) -> Result<Vec<Part<'a>>, TooManyParts> {
+    let ways = |both_ways| walk_ways(order, space, chains, family, scope, both_ways);
+    let settled = ways(true).ok().and_then(|(ways, guesses)| settle(ways, &guesses, MOST_SETTLED));
+    match settled {
+        Some(parts) => Ok(parts),
+        None => Ok(ways(false)?.0.into_iter().map(|way| way.part).collect()),
+    }
+}
+
 fn walk_ways<'a>(
+    order: Order,
     space: &Space,
     chains: &Chains<'a>,
     family: Family,
@@ -69,7 +88,7 @@ fn walk_ways<'a>(
     both_ways: bool,
 ) -> Result<(Vec<Way<'a>>, Guesses), TooManyParts> {
     let (out, guesses, limits) = (Vec::new(), Guesses::default(), Limits::new(family));
-    let mut walk = Walk { space, chains, rules: chains.rules, family, scope, both_ways, out, guesses, limits };
+    let mut walk = Walk { order, space, chains, rules: chains.rules, family, scope, both_ways, out, guesses, limits };
     let flows = space.whole(family, scope);
     if flows.destination.is_empty() || flows.interface.is_empty() {
         return Ok((walk.out, walk.guesses));
@@ -85,6 +104,8 @@ fn walk_ways<'a>(
         local: scope.is_local(),
         mark: 0,
         connection_mark: 0,
+        tracking: Tracking::NotYet,
+        asked_by_nft: false,
         redirected: None,
         nat_done: false,
         decider: None,
@@ -99,18 +120,8 @@ fn walk_ways<'a>(
     Ok((walk.out, walk.guesses))
 }
 
-/// How a chain ended for a set of flows.
-#[derive(Debug, Clone, Copy)]
-enum End {
-    Back,
-    Accept,
-    Drop,
-    Redirect(Taker, u16),
-    Tproxy,
-    Unknown,
-}
-
 struct Walk<'a, 'w, 'p> {
+    order: Order,
     space: &'w Space<'p>,
     chains: &'w Chains<'a>,
     rules: &'a FamilyRules,
@@ -202,7 +213,7 @@ impl<'a> Walk<'a, '_, '_> {
     /// Passes the base chains of a hook; what goes on is given back.
     fn hook(&mut self, hook: Hook, mut states: Vec<State<'a>>) -> Result<Vec<State<'a>>, TooManyParts> {
         let rules = self.rules;
-        for chain in rules.on(hook) {
+        for chain in rules.on(hook, self.order) {
             let Some(base) = chain.base else { continue };
             let mut next = Vec::new();
             for mut state in states {
@@ -210,38 +221,36 @@ impl<'a> Walk<'a, '_, '_> {
                     next.push(state);
                     continue;
                 }
+                state.enter(chain, &base);
                 let before = state.decider.take();
-                for (mut state, end) in self.chain(chain, None, 0, state)? {
-                    let end = match end {
-                        End::Unknown if base.nat && hook.is_behind_routing() => End::Accept,
-                        end => end,
-                    };
-                    let passes = matches!(end, End::Back | End::Accept);
-                    // What TPROXY has handed to a socket stays there.
-                    let handed_over = matches!(end, End::Redirect(..)) && state.redirected.is_some();
-                    if handed_over || state.decider.is_none() || (!base.nat && passes && before.is_some()) {
+                for (mut state, ended) in self.chain(chain, None, 0, state)? {
+                    let end = ended.of_base(&base);
+                    if end == End::Drop && ended == End::Back {
+                        state.decider = chain.policy().map(|policy| (policy, policy.rule.why()));
+                    } else if state.decider.is_none()
+                        || (before.is_some() && end.leaves_decided(&base, state.redirected.is_some()))
+                    {
                         state.decider = before;
                     }
+                    if let Some(fate) = end.fate() {
+                        self.end(state, fate)?;
+                        continue;
+                    }
                     match end {
-                        End::Back if base.drops => self.end(state, Taker::Dropped)?,
-                        End::Back | End::Accept => next.push(state),
-                        End::Drop => self.end(state, Taker::Dropped)?,
-                        End::Unknown => self.end(state, Taker::Unknown)?,
-                        End::Tproxy => {
-                            state.redirected = Some(Taker::InboundProxy);
-                            next.push(state);
-                        }
+                        End::Tproxy => state.redirected = Some(Taker::InboundProxy),
                         End::Redirect(taker, port) => {
                             state.redirected.get_or_insert(taker);
                             state.nat_done = true;
                             self.redirect(hook, port, &mut state);
-                            next.push(state);
                         }
+                        _ => {}
                     }
+                    next.push(state);
                 }
             }
             states = next;
         }
+        states.iter_mut().for_each(|state| state.tracking = Tracking::Known);
         Ok(states)
     }
 
@@ -329,12 +338,14 @@ impl<'a> Walk<'a, '_, '_> {
     /// Whether a rule changes nothing about flows, whether they meet it or not.
     fn does_nothing(&self, rule: &CanonRule, state: &State) -> bool {
         match &rule.verdict {
-            Verdict::Continue => true,
+            verdict if self.rules.decides_nothing(verdict) => true,
             // What is not known of the conditions is not known of the effect.
             _ if !rule.matches.unknown.is_empty() => false,
-            Verdict::CtZone(_) => true,
+            Verdict::CtZone(_) => !self.rules.asks_before_conntrack || state.tracking != Tracking::NotYet,
             Verdict::SetMark(Masked { value, mask }) => (state.mark & !mask) ^ value == state.mark,
-            Verdict::SaveMark | Verdict::RestoreMark => state.mark == state.connection_mark,
+            Verdict::SaveMark | Verdict::RestoreMark => {
+                state.tracking != Tracking::Known || state.mark == state.connection_mark
+            }
             _ => false,
         }
     }
@@ -375,49 +386,26 @@ impl<'a> Walk<'a, '_, '_> {
         depth: usize,
         mut state: State<'a>,
     ) -> Result<Applied<'a>, TooManyParts> {
-        let rule = here.0.rule;
         let ends = |mut state: State<'a>, decider, end| {
             state.decider = Some(decider);
             Ok(vec![(state, Some(end))])
         };
-        match &rule.verdict {
-            Verdict::Continue | Verdict::CtZone(_) => {}
-            Verdict::Return => return ends(state, here, End::Back),
-            Verdict::Accept => return ends(state, from.unwrap_or(here), End::Accept),
-            Verdict::Drop => return ends(state, here, End::Drop),
-            Verdict::SetMark(Masked { value, mask }) => state.mark = (state.mark & !mask) ^ value,
-            Verdict::SaveMark => state.connection_mark = state.mark,
-            Verdict::RestoreMark => state.mark = state.connection_mark,
-            Verdict::Redirect(port) => {
-                let end = End::Redirect(chain.listener_on(*port), port.get());
+        match step(self.rules, chain, at, here.0.rule, depth) {
+            Step::Pass => {}
+            Step::Zone(_) => state.tracking = state.tracking.with_zone(),
+            Step::Mark(Masked { value, mask }) => state.mark = (state.mark & !mask) ^ value,
+            Step::SaveMark if state.tracking == Tracking::Known => state.connection_mark = state.mark,
+            Step::RestoreMark if state.tracking == Tracking::Known => state.mark = state.connection_mark,
+            Step::SaveMark | Step::RestoreMark => {}
+            Step::Ends(end) => return ends(state, here, end),
+            Step::EndsForCaller(end, mark) => {
+                state.mark = mark.unwrap_or(state.mark);
                 return ends(state, from.unwrap_or(here), end);
             }
-            Verdict::Tproxy { port, mark, .. } => {
-                state.mark = mark.get();
-                if chain.listener_on(*port) == Taker::Direct {
-                    return ends(state, from.unwrap_or(here), End::Redirect(Taker::Direct, port.get()));
-                }
-                return ends(state, from.unwrap_or(here), End::Tproxy);
-            }
-            Verdict::Unknown(words) => match effect(words) {
-                Effect::Unknown => return ends(state, here, End::Unknown),
-                Effect::Drops => return ends(state, here, End::Drop),
-                Effect::Accepts => return ends(state, here, End::Accept),
-                Effect::None => {}
-            },
-            Verdict::Jump(_) | Verdict::Goto(_) => {
-                let Some(target) = self.rules.target(chain, at).filter(|_| depth < DEPTH) else {
-                    return ends(state, here, End::Unknown);
-                };
-                let goes = matches!(rule.verdict, Verdict::Goto(_));
-                let ended = self.chain(target, Some(here), depth + 1, state)?;
-                return Ok(ended
-                    .into_iter()
-                    .map(|(state, end)| match end {
-                        End::Back if !goes => (state, None),
-                        end => (state, Some(end)),
-                    })
-                    .collect());
+            Step::Call { chain, goes } => {
+                let ended = self.chain(chain, Some(here), depth + 1, state)?;
+                let back = |(state, end)| if end == End::Back && !goes { (state, None) } else { (state, Some(end)) };
+                return Ok(ended.into_iter().map(back).collect());
             }
         }
         Ok(vec![(state, None)])
