@@ -351,7 +351,7 @@ fn row(chain: &ChainRules, rule: &CanonRule, family: Family, context: &Context) 
     whys.dedup();
     let more = whys.len().saturating_sub(REASONS);
     whys.truncate(REASONS);
-    let more = (more > 0).then(|| format!("; and {more} more")).unwrap_or_default();
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
     Row {
         families: Families::only(family),
         conditions: describe::matches(&others, family),
