@@ -10,6 +10,7 @@ pub mod draw;
 pub mod escapes;
 pub mod explain;
 pub mod flow;
+pub mod hook;
 pub mod lints;
 pub mod manifest;
 mod packet;

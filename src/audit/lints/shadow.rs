@@ -109,8 +109,8 @@ fn is_exact(m: &CanonMatches) -> bool {
     m.mark.is_none() && m.connection_mark.is_none() && m.unknown.is_empty()
 }
 
-/// Packets by the chain they stay in, and the depth at which it is jumped to.
-type Kept = HashMap<(*const ChainRules, usize), Rc<[Packets]>>;
+/// Packets by the chain that they stay in, and how deep it is called.
+type Known = HashMap<(*const ChainRules, usize), Rc<[Packets]>>;
 
 struct Chains<'a> {
     rules: &'a FamilyRules,
@@ -119,7 +119,7 @@ struct Chains<'a> {
     /// How many more sets may be held against others.
     left: Cell<usize>,
     /// What is known to stay in chains that are jumped to, by depth.
-    known: RefCell<Kept>,
+    known: RefCell<Known>,
 }
 
 impl Chains<'_> {

@@ -11,22 +11,18 @@ use super::cube::Cube;
 /// The rules cut traffic into more parts than can be told apart.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the rules cut {family} traffic into too many parts, most of them in chain {chain} with its {rules} rules; ask about single flows with 'explain', or look at the rules without those of that chain"
+    "the rules cut {family} traffic into too many parts, most of them in {place}; ask about single flows with 'explain', or look at the rules without these"
 )]
 pub struct TooManyParts {
     pub family: Family,
-    /// The chain that cuts most.
-    pub chain: String,
-    /// How many rules it has.
-    pub rules: usize,
+    /// The chain that cuts most, or how many do, in words.
+    pub place: String,
 }
 
 impl TooManyParts {
-    /// Where no chain is to blame alone: names the longest.
-    pub fn of(family: Family, chains: &[ChainRules]) -> Self {
-        let longest = chains.iter().max_by_key(|chain| chain.rules.len());
-        let (chain, rules) = longest.map_or_else(Default::default, |chain| (chain_name(chain), chain.rules.len()));
-        Self { family, chain, rules }
+    /// Because chains come in one of two orders.
+    pub fn in_two_orders(family: Family) -> Self {
+        Self { family, place: "chains of iptables-legacy and nftables in one place".into() }
     }
 }
 
@@ -87,11 +83,16 @@ impl<'a> Limits<'a> {
     }
 
     fn exceeded(&self) -> TooManyParts {
+        let all: usize = self.cuts.values().map(|(_, cuts)| cuts).sum();
         let worst = self.cuts.values().max_by_key(|(chain, cuts)| (*cuts, &chain.name));
+        let place = worst.map(|(chain, cuts)| match (chain_name(chain), chain.rules.len()) {
+            (name, _) if cuts * 10 < all => format!("{} chains, {name} and others", self.cuts.len()),
+            (name, 1) => format!("chain {name}"),
+            (name, rules) => format!("chain {name} with its {rules} rules"),
+        });
         TooManyParts {
             family: self.family,
-            chain: worst.map(|(chain, _)| chain_name(chain)).unwrap_or_default(),
-            rules: worst.map_or(0, |(chain, _)| chain.rules.len()),
+            place: place.unwrap_or_else(|| "conditions that are not understood".into()),
         }
     }
 }

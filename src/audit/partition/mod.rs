@@ -108,7 +108,7 @@ impl<'p> Space<'p> {
     /// Cuts all flows of a family by a ruleset. The parts share nothing and leave nothing out.
     pub fn parts<'a>(&self, ruleset: &'a Ruleset, family: Family) -> Result<Vec<Part<'a>>, TooManyParts> {
         let mut out = Vec::new();
-        let chains = walk::Chains::new(ruleset.family(family));
+        let chains = near::Chains::new(ruleset.family(family));
         for scope in Scope::ALL {
             walk::walk(self, &chains, family, scope, &mut out)?;
         }

@@ -1,6 +1,9 @@
 //! Which boxes of a long list a set of flows may meet, without looking at all of them: by
 //! destination, port or source, whichever leaves fewest.
 
+use std::collections::HashMap;
+
+use crate::audit::ruleset::{ChainRules, FamilyRules};
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::PortList;
 use crate::plan::canon::{Addresses, CanonMatches};
@@ -90,6 +93,25 @@ impl Near {
         out.sort_unstable();
         out.dedup();
         Some(out)
+    }
+}
+
+/// A family's chains, the long ones with an index of their rules.
+pub struct Chains<'a> {
+    pub rules: &'a FamilyRules,
+    near: HashMap<*const ChainRules, Near>,
+}
+
+impl<'a> Chains<'a> {
+    pub fn new(rules: &'a FamilyRules) -> Self {
+        let long = rules.chains.iter().filter(|chain| chain.rules.len() > FEW);
+        let near = |chain: &ChainRules| Near::new(chain.rules.iter().map(|rule| Sides::of_rule(&rule.matches)));
+        Self { rules, near: long.map(|chain| (std::ptr::from_ref(chain), near(chain))).collect() }
+    }
+
+    /// The index of a chain, if it has one.
+    pub fn near(&self, chain: &ChainRules) -> Option<&Near> {
+        self.near.get(&std::ptr::from_ref(chain))
     }
 }
 

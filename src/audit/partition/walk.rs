@@ -2,7 +2,6 @@
 //! statement, with a set of flows where that has one packet; a rule that some of them
 //! meet cuts the set.
 
-use std::collections::HashMap;
 use std::rc::Rc;
 
 use crate::audit::explain::Decider;
@@ -19,27 +18,10 @@ use crate::plan::why::Why;
 use super::cube::Cube;
 use super::guesses::Guesses;
 use super::limits::{Limits, TooManyParts};
-use super::near::{Near, Sides};
+use super::near::Chains;
 use super::settle::{Way, agree, settle};
 use super::state::{By, State};
 use super::{Part, Scope, Space, loopback};
-
-/// A family's chains, the long ones with an index of their rules.
-pub struct Chains<'a> {
-    rules: &'a FamilyRules,
-    near: HashMap<*const ChainRules, Near>,
-}
-
-impl<'a> Chains<'a> {
-    pub fn new(rules: &'a FamilyRules) -> Self {
-        let long = rules.chains.iter().filter(|chain| chain.rules.len() > MANY);
-        let near = |chain: &ChainRules| Near::new(chain.rules.iter().map(|rule| Sides::of_rule(&rule.matches)));
-        Self { rules, near: long.map(|chain| (std::ptr::from_ref(chain), near(chain))).collect() }
-    }
-}
-
-/// From how many rules on an index pays.
-const MANY: usize = 16;
 
 /// The most parts of a family and scope that come of uncertain conditions.
 const MOST_SETTLED: usize = 100_000;
@@ -59,7 +41,7 @@ pub fn walk<'a>(
         return Ok(());
     }
     let second = walk_in(Order::Second, space, chains, family, scope)?;
-    let agreed = agree(first, &second, MOST_SETTLED).ok_or_else(|| TooManyParts::of(family, &chains.rules.chains))?;
+    let agreed = agree(first, &second, MOST_SETTLED).ok_or_else(|| TooManyParts::in_two_orders(family))?;
     out.extend(agreed);
     Ok(())
 }
@@ -321,7 +303,7 @@ impl<'a> Walk<'a, '_, '_> {
         near: Option<Rc<[u32]>>,
     ) -> Result<Before<'a>, TooManyParts> {
         let left = near.as_ref().map_or(chain.rules.len() - rule, |near| near.len());
-        let index = self.chains.near.get(&std::ptr::from_ref(chain));
+        let index = self.chains.near(chain);
         let closer = index.and_then(|index| index.of_state(&state, rule, left));
         self.limits.list(closer.as_ref().map_or(0, Vec::len))?;
         let near = closer.map(Rc::from).or(near);
