@@ -3,7 +3,7 @@
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Family, Interface, Networks};
 use crate::plan::canon::{Addresses, CanonMatches, CanonRule, cover};
-use crate::plan::model::{Cond, CtStates, Origin, Verdict, protocol};
+use crate::plan::model::{Cond, CtStates, Masked, Origin, Verdict, protocol};
 use crate::plan::why::Why;
 
 use super::partition::cube::all_addresses;
@@ -75,7 +75,7 @@ pub fn matches(m: &CanonMatches, family: Family) -> String {
     }
     for (word, cond) in [("marked", &m.mark), ("of a connection marked", &m.connection_mark)] {
         if let Some(cond) = cond {
-            out.push(format!("{}{word} {:#x}", not(cond), cond.value.value));
+            out.push(format!("{}{word} {}", not(cond), masked(cond.value)));
         }
     }
     if m.connection_state != CtStates::ALL {
@@ -100,12 +100,17 @@ pub fn verdict(verdict: &Verdict) -> String {
             let open = if *closed { "" } else { ", going on when nobody listens" };
             format!("tproxy to port {port} marked {mark}{open}")
         }
-        Verdict::SetMark(m) => format!("mark {:#x}", m.value),
+        Verdict::SetMark(m) => format!("mark {}", masked(*m)),
         Verdict::SaveMark => "save the mark".into(),
         Verdict::RestoreMark => "restore the mark".into(),
         Verdict::CtZone(zone) => format!("conntrack zone {zone}"),
         Verdict::Unknown(words) => foreign(words),
     }
+}
+
+/// A mark, with its mask where that leaves bits out.
+fn masked(Masked { value, mask }: Masked) -> String {
+    if mask == u32::MAX { format!("{value:#x}") } else { format!("{value:#x}/{mask:#x}") }
 }
 
 fn not<T>(cond: &Cond<T>) -> &'static str {

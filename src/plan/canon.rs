@@ -170,8 +170,8 @@ impl CanonMatches {
             out_interface: names(&m.out_interface),
             uid: ids(&m.uid),
             gid: ids(&m.gid),
-            mark: marks(&m.mark),
-            connection_mark: marks(&m.connection_mark),
+            mark: marks(&m.mark)?,
+            connection_mark: marks(&m.connection_mark)?,
             unknown: m.unknown.clone(),
         };
         (!out.is_empty()).then_some(out)
@@ -311,10 +311,17 @@ fn names(cond: &Option<Cond<Vec<Interface>>>) -> Option<Cond<Vec<Interface>>> {
     (!(cond.negated && cond.value.is_empty())).then_some(cond)
 }
 
-fn marks(cond: &Option<Cond<Masked>>) -> Option<Cond<Masked>> {
-    let cond = cond.as_ref()?;
-    let value = Masked { value: cond.value.value & cond.value.mask, mask: cond.value.mask };
-    Some(Cond { negated: cond.negated, value })
+/// `None` where no mark meets the condition. The kernel compares what the mask leaves of a
+/// mark with the whole value: one that has bits outside of the mask is never met.
+fn marks(cond: &Option<Cond<Masked>>) -> Option<Option<Cond<Masked>>> {
+    let Some(cond) = cond else { return Some(None) };
+    let Masked { value, mask } = cond.value;
+    let met = match (value & !mask, mask) {
+        (0, 0) => true,
+        (0, _) => return Some(Some(cond.clone())),
+        _ => false,
+    };
+    (met != cond.negated).then_some(None)
 }
 
 fn ids_disjoint(a: &Option<Cond<IdList>>, b: &Option<Cond<IdList>>) -> bool {

@@ -72,9 +72,12 @@ fn fold(rules: Vec<CanonRule>, dimension: Dimension, left: &mut usize) -> Vec<Ca
     // that differ elsewhere would each be held against all before it.
     let mut seen = (rules.len() >= MANY).then(HashSet::new);
     for rule in rules {
-        // What is not understood is not put together.
-        let may_join =
-            rule.matches.unknown.is_empty() && seen.as_mut().is_none_or(|seen| !seen.insert(looks(&rule, dimension)));
+        // What is not understood is not put together, nor what makes a difference when it is
+        // done twice.
+        let flips = matches!(rule.verdict, Verdict::SetMark(mark) if mark.value & !mark.mask != 0);
+        let may_join = !flips
+            && rule.matches.unknown.is_empty()
+            && seen.as_mut().is_none_or(|seen| !seen.insert(looks(&rule, dimension)));
         match may_join.then(|| home(&open, &rule, dimension, left)).flatten() {
             Some(at) => open[at].more.push(rule),
             None => open.push(Open { rule, more: Vec::new() }),

@@ -41,6 +41,7 @@ mod partition;
 mod plugin;
 mod pod;
 mod properties;
+mod readings;
 mod readme;
 mod reasons;
 mod semantics;

@@ -217,7 +217,7 @@ impl<'a> Reader<'a> {
                 let mark = masked(mark).filter(|m| m.mask == u32::MAX);
                 port.zip(mark).map(|(port, m)| Verdict::Tproxy { port, mark: Mark::new(m.value), closed: true })
             }
-            (_, "MARK", ["--set-xmark", mark]) => masked(mark).map(Verdict::SetMark),
+            (_, "MARK", [option, mark]) => set_mark(option, mark).map(Verdict::SetMark),
             (_, "CONNMARK", ["--save-mark", "--nfmask", "0xffffffff", "--ctmask", "0xffffffff"]) => {
                 Some(Verdict::SaveMark)
             }
@@ -287,6 +287,22 @@ fn masked(text: &str) -> Option<Masked> {
         Some((value, mask)) => Some(Masked { value: number(value)?, mask: number(mask)? }),
         None => Some(Masked { value: number(text)?, mask: u32::MAX }),
     }
+}
+
+/// What an option of `MARK` does to a mark: `(mark & !mask) ^ value`. iptables-save prints
+/// the first one for all of them.
+fn set_mark(option: &str, text: &str) -> Option<Masked> {
+    let given = masked(text)?;
+    let bits = given.value;
+    let bare = || (!text.contains('/')).then_some(());
+    Some(match option {
+        "--set-xmark" => given,
+        "--set-mark" => Masked { value: bits, mask: given.mask | bits },
+        "--or-mark" => bare().map(|()| Masked { value: bits, mask: bits })?,
+        "--and-mark" => bare().map(|()| Masked { value: 0, mask: !bits })?,
+        "--xor-mark" => bare().map(|()| Masked { value: bits, mask: 0 })?,
+        _ => return None,
+    })
 }
 
 fn states(text: &str) -> Option<CtStates> {

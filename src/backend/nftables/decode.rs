@@ -12,8 +12,9 @@ use super::expr::{Expr, Role, code, ct, meta, payload};
 use super::field::{Field, ct_field, meta_field};
 use super::names;
 use super::sets::Elements;
+use super::steps::{self, Step};
 use super::value::native;
-use super::words::phrase;
+use super::words::{phrase, statement};
 
 /// What rules refer to by name or number.
 pub trait Surroundings {
@@ -60,51 +61,41 @@ fn closes(rule: &Rule, before: &Rule) -> bool {
         && rule.matches == before.matches
 }
 
-/// A rule; several where it does several things, each then with the same conditions.
+/// A rule; several where it does several things.
 fn rule(number: usize, listed: &Listed, families: Families, around: &dyn Surroundings) -> Vec<Rule> {
     let mut reader = Reader {
         around,
         families,
         matches: Matches::default(),
         register: Register::Empty,
-        verdicts: Vec::new(),
+        steps: Vec::new(),
         counters: None,
         open: None,
     };
     for at in 0..listed.exprs.len() {
+        if reader.steps.last().is_some_and(|step| steps::ends(&step.verdict)) {
+            break;
+        }
         reader.step(&listed.exprs, at);
     }
-    let why = listed.comment.as_deref().map_or(Why::Foreign("".into()), Why::from_comment);
-    let (families, matches, counters) = (reader.families, reader.matches, reader.counters);
-    let mut verdicts = join_tproxy(reader.verdicts);
-    if verdicts.is_empty() {
-        verdicts.push(Verdict::Continue);
+    if reader.steps.is_empty() {
+        reader.does(Verdict::Continue, 0, 0);
     }
-    let understood = matches.unknown.is_empty() && !verdicts.iter().any(|v| matches!(v, Verdict::Unknown(_)));
-    let text = listed.text.clone().filter(|_| !understood);
+    let why = listed.comment.as_deref().map_or(Why::Foreign("".into()), Why::from_comment);
+    let counters = reader.counters;
+    let steps = steps::apart(reader.steps, &listed.exprs);
+    let is_understood = |step: &Step| step.matches.unknown.is_empty() && !matches!(step.verdict, Verdict::Unknown(_));
+    let text = listed.text.clone().filter(|_| !steps.iter().all(is_understood));
     let origin = Arc::new(Origin { number, handle: listed.handle, text });
-    let rules = verdicts.into_iter().map(|verdict| Rule {
-        families,
-        matches: matches.clone(),
-        verdict,
+    let rules = steps.into_iter().map(|step| Rule {
+        families: step.families,
+        matches: step.matches,
+        verdict: step.verdict,
         why: why.clone(),
         counters,
         origin: Some(origin.clone()),
     });
     rules.collect()
-}
-
-/// "tproxy, set mark, accept" in one rule is one verdict of the model.
-fn join_tproxy(verdicts: Vec<Verdict>) -> Vec<Verdict> {
-    let tproxy = verdicts.iter().find_map(|v| if let Verdict::Tproxy { port, .. } = v { Some(*port) } else { None });
-    let mark = verdicts.iter().find_map(|v| if let Verdict::SetMark(m) = v { Some(*m) } else { None });
-    match (tproxy, mark, verdicts.len(), verdicts.last()) {
-        (Some(port), Some(mark), 3, Some(Verdict::Accept)) if mark.mask == u32::MAX => {
-            vec![Verdict::Tproxy { port, mark: Mark::new(mark.value), closed: false }]
-        }
-        (Some(_), ..) => vec![Verdict::Unknown("tproxy".into())],
-        _ => verdicts,
-    }
 }
 
 /// What the register holds.
@@ -128,7 +119,7 @@ pub(super) struct Reader<'a> {
     pub(super) families: Families,
     pub(super) matches: Matches,
     pub(super) register: Register,
-    verdicts: Vec<Verdict>,
+    steps: Vec<Step>,
     counters: Option<Counters>,
     /// The expressions that load what the next comparison or statement uses.
     open: Option<Open>,
@@ -175,7 +166,8 @@ impl Reader<'_> {
             }
             Expr::MetaSet(_) | Expr::CtSet(_) | Expr::Redir | Expr::Tproxy { .. } | Expr::Verdict { .. } => {
                 match self.statement(expr) {
-                    Some(verdict) => self.verdicts.push(verdict),
+                    Some(Verdict::Continue) => {}
+                    Some(verdict) => self.does(verdict, self.open.map_or(at, |open| open.from), at),
                     None => self.decision(exprs, at),
                 }
                 self.open = None;
@@ -225,21 +217,15 @@ impl Reader<'_> {
         }
     }
 
-    /// Something is decided that is not understood; what it is about goes in front, a value
-    /// that the rule says behind.
+    /// Something is decided that is not understood.
     fn decision(&mut self, exprs: &[Expr], at: usize) {
-        let is_value = |expr: &Expr| matches!(expr, Expr::Immediate(_) | Expr::Unknown { role: Role::Value, .. });
-        let before = &exprs[self.open.map_or(at, |open| open.from)..at];
-        let name = phrase(&exprs[at..=at]);
-        let words = match before {
-            [] => name,
-            [Expr::Immediate(_)] if matches!(exprs[at], Expr::MetaSet(_) | Expr::CtSet(_)) => {
-                phrase(&[&exprs[at..=at], before].concat())
-            }
-            values if values.iter().all(is_value) => format!("{name} to {}", phrase(values)),
-            loads => format!("{} {name}", phrase(loads)),
-        };
-        self.verdicts.push(Verdict::Unknown(words.into()));
+        let from = self.open.map_or(at, |open| open.from);
+        self.does(Verdict::Unknown(statement(exprs, from, at).into()), from, at);
+    }
+
+    /// Something is done to what has met the conditions so far.
+    fn does(&mut self, verdict: Verdict, from: usize, to: usize) {
+        self.steps.push(Step { families: self.families, matches: self.matches.clone(), verdict, from, to });
     }
 
     fn load(&mut self, at: usize, field: Option<Field>) {
@@ -301,7 +287,7 @@ impl Reader<'_> {
                 _ => None,
             },
             (Expr::Redir, register) => port(register).map(Verdict::Redirect),
-            // The mark is found beside it by `join_tproxy`.
+            // The mark stands in a step of its own: see `steps::apart`.
             (Expr::Tproxy { .. }, register) => {
                 port(register).map(|port| Verdict::Tproxy { port, mark: Mark::new(0), closed: false })
             }

@@ -318,7 +318,7 @@ fn marks(m: &Matches, out: &mut Vec<Expr>) {
         if mask != u32::MAX {
             out.push(Expr::Bitwise { mask: mask.to_ne_bytes().to_vec(), xor: vec![0; 4] });
         }
-        out.push(compare(cond.negated, (value & mask).to_ne_bytes().to_vec()));
+        out.push(compare(cond.negated, value.to_ne_bytes().to_vec()));
     }
     if let Some(cond) = &m.connection_state {
         let mask = u32::from(cond.value.0).to_ne_bytes().to_vec();

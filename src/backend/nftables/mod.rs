@@ -15,6 +15,7 @@ pub mod names;
 pub mod read;
 pub mod script;
 pub mod sets;
+mod steps;
 pub mod transaction;
 mod value;
 pub mod wire;

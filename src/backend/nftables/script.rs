@@ -84,7 +84,7 @@ fn conditions(m: &Matches, family: Option<Family>) -> Option<Vec<String>> {
             let op = if cond.negated { "!=" } else { "==" };
             out.push(match cond.value.mask {
                 u32::MAX => format!("{key} {op} {:#x}", cond.value.value),
-                mask => format!("{key} & {mask:#x} {op} {:#x}", cond.value.value & mask),
+                mask => format!("{key} & {mask:#x} {op} {:#x}", cond.value.value),
             });
         }
     }

@@ -97,7 +97,9 @@ pub(super) fn prefix(family: Family, data: &[u8], mask: Option<&[u8]>) -> Option
     };
     let missing = whole.checked_sub(data.len())?;
     let number = big_endian(data)? << (missing * 8);
-    IpNet::new(address(family, number), u8::try_from(bits).ok()?).ok().map(|net| net.trunc())
+    let net = IpNet::new(address(family, number), u8::try_from(bits).ok()?).ok()?;
+    // An address with bits outside of its mask is none that the masked one could be.
+    (net.trunc() == net).then_some(net)
 }
 
 #[cfg(test)]
@@ -109,5 +111,6 @@ mod tests {
         assert_eq!(prefix(Family::V4, &[10], None).unwrap().to_string(), "10.0.0.0/8");
         assert_eq!(prefix(Family::V4, &[10, 16, 0, 0], Some(&[255, 240, 0, 0])).unwrap().to_string(), "10.16.0.0/12");
         assert!(prefix(Family::V4, &[10, 0, 0, 0], Some(&[255, 0, 255, 0])).is_none());
+        assert!(prefix(Family::V4, &[10, 1, 0, 0], Some(&[255, 0, 0, 0])).is_none());
     }
 }

@@ -4,7 +4,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::expr::{Expr, Op, Role, meta, payload};
+use super::expr::{Expr, Op, Role, code, meta, payload};
 use super::value::big_endian;
 use super::wire::{Attr, find};
 
@@ -252,6 +252,32 @@ fn relation(op: Op) -> &'static str {
     }
 }
 
+fn verdict(code: i32, chain: Option<&str>) -> String {
+    match (code, chain) {
+        (code::DROP, None) => "drop".into(),
+        (code::ACCEPT, None) => "accept".into(),
+        (code::RETURN, None) => "return".into(),
+        (code::JUMP, Some(chain)) => format!("jump {chain}"),
+        (code::GOTO, Some(chain)) => format!("goto {chain}"),
+        _ => format!("verdict {code}"),
+    }
+}
+
+/// What is done by the last of the expressions from `from` to `at`: what it is about goes in
+/// front, a value that the rule says behind.
+pub(super) fn statement(exprs: &[Expr], from: usize, at: usize) -> String {
+    let is_value = |expr: &Expr| matches!(expr, Expr::Immediate(_) | Expr::Unknown { role: Role::Value, .. });
+    let name = phrase(&exprs[at..=at]);
+    match &exprs[from..at] {
+        [] => name,
+        before @ [Expr::Immediate(_)] if matches!(exprs[at], Expr::MetaSet(_) | Expr::CtSet(_)) => {
+            phrase(&[&exprs[at..=at], before].concat())
+        }
+        values if values.iter().all(is_value) => format!("{name} to {}", phrase(values)),
+        loads => format!("{} {name}", phrase(loads)),
+    }
+}
+
 /// Expressions that belong together, such as a load and what is done with it.
 pub(super) fn phrase(exprs: &[Expr]) -> String {
     let (mut written, mut set) = (Written::Host, false);
@@ -288,6 +314,9 @@ pub(super) fn phrase(exprs: &[Expr]) -> String {
                 out.extend(xor.iter().any(|&b| b != 0).then(|| format!("^ {}", value(xor, written))));
             }
             Expr::Cmp { op, data } => out.push(format!("{}{}", relation(*op), value(data, written))),
+            Expr::Range { op, from, to } if from == to => {
+                out.push(format!("{}{}", relation(*op), value(from, written)));
+            }
             Expr::Range { op, from, to } => {
                 out.push(format!("{}{}-{}", relation(*op), value(from, written), value(to, written)));
             }
@@ -299,7 +328,7 @@ pub(super) fn phrase(exprs: &[Expr]) -> String {
             }
             // A field is set in the machine's order, an address or port is in the network's.
             Expr::Immediate(bytes) => out.push(if set { value(bytes, Written::Host) } else { plain(bytes) }),
-            Expr::Verdict { code, .. } => out.push(format!("verdict {code}")),
+            Expr::Verdict { code, chain } => out.push(verdict(*code, chain.as_deref())),
             Expr::Redir => out.push("redirect".into()),
             Expr::Tproxy { .. } => out.push("tproxy".into()),
             Expr::Xt { target, name, .. } => {

@@ -1,0 +1,106 @@
+//! What a rule does, one step after the other, as rules of the model. A rule of nf_tables
+//! may do several things, with conditions in between; a rule of the model does one, and
+//! asks all its conditions at once. Both say the same as long as no step changes what a
+//! later one asks again.
+
+use crate::config::types::{Families, Mark};
+use crate::plan::model::{Matches, Verdict};
+
+use super::expr::{Expr, Role};
+use super::words;
+
+/// Something that a rule does.
+#[derive(Debug, Clone)]
+pub(super) struct Step {
+    /// What must hold for it to be done: all conditions that stand in front of it.
+    pub(super) families: Families,
+    pub(super) matches: Matches,
+    pub(super) verdict: Verdict,
+    /// Its first and last expression.
+    pub(super) from: usize,
+    pub(super) to: usize,
+}
+
+/// Whether nothing that stands behind a verdict is ever looked at.
+pub(super) fn ends(verdict: &Verdict) -> bool {
+    use Verdict as V;
+    matches!(verdict, V::Return | V::Accept | V::Drop | V::Jump(_) | V::Goto(_) | V::Redirect(_))
+}
+
+/// The same steps so that each can be a rule of its own. `exprs`: the rule's.
+pub(super) fn apart(steps: Vec<Step>, exprs: &[Expr]) -> Vec<Step> {
+    let mut steps = without_effect_on_the_dropped(join_tproxy(steps, exprs), exprs);
+    let asked_again = |at: usize, step: &Step| changes_asked(&step.verdict, &step.matches) && at + 1 < steps.len();
+    let Some(at) = steps.iter().enumerate().position(|(at, step)| asked_again(at, step)) else { return steps };
+    let verdict = Verdict::Unknown(told(&steps[at..], exprs).into());
+    steps.truncate(at + 1);
+    if let Some(step) = steps.last_mut() {
+        step.verdict = verdict;
+    }
+    steps
+}
+
+/// "tproxy, set mark, accept" in one rule is one verdict of the model.
+fn join_tproxy(mut steps: Vec<Step>, exprs: &[Expr]) -> Vec<Step> {
+    let tproxy =
+        steps.iter().find_map(|s| if let Verdict::Tproxy { port, .. } = s.verdict { Some(port) } else { None });
+    let Some(port) = tproxy else { return steps };
+    let mark = steps.iter().find_map(|s| if let Verdict::SetMark(mark) = s.verdict { Some(mark) } else { None });
+    let together = steps.windows(2).all(|two| is_next(&two[0], &two[1], exprs));
+    match (mark, steps.len(), steps.last().map(|step| &step.verdict)) {
+        (Some(mark), 3, Some(Verdict::Accept)) if mark.mask == u32::MAX && together => {
+            steps.truncate(1);
+            steps[0].verdict = Verdict::Tproxy { port, mark: Mark::new(mark.value), closed: false };
+        }
+        _ => steps.iter_mut().filter(|s| matches!(s.verdict, Verdict::Tproxy { .. })).for_each(|step| {
+            step.verdict = Verdict::Unknown("tproxy".into());
+        }),
+    }
+    steps
+}
+
+/// Whether nothing is asked between two steps.
+fn is_next(step: &Step, next: &Step, exprs: &[Expr]) -> bool {
+    let asks_nothing = |expr: &Expr| matches!(expr, Expr::Counter { .. } | Expr::Unknown { role: Role::Nothing, .. });
+    exprs.get(step.to + 1..next.from).is_some_and(|between| between.iter().all(asks_nothing))
+}
+
+/// What is done to a packet right before it is dropped makes no difference to anybody.
+fn without_effect_on_the_dropped(mut steps: Vec<Step>, exprs: &[Expr]) -> Vec<Step> {
+    let is_mark = |step: &Step| matches!(step.verdict, Verdict::SetMark(_) | Verdict::RestoreMark | Verdict::SaveMark);
+    while let [.., vain, last] = &steps[..]
+        && last.verdict == Verdict::Drop
+        && is_mark(vain)
+        && is_next(vain, last, exprs)
+    {
+        let from = vain.from;
+        steps.remove(steps.len() - 2);
+        steps.iter_mut().last().into_iter().for_each(|last| last.from = from);
+    }
+    steps
+}
+
+/// Whether doing it changes what its own conditions ask: a later step, which has them too,
+/// would ask them of another packet than the kernel does.
+fn changes_asked(verdict: &Verdict, m: &Matches) -> bool {
+    match verdict {
+        Verdict::SetMark(set) => m.mark.as_ref().is_some_and(|cond| cond.value.mask & (set.mask | set.value) != 0),
+        Verdict::RestoreMark => m.mark.is_some(),
+        Verdict::SaveMark => m.connection_mark.is_some(),
+        // It makes the packet one of another connection, or of none yet.
+        Verdict::CtZone(_) => m.connection_state.is_some() || m.connection_mark.is_some(),
+        _ => false,
+    }
+}
+
+/// Steps in words, with the conditions between them.
+fn told(steps: &[Step], exprs: &[Expr]) -> String {
+    let mut out: Vec<String> = Vec::new();
+    let mut told = steps.first().map_or(0, |step| step.from);
+    for step in steps {
+        out.extend(exprs.get(told..step.from).map(words::phrase).filter(|words| !words.is_empty()));
+        out.push(words::statement(exprs, step.from, step.to));
+        told = step.to + 1;
+    }
+    out.join(" ")
+}
