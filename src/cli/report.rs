@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
+use crate::audit::ask;
 use crate::audit::compare::{Difference, Side};
 use crate::audit::escapes::words;
 use crate::audit::verify::{Effect, Finding, Report, What};
@@ -153,7 +154,7 @@ pub fn json(report: &Report) -> Value {
             "found_rule": effect.found_rule,
             "example": {
                 "flow": effect.example.to_string(),
-                "explain": words::explain_arguments(&effect.example),
+                "explain": ask::arguments(&effect.example),
             },
         })
     };

@@ -24,6 +24,7 @@ mod cri;
 mod draw;
 mod dumps;
 mod escapes;
+mod examples;
 mod explain;
 mod faults;
 mod fixture;
