@@ -20,4 +20,5 @@ pub mod schema;
 pub mod source;
 pub mod table;
 mod target;
+pub mod undo;
 pub mod verify;

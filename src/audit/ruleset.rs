@@ -2,6 +2,8 @@
 //! be walked: every condition is a set that answers in logarithmic time, so that a long
 //! list costs no more than a short one.
 
+mod edit;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -64,6 +66,14 @@ pub struct TableId {
     pub name: Box<str>,
 }
 
+impl TableId {
+    /// Whether it is the one for a kind of rules, by iptables' name or an interception's.
+    pub fn is(&self, table: Table) -> bool {
+        let bare = self.name.rsplit(' ').next().unwrap_or(&self.name);
+        Table::by_name(bare).or(names::table_by_name(bare)) == Some(table)
+    }
+}
+
 /// Entered by the kernel itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Base {
@@ -95,6 +105,11 @@ pub struct ChainRules {
 }
 
 impl ChainRules {
+    /// Whether it is an interception's, by its name or its table's.
+    pub fn is_ours(&self) -> bool {
+        self.name.is_own() || names::table_by_name(self.table.name.trim_start_matches("inet ")).is_some()
+    }
+
     /// Who listens on a port that a rule of it redirects to.
     pub fn listener_on(&self, port: Port) -> Taker {
         if let Some(expected) = &self.expected {
