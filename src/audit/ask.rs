@@ -1,4 +1,5 @@
-//! Questions: flows as people and machines write them, with what they leave out filled in.
+//! Questions: flows as people and machines write them, with what they leave out filled in;
+//! and the other way round, the question that a flow is the answer to.
 
 use std::net::IpAddr;
 
@@ -38,13 +39,71 @@ impl Defaults {
     }
 }
 
+/// An owner as it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    Id(u32),
+    /// What the kernel sends by itself has no owner.
+    Nobody,
+}
+
+impl Owner {
+    /// What stands for no owner.
+    const NOBODY: &'static str = "none";
+
+    pub fn parse(text: &str) -> Option<Self> {
+        if text == Self::NOBODY { Some(Self::Nobody) } else { text.parse().ok().map(Self::Id) }
+    }
+
+    fn id(self) -> Option<u32> {
+        match self {
+            Self::Id(id) => Some(id),
+            Self::Nobody => None,
+        }
+    }
+}
+
+/// A protocol as it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// The ICMP of the flow's family.
+    Icmp,
+    Number(u8),
+}
+
+impl Protocol {
+    /// By name or number.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "icmp" => Some(Self::Icmp),
+            text => protocol::by_name(text).map(Self::Number),
+        }
+    }
+
+    /// What is read as the protocol of a flow. IPv4's ICMP within IPv6 goes by its number.
+    fn text(flow: &Flow) -> String {
+        match (flow.protocol, flow.family()) {
+            (number @ protocol::ICMP, Family::V6) => number.to_string(),
+            (number, _) => protocol::name(number),
+        }
+    }
+
+    fn number(self, family: Family) -> u8 {
+        match (self, family) {
+            (Self::Icmp, Family::V4) => protocol::ICMP,
+            (Self::Icmp, Family::V6) => protocol::ICMPV6,
+            (Self::Number(number), _) => number,
+        }
+    }
+}
+
 /// A question before anything is filled in.
 #[derive(Debug, Clone, Default)]
 pub struct Question {
     pub direction: Option<Direction>,
-    pub protocol: Option<u8>,
-    pub uid: Option<u32>,
-    pub gid: Option<u32>,
+    pub protocol: Option<Protocol>,
+    pub uid: Option<Owner>,
+    pub gid: Option<Owner>,
     pub source: Option<IpAddr>,
     pub source_port: Option<u16>,
     pub destination: Option<IpAddr>,
@@ -73,11 +132,9 @@ impl Question {
         if !outbound && (self.uid.is_some() || self.gid.is_some()) {
             return Err("an inbound flow has no owner here: leave uid and gid out".into());
         }
-        let number = match (self.protocol.unwrap_or(protocol::TCP), destination) {
-            // "icmp" means the one of the family.
-            (protocol::ICMP, IpAddr::V6(_)) => protocol::ICMPV6,
-            (number, _) => number,
-        };
+        let family = if destination.is_ipv4() { Family::V4 } else { Family::V6 };
+        let number = self.protocol.map_or(protocol::TCP, |protocol| protocol.number(family));
+        let owner = |owner: Option<Owner>| owner.map_or(Some(defaults.anybody), Owner::id).filter(|_| outbound);
         let has_ports = protocol::WITH_PORTS.contains(&number);
         if has_ports && self.port.is_none() {
             return Err(format!("a flow of {} needs a port", protocol::name(number)));
@@ -85,8 +142,8 @@ impl Question {
         Ok(Flow {
             direction,
             protocol: number,
-            uid: outbound.then(|| self.uid.unwrap_or(defaults.anybody)),
-            gid: outbound.then(|| self.gid.unwrap_or(defaults.anybody)),
+            uid: owner(self.uid),
+            gid: owner(self.gid),
             source: self.source,
             source_port: self.source_port,
             destination,
@@ -109,9 +166,9 @@ impl Question {
             let wrong = |expected: &str| format!("\"{name}\": {value} is not {expected}");
             match name.as_str() {
                 "direction" => out.direction = Some(text.and_then(Direction::by_name).ok_or_else(|| wrong(DIRECTION))?),
-                "proto" => out.protocol = Some(number(value).or(text.and_then(proto)).ok_or_else(|| wrong(PROTOCOL))?),
-                "uid" => out.uid = Some(number(value).ok_or_else(|| wrong("an id"))?),
-                "gid" => out.gid = Some(number(value).ok_or_else(|| wrong("an id"))?),
+                "proto" => out.protocol = Some(protocol(value).ok_or_else(|| wrong(PROTOCOL))?),
+                "uid" => out.uid = Some(owner(value).ok_or_else(|| wrong(OWNER))?),
+                "gid" => out.gid = Some(owner(value).ok_or_else(|| wrong(OWNER))?),
                 "source" => out.source = Some(address(text).ok_or_else(|| wrong(ADDRESS))?),
                 "destination" => out.destination = Some(address(text).ok_or_else(|| wrong(ADDRESS))?),
                 "source_port" => out.source_port = Some(number(value).ok_or_else(|| wrong(PORT))?),
@@ -128,6 +185,7 @@ impl Question {
 
 pub const DIRECTION: &str = "inbound or outbound";
 pub const PROTOCOL: &str = "tcp, udp, icmp or a protocol number";
+pub const OWNER: &str = "an id or none";
 const ADDRESS: &str = "an IP address";
 const PORT: &str = "a port from 0 to 65535";
 
@@ -139,7 +197,59 @@ fn address(text: Option<&str>) -> Option<IpAddr> {
     text?.parse().ok()
 }
 
-/// A protocol by name or number.
-pub fn proto(text: &str) -> Option<u8> {
-    protocol::by_name(&text.to_ascii_lowercase())
+fn owner(value: &Value) -> Option<Owner> {
+    value.as_str().map_or_else(|| number(value).map(Owner::Id), Owner::parse)
+}
+
+fn protocol(value: &Value) -> Option<Protocol> {
+    value.as_str().map_or_else(|| number(value).map(Protocol::Number), Protocol::parse)
+}
+
+/// A member of a question: its name, and what it says as text and as JSON.
+type Member = (&'static str, String, Value);
+
+/// What a question has to say so that just this flow is meant. What is not said is what a
+/// question leaves out.
+fn members(flow: &Flow) -> Vec<Member> {
+    let outbound = flow.direction == Direction::Outbound;
+    let text = |text: String| (text.clone(), Value::from(text));
+    let number = |number: u32| (number.to_string(), Value::from(number));
+    let owner = |id: Option<u32>| outbound.then(|| id.map_or_else(|| text(Owner::NOBODY.into()), number));
+    let mark = |mark: u32| (format!("{mark:#x}"), Value::from(mark));
+    let all = [
+        ("direction", Some(text(flow.direction.name().into()))),
+        ("proto", Some(text(Protocol::text(flow)))),
+        ("uid", owner(flow.uid)),
+        ("gid", owner(flow.gid)),
+        ("source", flow.source.map(|address| text(address.to_string()))),
+        ("source_port", flow.source_port.filter(|_| flow.has_ports()).map(|port| number(port.into()))),
+        ("destination", Some(text(flow.destination.to_string()))),
+        ("port", flow.has_ports().then(|| number(flow.port.into()))),
+        ("interface", flow.interface.as_deref().map(|name| text(name.into()))),
+        ("mark", (flow.mark != 0).then(|| mark(flow.mark))),
+    ];
+    all.into_iter().filter_map(|(name, said)| said.map(|(text, json)| (name, text, json))).collect()
+}
+
+/// The arguments of `podweir explain` that ask about a flow.
+pub fn arguments(flow: &Flow) -> Vec<String> {
+    let option = |name: &str| format!("--{}", name.replace('_', "-"));
+    members(flow).into_iter().flat_map(|(name, text, _)| [option(name), text]).collect()
+}
+
+/// The command that asks about a flow, as it is typed into a shell.
+pub fn command(flow: &Flow) -> String {
+    let words: Vec<String> = arguments(flow).iter().map(|word| quoted(word)).collect();
+    format!("podweir explain {}", words.join(" "))
+}
+
+/// A line of `--flows` that asks about a flow.
+pub fn json(flow: &Flow) -> Value {
+    members(flow).into_iter().map(|(name, _, json)| (name.to_owned(), json)).collect()
+}
+
+/// A word as a shell reads it: names of interfaces may hold nearly anything.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:%,@+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }

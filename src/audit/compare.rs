@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::config::types::Family;
-use crate::plan::canon::{Canon, CanonRule};
+use crate::plan::canon::{Canon, CanonMatches, CanonRule};
 use crate::plan::model::{ChainName, Routing, Table};
 use crate::plan::why::Why;
 
@@ -34,6 +34,53 @@ pub struct Difference {
     pub why: Option<String>,
     /// Of a rule that differs in a list only what differs.
     pub rule: Option<CanonRule>,
+    /// What would take the difference back where it was found; `None`: not about a rule.
+    pub undo: Option<Undo>,
+}
+
+/// A change of a chain's rules.
+#[derive(Debug, Clone)]
+pub enum Undo {
+    /// A rule in before another one, or at the end.
+    Insert { rule: CanonRule, before: Option<CanonRule> },
+    /// A rule out; what is left of it, if anything, stays.
+    Replace { rule: CanonRule, by: Option<CanonRule> },
+}
+
+impl Undo {
+    /// Changes the rules; says whether they are what it is for.
+    pub fn apply(&self, rules: &mut Vec<CanonRule>) -> bool {
+        let place = |rules: &[CanonRule], rule| rules.iter().position(|known| known == rule);
+        match self {
+            Undo::Insert { rule, before } => {
+                let at = match before {
+                    Some(before) => place(rules, before),
+                    None => Some(rules.len()),
+                };
+                at.inspect(|&at| rules.insert(at, rule.clone())).is_some()
+            }
+            Undo::Replace { rule, by } => {
+                place(rules, rule).inspect(|&at| drop(rules.splice(at..=at, by.clone()))).is_some()
+            }
+        }
+    }
+}
+
+/// A rule that one side has and the other has not.
+struct Found<'a> {
+    side: Side,
+    rule: &'a CanonRule,
+    /// In what is there: the rule before which a missing one belongs.
+    next: Option<&'a CanonRule>,
+}
+
+impl Found<'_> {
+    fn undo(&self) -> Undo {
+        match self.side {
+            Side::Missing => Undo::Insert { rule: self.rule.clone(), before: self.next.cloned() },
+            Side::Unexpected => Undo::Replace { rule: self.rule.clone(), by: None },
+        }
+    }
 }
 
 impl std::fmt::Display for Difference {
@@ -59,15 +106,16 @@ pub fn differences(want: &Canon, have: &Canon) -> Vec<Difference> {
         for place in places {
             let empty = Vec::new();
             let (a, b) = (wanted.get(&place).unwrap_or(&empty), had.get(&place).unwrap_or(&empty));
-            let mut found: Vec<(Side, &CanonRule)> = Vec::new();
-            rules(a, b, |side, rule| found.push((side, rule)));
-            for (side, rule) in narrowed(&found) {
+            let mut found: Vec<Found> = Vec::new();
+            rules(a, b, |difference| found.push(difference));
+            for (side, rule, undo) in narrowed(&found) {
                 out.push(Difference {
                     side,
                     place: Some((family, place.0, place.1.clone())),
                     what: describe::numbered(&rule, family),
                     why: Some(reason(side, rule.why())),
                     rule: Some(rule),
+                    undo: Some(undo),
                 });
             }
         }
@@ -87,28 +135,18 @@ fn reason(side: Side, why: &Why) -> String {
 
 /// Where a rule is there, only with more or fewer items in one of its lists, just these
 /// items are the difference.
-fn narrowed(found: &[(Side, &CanonRule)]) -> Vec<(Side, CanonRule)> {
+fn narrowed(found: &[Found]) -> Vec<(Side, CanonRule, Undo)> {
     let mut out = Vec::new();
     let mut at = 0;
-    while let Some(&(side, rule)) = found.get(at) {
-        let pair = found.get(at + 1).filter(|(other, _)| *other != side);
-        let parts = pair.and_then(|(other_side, other)| {
-            let same = rule.verdict == other.verdict;
-            let only = |a: &CanonRule, b: &CanonRule| {
-                let matches = a.matches.without(&b.matches)?;
-                let why = a.why_for(&matches).clone();
-                let (verdict, origin) = (a.verdict.clone(), a.origin.clone());
-                Some(CanonRule { parts: vec![(why, matches.clone())], matches, verdict, origin })
-            };
-            same.then(|| Some([(side, only(rule, other)?), (*other_side, only(other, rule)?)]))?
-        });
-        match parts {
+    while let Some(one) = found.get(at) {
+        let pair = found.get(at + 1).filter(|other| other.side != one.side);
+        match pair.and_then(|other| items(one, other)) {
             Some(parts) => {
-                out.extend(parts.into_iter().filter(|(_, rule)| !rule.matches.is_empty()));
+                out.extend(parts.into_iter().filter(|(_, rule, _)| !rule.matches.is_empty()));
                 at += 2;
             }
             None => {
-                out.push((side, rule.clone()));
+                out.push((one.side, one.rule.clone(), one.undo()));
                 at += 1;
             }
         }
@@ -116,16 +154,40 @@ fn narrowed(found: &[(Side, &CanonRule)]) -> Vec<(Side, CanonRule)> {
     out
 }
 
+/// What just one of two rules has in the only list in which they differ.
+fn items(one: &Found, other: &Found) -> Option<[(Side, CanonRule, Undo); 2]> {
+    let part = |rule: &CanonRule, matches: CanonMatches| {
+        let why = rule.why_for(&matches).clone();
+        let (verdict, origin) = (rule.verdict.clone(), rule.origin.clone());
+        CanonRule { parts: vec![(why, matches.clone())], matches, verdict, origin }
+    };
+    let only = |a: &Found, b: &Found| {
+        let items = part(a.rule, a.rule.matches.without(&b.rule.matches)?);
+        let undo = match a.side {
+            Side::Missing => Undo::Insert { rule: items.clone(), before: Some(b.rule.clone()) },
+            Side::Unexpected => {
+                let rest = a.rule.matches.without(&items.matches).filter(|rest| !rest.is_empty());
+                Undo::Replace { rule: a.rule.clone(), by: rest.map(|rest| part(a.rule, rest)) }
+            }
+        };
+        Some((a.side, items, undo))
+    };
+    let same = one.rule.verdict == other.rule.verdict;
+    same.then(|| Some([only(one, other)?, only(other, one)?]))?
+}
+
 /// The shortest way from one list of rules to the other (longest common subsequence).
-fn rules<'a>(want: &'a [CanonRule], have: &'a [CanonRule], mut each: impl FnMut(Side, &'a CanonRule)) {
+fn rules<'a>(want: &'a [CanonRule], have: &'a [CanonRule], mut each: impl FnMut(Found<'a>)) {
     let start = want.iter().zip(have).take_while(|(a, b)| a == b).count();
-    let (want, have) = (&want[start..], &have[start..]);
-    let end = want.iter().rev().zip(have.iter().rev()).take_while(|(a, b)| a == b).count();
-    let (want, have) = (&want[..want.len() - end], &have[..have.len() - end]);
+    let (want, all) = (&want[start..], &have[start..]);
+    let end = want.iter().rev().zip(all.iter().rev()).take_while(|(a, b)| a == b).count();
+    let (want, have) = (&want[..want.len() - end], &all[..all.len() - end]);
+    let missing = |rule, at: usize| Found { side: Side::Missing, rule, next: all.get(at) };
+    let unexpected = |rule| Found { side: Side::Unexpected, rule, next: None };
     if want.len().saturating_mul(have.len()) > 4_000_000 {
         // Nothing of an interception is that long: what is there is something else.
-        want.iter().for_each(|rule| each(Side::Missing, rule));
-        return have.iter().for_each(|rule| each(Side::Unexpected, rule));
+        want.iter().for_each(|rule| each(missing(rule, 0)));
+        return have.iter().for_each(|rule| each(unexpected(rule)));
     }
     let width = have.len() + 1;
     let mut common = vec![0u32; (want.len() + 1) * width];
@@ -143,17 +205,18 @@ fn rules<'a>(want: &'a [CanonRule], have: &'a [CanonRule], mut each: impl FnMut(
         if i < want.len() && j < have.len() && want[i] == have[j] {
             (i, j) = (i + 1, j + 1);
         } else if j == have.len() || (i < want.len() && common[(i + 1) * width + j] >= common[i * width + j + 1]) {
-            each(Side::Missing, &want[i]);
+            each(missing(&want[i], j));
             i += 1;
         } else {
-            each(Side::Unexpected, &have[j]);
+            each(unexpected(&have[j]));
             j += 1;
         }
     }
 }
 
 fn routing(want: &Routing, have: &Routing, out: &mut Vec<Difference>) {
-    let mut push = |side, what: String| out.push(Difference { side, place: None, what, why: None, rule: None });
+    let mut push =
+        |side, what: String| out.push(Difference { side, place: None, what, why: None, rule: None, undo: None });
     let mut both = |a: &Routing, b: &Routing, side| {
         for rule in a.rules.iter().filter(|r| !b.rules.contains(r)) {
             push(side, format!("the {} rule 'fwmark {} lookup {}'", rule.family, rule.mark, rule.table));

@@ -22,4 +22,5 @@ pub mod source;
 mod step;
 pub mod table;
 mod target;
+pub mod undo;
 pub mod verify;

@@ -2,13 +2,16 @@
 //! be walked: every condition is a set that answers in logarithmic time, so that a long
 //! list costs no more than a short one.
 
+mod edit;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::backend::Kind;
+use crate::backend::nftables::names;
 use crate::config::types::{Families, Family, Port};
 use crate::plan::canon::{CanonRule, canon_rules};
-use crate::plan::model::{ChainName, CtStates, Masked, Plan, Rule, Verdict, protocol};
+use crate::plan::model::{ChainName, CtStates, Masked, Plan, Rule, Table, Verdict, protocol};
 
 use super::explain::Decider;
 use super::flow::Taker;
@@ -21,6 +24,14 @@ pub struct TableId {
     /// `nftables`, `iptables-nft`, `iptables-legacy`, or where else the rules come from.
     pub source: Box<str>,
     pub name: Box<str>,
+}
+
+impl TableId {
+    /// Whether it is the one for a kind of rules, by iptables' name or an interception's.
+    pub fn is(&self, table: Table) -> bool {
+        let bare = self.name.rsplit(' ').next().unwrap_or(&self.name);
+        Table::by_name(bare).or(names::table_by_name(bare)) == Some(table)
+    }
 }
 
 /// A chain of one family, with rules in canonical form.
@@ -52,6 +63,11 @@ impl ChainRules {
     /// Whether nftables itself asks, and not iptables by way of it.
     pub fn is_native(&self) -> bool {
         &*self.table.source == Kind::Nftables.name()
+    }
+
+    /// Whether it is an interception's, by its name or its table's.
+    pub fn is_ours(&self) -> bool {
+        self.name.is_own() || names::table_by_name(self.table.name.trim_start_matches("inet ")).is_some()
     }
 
     /// Who listens on a port that a rule of it redirects to.
@@ -171,7 +187,8 @@ impl FamilyRules {
         hooks
     }
 
-    fn resolve(&mut self) {
+    /// Finds out what all rules together say.
+    fn sum_up(&mut self) {
         self.hooks = self.hooks(0..self.chains.len());
         let is_legacy = |&at: &usize| &*self.chains[at].table.source == Kind::IptablesLegacy.name();
         let (legacy, others): (Vec<usize>, Vec<usize>) = (0..self.chains.len()).partition(is_legacy);
@@ -185,15 +202,6 @@ impl FamilyRules {
                 .fold(0, |all, m| all | m.value.mask)
         };
         self.marks_asked = self.chains.iter().flat_map(|chain| &chain.rules).fold(0, |all, rule| all | masks(rule));
-        let places: HashMap<(TableId, ChainName), usize> =
-            self.chains.iter().enumerate().map(|(at, c)| ((c.table.clone(), c.name.clone()), at)).collect();
-        for chain in &mut self.chains {
-            let target = |rule: &CanonRule| match &rule.verdict {
-                Verdict::Jump(to) | Verdict::Goto(to) => places.get(&(chain.table.clone(), to.clone())).copied(),
-                _ => None,
-            };
-            chain.targets = chain.rules.iter().map(target).collect();
-        }
         self.may_drop = self.chains.iter().any(|chain| {
             let drops = |rule: &CanonRule| match &rule.verdict {
                 Verdict::Drop => true,
@@ -208,6 +216,19 @@ impl FamilyRules {
             |rule: &CanonRule| rule.matches.connection_state != CtStates::ALL || rule.matches.connection_mark.is_some();
         let mut asked = self.chains.iter().zip(early).filter(|(_, early)| *early).flat_map(|(chain, _)| &chain.rules);
         self.asks_before_conntrack = asked.any(asks);
+    }
+
+    fn resolve(&mut self) {
+        let places: HashMap<(TableId, ChainName), usize> =
+            self.chains.iter().enumerate().map(|(at, c)| ((c.table.clone(), c.name.clone()), at)).collect();
+        for chain in &mut self.chains {
+            let target = |rule: &CanonRule| match &rule.verdict {
+                Verdict::Jump(to) | Verdict::Goto(to) => places.get(&(chain.table.clone(), to.clone())).copied(),
+                _ => None,
+            };
+            chain.targets = chain.rules.iter().map(target).collect();
+        }
+        self.sum_up();
         let inbound = self.reached(self.hooks[Hook::Prerouting as usize].clone());
         for (chain, inbound) in self.chains.iter_mut().zip(inbound) {
             chain.listener = listener(&chain.name, inbound);

@@ -5,7 +5,6 @@
 use std::net::IpAddr;
 
 use crate::backend::Strange;
-use crate::backend::nftables::names;
 use crate::config::types::Family;
 use crate::plan::canon::{Canon, CanonRule};
 use crate::plan::model::{ChainName, Plan, Table, Verdict};
@@ -17,9 +16,11 @@ use super::explain::{Decider, MOST_AGAIN, Trace, explain};
 use super::flow::{Flow, Surroundings, Taker};
 use super::partition::cube::{self, Cube};
 use super::partition::{Part, Scope, Space};
-use super::ruleset::{ChainRules, Ruleset};
+use super::ruleset::{ChainRules, Hook, Ruleset};
 use super::source::Source;
 use super::source::listing::{Held, Holder};
+use super::target::{self, effect};
+use super::undo::Undoing;
 
 /// The most pairs of sets of flows that are compared.
 const MOST_PAIRS: usize = 20_000_000;
@@ -76,7 +77,7 @@ pub struct Effect {
     /// The rules that decide, where there are some.
     pub wanted_rule: Option<String>,
     pub found_rule: Option<String>,
-    /// The rule that decides in what was found is of an interception, or nothing decides.
+    /// It goes away with the differences; otherwise rules of others have it.
     pub ours: bool,
 }
 
@@ -121,14 +122,15 @@ pub fn verify(wanted: &Source, found: &Source) -> Report {
     let mut report =
         Report { holders: Vec::new(), findings: Vec::new(), effects: Vec::new(), blind: None, notes: Vec::new() };
     report.holders = found.held.iter().map(|held| held.holder).collect();
-    findings(&want, found, &mut report);
-    if let Err(problem) = effects(wanted, found, &mut report) {
+    let differences = findings(&want, found, &mut report);
+    if let Err(problem) = effects(wanted, found, &differences, &mut report) {
         report.blind = Some(problem);
     }
     report
 }
 
-fn findings(want: &Canon, found: &Source, report: &mut Report) {
+/// Tells what is not as it should be; gives back every difference from what is wanted.
+fn findings(want: &Canon, found: &Source, report: &mut Report) -> Vec<Difference> {
     let finding = |holder, what| Finding { holder, what, effects: Vec::new(), consequence: None };
     let routing = found.routing.clone().unwrap_or_else(|| {
         if want.routing != Default::default() {
@@ -142,7 +144,7 @@ fn findings(want: &Canon, found: &Source, report: &mut Report) {
     let mut all: Vec<_> = found.held.iter().map(|held| (held, differences(held))).collect();
     all.sort_by_key(|(held, differences)| differences.len() + held.strange.len());
     let mut all = all.into_iter();
-    match all.next() {
+    let differences = match all.next() {
         None => {
             let nothing = Canon { routing, ..Canon::of(&Plan::empty()) };
             let all = compare::differences(want, &nothing);
@@ -150,15 +152,18 @@ fn findings(want: &Canon, found: &Source, report: &mut Report) {
                 report.findings.push(finding(None, What::Nothing));
             }
             // Every single rule is missing, which needs no list.
-            let routing = all.into_iter().filter(|d| d.place.is_none());
-            report.findings.extend(routing.map(|d| finding(None, What::Difference(Box::new(d)))));
+            let routing = all.iter().filter(|d| d.place.is_none());
+            report.findings.extend(routing.map(|d| finding(None, What::Difference(Box::new(d.clone())))));
+            all
         }
         Some((held, differences)) => {
             let holder = Some(held.holder);
-            report.findings.extend(differences.into_iter().map(|d| finding(holder, What::Difference(Box::new(d)))));
+            let each = differences.iter().map(|d| finding(holder, What::Difference(Box::new(d.clone()))));
+            report.findings.extend(each);
             report.findings.extend(held.strange.iter().map(|s| finding(holder, What::Strange(s.clone()))));
+            differences
         }
-    }
+    };
     report.findings.extend(all.map(|(held, _)| finding(Some(held.holder), What::Second(held.holder))));
     for finding in &mut report.findings {
         let What::Difference(difference) = &finding.what else { continue };
@@ -169,6 +174,7 @@ fn findings(want: &Canon, found: &Source, report: &mut Report) {
             });
         }
     }
+    differences
 }
 
 /// Sets of flows about which two rulesets do not agree.
@@ -248,7 +254,7 @@ fn stand_in(pod: &Surroundings) -> Surroundings {
 }
 
 /// Tells effects, and which finding has which.
-fn effects(wanted: &Source, found: &Source, report: &mut Report) -> Result<(), String> {
+fn effects(wanted: &Source, found: &Source, differences: &[Difference], report: &mut Report) -> Result<(), String> {
     let pod = stand_in(&found.pod);
     let (mut want_rules, mut have_rules) = (wanted.ruleset.clone(), found.ruleset.clone());
     want_rules.set_against(&mut have_rules);
@@ -266,8 +272,15 @@ fn effects(wanted: &Source, found: &Source, report: &mut Report) -> Result<(), S
         let rule = |decider: &Option<Decider>| decider.as_ref().map(|d| answer::rule(d, example.family()));
         let at = report.effects.len();
         let flows = cube::merged(d.flows).iter().map(|flows| words::set(d.family, d.scope, flows, &space)).collect();
-        let ours = have.decider.is_none_or(|decider| is_ours(&decider));
-        let (wanted_rule, found_rule) = (rule(&want.decider), rule(&have.decider));
+        // A chain's policy drops what no rule has dropped.
+        let policy = in_found.last.filter(|_| have.taker == Taker::Dropped && !in_found.was_dropped());
+        let ours = match (policy, have.decider) {
+            (Some(chain), _) => chain.is_ours(),
+            (None, Some(decider)) => is_ours(&decider),
+            (None, None) => true,
+        };
+        let by_policy = policy.map(|chain| format!("the policy of {} {}: drop", chain.table.name, chain.name));
+        let (wanted_rule, found_rule) = (rule(&want.decider), by_policy.or_else(|| rule(&have.decider)));
         // What happens to inbound traffic happens to traffic through the pod as well.
         let said = |e: &Effect| {
             e.scope == Scope::Inbound
@@ -277,9 +290,10 @@ fn effects(wanted: &Source, found: &Source, report: &mut Report) -> Result<(), S
         if d.scope == Scope::Transit && report.effects.iter().any(said) {
             continue;
         }
-        let policy = !ours && have.taker == Taker::Dropped;
-        for finding in report.findings.iter_mut().filter(|_| !policy) {
-            if finding.what.concerns(&in_wanted, &in_found, d.family, ours) {
+        let others_drop = !ours && have.taker == Taker::Dropped;
+        for finding in &mut report.findings {
+            let taken_back = !matches!(finding.what, What::Strange(_));
+            if (taken_back || !others_drop) && finding.what.concerns(&in_wanted, &in_found, d.family, ours) {
                 finding.effects.push(at);
             }
         }
@@ -295,37 +309,53 @@ fn effects(wanted: &Source, found: &Source, report: &mut Report) -> Result<(), S
             example,
         });
     }
-    Ok(())
+    // The first holder's differences are told, the others' rules are one too many.
+    let nobody = Holder::Plan.name();
+    let holder = report.findings.iter().find_map(|finding| match finding.what {
+        What::Second(_) => None,
+        _ => finding.holder,
+    });
+    let holder = holder.map_or(nobody, Holder::name);
+    Undoing::new(&want_rules, &have_rules, &pod, holder, differences)
+        .attribute(&mut report.findings, &mut report.effects)
 }
 
 /// Whether a rule is an interception's, by where it stands and what it leads to.
 fn is_ours(decider: &Decider) -> bool {
     let to_ours = matches!(&decider.rule.verdict, Verdict::Jump(c) | Verdict::Goto(c) if c.is_own());
-    let table = &decider.chain.table;
-    decider.chain.name.is_own() || to_ours || names::table_by_name(table.name.trim_start_matches("inet ")).is_some()
+    to_ours || decider.chain.is_ours()
 }
 
-/// The rules that a packet met.
+/// The rules that a packet met, and the base chain it met last.
 #[derive(Default)]
-struct Visited<'a>(Vec<(&'a ChainRules, &'a CanonRule)>);
+struct Visited<'a> {
+    rules: Vec<(&'a ChainRules, &'a CanonRule)>,
+    last: Option<&'a ChainRules>,
+}
 
 impl<'a> Trace<'a> for Visited<'a> {
+    fn hook(&mut self, _hook: Hook, chain: &'a ChainRules) {
+        self.last = Some(chain);
+    }
+
     fn rule(&mut self, chain: &'a ChainRules, rule: &'a CanonRule) {
-        self.0.push((chain, rule));
+        self.rules.push((chain, rule));
     }
 }
 
 impl Visited<'_> {
+    /// Whether the last rule met is one that drops.
+    fn was_dropped(&self) -> bool {
+        self.rules.last().is_some_and(|(_, rule)| match &rule.verdict {
+            Verdict::Drop => true,
+            Verdict::Unknown(words) => effect(words) == target::Effect::Drops,
+            _ => false,
+        })
+    }
+
     fn has(&self, (table, chain): (Table, &ChainName), rule: &CanonRule) -> bool {
-        let in_table = |name: &str| {
-            let bare = name.rsplit(' ').next().unwrap_or(name);
-            Table::by_name(bare).or(names::table_by_name(bare)) == Some(table)
-        };
-        self.0.iter().any(|(at, met)| {
-            at.name == *chain
-                && in_table(&at.table.name)
-                && met.verdict == rule.verdict
-                && met.matches.covers(&rule.matches)
+        self.rules.iter().any(|(at, met)| {
+            at.name == *chain && at.table.is(table) && met.verdict == rule.verdict && met.matches.covers(&rule.matches)
         })
     }
 }

@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
 
 use crate::audit::answer;
-use crate::audit::ask::{self, Defaults, Question};
+use crate::audit::ask::{self, Defaults, Owner, Protocol, Question};
 use crate::audit::explain::{Answer, NoTrace, explain};
 use crate::audit::flow::{Direction, Flow, Surroundings, Taker};
 use crate::audit::source::Source;
@@ -61,8 +61,8 @@ pub fn command() -> Command {
             arg("direction", "DIRECTION", "inbound or outbound [default: outbound]")
                 .value_parser(["inbound", "outbound"]),
             arg("proto", "PROTOCOL", "tcp, udp, icmp or a number [default: tcp]"),
-            arg("uid", "UID", "Who sends it [default: a user that no rule names]").value_parser(value_parser!(u32)),
-            arg("gid", "GID", "In which group [default: one that no rule names]").value_parser(value_parser!(u32)),
+            arg("uid", "UID", "Who sends it; none: no process [default: a user that no rule names]"),
+            arg("gid", "GID", "In which group; none: no process [default: one that no rule names]"),
             arg("source", "ADDRESS", "Where it comes from [default: what the kernel would choose]")
                 .value_parser(value_parser!(IpAddr)),
             arg("source-port", "PORT", "From which port [default: any of those clients get]")
@@ -70,7 +70,7 @@ pub fn command() -> Command {
             arg("destination", "ADDRESS", "Where it goes to [default of an inbound one: the pod]")
                 .value_parser(value_parser!(IpAddr)),
             arg("port", "PORT", "To which port").value_parser(value_parser!(u16)),
-            arg("interface", "NAME", "By which interface [default: what routing says]"),
+            arg("interface", "NAME", "By which interface [default: what routing says]").allow_hyphen_values(true),
             arg("mark", "MARK", "Its packet mark [default: 0]"),
             arg("flows", "FILE", "Read flows as JSON lines from a file, - for standard input").conflicts_with_all([
                 "direction",
@@ -123,7 +123,10 @@ fn question(matches: &ArgMatches) -> Result<Question, CliError> {
     let wrong = |name: &str, text: &str, expected: &str| {
         CliError::Usage(format!("--{name}: '{text}' is none; expected {expected}"))
     };
-    let protocol = text("proto").map(|t| ask::proto(t).ok_or_else(|| wrong("proto", t, ask::PROTOCOL))).transpose()?;
+    let protocol =
+        text("proto").map(|t| Protocol::parse(t).ok_or_else(|| wrong("proto", t, ask::PROTOCOL))).transpose()?;
+    let owner =
+        |name: &'static str| text(name).map(|t| Owner::parse(t).ok_or_else(|| wrong(name, t, ask::OWNER))).transpose();
     let mark = |t: &str| match t.strip_prefix("0x") {
         Some(hex) => u32::from_str_radix(hex, 16).ok(),
         None => t.parse().ok(),
@@ -132,8 +135,8 @@ fn question(matches: &ArgMatches) -> Result<Question, CliError> {
     Ok(Question {
         direction: text("direction").and_then(Direction::by_name),
         protocol,
-        uid: matches.get_one("uid").copied(),
-        gid: matches.get_one("gid").copied(),
+        uid: owner("uid")?,
+        gid: owner("gid")?,
         source: matches.get_one("source").copied(),
         source_port: matches.get_one("source-port").copied(),
         destination: matches.get_one("destination").copied(),

@@ -4,8 +4,10 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
+use crate::audit::ask;
 use crate::audit::compare::{Difference, Side};
 use crate::audit::escapes::words;
+use crate::audit::undo::is_policy;
 use crate::audit::verify::{Effect, Finding, Report, What};
 
 /// What each side of a difference is called.
@@ -30,7 +32,11 @@ pub fn text(report: &Report, rules: usize) -> String {
     }
     let told: Vec<usize> = report.findings.iter().flat_map(|finding| finding.effects.iter().copied()).collect();
     for (_, effect) in report.effects.iter().enumerate().filter(|(at, _)| !told.contains(at)) {
-        let whose = if effect.ours { "together" } else { "rules of others" };
+        let whose = match (effect.ours, is_policy(effect)) {
+            (true, _) => "the differences together",
+            (false, true) => "rules of others, which drop it (no drift)",
+            (false, false) => "rules of others",
+        };
         let _ = writeln!(out, "{whose}:");
         effect_text(effect, &mut out);
     }
@@ -41,7 +47,11 @@ pub fn text(report: &Report, rules: usize) -> String {
     let holders = if holders.is_empty() { "the kernel".to_owned() } else { holders.join(" and ") };
     let _ = match report.findings.len() {
         0 if report.drift() => writeln!(out, "different: {holders} holds the plan, and rules of others change it"),
-        0 => writeln!(out, "same: {holders} holds the plan's {} rules", rules),
+        0 => {
+            let dropped = report.effects.iter().any(is_policy);
+            let but = if dropped { ", and rules of others drop traffic, which is no drift" } else { "" };
+            writeln!(out, "same: {holders} holds the plan's {rules} rules{but}")
+        }
         n => {
             let without = report.findings.iter().filter(|f| f.effects.is_empty() && f.consequence.is_none()).count();
             let differences = if n == 1 { "difference" } else { "differences" };
@@ -153,7 +163,7 @@ pub fn json(report: &Report) -> Value {
             "found_rule": effect.found_rule,
             "example": {
                 "flow": effect.example.to_string(),
-                "explain": words::explain_arguments(&effect.example),
+                "explain": ask::arguments(&effect.example),
             },
         })
     };

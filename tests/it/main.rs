@@ -3,6 +3,7 @@
 
 mod api;
 mod arbitrary;
+mod attribution;
 mod audit;
 mod bad_input;
 mod busybox;
@@ -24,6 +25,7 @@ mod cri;
 mod draw;
 mod dumps;
 mod escapes;
+mod examples;
 mod explain;
 mod faults;
 mod fixture;

@@ -23,7 +23,7 @@ use crate::arbitrary::interceptions;
 
 /// Rules of somebody else: base chains anywhere, a chain to jump to, conditions and
 /// verdicts of every kind.
-fn foreign() -> impl Strategy<Value = Vec<FoundChain>> {
+pub fn foreign() -> impl Strategy<Value = Vec<FoundChain>> {
     let hooks = select(vec![Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting]);
     let base = (hooks, -400..400i32, any::<bool>(), weighted(0.2, Just(())));
     let rules = || vec((matches(), verdict()), 0..6);
@@ -44,7 +44,7 @@ fn foreign() -> impl Strategy<Value = Vec<FoundChain>> {
     })
 }
 
-fn rule(matches: Matches, verdict: Verdict) -> Rule {
+pub fn rule(matches: Matches, verdict: Verdict) -> Rule {
     Rule { families: Families::BOTH, matches, verdict, why: Why::Foreign("".into()), counters: None, origin: None }
 }
 

@@ -30,11 +30,12 @@ pub fn of(family: Family, scope: Scope, flows: &Cube, space: &Space) -> Flow {
         true => None,
         false => examples.first().map(|&name| name.into()),
     };
+    let (uid, gid) = sender(&flows.uid, &flows.gid);
     let mut flow = Flow {
         direction: scope.direction(),
         protocol,
-        uid: id(&flows.uid),
-        gid: id(&flows.gid),
+        uid,
+        gid,
         source: None,
         source_port: None,
         destination,
@@ -59,9 +60,18 @@ fn first<T: Step>(set: &RangeList<T>, wanted: impl IntoIterator<Item = T>) -> T 
     found.or_else(|| set.iter().next().map(|(first, _)| first)).unwrap_or(T::MIN)
 }
 
-fn id(owners: &Owners) -> Option<u32> {
-    let id = first(owners, [1000, 0, 1337]);
-    (id != NOBODY).then_some(id as u32)
+/// Who sends it: a process has a user and a group, what no process sends has neither.
+fn sender(uids: &Owners, gids: &Owners) -> (Option<u32>, Option<u32>) {
+    let id = |owners: &Owners| {
+        // The last number is no owner's: it means "none" to the kernel's calls.
+        let id = first(owners, [1000, 0, 1337]);
+        u32::try_from(id).ok().filter(|&id| id != u32::MAX || !owners.holds(NOBODY))
+    };
+    match (id(uids), id(gids)) {
+        (None, Some(_)) if gids.holds(NOBODY) => (None, None),
+        (Some(_), None) if uids.holds(NOBODY) => (None, None),
+        ids => ids,
+    }
 }
 
 /// Addresses that a reader takes for the pod's, or for somebody else's.

@@ -105,36 +105,30 @@ fn interfaces(set: &Kinds, whole: &Kinds, space: &Space) -> String {
     if others { format!("any but {}", names(&whole.minus(set))) } else { names(set) }
 }
 
-/// The arguments of `podweir explain` that ask about a flow.
-pub fn explain_arguments(flow: &Flow) -> Vec<String> {
-    let mut out = vec!["--direction".into(), flow.direction.name().into()];
-    let mut add = |name: &str, value: Option<String>| {
-        out.extend(value.map(|value| [format!("--{name}"), value]).into_iter().flatten());
-    };
-    add("proto", Some(protocol::name(flow.protocol)));
-    add("uid", flow.uid.map(|id| id.to_string()));
-    add("gid", flow.gid.map(|id| id.to_string()));
-    add("source", flow.source.map(|a| a.to_string()));
-    add("destination", Some(flow.destination.to_string()));
-    add("port", protocol::WITH_PORTS.contains(&flow.protocol).then(|| flow.port.to_string()));
-    add("interface", flow.interface.as_deref().map(Into::into));
-    out
-}
-
-/// A flow in words.
+/// A flow in words: all that tells it from others.
 pub fn flow(flow: &Flow) -> String {
+    let outbound = flow.direction == Direction::Outbound;
     let mut out = vec![protocol_name(flow.protocol)];
-    if let Some(source) = flow.source {
-        out.push(format!("from {source}"));
+    let source = flow.source.map(|source| source.to_string());
+    let source_port = flow.source_port.filter(|_| flow.has_ports()).map(|port| format!("port {port}"));
+    let from: Vec<String> = [source, source_port].into_iter().flatten().collect();
+    if !from.is_empty() {
+        out.push(format!("from {}", from.join(" ")));
     }
-    if let (Some(uid), Some(gid)) = (flow.uid, flow.gid) {
-        out.push(format!("of user {uid}, group {gid},"));
+    let id = |id: Option<u32>| id.map_or("none".into(), |id| id.to_string());
+    match (flow.uid, flow.gid) {
+        (None, None) if outbound => out.push("of no process".into()),
+        (None, None) => {}
+        (uid, gid) => out.push(format!("of user {}, group {},", id(uid), id(gid))),
     }
-    let port = protocol::WITH_PORTS.contains(&flow.protocol).then(|| format!(" port {}", flow.port));
+    let port = flow.has_ports().then(|| format!(" port {}", flow.port));
     out.push(format!("to {}{}", flow.destination, port.unwrap_or_default()));
     if let Some(interface) = &flow.interface {
-        let word = if flow.direction == Direction::Outbound { "out by" } else { "in by" };
+        let word = if outbound { "out by" } else { "in by" };
         out.push(format!("{word} {interface}"));
+    }
+    if flow.mark != 0 {
+        out.push(format!("marked {:#x}", flow.mark));
     }
     out.join(" ")
 }

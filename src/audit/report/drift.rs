@@ -2,8 +2,8 @@
 
 use crate::audit::compare::Side;
 use crate::audit::escapes::kind::Severity;
-use crate::audit::flow::Taker;
 use crate::audit::source::{Source, opaque};
+use crate::audit::undo::is_policy;
 use crate::audit::verify::{Effect, Finding, Report, What, verify};
 
 /// One thing that is not as it should be.
@@ -42,7 +42,7 @@ pub fn drift(wanted: &Source, found: &Source) -> (Vec<Drift>, Vec<String>) {
     let mut out: Vec<Drift> = report.findings.iter().map(|finding| of_finding(finding, &report)).collect();
     let told = |at: &usize| report.findings.iter().any(|finding| finding.effects.contains(at));
     // What others drop (a network policy) is none of an interception's business.
-    let counts = |effect: &&Effect| effect.ours || effect.found != Taker::Dropped;
+    let counts = |effect: &&Effect| !is_policy(effect);
     let untold = (0..report.effects.len()).filter(|at| !told(at)).map(|at| &report.effects[at]);
     let effects: Vec<&Effect> = untold.filter(counts).collect();
     if !effects.is_empty() {

@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use crate::audit::ask;
 use crate::audit::draw::svg::escaped;
 use crate::audit::escapes::Escape;
 use crate::audit::escapes::kind::Severity;
@@ -149,12 +150,11 @@ fn escape(out: &mut String, report: &Report, judged: &Judged<Escape>) {
     };
     list(out, "What", &words::flows(escape, report.space));
     list(out, "By", &by(escape));
-    let arguments = words::explain_arguments(&escape.example).join(" ");
     let _ = writeln!(
         out,
-        "<dt>For example</dt>\n<dd>{}</dd>\n<dd><code>podweir explain {}</code></dd>",
+        "<dt>For example</dt>\n<dd>{}</dd>\n<dd><code>{}</code></dd>",
         escaped(&words::flow(&escape.example)),
-        escaped(&arguments)
+        escaped(&ask::command(&escape.example))
     );
     let _ = writeln!(out, "<dt>To close it</dt>\n<dd>{}</dd>\n</dl>\n</article>", escaped(escape.closes()));
 }

@@ -27,15 +27,14 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::audit::ask;
 use crate::audit::escapes::kind::Severity;
-use crate::audit::escapes::{Escape, scope_name, words};
-use crate::audit::flow::Flow;
+use crate::audit::escapes::{Escape, scope_name};
 use crate::audit::partition::Scope;
 use crate::audit::partition::cube::{Cube, NOBODY, Owners};
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::Family;
 use crate::plan::canon::{Addresses, address};
-use crate::plan::model::protocol;
 
 use super::drift::Drift;
 use super::{Acceptance, Judged, Report, exits, falls_through};
@@ -116,28 +115,10 @@ fn escape(report: &Report, judged: &Judged<Escape>) -> Value {
         "accepted": acceptance(&judged.accepted),
         "rules": rules.collect::<Vec<_>>(),
         "falls_through": falls_through(escape),
-        "example": flow(&escape.example),
-        "explain": words::explain_arguments(&escape.example),
+        "example": ask::json(&escape.example),
+        "explain": ask::arguments(&escape.example),
         "flows": escape.flows.iter().map(|(family, cube)| flows(report, escape.scope, *family, cube)).collect::<Vec<_>>(),
     })
-}
-
-/// A flow as `explain` reads it.
-fn flow(flow: &Flow) -> Value {
-    let mut out = Map::new();
-    let mut add = |name: &str, value: Option<Value>| {
-        out.extend(value.map(|value| (name.to_owned(), value)));
-    };
-    add("direction", Some(flow.direction.name().into()));
-    add("proto", Some(protocol::name(flow.protocol).into()));
-    add("uid", flow.uid.map(Into::into));
-    add("gid", flow.gid.map(Into::into));
-    add("source", flow.source.map(|a| a.to_string().into()));
-    add("source_port", flow.source_port.map(Into::into));
-    add("destination", Some(flow.destination.to_string().into()));
-    add("port", protocol::WITH_PORTS.contains(&flow.protocol).then(|| flow.port.into()));
-    add("interface", flow.interface.as_deref().map(Into::into));
-    Value::Object(out)
 }
 
 fn flows(report: &Report, scope: Scope, family: Family, cube: &Cube) -> Value {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 
+use crate::audit::ask;
 use crate::audit::escapes::Escape;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::words;
@@ -103,6 +104,6 @@ fn escape(out: &mut String, report: &Report, judged: &Judged<Escape>) {
     fields(out, "what", &words::flows(escape, report.space));
     fields(out, "by", &by(escape));
     field(out, "try", &words::flow(&escape.example));
-    field(out, "", &format!("podweir explain {}", words::explain_arguments(&escape.example).join(" ")));
+    field(out, "", &ask::command(&escape.example));
     field(out, "close", escape.closes());
 }

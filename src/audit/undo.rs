@@ -1,0 +1,128 @@
+//! Which difference has which effect: what was found is taken back, one difference at a
+//! time and all of them together, and the effect's example asked about again. A rule that
+//! is met on the way to an effect need not be the reason for it: a network policy drops
+//! what it drops, whatever an interception has too few of.
+
+use crate::config::types::Family;
+use crate::plan::model::{ChainName, Table};
+
+use super::compare::{Difference, Undo};
+use super::explain::{NoTrace, explain};
+use super::flow::{Surroundings, Taker};
+use super::ruleset::Ruleset;
+use super::source::listing::Holder;
+use super::verify::{Effect, Finding, What};
+
+/// How many rules are copied to take differences back.
+const MOST_COPIED: usize = 20_000_000;
+
+/// What was found, ready to have differences taken back.
+pub struct Undoing<'a> {
+    want: &'a Ruleset,
+    have: &'a Ruleset,
+    pod: &'a Surroundings,
+    /// Whose rules are held against those wanted.
+    holder: &'a str,
+    /// Every difference from them.
+    differences: &'a [Difference],
+}
+
+type Place<'a> = (Family, Table, &'a ChainName);
+
+fn place(difference: &Difference) -> Option<Place<'_>> {
+    difference.place.as_ref().map(|(family, table, chain)| (*family, *table, chain))
+}
+
+impl<'a> Undoing<'a> {
+    /// `have` was set against `want` ([`Ruleset::set_against`]).
+    pub fn new(
+        want: &'a Ruleset,
+        have: &'a Ruleset,
+        pod: &'a Surroundings,
+        holder: &'a str,
+        differences: &'a [Difference],
+    ) -> Self {
+        Self { want, have, pod, holder, differences }
+    }
+
+    /// Leaves each effect with the differences that have it by themselves. Before, findings
+    /// have the effects that they may have. Effects that no interception's rules have, not
+    /// even together, are those of others.
+    pub fn attribute(&self, findings: &mut [Finding], effects: &mut [Effect]) -> Result<(), String> {
+        let mut base = self.have.clone();
+        for place in self.differences.iter().filter_map(place) {
+            base.add_empty(self.want, self.holder, place);
+        }
+        let mut copied = 0;
+        for finding in findings.iter_mut().filter(|finding| !finding.effects.is_empty()) {
+            match &finding.what {
+                What::Difference(difference) => {
+                    let (Some(place), Some(undo)) = (place(difference), &difference.undo) else { continue };
+                    let Some(at) = base.place_of(self.holder, place) else { continue };
+                    let before = base.family(place.0).chains.get(at).map_or_else(Vec::new, |c| c.rules.clone());
+                    copied += before.len();
+                    if copied > MOST_COPIED {
+                        return Err("the rules differ in too much to tell which difference has which effect".into());
+                    }
+                    let mut applied = false;
+                    base.edit(place.0, at, |rules| applied = undo.apply(rules));
+                    if applied {
+                        finding.effects.retain(|&effect| self.changes(&base, effects.get(effect)));
+                    }
+                    base.edit(place.0, at, |rules| *rules = before);
+                }
+                What::Second(holder) => {
+                    let mut without = self.have.clone();
+                    without.without_holder(holder.name());
+                    finding.effects.retain(|&effect| self.changes(&without, effects.get(effect)));
+                }
+                What::Strange(_) | What::Nothing => {}
+            }
+        }
+        let seconds = findings.iter().filter_map(|finding| match finding.what {
+            What::Second(holder) => Some(holder),
+            _ => None,
+        });
+        let all = self.all_undone(base, seconds);
+        for (at, effect) in effects.iter_mut().enumerate() {
+            effect.ours = self.changes(&all, Some(effect));
+            // Nothing there is one finding for all that is missing.
+            for finding in findings.iter_mut().filter(|finding| matches!(finding.what, What::Nothing)) {
+                finding.effects.retain(|&known| known != at || effect.ours);
+            }
+            effect.ours |= findings.iter().any(|finding| finding.effects.contains(&at));
+        }
+        Ok(())
+    }
+
+    /// The rules without any difference.
+    fn all_undone(&self, mut rules: Ruleset, seconds: impl Iterator<Item = Holder>) -> Ruleset {
+        seconds.for_each(|holder| rules.without_holder(holder.name()));
+        // Rules come in before one that may go out.
+        for inserts in [true, false] {
+            for difference in self.differences {
+                let Some((place, undo)) = place(difference).zip(difference.undo.as_ref()) else { continue };
+                if matches!(undo, Undo::Insert { .. }) != inserts {
+                    continue;
+                }
+                if let Some(at) = rules.place_of(self.holder, place) {
+                    rules.edit(place.0, at, |rules| {
+                        undo.apply(rules);
+                    });
+                }
+            }
+        }
+        rules
+    }
+
+    /// Whether an effect's example meets another fate by other rules.
+    fn changes(&self, rules: &Ruleset, effect: Option<&Effect>) -> bool {
+        let taker = |effect: &Effect| explain(rules, self.pod, &effect.example, &mut NoTrace).taker;
+        effect.is_some_and(|effect| taker(effect) != effect.found)
+    }
+}
+
+/// Whether others' rules drop what is not an interception's to drop.
+pub fn is_policy(effect: &Effect) -> bool {
+    !effect.ours && effect.found == Taker::Dropped
+}
