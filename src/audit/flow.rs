@@ -71,6 +71,11 @@ impl Taker {
     pub const ALL: [Taker; 6] =
         [Self::OutboundProxy, Self::InboundProxy, Self::DnsProxy, Self::Direct, Self::Dropped, Self::Unknown];
 
+    /// Whether it is the proxy, or its DNS.
+    pub fn is_proxy(self) -> bool {
+        matches!(self, Taker::OutboundProxy | Taker::InboundProxy | Taker::DnsProxy)
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Taker::OutboundProxy => "outbound-proxy",

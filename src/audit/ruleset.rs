@@ -4,7 +4,7 @@
 
 mod edit;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::backend::Kind;
@@ -129,6 +129,13 @@ impl FamilyRules {
     /// Whether it is known in which order packets meet the base chains.
     pub fn has_one_order(&self) -> bool {
         self.other_hooks.is_none()
+    }
+
+    /// Marks that rules tell from none, one for each that they ask for.
+    pub fn marks(&self) -> BTreeSet<u32> {
+        let asked = self.chains.iter().flat_map(|chain| &chain.rules).filter_map(|rule| rule.matches.mark.as_ref());
+        let others = |mask: u32| mask & mask.wrapping_neg();
+        asked.flat_map(|cond| [cond.value.value, others(cond.value.mask)]).filter(|mark| *mark != 0).collect()
     }
 
     /// Whether packets go on as before behind such a verdict: it changes nothing that any

@@ -163,3 +163,29 @@ fn marks_that_nobody_looks_at_leave_nothing_open() {
     let rules = format!("# iptables-legacy-restore\n*mangle\n{marking}COMMIT\n");
     same(&[&rules], &[(1000, OUT, 80, "direct")]);
 }
+
+#[test]
+fn what_gets_out_by_a_mark_is_told() {
+    let lints = |pod: &Pod| {
+        let report = pod.namespace.print(PODWEIR, &["audit", "--live", "--format", "json"]);
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        let lints = report["lints"].as_array().unwrap().clone();
+        lints.into_iter().filter(|lint| lint["id"] == "marked-packets-escape").collect::<Vec<_>>()
+    };
+    let pod = pod();
+    for mode in ["REDIRECT", "TPROXY"] {
+        pod.namespace.ok(&["init", "--backend", "nftables", "-m", mode]);
+        assert_eq!(lints(&pod), [] as [serde_json::Value; 0], "{mode}");
+    }
+    pod.namespace
+        .print("nft", &["insert", "rule", "inet", "istio-proxy-nat", "istio-output", "meta", "mark", "5", "return"]);
+    let found = lints(&pod);
+    assert_eq!(found.len(), 1, "{found:?}");
+    // The command that it prints shows it.
+    let message = found[0]["message"].as_str().unwrap();
+    let (_, command) = message.split_once("try podweir ").unwrap();
+    let mut arguments: Vec<&str> = command.split(' ').collect();
+    assert!(arguments.contains(&"--mark"), "{message}");
+    arguments.extend(["--live", "--expect", "direct"]);
+    pod.namespace.print(PODWEIR, &arguments);
+}

@@ -7,6 +7,7 @@
 //! | `chain-never-entered` | rules stand in a chain that no rule jumps to |
 //! | `jump-to-nowhere` | a rule jumps to a chain that is not there |
 //! | `foreign-rule-in-front` | a rule of another tool is looked at before the interception's |
+//! | `marked-packets-escape` | rules let packets out by a mark, and a process can mark its own |
 //! | `order-not-known` | chains of iptables-legacy and nftables want the same place: which comes first is not known |
 //! | `option-without-effect` | an option that changes nothing, because of another one or of the pod |
 //! | `options-contradict` | two options that want opposite things; one of them wins |
@@ -15,6 +16,7 @@
 //! | `host-network` | the pod has no network of its own to intercept |
 
 pub mod foreign;
+pub mod marks;
 pub mod options;
 pub mod shadow;
 
@@ -34,12 +36,13 @@ pub struct Lint {
 }
 
 /// Every lint's name, the severity it has (or the worst), and what it is about.
-pub const LINTS: [(&str, Severity, &str); 11] = [
+pub const LINTS: [(&str, Severity, &str); 12] = [
     ("rule-never-matches", Severity::Info, "earlier rules take every packet that the rule is for"),
     ("rule-loop-shadowed", Severity::Low, "a proxy owner's loop rule that never matches"),
     ("chain-never-entered", Severity::Info, "rules in a chain that no rule jumps to"),
     ("jump-to-nowhere", Severity::High, "a jump to a chain that is not there"),
     ("foreign-rule-in-front", Severity::Medium, "a rule of another tool before the interception's"),
+    ("marked-packets-escape", Severity::Medium, "packets that rules let out by a mark, which a process can set"),
     ("order-not-known", Severity::Medium, "chains of iptables-legacy and nftables in one place"),
     ("option-without-effect", Severity::Low, "an option that changes nothing"),
     ("options-contradict", Severity::Medium, "two options that want opposite things"),

@@ -110,8 +110,21 @@ impl<'p> Space<'p> {
         let mut out = Vec::new();
         let chains = near::Chains::new(ruleset.family(family));
         for scope in Scope::ALL {
-            walk::walk(self, &chains, family, scope, &mut out)?;
+            walk::walk(self, &chains, family, scope, 0, &mut out)?;
         }
+        Ok(out)
+    }
+
+    /// The same of one scope's flows, where packets start with a mark.
+    pub fn parts_of<'a>(
+        &self,
+        ruleset: &'a Ruleset,
+        family: Family,
+        scope: Scope,
+        mark: u32,
+    ) -> Result<Vec<Part<'a>>, TooManyParts> {
+        let mut out = Vec::new();
+        walk::walk(self, &near::Chains::new(ruleset.family(family)), family, scope, mark, &mut out)?;
         Ok(out)
     }
 

@@ -33,14 +33,15 @@ pub fn walk<'a>(
     chains: &Chains<'a>,
     family: Family,
     scope: Scope,
+    mark: u32,
     out: &mut Vec<Part<'a>>,
 ) -> Result<(), TooManyParts> {
-    let first = walk_in(Order::First, space, chains, family, scope)?;
+    let first = walk_in(Order::First, space, chains, family, scope, mark)?;
     if chains.rules.has_one_order() {
         out.extend(first);
         return Ok(());
     }
-    let second = walk_in(Order::Second, space, chains, family, scope)?;
+    let second = walk_in(Order::Second, space, chains, family, scope, mark)?;
     let agreed = agree(first, &second, MOST_SETTLED).ok_or_else(|| TooManyParts::in_two_orders(family))?;
     out.extend(agreed);
     Ok(())
@@ -52,8 +53,9 @@ fn walk_in<'a>(
     chains: &Chains<'a>,
     family: Family,
     scope: Scope,
+    mark: u32,
 ) -> Result<Vec<Part<'a>>, TooManyParts> {
-    let ways = |both_ways| walk_ways(order, space, chains, family, scope, both_ways);
+    let ways = |both_ways| walk_ways(order, space, chains, (family, scope, mark), both_ways);
     let settled = ways(true).ok().and_then(|(ways, guesses)| settle(ways, &guesses, MOST_SETTLED));
     match settled {
         Some(parts) => Ok(parts),
@@ -65,8 +67,7 @@ fn walk_ways<'a>(
     order: Order,
     space: &Space,
     chains: &Chains<'a>,
-    family: Family,
-    scope: Scope,
+    (family, scope, mark): (Family, Scope, u32),
     both_ways: bool,
 ) -> Result<(Vec<Way<'a>>, Guesses), TooManyParts> {
     let (out, guesses, limits) = (Vec::new(), Guesses::default(), Limits::new(family));
@@ -84,7 +85,7 @@ fn walk_ways<'a>(
         out_by: if outbound { By::Flow } else { By::None },
         ownerless: false,
         local: scope.is_local(),
-        mark: 0,
+        mark,
         connection_mark: 0,
         tracking: Tracking::NotYet,
         asked_by_nft: false,

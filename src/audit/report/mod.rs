@@ -104,7 +104,8 @@ impl<'a> Report<'a> {
         }
         let mut judge = Judge { accepted: input.accepted, today: input.today, notices, used: Vec::new() };
         let escapes = found.into_iter().flat_map(|escape| judge.escape(escape, space)).collect();
-        let lints = lints::sorted(all_lints(&input, space)).into_iter().map(|lint| judge.lint(lint)).collect();
+        let lints =
+            lints::sorted(all_lints(&input, space, families)?).into_iter().map(|lint| judge.lint(lint)).collect();
         judge.name_unused();
         let (drift, notes) = wanted.map(|wanted| drift::drift(wanted, source)).unzip();
         judge.notices.extend(notes.into_iter().flatten());
@@ -143,10 +144,11 @@ impl<'a> Report<'a> {
     }
 }
 
-fn all_lints(input: &Input, space: &Space) -> Vec<Lint> {
+fn all_lints(input: &Input, space: &Space, families: Families) -> Result<Vec<Lint>, TooManyParts> {
     let ruleset = &input.source.ruleset;
     let mut out = lints::shadow::lints(ruleset, &space.interfaces);
     out.extend(lints::foreign::lints(ruleset));
+    out.extend(lints::marks::lints(ruleset, space, families)?);
     // Options are those of the source, or those it is compared with.
     for source in [Some(input.source), input.wanted].into_iter().flatten() {
         if let (Some(given), Some(settings)) = (&source.given, &source.settings) {
@@ -161,7 +163,7 @@ fn all_lints(input: &Input, space: &Space) -> Vec<Lint> {
         };
         out.extend(manifest.lints(&uids, &gids));
     }
-    out
+    Ok(out)
 }
 
 struct Judge<'a> {
