@@ -153,6 +153,8 @@ fn policies_and_lost_replies_are_named() {
     let text = pod.namespace.print(PODWEIR, &question);
     assert!(text.starts_with("dropped:") && text.contains("by inet np i: drop"), "{text}");
     assert!(text.contains("because that is the chain's policy"), "{text}");
+    let drawing = pod.namespace.print(PODWEIR, &["render", "--live", "--format", "mermaid"]);
+    assert!(drawing.contains("everything else, by policy"), "{drawing}");
 }
 
 #[test]

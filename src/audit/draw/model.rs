@@ -8,7 +8,7 @@ use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::{Escape, scope_name};
 use crate::audit::flow::Taker;
 use crate::audit::partition::cube::all_addresses;
-use crate::audit::ruleset::{Base, ChainRules, Hook, Ruleset, TableId, redirect_taker};
+use crate::audit::ruleset::{Base, ChainRules, Hook, Order, Ruleset, TableId, redirect_taker};
 use crate::audit::target::{Effect, effect};
 use crate::config::types::{Families, Family};
 use crate::plan::canon::{Addresses, CanonMatches, CanonRule};
@@ -223,6 +223,9 @@ impl Drawing {
             }
             chain_box.rows = rows;
         }
+        for b in boxes.iter_mut().filter(|b| b.base.is_some_and(|base| base.drops)) {
+            b.rows.push(Row::end("everything else, by policy".into(), Fate::Dropped));
+        }
         for (hook, exits) in by_no_rule {
             let Some(fate) = exits.fate() else { continue };
             let row = Row::end("what no rule takes".into(), fate);
@@ -252,7 +255,11 @@ impl Drawing {
                 }
             }
         }
-        out.sort_by_key(|b| b.base.map_or((1, None, 0), |base| (0, Some(base.hook), base.priority)));
+        let turn = |b: &ChainBox, base: Base| {
+            let is_it = |chain: &ChainRules| chain.table == b.table && chain.name == b.name;
+            Family::BOTH.iter().find_map(|&family| ruleset.family(family).on(base.hook, Order::First).position(is_it))
+        };
+        out.sort_by_cached_key(|b| b.base.map_or((1, None, None), |base| (0, Some(base.hook), turn(b, base))));
         out
     }
 
