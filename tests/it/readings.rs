@@ -250,3 +250,78 @@ fn every_option_that_sets_a_mark_does_to_it_what_iptables_makes_of_it() {
         namespace.print("iptables-legacy", &["-t", "mangle", "-F"]);
     }
 }
+
+/// What `nft -j` prints, as versions do that name the devices of chains: 1.0.6 leaves them out.
+fn with_devices(namespace: &Namespace, devices: &serde_json::Value) -> String {
+    let listed = namespace.print("nft", &["-j", "list", "ruleset"]);
+    let mut listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    for object in listed["nftables"].as_array_mut().unwrap() {
+        let hook = object["chain"]["hook"].as_str().unwrap_or_default();
+        if hook == "ingress" || hook == "egress" {
+            object["chain"]["dev"] = devices.clone();
+        }
+    }
+    listed.to_string()
+}
+
+#[test]
+fn chains_on_ingress_and_egress_count_for_the_packets_of_their_devices() {
+    let pod = pod();
+    let home = "out tcp uid=1000 gid=1000 to 127.0.0.1 8080";
+    let entering = "in tcp to 10.244.0.6 8080";
+    let elsewhere = "out tcp uid=1000 gid=1000 to 203.0.113.9 80";
+    for (family, hook, devices, rules, seen) in [
+        (
+            "inet",
+            "ingress",
+            &["eth0"][..],
+            "policy accept; tcp dport { 8080, 15001 } drop",
+            [(entering, "silent", "dropped"), (home, "app", "direct")],
+        ),
+        (
+            "inet",
+            "ingress",
+            &["lo", "eth0"],
+            "policy drop; ip daddr 127.0.0.0/8 accept; ip saddr 127.0.0.0/8 accept",
+            [(entering, "silent", "dropped"), (home, "app", "direct")],
+        ),
+        (
+            "netdev",
+            "egress",
+            &["eth0"],
+            "policy drop; ip daddr 198.51.100.7 jump other\nip daddr 198.51.100.7 accept",
+            [(TO_80, "outside", "direct"), (elsewhere, "silent", "dropped")],
+        ),
+        (
+            "netdev",
+            "ingress",
+            &["lo"],
+            "policy drop; tcp dport 8080 goto other",
+            [(home, "silent", "dropped"), (entering, "app", "direct")],
+        ),
+    ] {
+        let names = devices.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>();
+        let (bound, devices) = match (&names[..], devices) {
+            ([one], [device]) => (format!("device {one}"), serde_json::json!(device)),
+            _ => (format!("devices = {{ {} }}", names.join(", ")), serde_json::json!(devices)),
+        };
+        let other = "chain other { meta l4proto tcp return; }";
+        let chain = format!(
+            "table {family} f {{ {other}\nchain x {{ type filter hook {hook} {bound} priority 0; {rules}\n}}; }}\ntable inet f2 {{ {other}; }}"
+        );
+        load(&pod.namespace, &chain);
+        let probes: Vec<Probe> = seen.iter().map(|(probe, ..)| Probe::parse(probe)).collect();
+        let answered = pod.probe(&probes);
+        let [live, text, (_, silent)] = readings(&pod.namespace);
+        let json = ("json", dumped(&[("json", &with_devices(&pod.namespace, &devices))]));
+        for ((probe, kernel, expected), (parsed, answered)) in seen.iter().zip(probes.iter().zip(&answered)) {
+            assert_eq!(answered, kernel, "the kernel: {probe}\n{chain}");
+            for (name, source) in [&live, &text, &json] {
+                assert_eq!(told(source, parsed), *expected, "{name}: {probe}\n{chain}");
+            }
+            // What does not say which devices tells nothing that is wrong.
+            let told = told(&silent, parsed);
+            assert!(told == "unknown" || told == *expected, "{told}: {probe}\n{chain}");
+        }
+    }
+}

@@ -115,9 +115,9 @@ impl ListedTable {
     }
 
     fn id(&self) -> TableId {
-        // Tables of nftables may have one name in several families.
+        // Tables of nftables may have one name in several families; of devices it is said.
         let family = match self.families {
-            _ if !self.holder.is_nftables() => "",
+            _ if !self.holder.is_nftables() || self.name.contains(' ') => "",
             Families { v4: true, v6: true } => "inet ",
             Families { v4: true, .. } => "ip ",
             _ => "ip6 ",
@@ -294,6 +294,7 @@ fn native(tables: &[&ListedTable]) -> (Plan, Vec<Strange>) {
                 priority: hook.priority,
                 kind: hook.kind.clone(),
                 drops: hook.drops,
+                devices: None,
             });
             read::check_hook(kind, &chain.name, hook.as_ref(), &mut strange);
             chains.push(Chain { table: kind, name: chain.name.clone(), rules: chain.rules.clone() });

@@ -8,6 +8,7 @@
 //! | [`live`] | the network namespace, and CAP_NET_ADMIN in it |
 //! | [`dump`] | text that iptables-save, nft or podweir printed |
 
+mod devices;
 pub mod dump;
 pub mod listing;
 pub mod live;

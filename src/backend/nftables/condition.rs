@@ -109,10 +109,12 @@ impl Reader<'_> {
 
     fn numbers(&mut self, field: Field, negated: bool, ranges: &[(Vec<u8>, Vec<u8>)], hton: bool) -> Option<()> {
         match field {
-            Field::Family if ranges.len() == 1 && ranges[0].0 == ranges[0].1 => {
-                let families = match ranges[0].0[..] {
-                    [2] => Families::V4,
-                    [10] => Families::V6,
+            Field::Family | Field::EtherType => {
+                let [(first, last)] = ranges else { return None };
+                let families = match first[..] {
+                    _ if first != last => return None,
+                    [2] | [0x08, 0x00] => Families::V4,
+                    [10] | [0x86, 0xdd] => Families::V6,
                     _ => return None,
                 };
                 let families = if negated { Families { v4: !families.v4, v6: !families.v6 } } else { families };

@@ -80,6 +80,18 @@ impl FullTable {
         NfFamily(self.family) == NfFamily::NETDEV
     }
 
+    /// Where a base chain of it meets the packets of single devices: `Some(true)` on their way
+    /// in, `Some(false)` on their way out. `None`: it is on another hook.
+    pub fn device_hook(&self, hook: &ListedHook) -> Option<bool> {
+        match hook.number {
+            // NF_NETDEV_INGRESS; NF_NETDEV_EGRESS is 1.
+            number if self.is_of_devices() => Some(number == 0),
+            // NF_INET_INGRESS.
+            5 => Some(true),
+            _ => None,
+        }
+    }
+
     /// A chain's rules in the words of the model.
     pub fn decode(&self, chain: &FullChain) -> Vec<Rule> {
         decode::chain(&chain.rules, self.families(), self)

@@ -6,6 +6,7 @@ use super::words;
 
 /// `enum nft_meta_keys`.
 pub mod meta {
+    pub const PROTOCOL: u32 = 1;
     pub const PRIORITY: u32 = 2;
     pub const MARK: u32 = 3;
     pub const IIF: u32 = 4;

@@ -13,6 +13,8 @@ pub(super) enum Field {
     InIndex,
     OutIndex,
     Family,
+    /// The same, by the frame's number for it.
+    EtherType,
     Protocol,
     Mark,
     ConnectionMark,
@@ -34,6 +36,7 @@ pub(super) fn meta_field(key: u32) -> Option<Field> {
         meta::OIF => Some(Field::OutIndex),
         meta::IIFNAME => Some(Field::InInterface),
         meta::OIFNAME => Some(Field::OutInterface),
+        meta::PROTOCOL => Some(Field::EtherType),
         meta::NFPROTO => Some(Field::Family),
         meta::L4PROTO => Some(Field::Protocol),
         meta::MARK => Some(Field::Mark),

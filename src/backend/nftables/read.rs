@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 
 use crate::backend::{Reading, Strange};
-use crate::config::types::{Families, Family};
+use crate::config::types::{Families, Family, Interface};
 use crate::plan::infer::infer;
 use crate::plan::model::{Chain, ChainName, Plan, Routing, Rule, Table, Verdict};
 use crate::sys::netlink::{Netlink, Received};
@@ -161,6 +161,9 @@ pub struct ListedHook {
     pub kind: String,
     /// Its policy.
     pub drops: bool,
+    /// The devices whose packets meet it, on ingress and egress. `None`: of another hook, or
+    /// the listing does not say.
+    pub devices: Option<Vec<Interface>>,
 }
 
 /// A table as listed, on the way to a plan.
@@ -240,7 +243,7 @@ pub fn check_hook(table: Table, chain: &ChainName, hook: Option<&ListedHook>, st
         (None, None) => None,
         (None, Some(_)) => Some("is hooked into the kernel, which no chain of ours by that name is".to_owned()),
         (Some(_), None) => Some("is not hooked into the kernel: none of its rules applies".to_owned()),
-        (Some(want), Some(ListedHook { number, priority, kind, drops })) => {
+        (Some(want), Some(ListedHook { number, priority, kind, drops, .. })) => {
             if (want.number, want.priority, want.kind) != (*number, *priority, kind.as_str()) {
                 Some(format!(
                     "sits on hook {number} at priority {priority} as {kind}, not on hook {} at {} as {}",
@@ -342,15 +345,22 @@ pub(super) fn listed(attributes: &[u8]) -> Listed {
 pub(super) fn hook_of(message: &Received) -> Option<ListedHook> {
     let attrs = message.attributes();
     let hook = find(attrs, 4)?;
-    let (mut number, mut priority) = (0, 0);
+    let (mut number, mut priority, mut devices) = (0, 0, None);
     for attr in attributes(hook.value) {
         match attr.kind {
             1 => number = attr.u32()?,
             2 => priority = attr.u32()? as i32,
+            // NFTA_HOOK_DEVS, where NFTA_DEVICE_PREFIX (2) is how names begin. It is there for
+            // one device, too, which NFTA_HOOK_DEV (3) names again.
+            4 => {
+                let listed = attributes(attr.value);
+                devices = Some(listed.map(|device| Interface::new(&device.string(), device.kind == 2)).collect());
+            }
+            3 if devices.is_none() => devices = Some(vec![Interface::new(&attr.string(), false)]),
             _ => {}
         }
     }
     let kind = find(attrs, 7).map(|a| a.string()).unwrap_or_default();
     let drops = find(attrs, 5).and_then(|a| a.u32()) == Some(0);
-    Some(ListedHook { number, priority, kind, drops })
+    Some(ListedHook { number, priority, kind, drops, devices })
 }

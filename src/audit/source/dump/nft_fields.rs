@@ -19,6 +19,7 @@ pub enum Field {
     InIndex,
     OutIndex,
     Family,
+    EtherType,
     Protocol,
     /// As the IPv4 header has it.
     HeaderProtocol,
@@ -42,6 +43,7 @@ pub fn meta_field(key: &str) -> Option<Field> {
         "iif" => Field::InIndex,
         "oif" => Field::OutIndex,
         "nfproto" => Field::Family,
+        "protocol" => Field::EtherType,
         "l4proto" => Field::Protocol,
         "mark" => Field::Mark,
         "skuid" => Field::Uid,
@@ -109,6 +111,7 @@ enum Class {
     Name,
     Index,
     Family,
+    EtherType,
     Byte,
     Mark,
     State,
@@ -129,6 +132,7 @@ impl Field {
             Field::InInterface | Field::OutInterface => Class::Name,
             Field::InIndex | Field::OutIndex => Class::Index,
             Field::Family => Class::Family,
+            Field::EtherType => Class::EtherType,
             Field::Protocol | Field::HeaderProtocol => Class::Byte,
             Field::Mark | Field::ConnectionMark => Class::Mark,
             Field::ConnectionState => Class::State,
@@ -166,6 +170,7 @@ impl Field {
             Field::InInterface | Field::InIndex => vec![Expr::Meta(meta::IIFNAME)],
             Field::OutInterface | Field::OutIndex => vec![Expr::Meta(meta::OIFNAME)],
             Field::Family => vec![Expr::Meta(meta::NFPROTO)],
+            Field::EtherType => vec![Expr::Meta(meta::PROTOCOL)],
             Field::Protocol => vec![Expr::Meta(meta::L4PROTO)],
             Field::HeaderProtocol => {
                 let mut out = Vec::from(of_family(Family::V4));
@@ -318,6 +323,11 @@ fn value_bytes(class: Class, text: &str) -> Option<Vec<u8>> {
         Class::Family => match text {
             "ipv4" | "2" => Some(vec![2]),
             "ipv6" | "10" => Some(vec![10]),
+            _ => None,
+        },
+        Class::EtherType => match text {
+            "ip" => Some(vec![0x08, 0x00]),
+            "ip6" => Some(vec![0x86, 0xdd]),
             _ => None,
         },
         Class::Byte => protocol::by_name(text).map(|n| vec![n]),

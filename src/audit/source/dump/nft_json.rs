@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use crate::backend::nftables::decode::Listed;
 use crate::backend::nftables::everything::{FullChain, FullTable};
 use crate::backend::nftables::expr::{Expr, Op, Role, code};
+use crate::config::types::Interface;
 
 use super::nft_fields::{self as fields, Field, Item, Right, WrittenSets};
 use super::nft_names;
@@ -81,7 +82,7 @@ impl Reader {
                 let priority = body.get("prio").and_then(Value::as_i64).and_then(|n| i32::try_from(n).ok());
                 let drops = body.get("policy").and_then(Value::as_str) == Some("drop");
                 let priority = priority.ok_or("it has a hook and no priority")?;
-                Some(nft_names::hook(place.0, hook, priority, text(body, "type")?, drops)?)
+                Some(nft_names::hook(place.0, hook, priority, text(body, "type")?, drops, devices(body))?)
             }
             None => None,
         };
@@ -138,6 +139,12 @@ impl Reader {
         }
         self.tables
     }
+}
+
+/// `"dev"` of a chain, a name or several; versions of nft before 1.1 do not print it.
+fn devices(chain: &Map<String, Value>) -> Option<Vec<Interface>> {
+    let names = items(chain.get("dev")?)?;
+    nft_names::devices(names.iter().map(|(name, _)| name.as_str()))
 }
 
 /// One statement of a rule; what is not understood is kept as unknown.

@@ -2,6 +2,7 @@
 
 use crate::backend::nftables::read::ListedHook;
 use crate::backend::nftables::wire::NfFamily;
+use crate::config::types::Interface;
 
 /// `ip`, `inet` …: the number of a family.
 pub fn family(name: &str) -> Result<u8, String> {
@@ -17,11 +18,18 @@ pub fn family(name: &str) -> Result<u8, String> {
 }
 
 /// A base chain's place.
-pub fn hook(family: u8, hook: &str, priority: i32, kind: &str, drops: bool) -> Result<ListedHook, String> {
-    let devices = family == NfFamily::NETDEV.0;
+pub fn hook(
+    family: u8,
+    hook: &str,
+    priority: i32,
+    kind: &str,
+    drops: bool,
+    devices: Option<Vec<Interface>>,
+) -> Result<ListedHook, String> {
+    let netdev = family == NfFamily::NETDEV.0;
     let number = match hook {
-        "ingress" if devices => 0,
-        "egress" if devices => 1,
+        "ingress" if netdev => 0,
+        "egress" if netdev => 1,
         "prerouting" => 0,
         "input" => 1,
         "forward" => 2,
@@ -30,7 +38,17 @@ pub fn hook(family: u8, hook: &str, priority: i32, kind: &str, drops: bool) -> R
         "ingress" => 5,
         _ => return Err(format!("'{hook}' is no hook")),
     };
-    Ok(ListedHook { number, priority, kind: kind.to_owned(), drops })
+    Ok(ListedHook { number, priority, kind: kind.to_owned(), drops, devices })
+}
+
+/// The devices that a chain is said to be bound to; `None` where that is not clear. Of a name
+/// with an asterisk only newer versions of nft mean the beginning.
+pub fn devices<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<Vec<Interface>> {
+    let mut names = names.into_iter();
+    names.try_fold(Vec::new(), |mut all, name| {
+        all.push((!name.ends_with('*')).then(|| Interface::new(name, false))?);
+        Some(all)
+    })
 }
 
 /// A priority's name, as a number; what a name means depends on hook and family.

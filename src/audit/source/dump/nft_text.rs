@@ -4,6 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use crate::backend::nftables::everything::{FullChain, FullTable};
 
+use crate::config::types::Interface;
+
 use super::nft_fields::{Item, WrittenSets};
 use super::nft_names;
 use super::nft_rule;
@@ -171,7 +173,8 @@ impl<'a> Reader<'a> {
                         hook.drops = drops;
                     }
                 }
-                Some(Token::Word("comment")) => {}
+                // To be done by the device itself where it can: the same rules apply.
+                Some(Token::Word("comment" | "flags")) => {}
                 Some(_) => rules.push((line, handle)),
             }
         }
@@ -199,7 +202,9 @@ impl<'a> Reader<'a> {
 
 /// `type nat hook output priority -100`; the policy is another line.
 fn hook(family: u8, line: &[Token]) -> Result<crate::backend::nftables::read::ListedHook, String> {
-    let words: Vec<&str> = line.iter().filter_map(|token| token.text()).collect();
+    // A device may be called like a keyword; it is in quotes then.
+    let words: Vec<&str> =
+        line.iter().filter_map(|token| if let Token::Word(word) = token { Some(*word) } else { None }).collect();
     let after = |word: &str| words.iter().position(|w| *w == word).and_then(|at| words.get(at + 1)).copied();
     let (kind, at) = (after("type").ok_or("a chain has no type")?, after("hook").ok_or("a chain has no hook")?);
     let from = words.iter().position(|w| *w == "priority").ok_or("a chain has a hook and no priority")?;
@@ -211,7 +216,20 @@ fn hook(family: u8, line: &[Token]) -> Result<crate::backend::nftables::read::Li
         Some(["-", n]) => n.parse::<i32>().map_err(|_| format!("'{n}' is no number"))?.saturating_neg(),
         _ => 0,
     };
-    nft_names::hook(family, at, base.saturating_add(offset), kind, false)
+    nft_names::hook(family, at, base.saturating_add(offset), kind, false, devices(line))
+}
+
+/// `device "lo"`, or `devices = { lo, eth0 }`.
+fn devices(line: &[Token]) -> Option<Vec<Interface>> {
+    let at = line.iter().position(|token| matches!(token, Token::Word("device" | "devices")))?;
+    match line.get(at + 1..)? {
+        [Token::Word("="), Token::Sign('{'), list @ ..] => {
+            let close = list.iter().position(|token| *token == Token::Sign('}'))?;
+            nft_names::devices(list[..close].iter().filter_map(|token| token.text()))
+        }
+        [name, ..] => nft_names::devices([name.text()?]),
+        [] => None,
+    }
 }
 
 /// The elements of a set; `None` where one is no plain value.
