@@ -46,6 +46,7 @@ mod readme;
 mod reasons;
 mod sources;
 mod states;
+mod tproxy;
 mod traffic;
 mod typical;
 mod validation;
