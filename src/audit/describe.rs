@@ -3,7 +3,7 @@
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Family, Interface, Networks};
 use crate::plan::canon::{Addresses, CanonMatches, CanonRule, cover};
-use crate::plan::model::{Cond, CtStates, Origin, Verdict, protocol};
+use crate::plan::model::{Cond, CtStates, Masked, Origin, Verdict, protocol};
 use crate::plan::why::Why;
 
 use super::partition::cube::all_addresses;
@@ -75,7 +75,7 @@ pub fn matches(m: &CanonMatches, family: Family) -> String {
     }
     for (word, cond) in [("marked", &m.mark), ("of a connection marked", &m.connection_mark)] {
         if let Some(cond) = cond {
-            out.push(format!("{}{word} {:#x}", not(cond), cond.value.value));
+            out.push(format!("{}{word} {}", not(cond), masked(&cond.value)));
         }
     }
     if m.connection_state != CtStates::ALL {
@@ -100,7 +100,7 @@ pub fn verdict(verdict: &Verdict) -> String {
             let open = if *closed { "" } else { ", going on when nobody listens" };
             format!("tproxy to port {port} marked {mark}{open}")
         }
-        Verdict::SetMark(m) => format!("mark {:#x}", m.value),
+        Verdict::SetMark(m) => format!("mark {}", masked(m)),
         Verdict::SaveMark => "save the mark".into(),
         Verdict::RestoreMark => "restore the mark".into(),
         Verdict::CtZone(zone) => format!("conntrack zone {zone}"),
@@ -108,15 +108,25 @@ pub fn verdict(verdict: &Verdict) -> String {
     }
 }
 
+/// A mark as iptables writes it: with the mask, if not all bits count.
+fn masked(Masked { value, mask }: &Masked) -> String {
+    if *mask == u32::MAX { format!("{value:#x}") } else { format!("{value:#x}/{mask:#x}") }
+}
+
 fn not<T>(cond: &Cond<T>) -> &'static str {
     if cond.negated { "not " } else { "" }
 }
 
-pub(in crate::audit) fn list(mut items: Vec<String>) -> String {
-    let more = items.len().saturating_sub(SHOWN);
+pub(in crate::audit) fn list(items: Vec<String>) -> String {
+    let count = items.len();
+    list_of(items, count)
+}
+
+/// The first of so many items, and how many more there are.
+fn list_of(mut items: Vec<String>, count: usize) -> String {
     items.truncate(SHOWN);
-    if more > 0 {
-        items.push(format!("and {more} more"));
+    if count > items.len() {
+        items.push(format!("and {} more", count - items.len()));
     }
     items.join(",")
 }
@@ -136,9 +146,16 @@ pub(in crate::audit) fn networks(addresses: &Addresses, family: Family, all: &Ad
     let rest = all.minus(addresses);
     let (prefix, shown) = if rest.len() < addresses.len() { ("not ", &rest) } else { ("", addresses) };
     let mut nets = Networks::default();
-    shown.iter().take(SHOWN * 2).for_each(|(a, b)| cover(family, a, b, &mut nets));
-    let more = shown.len().saturating_sub(SHOWN * 2);
-    let mut items: Vec<String> = nets.of(family).iter().map(ToString::to_string).collect();
-    items.extend((more > 0).then(|| format!("{more} more ranges")));
-    format!("{prefix}{}", list(items))
+    shown.iter().take(SHOWN).for_each(|(a, b)| cover(family, a, b, &mut nets));
+    let items = nets.of(family).iter().map(ToString::to_string).collect();
+    format!("{prefix}{}", list_of(items, shown.iter().map(blocks).sum()))
+}
+
+/// How many ranges in CIDR form hold just these addresses ([`cover`]): from both ends the
+/// blocks grow towards the middle, the address with the most zeros at its end.
+fn blocks((first, last): (u128, u128)) -> usize {
+    let Some(end) = last.checked_add(1) else { return first.wrapping_neg().count_ones().max(1) as usize };
+    let top = (first ^ end).ilog2();
+    let middle = end >> top << top;
+    ((middle - first).count_ones() + (end - middle).count_ones()) as usize
 }
