@@ -117,11 +117,16 @@ fn not<T>(cond: &Cond<T>) -> &'static str {
     if cond.negated { "not " } else { "" }
 }
 
-pub(in crate::audit) fn list(mut items: Vec<String>) -> String {
-    let more = items.len().saturating_sub(SHOWN);
+pub(in crate::audit) fn list(items: Vec<String>) -> String {
+    let count = items.len();
+    list_of(items, count)
+}
+
+/// The first of so many items, and how many more there are.
+fn list_of(mut items: Vec<String>, count: usize) -> String {
     items.truncate(SHOWN);
-    if more > 0 {
-        items.push(format!("and {more} more"));
+    if count > items.len() {
+        items.push(format!("and {} more", count - items.len()));
     }
     items.join(",")
 }
@@ -141,9 +146,16 @@ pub(in crate::audit) fn networks(addresses: &Addresses, family: Family, all: &Ad
     let rest = all.minus(addresses);
     let (prefix, shown) = if rest.len() < addresses.len() { ("not ", &rest) } else { ("", addresses) };
     let mut nets = Networks::default();
-    shown.iter().take(SHOWN * 2).for_each(|(a, b)| cover(family, a, b, &mut nets));
-    let more = shown.len().saturating_sub(SHOWN * 2);
-    let mut items: Vec<String> = nets.of(family).iter().map(ToString::to_string).collect();
-    items.extend((more > 0).then(|| format!("{more} more ranges")));
-    format!("{prefix}{}", list(items))
+    shown.iter().take(SHOWN).for_each(|(a, b)| cover(family, a, b, &mut nets));
+    let items = nets.of(family).iter().map(ToString::to_string).collect();
+    format!("{prefix}{}", list_of(items, shown.iter().map(blocks).sum()))
+}
+
+/// How many ranges in CIDR form hold just these addresses ([`cover`]): from both ends the
+/// blocks grow towards the middle, the address with the most zeros at its end.
+fn blocks((first, last): (u128, u128)) -> usize {
+    let Some(end) = last.checked_add(1) else { return first.wrapping_neg().count_ones().max(1) as usize };
+    let top = (first ^ end).ilog2();
+    let middle = end >> top << top;
+    ((middle - first).count_ones() + (end - middle).count_ones()) as usize
 }

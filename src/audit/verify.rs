@@ -29,6 +29,10 @@ const MOST_EFFECTS: usize = 1000;
 /// How many rules are looked at to tell them.
 const MOST_LOOKS: usize = 150_000_000;
 
+/// What the routing of marked packets is for. A connection to the pod's own address needs
+/// none of it: TPROXY gives its first packet to the proxy's socket, and later ones find it.
+const WITHOUT_MARK_ROUTING: &str = "connections to the pod reach the proxy all the same; where it connects to the app with the client's address the app's answers leave the pod, so that it gets none; connections to addresses that are not the pod's own are dropped";
+
 /// What came out.
 #[derive(Debug)]
 pub struct Report {
@@ -170,7 +174,7 @@ fn findings(want: &Canon, found: &Source, report: &mut Report) -> Vec<Difference
         if let Difference { place: None, side: Side::Missing, what, .. } = &**difference {
             finding.consequence = Some(match what.contains("::6") {
                 true => "the proxy has no address from which it can connect to the app over IPv6",
-                false => "what TPROXY takes is not delivered to the proxy",
+                false => WITHOUT_MARK_ROUTING,
             });
         }
     }

@@ -49,11 +49,13 @@ mod reasons;
 mod semantics;
 mod sources;
 mod states;
+mod tproxy;
 mod traffic;
 mod typical;
 mod validation;
 mod verify;
 mod walk;
+mod words;
 
 /// How many cases a property test runs: `PODWEIR_CASES` times as many as usual.
 fn cases(usual: u32) -> u32 {
