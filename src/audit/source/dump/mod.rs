@@ -7,7 +7,9 @@ mod nft_fields;
 mod nft_json;
 mod nft_names;
 mod nft_rule;
+mod nft_sets;
 mod nft_text;
+mod nft_values;
 mod nft_words;
 
 use serde_json::Value;
