@@ -101,7 +101,8 @@ fn nft_words_that_are_not_understood_are_unknown_and_never_less() {
     };
     let flow = to("10.0.0.1", 443, 1000);
     for (rules, taker) in [
-        ("tcp dport vmap { 443 : drop, 80 : accept }\n", Taker::Unknown),
+        ("tcp dport vmap { 443 : drop, 80 : accept }\n", Taker::Dropped),
+        ("ip daddr . tcp dport vmap { 10.0.0.1 . 443 : drop }\n", Taker::Unknown),
         ("ip daddr . tcp dport @s redirect to :15001\n", Taker::Unknown),
         ("ip daddr . tcp dport @s counter\nredirect to :15001\n", Taker::OutboundProxy),
         ("fib daddr type local accept\n", Taker::Direct),

@@ -111,3 +111,74 @@ fn iptables_legacy_is_read_alike_by_all() {
         &[("iptables-save", &["iptables-legacy-save", "ip6tables-legacy-save -c"])],
     );
 }
+
+/// What `explain` says of a dump: its exit status, its answer and its log.
+fn explained(namespace: &Namespace, dumps: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    let mut arguments = vec!["explain".to_owned(), "--destination=10.0.0.1".into(), "--port=80".into()];
+    for (name, text) in dumps {
+        let path = namespace.directory().join(name);
+        std::fs::write(&path, text).unwrap();
+        arguments.extend(["--dump".to_owned(), path.to_str().unwrap().to_owned()]);
+    }
+    let output = namespace.command(PODWEIR, &refs(&arguments), &[]);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+fn saved(namespace: &Namespace, program: &str) -> String {
+    let output = namespace.command(program, &[], &[]);
+    // The warning about iptables-legacy is on the one or the other, by version.
+    let both = [output.stderr, output.stdout].concat();
+    String::from_utf8(both).unwrap()
+}
+
+#[test]
+fn what_iptables_save_says_it_leaves_out_is_not_taken_for_nothing() {
+    let redirect = "meta l4proto tcp redirect to :15001";
+    // Of the first, iptables-nft-save prints nothing at all; of the second, less than there is.
+    for (rules, gap) in [
+        (
+            format!(
+                "set s {{ type ipv4_addr; }}; chain OUTPUT {{ type nat hook output priority -100; ip daddr @s accept; {redirect}; }};"
+            ),
+            "line 1",
+        ),
+        (format!("chain foo {{ type nat hook output priority -90; {redirect}; }};"), "line 1"),
+    ] {
+        let namespace = Namespace::new();
+        let load = namespace.feed("nft", &["-f", "-"], &[], &format!("table ip nat {{ {rules} }}\n"));
+        assert!(load.status.success(), "{}", String::from_utf8_lossy(&load.stderr));
+        let print = saved(&namespace, "iptables-nft-save");
+        assert!(print.contains("incompatible"), "{print}");
+        let nft = namespace.print("nft", &["-j", "list", "ruleset"]);
+        let (status, out, log) = explained(&namespace, &[("saved", &print)]);
+        assert_eq!((status, out.as_str()), (Some(2), ""), "{log}");
+        assert!(log.contains(gap) && log.contains("table nat") && log.contains("nft -j list ruleset"), "{log}");
+        // With nft's listing next to it nothing is left out.
+        for dumps in [[("saved", print.as_str()), ("nft", &nft)], [("nft", &nft), ("saved", &print)]] {
+            let (status, out, log) = explained(&namespace, &dumps);
+            assert!(status == Some(0) && out.starts_with("outbound-proxy: "), "{out}{log}");
+        }
+    }
+}
+
+#[test]
+fn rules_of_iptables_legacy_that_a_dump_mentions_are_missed() {
+    let namespace = Namespace::new();
+    for program in ["iptables-legacy", "ip6tables-legacy"] {
+        namespace.print(program, &["-A", "OUTPUT", "-p", "tcp", "-j", "DROP"]);
+    }
+    namespace
+        .print("iptables-nft", &["-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-j", "REDIRECT", "--to-ports", "15001"]);
+    let nft = saved(&namespace, "iptables-nft-save");
+    let (status, out, log) = explained(&namespace, &[("nft", &nft)]);
+    assert!(status == Some(0) && out.starts_with("outbound-proxy: "), "{out}{log}");
+    assert!(log.contains("lacks rules") && log.contains("iptables-legacy-save") && !log.contains("ip6tables"), "{log}");
+    let both = nft.clone() + &saved(&namespace, "ip6tables-nft-save");
+    let (_, _, log) = explained(&namespace, &[("nft", &both)]);
+    assert!(log.contains("iptables-legacy-save and ip6tables-legacy-save"), "{log}");
+    // Not where they are there.
+    let legacy = saved(&namespace, "iptables-legacy-save");
+    let (status, out, log) = explained(&namespace, &[("nft", &nft), ("legacy", &legacy)]);
+    assert!(status == Some(0) && out.starts_with("dropped: ") && !log.contains("lacks"), "{out}{log}");
+}

@@ -7,7 +7,11 @@ use crate::plan::model::{Cond, CtStates, Masked};
 use super::decode::{Reader, Register};
 use super::expr::Op;
 use super::field::Field;
-use super::value::{big_endian, interface, list, native, place, place_list, place_names, port, prefix, single};
+use super::sets::Elements;
+use super::value::{
+    big_endian, in_host_order, interface, interfaces_between, list, native, place, place_list, place_names, port,
+    prefix, single,
+};
 
 impl Reader<'_> {
     pub(super) fn compare(&mut self, op: Op, data: &[u8]) -> Option<()> {
@@ -78,14 +82,20 @@ impl Reader<'_> {
     pub(super) fn lookup(&mut self, set: &str, negated: bool) -> Option<()> {
         let Register::Field { field, mask: None, hton, .. } = self.register.clone() else { return None };
         let around = self.around;
-        let elements = around.elements(set)?;
+        self.among(field, negated, around.elements(set)?, hton)
+    }
+
+    /// That a field is one of these.
+    pub(super) fn among(&mut self, field: Field, negated: bool, elements: &Elements, hton: bool) -> Option<()> {
         match field {
             Field::InInterface | Field::OutInterface => {
-                let names = single(elements)?.map(interface).collect::<Option<_>>()?;
+                let names =
+                    elements.iter().map(|(first, last)| interfaces_between(first, last)).collect::<Option<_>>()?;
                 self.interfaces(field, negated, names)
             }
             Field::InIndex | Field::OutIndex => {
-                let names = single(elements)?.map(|index| self.by_index(index)).collect::<Option<_>>()?;
+                let name = |index: &[u8]| self.by_index(&in_host_order(index, hton));
+                let names = single(elements)?.map(name).collect::<Option<_>>()?;
                 self.interfaces(field, negated, names)
             }
             _ => self.numbers_or_addresses(field, negated, elements, hton),
@@ -110,13 +120,14 @@ impl Reader<'_> {
     fn numbers(&mut self, field: Field, negated: bool, ranges: &[(Vec<u8>, Vec<u8>)], hton: bool) -> Option<()> {
         match field {
             Field::Family | Field::EtherType => {
-                let [(first, last)] = ranges else { return None };
-                let families = match first[..] {
-                    _ if first != last => return None,
-                    [2] | [0x08, 0x00] => Families::V4,
-                    [10] | [0x86, 0xdd] => Families::V6,
-                    _ => return None,
+                let family = |(first, last): &(Vec<u8>, Vec<u8>)| match first[..] {
+                    _ if first != last => None,
+                    [2] | [0x08, 0x00] => Some(Families::V4),
+                    [10] | [0x86, 0xdd] => Some(Families::V6),
+                    _ => None,
                 };
+                let families = ranges.iter().map(family).collect::<Option<Vec<_>>>()?;
+                let families = families.into_iter().fold(Families::NONE, Families::union);
                 let families = if negated { Families { v4: !families.v4, v6: !families.v6 } } else { families };
                 self.families = self.families.intersection(families);
                 Some(())
@@ -139,10 +150,20 @@ impl Reader<'_> {
                 let slot = if field == Field::Uid { &mut self.matches.uid } else { &mut self.matches.gid };
                 place_list(slot, negated, list)
             }
+            Field::Mark | Field::ConnectionMark => {
+                let [(first, last)] = ranges else { return None };
+                let value = (first == last).then(|| native(&in_host_order(first, hton)))??;
+                let cond = Cond { negated, value: Masked { value, mask: u32::MAX } };
+                match field {
+                    Field::Mark => place(&mut self.matches.mark, cond),
+                    _ => place(&mut self.matches.connection_mark, cond),
+                }
+            }
             // A bitmask in a set: nft writes `ct state { new, established }` so.
             Field::ConnectionState => {
                 let states = ranges.iter().try_fold(CtStates(0), |all, (first, last)| {
-                    let one = (first == last).then(|| native(first))??;
+                    // A packet is in one state: no packet is in what several of them make.
+                    let one = (first == last).then(|| native(first))?.filter(|state| state.count_ones() == 1)?;
                     Some(all.union(CtStates(u8::try_from(one).ok()?)))
                 })?;
                 place(&mut self.matches.connection_state, Cond { negated, value: states })

@@ -11,7 +11,7 @@ use crate::plan::why::Why;
 use super::expr::{Expr, Role, code, ct, meta, payload};
 use super::field::{Field, ct_field, meta_field};
 use super::names;
-use super::sets::Elements;
+use super::sets::{Elements, VerdictMap};
 use super::steps::{self, Step};
 use super::value::native;
 use super::words::{phrase, statement};
@@ -20,6 +20,9 @@ use super::words::{phrase, statement};
 pub trait Surroundings {
     /// The elements of a set, `None` for one that is not known or not of plain keys.
     fn elements(&self, name: &str) -> Option<&Elements>;
+
+    /// A map of verdicts, `None` for one that is not known or not of plain keys.
+    fn verdicts(&self, name: &str) -> Option<&VerdictMap>;
 
     /// The name of the interface with an index, `None` where none has it.
     fn interface(&self, index: u32) -> Option<&str>;
@@ -71,9 +74,10 @@ fn rule(number: usize, listed: &Listed, families: Families, around: &dyn Surroun
         steps: Vec::new(),
         counters: None,
         open: None,
+        ended: false,
     };
     for at in 0..listed.exprs.len() {
-        if reader.steps.last().is_some_and(|step| steps::ends(&step.verdict)) {
+        if reader.ended {
             break;
         }
         reader.step(&listed.exprs, at);
@@ -98,6 +102,18 @@ fn rule(number: usize, listed: &Listed, families: Families, around: &dyn Surroun
     rules.collect()
 }
 
+pub(super) fn verdict(code: i32, chain: Option<&str>) -> Option<Verdict> {
+    match (code, chain) {
+        (code::CONTINUE, None) => Some(Verdict::Continue),
+        (code::DROP, None) => Some(Verdict::Drop),
+        (code::ACCEPT, None) => Some(Verdict::Accept),
+        (code::RETURN, None) => Some(Verdict::Return),
+        (code::JUMP, Some(chain)) => Some(Verdict::Jump(names::chain_by_name(chain))),
+        (code::GOTO, Some(chain)) => Some(Verdict::Goto(names::chain_by_name(chain))),
+        _ => None,
+    }
+}
+
 /// What the register holds.
 #[derive(Debug, Clone)]
 pub(super) enum Register {
@@ -119,16 +135,18 @@ pub(super) struct Reader<'a> {
     pub(super) families: Families,
     pub(super) matches: Matches,
     pub(super) register: Register,
-    steps: Vec<Step>,
+    pub(super) steps: Vec<Step>,
     counters: Option<Counters>,
     /// The expressions that load what the next comparison or statement uses.
-    open: Option<Open>,
+    pub(super) open: Option<Open>,
+    /// Nothing that stands behind is ever looked at.
+    pub(super) ended: bool,
 }
 
 #[derive(Clone, Copy)]
-struct Open {
+pub(super) struct Open {
     /// The first of them.
-    from: usize,
+    pub(super) from: usize,
     /// How many unknown conditions there were before.
     unknown: usize,
 }
@@ -172,7 +190,13 @@ impl Reader<'_> {
                 }
                 self.open = None;
             }
+            Expr::Vmap { set } => {
+                self.branch(set, exprs, at);
+                (self.register, self.open) = (Register::Lost, None);
+            }
             Expr::Xt { target: true, .. } => self.decision(exprs, at),
+            // All that nft tells of a comment of iptables'.
+            Expr::Xt { name, .. } if name == "comment" => {}
             Expr::Xt { .. } => self.matches.unknown.push(phrase(&exprs[at..=at])),
             Expr::Unknown { role, words } => match role {
                 Role::Nothing => {}
@@ -218,13 +242,14 @@ impl Reader<'_> {
     }
 
     /// Something is decided that is not understood.
-    fn decision(&mut self, exprs: &[Expr], at: usize) {
+    pub(super) fn decision(&mut self, exprs: &[Expr], at: usize) {
         let from = self.open.map_or(at, |open| open.from);
         self.does(Verdict::Unknown(statement(exprs, from, at).into()), from, at);
     }
 
     /// Something is done to what has met the conditions so far.
-    fn does(&mut self, verdict: Verdict, from: usize, to: usize) {
+    pub(super) fn does(&mut self, verdict: Verdict, from: usize, to: usize) {
+        self.ended = steps::ends(&verdict);
         self.steps.push(Step { families: self.families, matches: self.matches.clone(), verdict, from, to });
     }
 
@@ -278,14 +303,7 @@ impl Reader<'_> {
             Port::new(u16::from_be_bytes(bytes.try_into().ok()?))
         };
         match (expr, &self.register) {
-            (Expr::Verdict { code, chain }, _) => match (*code, chain) {
-                (code::DROP, None) => Some(Verdict::Drop),
-                (code::ACCEPT, None) => Some(Verdict::Accept),
-                (code::RETURN, None) => Some(Verdict::Return),
-                (code::JUMP, Some(chain)) => Some(Verdict::Jump(names::chain_by_name(chain))),
-                (code::GOTO, Some(chain)) => Some(Verdict::Goto(names::chain_by_name(chain))),
-                _ => None,
-            },
+            (Expr::Verdict { code, chain }, _) => verdict(*code, chain.as_deref()),
             (Expr::Redir, register) => port(register).map(Verdict::Redirect),
             // The mark stands in a step of its own: see `steps::apart`.
             (Expr::Tproxy { .. }, register) => {

@@ -10,7 +10,7 @@ use crate::sys::netlink::{Netlink, Received};
 use super::decode::{self, Listed, Surroundings};
 use super::links::Links;
 use super::read::{self, ListedHook, dump};
-use super::sets::{self, Element, Elements};
+use super::sets::{self, Element, Elements, VerdictMap};
 use super::wire::{Attrs, Msg, NfFamily, NfMessage, find};
 use super::xt;
 
@@ -21,8 +21,10 @@ pub struct FullTable {
     pub family: u8,
     pub name: String,
     pub dormant: bool,
-    /// `None`: a map, or keys that are not plain values.
+    /// `None`: keys that are not plain values.
     pub sets: HashMap<String, Option<Elements>>,
+    /// Maps of verdicts with plain keys.
+    pub maps: HashMap<String, VerdictMap>,
     pub chains: Vec<FullChain>,
     /// What the kernel calls the interfaces that rules mean by number; text names them itself.
     pub links: Links,
@@ -41,6 +43,10 @@ impl Surroundings for FullTable {
         self.sets.get(name)?.as_ref()
     }
 
+    fn verdicts(&self, name: &str) -> Option<&VerdictMap> {
+        self.maps.get(name)
+    }
+
     fn interface(&self, index: u32) -> Option<&str> {
         self.links.name(index)
     }
@@ -48,19 +54,30 @@ impl Surroundings for FullTable {
 
 /// Sets without a name in the kernel, such as a list within a rule.
 #[derive(Debug, Default)]
-pub struct AnonymousSets(HashMap<String, Option<Elements>>);
+pub struct AnonymousSets {
+    sets: HashMap<String, Option<Elements>>,
+    maps: HashMap<String, VerdictMap>,
+}
 
 impl AnonymousSets {
     /// Keeps a set and gives it a name that nobody else has.
     pub fn add(&mut self, elements: Elements) -> String {
-        let name = format!("\0{}", self.0.len());
-        self.0.insert(name.clone(), Some(elements));
+        let name = format!("\0{}", self.sets.len());
+        self.sets.insert(name.clone(), Some(elements));
+        name
+    }
+
+    /// The same with a map.
+    pub fn add_map(&mut self, map: VerdictMap) -> String {
+        let name = format!("\0{}", self.maps.len());
+        self.maps.insert(name.clone(), map);
         name
     }
 
     /// Moves them to where the rules of a table look.
-    pub fn into_sets(self, sets: &mut HashMap<String, Option<Elements>>) {
-        sets.extend(self.0);
+    pub fn into_table(self, table: &mut FullTable) {
+        table.sets.extend(self.sets);
+        table.maps.extend(self.maps);
     }
 }
 
@@ -120,9 +137,13 @@ pub fn list(netlink: &mut Netlink) -> io::Result<Vec<FullTable>> {
         names.push((message.family(), text(&message, 1), text(&message, 2), flags));
     })?;
     for (family, table, name, flags) in names {
+        let interval = flags & INTERVAL != 0;
         let elements = elements(netlink, family, &table, &name, flags)?;
-        if let Some(table) = tables.table(family, &table) {
-            table.sets.insert(name, elements);
+        let Some(table) = tables.table(family, &table) else { continue };
+        if flags & MAP == 0 {
+            table.sets.insert(name, elements.and_then(|list| sets::keys(list, interval)));
+        } else if let Some(map) = elements.and_then(|list| sets::verdicts(list, interval)) {
+            table.maps.insert(name, map);
         }
     }
     let mut anonymous: HashMap<(u8, String), AnonymousSets> = HashMap::new();
@@ -134,7 +155,7 @@ pub fn list(netlink: &mut Netlink) -> io::Result<Vec<FullTable>> {
     })?;
     for ((family, name), sets) in anonymous {
         if let Some(table) = tables.table(NfFamily(family), &name) {
-            sets.into_sets(&mut table.sets);
+            sets.into_table(table);
         }
     }
     let links = Links::for_rules(tables.list.iter().flat_map(|t| &t.chains).flat_map(|chain| &chain.rules))?;
@@ -149,15 +170,20 @@ fn text(message: &Received, kind: u16) -> String {
     find(message.attributes(), kind).map(|a| a.string()).unwrap_or_default()
 }
 
-/// A set's elements; `None` for a map (8), an object map (64) and keys that are no plain values.
+/// `NFT_SET_INTERVAL`, `NFT_SET_MAP` and `NFT_SET_OBJECT`.
+const INTERVAL: u32 = 4;
+const MAP: u32 = 8;
+const OBJECTS: u32 = 64;
+
+/// A set's elements; `None` for an object map and keys that are no plain values.
 fn elements(
     netlink: &mut Netlink,
     family: NfFamily,
     table: &str,
     name: &str,
     flags: u32,
-) -> io::Result<Option<Elements>> {
-    if flags & (8 | 64) != 0 {
+) -> io::Result<Option<Vec<Element>>> {
+    if flags & OBJECTS != 0 {
         return Ok(None);
     }
     let mut elements: Option<Vec<Element>> = Some(Vec::new());
@@ -171,7 +197,7 @@ fn elements(
             (all, _) => *all = None,
         }
     })?;
-    Ok(elements.map(|list| sets::ranges(list, flags & 4 != 0)))
+    Ok(elements)
 }
 
 /// Tables being listed, found by name.

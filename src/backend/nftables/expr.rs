@@ -67,11 +67,23 @@ impl Op {
 
 /// `NFT_*` verdict codes, as the kernel's signed numbers.
 pub mod code {
+    pub const CONTINUE: i32 = -1;
     pub const DROP: i32 = 0;
     pub const ACCEPT: i32 = 1;
     pub const JUMP: i32 = -3;
     pub const GOTO: i32 = -4;
     pub const RETURN: i32 = -5;
+
+    /// The code of a verdict without a chain, by nft's name for it.
+    pub fn by_name(name: &str) -> Option<i32> {
+        Some(match name {
+            "continue" => CONTINUE,
+            "drop" => DROP,
+            "accept" => ACCEPT,
+            "return" => RETURN,
+            _ => return None,
+        })
+    }
 }
 
 /// One expression. Those with a source or destination register use register 1.
@@ -108,6 +120,10 @@ pub enum Expr {
         set: String,
         id: Option<u32>,
         negated: bool,
+    },
+    /// The verdict that a map has for what the register holds; without one the rule ends.
+    Vmap {
+        set: String,
     },
     Immediate(Vec<u8>),
     Verdict {
@@ -179,7 +195,7 @@ impl Expr {
             Expr::Range { .. } => "range",
             Expr::Bitwise { .. } => "bitwise",
             Expr::Hton { .. } => "byteorder",
-            Expr::Lookup { .. } => "lookup",
+            Expr::Lookup { .. } | Expr::Vmap { .. } => "lookup",
             Expr::Immediate(_) | Expr::Verdict { .. } => "immediate",
             Expr::Counter { .. } => "counter",
             Expr::Redir => "redir",
@@ -232,6 +248,10 @@ impl Expr {
                 if *negated {
                     out.u32(5, 1); // NFT_LOOKUP_F_INV
                 }
+            }
+            Expr::Vmap { set } => {
+                out.string(1, set);
+                registers(out, &[(2, REGISTER), (3, VERDICT)]);
             }
             Expr::Immediate(bytes) => {
                 out.u32(1, REGISTER);
@@ -298,10 +318,9 @@ impl Expr {
             "lookup" if is_ours(2) && find(data, 3).is_none() => {
                 Some(Expr::Lookup { set: find(data, 1)?.string(), id: None, negated: number(5).unwrap_or(0) & 1 == 1 })
             }
+            "lookup" if is_ours(2) && number(3) == Some(VERDICT) => Some(Expr::Vmap { set: find(data, 1)?.string() }),
             "immediate" if number(1) == Some(VERDICT) => {
-                let verdict = find(find(data, 2)?.value, NFTA_DATA_VERDICT)?;
-                let code = find(verdict.value, 1)?.u32()? as i32;
-                let chain = find(verdict.value, 2).map(|a| a.string());
+                let (code, chain) = verdict(find(data, 2)?.value)?;
                 Some(Expr::Verdict { code, chain })
             }
             "immediate" if is_ours(1) => Some(Expr::Immediate(bytes(2)?)),
@@ -325,6 +344,12 @@ fn registers(out: &mut Attrs, values: &[(u16, u32)]) {
     for (kind, value) in values {
         out.u32(*kind, *value);
     }
+}
+
+/// Reads the verdict in a piece of data: its code, and the chain of a jump.
+pub fn verdict(data: &[u8]) -> Option<(i32, Option<String>)> {
+    let verdict = find(data, NFTA_DATA_VERDICT)?;
+    Some((find(verdict.value, 1)?.u32()? as i32, find(verdict.value, 2).map(|a| a.string())))
 }
 
 /// Reads `NFTA_RULE_EXPRESSIONS`.
@@ -352,6 +377,7 @@ mod tests {
             Expr::Bitwise { mask: vec![255, 0], xor: vec![0, 0] },
             Expr::Hton { len: 4 },
             Expr::Lookup { set: "__set%d".into(), id: None, negated: true },
+            Expr::Vmap { set: "__map%d".into() },
             Expr::Immediate(vec![0x3a, 0x99]),
             Expr::Verdict { code: code::JUMP, chain: Some("istio-output".into()) },
             Expr::Verdict { code: code::RETURN, chain: None },

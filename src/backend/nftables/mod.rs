@@ -2,6 +2,7 @@
 //! transaction.
 
 pub mod backend;
+mod branch;
 pub mod cleanup;
 mod condition;
 pub mod decode;

@@ -13,7 +13,7 @@ use super::decode::{self, Listed, Surroundings};
 use super::expr;
 use super::links::Links;
 use super::names;
-use super::sets::{self, Element, Elements};
+use super::sets::{self, Element, Elements, VerdictMap};
 use super::transaction::comment_of;
 use super::wire::{Attrs, Messages, Msg, NLM_F_DUMP, NfFamily, NfMessage, attributes, find, flagged_attributes};
 
@@ -183,6 +183,11 @@ impl Surroundings for Listing {
         self.sets.get(name)?.elements.as_ref()
     }
 
+    /// No rule of an interception has a map.
+    fn verdicts(&self, _name: &str) -> Option<&VerdictMap> {
+        None
+    }
+
     fn interface(&self, index: u32) -> Option<&str> {
         self.links.name(index)
     }
@@ -313,7 +318,7 @@ fn list(netlink: &mut Netlink, table: &str) -> io::Result<Listing> {
         if let Some(set) = out.sets.get_mut(&name)
             && set.elements.is_some()
         {
-            set.elements = elements.map(|list| sets::ranges(list, set.interval));
+            set.elements = elements.and_then(|list| sets::keys(list, set.interval));
         }
     }
     let rules = &mut out.rules;

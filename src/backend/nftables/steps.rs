@@ -61,8 +61,9 @@ fn join_tproxy(mut steps: Vec<Step>, exprs: &[Expr]) -> Vec<Step> {
 
 /// Whether nothing is asked between two steps.
 fn is_next(step: &Step, next: &Step, exprs: &[Expr]) -> bool {
+    let same = step.families == next.families && step.matches == next.matches;
     let asks_nothing = |expr: &Expr| matches!(expr, Expr::Counter { .. } | Expr::Unknown { role: Role::Nothing, .. });
-    exprs.get(step.to + 1..next.from).is_some_and(|between| between.iter().all(asks_nothing))
+    same && exprs.get(step.to + 1..next.from).is_some_and(|between| between.iter().all(asks_nothing))
 }
 
 /// What is done to a packet right before it is dropped makes no difference to anybody.
@@ -97,7 +98,8 @@ fn changes_asked(verdict: &Verdict, m: &Matches) -> bool {
 fn told(steps: &[Step], exprs: &[Expr]) -> String {
     let mut out: Vec<String> = Vec::new();
     let mut told = steps.first().map_or(0, |step| step.from);
-    for step in steps {
+    // All branches of a map stand in one place.
+    for step in steps.chunk_by(|a, b| a.to == b.to).filter_map(|one| one.first()) {
         out.extend(exprs.get(told..step.from).map(words::phrase).filter(|words| !words.is_empty()));
         out.push(words::statement(exprs, step.from, step.to));
         told = step.to + 1;

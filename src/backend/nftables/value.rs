@@ -59,6 +59,25 @@ pub(super) fn interface(data: &[u8]) -> Option<Interface> {
     Some(Interface::new(name, end.is_none() && data.len() < 16))
 }
 
+/// The interfaces from one name to another: one, or all that begin alike.
+pub(super) fn interfaces_between(first: &[u8], last: &[u8]) -> Option<Interface> {
+    if first == last {
+        return interface(first);
+    }
+    let beginning = first.iter().zip(last).take_while(|(a, b)| a == b && **a != 0).count();
+    let all = first[beginning..].iter().all(|&b| b == 0) && last.get(beginning..)?.iter().all(|&b| b == 0xff);
+    (all && first.len() == last.len()).then(|| interface(&first[..beginning]))?
+}
+
+/// A number that may be in network order, as the machine has it.
+pub(super) fn in_host_order(bytes: &[u8], network: bool) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    if network && cfg!(target_endian = "little") {
+        out.reverse();
+    }
+    out
+}
+
 /// The elements of a set that holds no ranges.
 pub(super) fn single(elements: &[(Vec<u8>, Vec<u8>)]) -> Option<impl Iterator<Item = &[u8]>> {
     let exact = elements.iter().all(|(first, last)| first == last);

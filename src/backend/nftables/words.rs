@@ -123,7 +123,6 @@ pub(super) fn unknown(name: &str, data: &[u8]) -> Expr {
         "immediate" if number(1) == Some(0) => Role::Decision,
         "immediate" => Role::Value,
         "log" => Role::Nothing,
-        "lookup" if number(3) == Some(0) => Role::Decision,
         _ if LOADS.contains(&name) => Role::Load,
         _ if DECIDES.contains(&name) => Role::Decision,
         _ => Role::Condition,
@@ -176,7 +175,6 @@ fn essentials(name: &str, data: &[u8]) -> Option<String> {
         }
         "quota" => format!("quota {}{} bytes", if number(2).unwrap_or(0) & 1 == 1 { "over " } else { "" }, long(1)?),
         "connlimit" => format!("ct count {}{}", if number(2).unwrap_or(0) & 1 == 1 { "over " } else { "" }, number(1)?),
-        "lookup" if number(3) == Some(0) => format!("vmap @{}", attribute(1)?.string()),
         "lookup" if attribute(3).is_some() => format!("map @{}", attribute(1)?.string()),
         "lookup" => format!("{}@{}", if number(5).unwrap_or(0) & 1 == 1 { "!= " } else { "" }, attribute(1)?.string()),
         "dynset" => format!("@{}", attribute(1)?.string()),
@@ -325,6 +323,9 @@ pub(super) fn phrase(exprs: &[Expr]) -> String {
                 // One without a name in the kernel is a list of the rule's own.
                 let set = if set.starts_with('\0') { "a list".to_owned() } else { format!("@{set}") };
                 out.push(format!("{not}{set}"));
+            }
+            Expr::Vmap { set } => {
+                out.push(if set.starts_with('\0') { "vmap".to_owned() } else { format!("vmap @{set}") });
             }
             // A field is set in the machine's order, an address or port is in the network's.
             Expr::Immediate(bytes) => out.push(if set { value(bytes, Written::Host) } else { plain(bytes) }),

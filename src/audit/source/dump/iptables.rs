@@ -1,12 +1,13 @@
 //! iptables-save text: whose it is and of which family, which its comments tell.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::backend::Kind;
 use crate::backend::iptables::parse;
 use crate::config::types::Family;
 
-use super::super::listing::{self, Holder, ListedTable};
+use super::super::listing::{self, Holder};
+use super::Tables;
 
 /// A family's part of a text, other lines empty, so that line numbers are those of the whole.
 struct Part {
@@ -16,6 +17,8 @@ struct Part {
     lines: usize,
     /// How many rules of the open table have been put in front of a chain's others.
     inserted: HashMap<String, usize>,
+    /// Tables that stand in it without some of their chains.
+    partial: HashSet<String>,
 }
 
 impl Part {
@@ -53,27 +56,66 @@ fn header(line: &str) -> Option<(Family, Holder)> {
     Some((family, Holder::Kernel(if nft { Kind::IptablesNft } else { Kind::IptablesLegacy })))
 }
 
-/// The families told, and the tables. `said`: the family that the user named.
-pub fn read(text: &str, said: Option<Family>) -> Result<(Vec<Family>, Vec<ListedTable>), String> {
+/// The table of which ``# Table `nat' is incompatible, use 'nft' tool.`` says that all of it is
+/// left out, or ``# Table `nat' contains incompatible base-chains, …`` some of its chains.
+pub fn left_out(line: &str) -> Option<&str> {
+    let (table, problem) = line.strip_prefix("# Table `")?.split_once("' ")?;
+    problem.contains("incompatible").then_some(table)
+}
+
+/// The family of which `# Warning: iptables-legacy tables present, …` says that there are more.
+fn more_in_legacy(line: &str) -> Option<Family> {
+    match line.strip_prefix("# Warning: ")?.split_once(" tables present")?.0 {
+        "iptables-legacy" => Some(Family::V4),
+        "ip6tables-legacy" => Some(Family::V6),
+        _ => None,
+    }
+}
+
+/// The tables, and what the text says that it leaves out. `said`: the family that the user
+/// named.
+pub fn read(text: &str, said: Option<Family>) -> Result<Tables, String> {
     let mut parts: Vec<Part> = Vec::new();
     let mut current = None;
+    let mut out = Tables::default();
     for (at, line) in text.lines().enumerate() {
         let line = line.trim_end();
+        if let Some(table) = left_out(line) {
+            out.left_out.push((at + 1, table.to_owned()));
+            continue;
+        }
+        if let Some(family) = more_in_legacy(line) {
+            out.legacy_left_out.push(family);
+            continue;
+        }
         if let Some(found) = header(line) {
             current = Some(found);
         }
         let (family, holder) = match (current, said) {
             (found, Some(family)) => (family, found.map_or(Holder::Iptables, |(_, holder)| holder)),
             (Some(found), None) => found,
+            (None, None) if line.is_empty() || line.starts_with('#') => continue,
             (None, None) => (by_addresses(text)?, Holder::Iptables),
         };
         current = Some((family, holder));
         let known = parts.iter().position(|part| (part.family, part.holder) == (family, holder));
         let known = known.unwrap_or_else(|| {
-            parts.push(Part { family, holder, text: String::new(), lines: 0, inserted: HashMap::new() });
+            parts.push(Part {
+                family,
+                holder,
+                text: String::new(),
+                lines: 0,
+                inserted: HashMap::new(),
+                partial: HashSet::new(),
+            });
             parts.len() - 1
         });
         let part = &mut parts[known];
+        if let Some(table) = line.strip_prefix('*').map(str::trim)
+            && out.left_out.iter().any(|(_, name)| name == table)
+        {
+            part.partial.insert(table.to_owned());
+        }
         part.text.extend(std::iter::repeat_n('\n', at - part.lines));
         match part.appended(line) {
             Some(appended) => part.text.push_str(&appended),
@@ -82,13 +124,12 @@ pub fn read(text: &str, said: Option<Family>) -> Result<(Vec<Family>, Vec<Listed
         part.text.push('\n');
         part.lines = at + 1;
     }
-    let mut out = (Vec::from_iter(said), Vec::new());
+    out.families.extend(said);
     for part in parts {
         let saved = parse::parse(&part.text, part.family).map_err(|e| e.to_string())?;
-        if !out.0.contains(&part.family) {
-            out.0.push(part.family);
-        }
-        out.1.extend(listing::of_saved(saved, part.family, part.holder));
+        out.families.push(part.family);
+        let tables = listing::of_saved(saved, part.family, part.holder);
+        out.tables.extend(tables.into_iter().filter(|table| !part.partial.contains(&table.name)));
     }
     Ok(out)
 }

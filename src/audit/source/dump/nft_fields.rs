@@ -1,14 +1,12 @@
 //! What nft calls the parts of a packet and their values, as the expressions that the
 //! kernel would have for them. Both of nft's notations, text and JSON, come down to this.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
-
-use crate::backend::nftables::everything::AnonymousSets;
 use crate::backend::nftables::expr::{Expr, Op, ct, meta, payload};
-use crate::backend::nftables::sets::Elements;
 use crate::config::types::Family;
 use crate::plan::model::{CtStates, protocol};
+
+use super::nft_sets::WrittenSets;
+use super::nft_values::{range_bytes, value_bytes};
 
 /// A part of a packet that can be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -93,21 +91,9 @@ pub enum Right {
     Named(String),
 }
 
-/// The sets of a table as written, and as rules look into them.
-#[derive(Debug, Default)]
-pub struct WrittenSets {
-    /// `None`: a map, or keys of several parts.
-    pub named: HashMap<String, Option<Vec<Item>>>,
-    made: HashMap<(String, Class), Option<(String, usize)>>,
-    pub anonymous: AnonymousSets,
-    /// How many elements rules may still refer to: a short text could name a long set in
-    /// every line.
-    pub budget: usize,
-}
-
 /// Fields whose values are encoded alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Class {
+pub(super) enum Class {
     Name,
     Index,
     Family,
@@ -121,13 +107,13 @@ enum Class {
 }
 
 impl Class {
-    fn is_name(self) -> bool {
+    pub(super) fn is_name(self) -> bool {
         matches!(self, Class::Name | Class::Index)
     }
 }
 
 impl Field {
-    fn class(self) -> Class {
+    pub(super) fn class(self) -> Class {
         match self {
             Field::InInterface | Field::OutInterface => Class::Name,
             Field::InIndex | Field::OutIndex => Class::Index,
@@ -143,7 +129,7 @@ impl Field {
     }
 
     /// The expressions that load it, with what must hold for it to be there at all.
-    fn load(self) -> Vec<Expr> {
+    pub(super) fn load(self) -> Vec<Expr> {
         let of_family =
             |family: Family| [Expr::Meta(meta::NFPROTO), equals(vec![if family == Family::V4 { 2 } else { 10 }])];
         let network = |offset, len| Expr::Payload { base: payload::NETWORK, offset, len };
@@ -206,7 +192,7 @@ pub fn condition(field: Field, mask: Option<&str>, op: Op, right: &Right, sets: 
         out.push(Expr::Cmp { op, data: value_bytes(class, value)? });
         return Some(out);
     }
-    if class == Class::State {
+    if class == Class::State && !matches!(right, Right::Named(_)) {
         out.extend(states(op, right)?);
         return Some(out);
     }
@@ -224,9 +210,7 @@ pub fn condition(field: Field, mask: Option<&str>, op: Op, right: &Right, sets: 
             });
         }
         Right::Among(items) => {
-            let elements = elements(class, items)?;
-            sets.spend(elements.len())?;
-            let set = sets.anonymous.add(elements);
+            let set = sets.among(class, items)?;
             out.push(Expr::Lookup { set, id: None, negated: plain(op)? == Op::Neq });
         }
         Right::Named(name) => {
@@ -239,36 +223,6 @@ pub fn condition(field: Field, mask: Option<&str>, op: Op, right: &Right, sets: 
 
 fn plain(op: Op) -> Option<Op> {
     matches!(op, Op::Eq | Op::Neq).then_some(op)
-}
-
-impl WrittenSets {
-    fn spend(&mut self, elements: usize) -> Option<()> {
-        self.budget = self.budget.checked_sub(elements)?;
-        Some(())
-    }
-
-    /// A named set with its elements in the form of one class; made once.
-    fn encoded(&mut self, name: &str, class: Class) -> Option<String> {
-        let key = (name.to_owned(), class);
-        if !self.made.contains_key(&key) {
-            let items = self.named.get(name).and_then(Option::as_ref);
-            let made = items.and_then(|items| elements(class, items)).map(|elements| {
-                let length = elements.len();
-                (self.anonymous.add(elements), length)
-            });
-            self.made.insert(key.clone(), made);
-        }
-        let (set, length) = self.made.get(&key).cloned().flatten()?;
-        self.spend(length)?;
-        Some(set)
-    }
-}
-
-fn elements(class: Class, items: &[Item]) -> Option<Elements> {
-    if class.is_name() {
-        return items.iter().map(|item| value_bytes(class, exact(item)?).map(|name| (name.clone(), name))).collect();
-    }
-    items.iter().map(|item| range_bytes(class, item)).collect()
 }
 
 /// `ct state`: any of the states, or none of them. A packet is in one.
@@ -290,71 +244,8 @@ fn states(op: Op, right: &Right) -> Option<Vec<Expr>> {
     Some(vec![Expr::Bitwise { mask, xor: vec![0; 4] }, Expr::Cmp { op, data: vec![0; 4] }])
 }
 
-fn exact((first, last): &Item) -> Option<&str> {
+pub(super) fn exact((first, last): &Item) -> Option<&str> {
     last.is_none().then_some(first)
-}
-
-/// First and last value of an item: a value, a range, or a prefix of addresses.
-fn range_bytes(class: Class, (first, last): &Item) -> Option<(Vec<u8>, Vec<u8>)> {
-    if let (Class::Address(family), None, Some(_)) = (class, last, first.find('/')) {
-        let net: ipnet::IpNet = first.parse().ok()?;
-        let of_family = net.addr().is_ipv4() == (family == Family::V4);
-        return of_family.then(|| (octets(net.network()), octets(net.broadcast())));
-    }
-    let from = value_bytes(class, first)?;
-    let to = last.as_deref().map_or(Some(from.clone()), |last| value_bytes(class, last))?;
-    (from <= to || class == Class::Mark).then_some((from, to))
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(a) => a.octets().to_vec(),
-        IpAddr::V6(a) => a.octets().to_vec(),
-    }
-}
-
-/// A value as the kernel compares it.
-fn value_bytes(class: Class, text: &str) -> Option<Vec<u8>> {
-    match class {
-        Class::Name => name(text),
-        // Still a number: the interface was gone when the rules were listed.
-        Class::Index if text.bytes().all(|b| b.is_ascii_digit()) => None,
-        Class::Index => name(text).filter(|bytes| bytes.len() == 16),
-        Class::Family => match text {
-            "ipv4" | "2" => Some(vec![2]),
-            "ipv6" | "10" => Some(vec![10]),
-            _ => None,
-        },
-        Class::EtherType => match text {
-            "ip" => Some(vec![0x08, 0x00]),
-            "ip6" => Some(vec![0x86, 0xdd]),
-            _ => None,
-        },
-        Class::Byte => protocol::by_name(text).map(|n| vec![n]),
-        Class::Mark => number(text).map(|n| n.to_ne_bytes().to_vec()),
-        Class::State => None,
-        // nft looks ids up where it runs; of the names only this one means the same everywhere.
-        Class::Id if text == "root" => Some(vec![0; 4]),
-        Class::Id => text.parse::<u32>().ok().map(|n| n.to_be_bytes().to_vec()),
-        Class::Address(family) => {
-            let address: IpAddr = text.parse().ok()?;
-            (address.is_ipv4() == (family == Family::V4)).then(|| octets(address))
-        }
-        Class::Port => text.parse::<u16>().ok().map(|n| n.to_be_bytes().to_vec()),
-    }
-}
-
-/// An interface name with its NUL; with a `*` at the end only how it begins.
-fn name(text: &str) -> Option<Vec<u8>> {
-    match text.strip_suffix('*') {
-        Some(beginning) if beginning.len() < 16 => Some(beginning.as_bytes().to_vec()),
-        None if text.len() < 16 && !text.is_empty() => {
-            let mut bytes = text.as_bytes().to_vec();
-            bytes.resize(16, 0);
-            Some(bytes)
-        }
-        _ => None,
-    }
 }
 
 /// A number in decimal or hexadecimal.

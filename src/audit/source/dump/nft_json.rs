@@ -9,8 +9,9 @@ use crate::backend::nftables::everything::{FullChain, FullTable};
 use crate::backend::nftables::expr::{Expr, Op, Role, code};
 use crate::config::types::Interface;
 
-use super::nft_fields::{self as fields, Field, Item, Right, WrittenSets};
+use super::nft_fields::{self as fields, Field, Item, Right};
 use super::nft_names;
+use super::nft_sets::{self, Entry, Verdicts, WrittenSets};
 
 type Place = (u8, String);
 
@@ -97,13 +98,12 @@ impl Reader {
 
     fn set(&mut self, body: &Map<String, Value>, map: bool) -> Result<(), String> {
         let place = self.place(body)?;
-        let elements = match body.get("elem") {
-            _ if map => None,
-            None => Some(Vec::new()),
-            Some(list) => items(list),
-        };
+        let (list, name) = (body.get("elem"), text(body, "name")?.to_owned());
         let sets = self.sets.entry(place).or_default();
-        sets.named.insert(text(body, "name")?.to_owned(), elements);
+        match map {
+            true => drop(sets.named_maps.insert(name, list.map_or(Some(Vec::new()), entries))),
+            false => drop(sets.named.insert(name, list.map_or(Some(Vec::new()), items))),
+        }
         Ok(())
     }
 
@@ -134,7 +134,7 @@ impl Reader {
     fn finish(mut self) -> Vec<FullTable> {
         for (place, sets) in self.sets {
             if let Some(&at) = self.places.get(&place) {
-                sets.anonymous.into_sets(&mut self.tables[at].sets);
+                sets.anonymous.into_table(&mut self.tables[at]);
             }
         }
         self.tables
@@ -162,6 +162,10 @@ fn statement(statement: &Value, sets: &mut WrittenSets, out: &mut Vec<Expr>) {
         "match" => match condition(body, sets) {
             Some(exprs) => out.extend(exprs),
             None => out.push(Expr::Unknown { role: Role::Condition, words: format!("match {body}") }),
+        },
+        "vmap" => match vmap(body, sets) {
+            Some(exprs) => out.extend(exprs),
+            None => out.push(decision(words())),
         },
         "counter" => {
             if let (Some(packets), Some(bytes)) = (number("packets"), number("bytes")) {
@@ -227,6 +231,32 @@ fn condition(body: &Value, sets: &mut WrittenSets) -> Option<Vec<Expr>> {
     let field = field(left)?;
     let right = right(field, body.get("right")?)?;
     fields::condition(field, mask.as_deref(), op, &right, sets)
+}
+
+fn vmap(body: &Value, sets: &mut WrittenSets) -> Option<Vec<Expr>> {
+    let data = body.get("data")?;
+    let map = match data.as_str() {
+        Some(name) => Verdicts::Named(name.strip_prefix('@')?.to_owned()),
+        None => Verdicts::Among(entries(data.get("set")?)?),
+    };
+    nft_sets::vmap(field(body.get("key")?)?, &map, sets)
+}
+
+/// The entries of a map of verdicts; `None` where one is something else.
+fn entries(list: &Value) -> Option<Vec<Entry>> {
+    list.as_array()?.iter().map(entry).collect()
+}
+
+fn entry(entry: &Value) -> Option<Entry> {
+    let [key, verdict] = &entry.as_array()?[..] else { return None };
+    let key = if key.as_str() == Some("*") { None } else { Some(item(key)?) };
+    let (name, body) = verdict.as_object()?.iter().next()?;
+    let code = match name.as_str() {
+        "jump" => code::JUMP,
+        "goto" => code::GOTO,
+        name => return Some((key, (code::by_name(name)?, None))),
+    };
+    Some((key, (code, Some(body.get("target")?.as_str()?.to_owned()))))
 }
 
 fn field(left: &Value) -> Option<Field> {

@@ -6,8 +6,9 @@ use crate::backend::nftables::decode::Listed;
 use crate::backend::nftables::expr::{Expr, Op, Role, code};
 use crate::plan::model::Table;
 
-use super::nft_fields::{self as fields, Field, Right, WrittenSets};
-use super::nft_text::{item, items};
+use super::nft_fields::{self as fields, Field, Right};
+use super::nft_sets::{self, Verdicts, WrittenSets};
+use super::nft_text::{entries, item, items};
 use super::nft_words::{Token, written};
 
 /// Whether nft may have left a target out: it prints nothing for some that iptables-nft made.
@@ -213,6 +214,15 @@ impl<'a> Reader<'a, '_> {
     }
 
     fn condition(&mut self, field: Field) -> Option<()> {
+        if self.take(&["vmap"]) {
+            let map = match self.next()? {
+                Token::Sign('{') => Verdicts::Among(entries(self.braces()?)?),
+                Token::Word(name) => Verdicts::Named(name.strip_prefix('@')?.to_owned()),
+                _ => return None,
+            };
+            let exprs = nft_sets::vmap(field, &map, self.sets)?;
+            return self.decide(exprs);
+        }
         let mask = if self.take(&["&"]) || self.take(&["and"]) { Some(self.word()?) } else { None };
         let op = match self.peek()? {
             Token::Word("==") => Some(Op::Eq),
@@ -230,15 +240,18 @@ impl<'a> Reader<'a, '_> {
         Some(())
     }
 
+    /// The words up to a closing brace, and past it.
+    fn braces(&mut self) -> Option<&'a [Token<'a>]> {
+        let ahead = self.words.get(self.at..)?;
+        let close = ahead.iter().position(|token| *token == Token::Sign('}'))?;
+        self.at += close + 1;
+        ahead.get(..close)
+    }
+
     fn right(&mut self, field: Field) -> Option<Right> {
         let first = self.at;
         match self.next()? {
-            Token::Sign('{') => {
-                let close = self.words[self.at..].iter().position(|token| *token == Token::Sign('}'))?;
-                let inner = &self.words[self.at..self.at + close];
-                self.at += close + 1;
-                items(inner).map(Right::Among)
-            }
+            Token::Sign('{') => items(self.braces()?).map(Right::Among),
             Token::Word(name) if name.starts_with('@') => Some(Right::Named(name[1..].to_owned())),
             Token::Word("vmap" | "map" | "." | "/") => None,
             Token::Word(_) | Token::Quoted(_) => {

@@ -3,12 +3,14 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::backend::nftables::everything::{FullChain, FullTable};
+use crate::backend::nftables::expr::code;
 
 use crate::config::types::Interface;
 
-use super::nft_fields::{Item, WrittenSets};
+use super::nft_fields::Item;
 use super::nft_names;
 use super::nft_rule;
+use super::nft_sets::{Entry, WrittenSets};
 use super::nft_words::{Token, Words};
 
 /// Reads a listing. A problem comes with the line it is on.
@@ -118,7 +120,7 @@ impl<'a> Reader<'a> {
             table.chains.push(chain);
         }
         self.budget = sets.budget;
-        sets.anonymous.into_sets(&mut table.sets);
+        sets.anonymous.into_table(&mut table);
         self.tables.push(table);
         Ok(())
     }
@@ -183,7 +185,7 @@ impl<'a> Reader<'a> {
     fn set(&mut self, map: bool, sets: &mut WrittenSets) -> Result<(), String> {
         let name = self.name()?.to_owned();
         self.expect('{')?;
-        let mut elements = (!map).then(Vec::new);
+        let (mut elements, mut pairs) = (Some(Vec::new()), Some(Vec::new()));
         loop {
             if self.words.peek()? == Some(Token::Sign('}')) {
                 self.words.next()?;
@@ -192,10 +194,16 @@ impl<'a> Reader<'a> {
             let line = self.line()?;
             if let [Token::Word("elements"), Token::Word("="), Token::Sign('{'), inner @ ..] = &line[..] {
                 let inner = inner.strip_suffix(&[Token::Sign('}')]).unwrap_or(inner);
-                elements = elements.and(items(inner));
+                match map {
+                    true => pairs = entries(inner),
+                    false => elements = items(inner),
+                }
             }
         }
-        sets.named.insert(name, elements);
+        match map {
+            true => drop(sets.named_maps.insert(name, pairs)),
+            false => drop(sets.named.insert(name, elements)),
+        }
         Ok(())
     }
 }
@@ -235,6 +243,27 @@ fn devices(line: &[Token]) -> Option<Vec<Interface>> {
 /// The elements of a set; `None` where one is no plain value.
 pub fn items(tokens: &[Token]) -> Option<Vec<Item>> {
     tokens.split(|token| *token == Token::Sign(',')).filter(|item| !item.is_empty()).map(item).collect()
+}
+
+/// The entries of a map of verdicts, such as `80 : accept`; `None` where one is something else.
+pub fn entries(tokens: &[Token]) -> Option<Vec<Entry>> {
+    tokens.split(|token| *token == Token::Sign(',')).filter(|entry| !entry.is_empty()).map(entry).collect()
+}
+
+fn entry(tokens: &[Token]) -> Option<Entry> {
+    let colon = tokens.iter().position(|token| *token == Token::Word(":"))?;
+    let (key, verdict) = (tokens.get(..colon)?, tokens.get(colon + 1..)?);
+    let key = match key {
+        [Token::Word("*")] => None,
+        key => Some(item(key)?),
+    };
+    let verdict = match *verdict {
+        [Token::Word(verdict)] => (code::by_name(verdict)?, None),
+        [Token::Word("jump"), chain] => (code::JUMP, Some(chain.text()?.to_owned())),
+        [Token::Word("goto"), chain] => (code::GOTO, Some(chain.text()?.to_owned())),
+        _ => return None,
+    };
+    Some((key, verdict))
 }
 
 /// A value, a range or a prefix, perhaps with a timeout and the like behind it.

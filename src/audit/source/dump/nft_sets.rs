@@ -1,0 +1,125 @@
+//! The sets and maps of a table as written, and as rules look into them.
+
+use std::collections::HashMap;
+
+use crate::backend::nftables::everything::AnonymousSets;
+use crate::backend::nftables::expr::Expr;
+use crate::backend::nftables::sets::{Elements, MapVerdict, VerdictMap};
+
+use super::nft_fields::{Class, Field, Item, exact};
+use super::nft_values::{range_bytes, value_bytes};
+
+/// A key of a map, `None` for all that no other entry has, and its verdict.
+pub type Entry = (Option<Item>, MapVerdict);
+
+/// What a rule looks a verdict up in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdicts {
+    /// A list within the rule.
+    Among(Vec<Entry>),
+    /// A map of the table, by name.
+    Named(String),
+}
+
+/// A name as written, and how its values are encoded.
+type Key = (String, Class);
+
+#[derive(Debug, Default)]
+pub struct WrittenSets {
+    /// `None`: keys of several parts.
+    pub named: HashMap<String, Option<Vec<Item>>>,
+    /// `None`: keys of several parts, or no map of verdicts.
+    pub named_maps: HashMap<String, Option<Vec<Entry>>>,
+    made: HashMap<Key, Option<(String, usize)>>,
+    made_maps: HashMap<Key, Option<(String, usize)>>,
+    pub anonymous: AnonymousSets,
+    /// How many elements rules may still refer to: a short text could name a long set in
+    /// every line.
+    pub budget: usize,
+}
+
+impl WrittenSets {
+    fn spend(&mut self, elements: usize) -> Option<()> {
+        self.budget = self.budget.checked_sub(elements)?;
+        Some(())
+    }
+
+    /// A list within a rule.
+    pub(super) fn among(&mut self, class: Class, items: &[Item]) -> Option<String> {
+        let elements = elements(class, items)?;
+        self.spend(elements.len())?;
+        Some(self.anonymous.add(elements))
+    }
+
+    /// A named set with its elements in the form of one class; made once.
+    pub(super) fn encoded(&mut self, name: &str, class: Class) -> Option<String> {
+        let key = (name.to_owned(), class);
+        if !self.made.contains_key(&key) {
+            let items = self.named.get(name).and_then(Option::as_ref);
+            let made = items.and_then(|items| elements(class, items)).map(|elements| {
+                let length = elements.len();
+                (self.anonymous.add(elements), length)
+            });
+            self.made.insert(key.clone(), made);
+        }
+        let (set, length) = self.made.get(&key).cloned().flatten()?;
+        self.spend(length)?;
+        Some(set)
+    }
+
+    /// The same with a named map.
+    fn encoded_map(&mut self, name: &str, class: Class) -> Option<String> {
+        let key = (name.to_owned(), class);
+        if !self.made_maps.contains_key(&key) {
+            let entries = self.named_maps.get(name).and_then(Option::as_ref);
+            let made = entries.and_then(|entries| Some((verdicts(class, entries)?, entries.len())));
+            let made = made.map(|(map, length)| (self.anonymous.add_map(map), length));
+            self.made_maps.insert(key.clone(), made);
+        }
+        let (map, length) = self.made_maps.get(&key).cloned().flatten()?;
+        self.spend(length)?;
+        Some(map)
+    }
+}
+
+/// "The verdict that the map has for this field"; `None` where a key is not understood.
+pub fn vmap(field: Field, map: &Verdicts, sets: &mut WrittenSets) -> Option<Vec<Expr>> {
+    let class = field.class();
+    let set = match map {
+        Verdicts::Named(name) => sets.encoded_map(name, class)?,
+        Verdicts::Among(entries) => {
+            sets.spend(entries.len())?;
+            let map = verdicts(class, entries)?;
+            sets.anonymous.add_map(map)
+        }
+    };
+    let mut out = field.load();
+    out.push(Expr::Vmap { set });
+    Some(out)
+}
+
+fn elements(class: Class, items: &[Item]) -> Option<Elements> {
+    items.iter().map(|item| element(class, item)).collect()
+}
+
+fn element(class: Class, item: &Item) -> Option<(Vec<u8>, Vec<u8>)> {
+    if class.is_name() {
+        return value_bytes(class, exact(item)?).map(|name| (name.clone(), name));
+    }
+    range_bytes(class, item)
+}
+
+fn verdicts(class: Class, entries: &[Entry]) -> Option<VerdictMap> {
+    let mut rest = None;
+    let mut keys = Vec::with_capacity(entries.len());
+    for (key, verdict) in entries {
+        match key {
+            None => rest = Some(verdict.clone()),
+            Some(item) => {
+                let (first, last) = element(class, item)?;
+                keys.push((first, last, verdict.clone()));
+            }
+        }
+    }
+    Some(VerdictMap::new(keys, rest))
+}
