@@ -1,12 +1,15 @@
 //! Questions: flows as people and machines write them, with what they leave out filled in;
 //! and the other way round, the question that a flow is the answer to.
 
+use std::fmt;
 use std::net::IpAddr;
 
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 use crate::config::types::Family;
 use crate::plan::model::protocol;
+use crate::sys::text::printable;
 
 use super::flow::{Direction, Flow, Surroundings, Taker};
 use super::ruleset::Ruleset;
@@ -148,17 +151,26 @@ impl Question {
             source_port: self.source_port,
             destination,
             port: self.port.unwrap_or(0),
-            interface: self.interface.map(String::into_boxed_str),
+            // Names of rules' interfaces are told in this form.
+            interface: self.interface.map(|name| printable(&name).into()),
             mark: self.mark.unwrap_or(0),
         })
     }
 
     /// Reads one line of JSON.
     pub fn from_json(line: &[u8]) -> Result<Self, String> {
-        let value: Value = serde_json::from_slice(line).map_err(|e| format!("it is no JSON: {e}"))?;
-        let Value::Object(object) = value else { return Err("it is no JSON object".into()) };
+        let members: Members = serde_json::from_slice(line).map_err(|e| match e.is_data() {
+            true => "it is no JSON object".into(),
+            false => format!("it is no JSON: {e}"),
+        })?;
         let mut out = Self::default();
-        for (name, value) in &object {
+        for (at, (name, value)) in members.0.iter().enumerate() {
+            if !MEMBERS.contains(&name.as_str()) {
+                return Err(format!("\"{name}\" is nothing that a flow has"));
+            }
+            if members.0.iter().take(at).any(|(before, _)| before == name) {
+                return Err(format!("\"{name}\" is there twice: say it once"));
+            }
             if value.is_null() {
                 continue;
             }
@@ -176,10 +188,39 @@ impl Question {
                 "interface" => out.interface = Some(text.ok_or_else(|| wrong("the name of an interface"))?.to_owned()),
                 "mark" => out.mark = Some(number(value).ok_or_else(|| wrong("a number"))?),
                 "expect" => out.expect = Some(text.and_then(Taker::by_name).ok_or_else(|| wrong("a verdict"))?),
-                _ => return Err(format!("\"{name}\" is nothing that a flow has")),
+                _ => {}
             }
         }
         Ok(out)
+    }
+}
+
+/// What a line may say.
+const MEMBERS: [&str; 11] =
+    ["direction", "proto", "uid", "gid", "source", "source_port", "destination", "port", "interface", "mark", "expect"];
+
+/// The members of an object, those that are there twice as well.
+struct Members(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Each;
+        impl<'de> Visitor<'de> for Each {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut out = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    out.push(member);
+                }
+                Ok(Members(out))
+            }
+        }
+        deserializer.deserialize_map(Each)
     }
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::audit::flow::Surroundings;
 use crate::audit::ruleset::Hook;
 use crate::audit::source::Source;
+use crate::audit::source::foreign_text::make_printable;
 use crate::audit::source::listing::{self, Holder, ListedChain, ListedHook, ListedTable};
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Families, Family, Interface, Mark, Networks, Port, RouteTable};
@@ -17,6 +18,7 @@ use crate::plan::model::{
     ChainName, Cond, Counters, CtStates, MarkRoute, Masked, Matches, Origin, Routing, Rule, Verdict,
 };
 use crate::plan::why::Why;
+use crate::sys::text::printable;
 
 use super::VERSION;
 
@@ -34,11 +36,12 @@ pub fn read(value: &Value) -> Read<Source> {
         }
     }
     let tables = list(member(top, "tables")?, "tables")?;
-    let tables: Vec<ListedTable> = tables
+    let mut tables: Vec<ListedTable> = tables
         .iter()
         .enumerate()
         .map(|(at, t)| table(t).map_err(|e| format!("tables[{at}]: {e}")))
         .collect::<Read<_>>()?;
+    make_printable(&mut tables);
     let pod = object(member(top, "pod")?, "pod")?;
     Ok(Source {
         ruleset: listing::ruleset(&tables),
@@ -55,7 +58,7 @@ pub fn read(value: &Value) -> Read<Source> {
                 Value::Null => None,
                 _ => Some(addresses(pod, "dns_servers")?),
             },
-            uplink: text(pod, "uplink")?.into(),
+            uplink: printable(text(pod, "uplink")?).into(),
         },
         settings: None,
         given: None,

@@ -15,9 +15,10 @@ use crate::config::facts;
 use crate::config::types::{Families, Mark};
 use crate::plan::model::Routing;
 use crate::sys::netlink::Netlink;
+use crate::sys::text::printable;
 
 use super::listing::{self, Holder, ListedTable};
-use super::{Source, SourceError, nft};
+use super::{Source, SourceError, foreign_text, nft};
 
 /// How often to begin again when others change the rules at the same time.
 const ATTEMPTS: usize = 20;
@@ -37,6 +38,7 @@ pub fn read(live: &Live) -> Result<Source, SourceError> {
     let legacy =
         survey::any_legacy_tables().map_err(|source| SourceError::kernel("the tables of iptables-legacy", source))?;
     tables.extend(legacy_tables(live, legacy)?);
+    foreign_text::make_printable(&mut tables);
     listing::name_reasons(&mut tables);
     let held = listing::held(&tables);
     let mut route = Netlink::open(Netlink::ROUTE).map_err(|e| SourceError::kernel("routing", e))?;
@@ -109,5 +111,6 @@ fn uplink(addresses: &[(u32, IpAddr)]) -> String {
         let (index, _) = addresses.iter().find(|(_, address)| facts::is_global(address))?;
         nix::net::if_::if_indextoname(*index).ok()?.into_string().ok()
     };
-    by_route().or_else(by_address).unwrap_or_else(|| USUAL.to_owned())
+    let name = by_route().or_else(by_address).unwrap_or_else(|| USUAL.to_owned());
+    printable(&name).into_owned()
 }

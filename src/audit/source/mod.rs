@@ -9,6 +9,7 @@
 //! | [`dump`] | text that iptables-save, nft or podweir printed |
 
 pub mod dump;
+pub mod foreign_text;
 pub mod listing;
 pub mod live;
 pub mod nft;

@@ -19,7 +19,7 @@ use crate::backend::nftables::everything::FullTable;
 use crate::config::types::{Families, Family};
 
 use super::listing::{self, Holder, ListedTable};
-use super::{Source, SourceError, nft, opaque};
+use super::{Source, SourceError, foreign_text, nft, opaque};
 
 /// One text, and what it is called.
 #[derive(Debug, Clone)]
@@ -57,6 +57,7 @@ pub fn read(texts: &[Text]) -> Result<Source, SourceError> {
     if let Some(source) = whole {
         return Ok(source);
     }
+    foreign_text::make_printable(&mut tables);
     listing::name_reasons(&mut tables);
     let notes = opaque::in_any(&tables).into_iter().collect();
     Ok(Source {
