@@ -2,7 +2,7 @@
 //! and the other way round, the question that a flow is the answer to.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
@@ -117,19 +117,47 @@ pub struct Question {
     pub expect: Option<Taker>,
 }
 
+/// The addresses that packets have when a program asks for these. An IPv4 address in an
+/// IPv6 one is IPv4's (RFC 4291, 2.5.5.2). To connect to no address in particular is to
+/// connect to oneself, to no source address to take the one the kernel chooses
+/// (`ip_route_output_key_hash_rcu`, `tcp_v6_connect`).
+fn on_the_wire(source: Option<IpAddr>, destination: IpAddr) -> (Option<IpAddr>, IpAddr) {
+    let from = source.map(|address| address.to_canonical()).filter(|address| !address.is_unspecified());
+    let to = match destination.to_canonical() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => from.filter(IpAddr::is_ipv4).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        // A socket bound to an IPv4 address speaks IPv4.
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) if from != source && from.is_some() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        other => other,
+    };
+    (from, to)
+}
+
+/// What a flow's addresses were asked for as, where that is not what packets have.
+pub fn asked_as(question: &Question, flow: &Flow) -> Option<String> {
+    let source = question.source.filter(|asked| flow.source != Some(*asked)).map(|asked| format!("from {asked}"));
+    let to = question.destination.filter(|asked| flow.destination != *asked).map(|asked| format!("to {asked}"));
+    let all: Vec<String> = [source, to].into_iter().flatten().collect();
+    (!all.is_empty()).then(|| all.join(" "))
+}
+
 impl Question {
     /// The flow that is asked about.
-    pub fn flow(self, defaults: &Defaults) -> Result<Flow, String> {
+    pub fn flow(&self, defaults: &Defaults) -> Result<Flow, String> {
         let direction = self.direction.unwrap_or(Direction::Outbound);
         let outbound = direction == Direction::Outbound;
         let destination = match self.destination {
+            Some(to) if !outbound && to.to_canonical().is_unspecified() => {
+                return Err(format!("nothing comes in for {to}: give an address of the pod's"));
+            }
             Some(destination) => destination,
             None if outbound => return Err("an outbound flow needs a destination".into()),
             None => {
                 defaults.own().ok_or("an inbound flow needs a destination, since the pod's addresses are not known")?
             }
         };
-        if self.source.is_some_and(|source| source.is_ipv4() != destination.is_ipv4()) {
+        let (source, destination) = on_the_wire(self.source, destination);
+        if source.is_some_and(|source| source.is_ipv4() != destination.is_ipv4()) {
             return Err("source and destination are of different IP families".into());
         }
         if !outbound && (self.uid.is_some() || self.gid.is_some()) {
@@ -147,12 +175,12 @@ impl Question {
             protocol: number,
             uid: owner(self.uid),
             gid: owner(self.gid),
-            source: self.source,
+            source,
             source_port: self.source_port,
             destination,
             port: self.port.unwrap_or(0),
             // Names of rules' interfaces are told in this form.
-            interface: self.interface.map(|name| printable(&name).into()),
+            interface: self.interface.as_deref().map(|name| printable(name).into()),
             mark: self.mark.unwrap_or(0),
         })
     }

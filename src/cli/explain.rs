@@ -32,6 +32,8 @@ it is looped back, then of those that follow and of the replies, as far as rules
 --flows reads a JSON object on each line, with the members direction, proto, uid, gid,
 source, source_port, destination, port, interface, mark and expect, and answers each by
 a line {\"verdict\", \"rule\", \"why\"}, in order; {\"error\"} for a line that makes no sense.
+Where packets have other addresses than were asked for (0.0.0.0 is the pod itself,
+::ffff:10.0.0.1 is IPv4), the answer says \"flow\" and \"asked_as\" too.
 
 Exit status: 0 answered, 1 --expect is not met or the rules cannot be read, 2 usage.
 
@@ -110,7 +112,8 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
         None => flows(matches, &source, &defaults, expect),
         Some(question) => {
             let flow = question.flow(&defaults).map_err(CliError::Usage)?;
-            one(matches, &source, &flow, expect)
+            let asked_as = ask::asked_as(&question, &flow);
+            one(matches, &source, &flow, asked_as, expect)
         }
     }
 }
@@ -159,7 +162,13 @@ fn around<'a>(source: &'a Source, flow: &Flow) -> Cow<'a, Surroundings> {
     pod
 }
 
-fn one(matches: &ArgMatches, source: &Source, flow: &Flow, expect: Option<Taker>) -> Result<(), CliError> {
+fn one(
+    matches: &ArgMatches,
+    source: &Source,
+    flow: &Flow,
+    asked_as: Option<String>,
+    expect: Option<Taker>,
+) -> Result<(), CliError> {
     let verbose = matches.get_count("verbose") > 0;
     let mut walk = answer::Lines::new(flow.family(), verbose);
     let not_told = not_told(source, flow);
@@ -175,12 +184,16 @@ fn one(matches: &ArgMatches, source: &Source, flow: &Flow, expect: Option<Taker>
         if let Some(problem) = &not_told {
             value["problem"] = json!(problem);
         }
+        if let Some(asked_as) = asked_as {
+            value["asked_as"] = asked_as.into();
+        }
         format!("{value:#}\n")
     } else {
         let walk = if verbose { walk.lines.iter().map(|line| format!("{line}\n")).collect() } else { String::new() };
+        let asked_as = asked_as.map(|asked| format!("  asked for as {asked}\n")).unwrap_or_default();
         match &not_told {
-            Some(problem) => format!("{walk}unknown: {flow}\n  cannot tell: {problem}\n"),
-            None => format!("{walk}{}", answer::text(&answer, flow)),
+            Some(problem) => format!("{walk}unknown: {flow}\n  cannot tell: {problem}\n{asked_as}"),
+            None => format!("{walk}{}{asked_as}", answer::text(&answer, flow)),
         }
     };
     output::print(&text)?;
@@ -242,8 +255,12 @@ impl Batch<'_> {
     fn answer(&mut self, line: &[u8], number: usize, out: &mut impl Write) -> io::Result<()> {
         let question = Question::from_json(line);
         let expect = question.as_ref().ok().and_then(|question| question.expect).or(self.expect);
-        let flow = match question.and_then(|question| question.flow(self.defaults)) {
-            Ok(flow) => flow,
+        let asked = question.and_then(|question| {
+            let flow = question.flow(self.defaults)?;
+            Ok((ask::asked_as(&question, &flow), flow))
+        });
+        let (asked_as, flow) = match asked {
+            Ok(asked) => asked,
             Err(problem) => {
                 writeln!(out, "{}", json!({ "error": problem }))?;
                 self.wrong.get_or_insert_with(|| format!("line {number} of the flows: {problem}"));
@@ -257,6 +274,9 @@ impl Batch<'_> {
         let met = expect.is_none_or(|expect| expect == answer.taker);
         self.unmet += usize::from(!met);
         write!(out, "{{\"verdict\":\"{}\",{}", answer.taker.name(), self.text(&answer, &flow))?;
+        if let Some(asked_as) = asked_as {
+            write!(out, ",\"flow\":{},\"asked_as\":{}", json!(flow.to_string()), json!(asked_as))?;
+        }
         match expect {
             Some(expect) if !met => writeln!(out, ",\"expected\":\"{expect}\"}}"),
             _ => out.write_all(b"}\n"),

@@ -66,7 +66,7 @@ pub fn with_source(command: Command) -> Command {
         arg("pod-ip")
             .value_name("ADDRESSES")
             .value_delimiter(',')
-            .value_parser(value_parser!(IpAddr))
+            .value_parser(pod_address)
             .action(ArgAction::Append)
             .help("The pod's own addresses, where the source does not tell them"),
         arg("dns-server")
@@ -85,6 +85,15 @@ pub fn with_source(command: Command) -> Command {
 
 fn addresses(matches: &ArgMatches, name: &str) -> Vec<IpAddr> {
     matches.get_many(name).map(|all| all.copied().collect()).unwrap_or_default()
+}
+
+/// An address that a pod can have; IPv4's as such, also where it is written as one of IPv6.
+fn pod_address(text: &str) -> Result<IpAddr, String> {
+    match text.parse::<IpAddr>().map(|address| address.to_canonical()) {
+        Ok(address) if address.is_unspecified() => Err("no pod has this address".into()),
+        Ok(address) => Ok(address),
+        Err(e) => Err(e.to_string()),
+    }
 }
 
 /// The name servers given; `None` where nothing is said.
