@@ -146,7 +146,11 @@ fn sources(
     let wanted = match manifest {
         // Options that are typed say more than a manifest does.
         _ if has_options => source::wanted_for(matches, &known(matches, manifest, found.as_ref())?)?,
-        Some(manifest) => of_manifest(matches, manifest, found.as_ref())?,
+        Some(manifest) => {
+            let mut wanted = of_manifest(matches, manifest, found.as_ref())?;
+            source::name_uplink(matches, &mut wanted);
+            wanted
+        }
         None => match found {
             Some(found) => return Ok((found, None)),
             None if ["pod-ip", "as"].iter().any(|name| matches.contains_id(name)) => source::wanted(matches, None)?,

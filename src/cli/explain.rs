@@ -69,7 +69,12 @@ pub fn command() -> Command {
             arg("destination", "ADDRESS", "Where it goes to [default of an inbound one: the pod]")
                 .value_parser(value_parser!(IpAddr)),
             arg("port", "PORT", "To which port").value_parser(value_parser!(u16)),
-            arg("interface", "NAME", "By which interface [default: what routing says]").allow_hyphen_values(true),
+            arg(
+                "interface",
+                "NAME",
+                "By which interface [default: what routing says; where that is not known, the uplink]",
+            )
+            .allow_hyphen_values(true),
             arg("mark", "MARK", "Its packet mark [default: 0]"),
             arg("flows", "FILE", "Read flows as JSON lines from a file, - for standard input").conflicts_with_all([
                 "direction",

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::audit::flow::Surroundings;
+use crate::audit::routes::{Route, Routes};
 use crate::audit::ruleset::Hook;
 use crate::audit::source::Source;
 use crate::audit::source::foreign_text::make_printable;
@@ -59,11 +60,29 @@ pub fn read(value: &Value) -> Read<Source> {
                 _ => Some(addresses(pod, "dns_servers")?),
             },
             uplink: printable(text(pod, "uplink")?).into(),
+            // What was written before there was such a member tells no routes.
+            routes: match pod.get("routes") {
+                None => Routes::default(),
+                Some(routes) => self::routes(routes)?,
+            },
         },
         settings: None,
         given: None,
         notes: Vec::new(),
     })
+}
+
+fn routes(value: &Value) -> Read<Routes> {
+    let route = |value: &Value| {
+        let route = object(value, "a route")?;
+        let to = text(route, "to")?;
+        Ok(Route {
+            to: to.parse().map_err(|_| format!("'{to}' in \"routes\" is no IP range"))?,
+            interface: printable(text(route, "interface")?).into(),
+            own: truth(route, "own")?,
+        })
+    };
+    Ok(Routes::new(list(value, "routes")?.iter().map(route).collect::<Read<Vec<_>>>()?))
 }
 
 fn object<'a>(value: &'a Value, what: &str) -> Read<&'a Object> {
