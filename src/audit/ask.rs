@@ -1,12 +1,15 @@
 //! Questions: flows as people and machines write them, with what they leave out filled in;
 //! and the other way round, the question that a flow is the answer to.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 use crate::config::types::Family;
 use crate::plan::model::protocol;
+use crate::sys::text::printable;
 
 use super::flow::{Direction, Flow, Surroundings, Taker};
 use super::ruleset::Ruleset;
@@ -114,19 +117,47 @@ pub struct Question {
     pub expect: Option<Taker>,
 }
 
+/// The addresses that packets have when a program asks for these. An IPv4 address in an
+/// IPv6 one is IPv4's (RFC 4291, 2.5.5.2). To connect to no address in particular is to
+/// connect to oneself, to no source address to take the one the kernel chooses
+/// (`ip_route_output_key_hash_rcu`, `tcp_v6_connect`).
+fn on_the_wire(source: Option<IpAddr>, destination: IpAddr) -> (Option<IpAddr>, IpAddr) {
+    let from = source.map(|address| address.to_canonical()).filter(|address| !address.is_unspecified());
+    let to = match destination.to_canonical() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => from.filter(IpAddr::is_ipv4).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        // A socket bound to an IPv4 address speaks IPv4.
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) if from != source && from.is_some() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        other => other,
+    };
+    (from, to)
+}
+
+/// What a flow's addresses were asked for as, where that is not what packets have.
+pub fn asked_as(question: &Question, flow: &Flow) -> Option<String> {
+    let source = question.source.filter(|asked| flow.source != Some(*asked)).map(|asked| format!("from {asked}"));
+    let to = question.destination.filter(|asked| flow.destination != *asked).map(|asked| format!("to {asked}"));
+    let all: Vec<String> = [source, to].into_iter().flatten().collect();
+    (!all.is_empty()).then(|| all.join(" "))
+}
+
 impl Question {
     /// The flow that is asked about.
-    pub fn flow(self, defaults: &Defaults) -> Result<Flow, String> {
+    pub fn flow(&self, defaults: &Defaults) -> Result<Flow, String> {
         let direction = self.direction.unwrap_or(Direction::Outbound);
         let outbound = direction == Direction::Outbound;
         let destination = match self.destination {
+            Some(to) if !outbound && to.to_canonical().is_unspecified() => {
+                return Err(format!("nothing comes in for {to}: give an address of the pod's"));
+            }
             Some(destination) => destination,
             None if outbound => return Err("an outbound flow needs a destination".into()),
             None => {
                 defaults.own().ok_or("an inbound flow needs a destination, since the pod's addresses are not known")?
             }
         };
-        if self.source.is_some_and(|source| source.is_ipv4() != destination.is_ipv4()) {
+        let (source, destination) = on_the_wire(self.source, destination);
+        if source.is_some_and(|source| source.is_ipv4() != destination.is_ipv4()) {
             return Err("source and destination are of different IP families".into());
         }
         if !outbound && (self.uid.is_some() || self.gid.is_some()) {
@@ -144,21 +175,30 @@ impl Question {
             protocol: number,
             uid: owner(self.uid),
             gid: owner(self.gid),
-            source: self.source,
+            source,
             source_port: self.source_port,
             destination,
             port: self.port.unwrap_or(0),
-            interface: self.interface.map(String::into_boxed_str),
+            // Names of rules' interfaces are told in this form.
+            interface: self.interface.as_deref().map(|name| printable(name).into()),
             mark: self.mark.unwrap_or(0),
         })
     }
 
     /// Reads one line of JSON.
     pub fn from_json(line: &[u8]) -> Result<Self, String> {
-        let value: Value = serde_json::from_slice(line).map_err(|e| format!("it is no JSON: {e}"))?;
-        let Value::Object(object) = value else { return Err("it is no JSON object".into()) };
+        let members: Members = serde_json::from_slice(line).map_err(|e| match e.is_data() {
+            true => "it is no JSON object".into(),
+            false => format!("it is no JSON: {e}"),
+        })?;
         let mut out = Self::default();
-        for (name, value) in &object {
+        for (at, (name, value)) in members.0.iter().enumerate() {
+            if !MEMBERS.contains(&name.as_str()) {
+                return Err(format!("\"{name}\" is nothing that a flow has"));
+            }
+            if members.0.iter().take(at).any(|(before, _)| before == name) {
+                return Err(format!("\"{name}\" is there twice: say it once"));
+            }
             if value.is_null() {
                 continue;
             }
@@ -176,10 +216,39 @@ impl Question {
                 "interface" => out.interface = Some(text.ok_or_else(|| wrong("the name of an interface"))?.to_owned()),
                 "mark" => out.mark = Some(number(value).ok_or_else(|| wrong("a number"))?),
                 "expect" => out.expect = Some(text.and_then(Taker::by_name).ok_or_else(|| wrong("a verdict"))?),
-                _ => return Err(format!("\"{name}\" is nothing that a flow has")),
+                _ => {}
             }
         }
         Ok(out)
+    }
+}
+
+/// What a line may say.
+const MEMBERS: [&str; 11] =
+    ["direction", "proto", "uid", "gid", "source", "source_port", "destination", "port", "interface", "mark", "expect"];
+
+/// The members of an object, those that are there twice as well.
+struct Members(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Each;
+        impl<'de> Visitor<'de> for Each {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut out = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    out.push(member);
+                }
+                Ok(Members(out))
+            }
+        }
+        deserializer.deserialize_map(Each)
     }
 }
 

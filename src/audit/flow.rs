@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use crate::config::types::{Families, Family};
 use crate::plan::model::protocol;
 
+use super::routes::Routes;
+
 /// Which way a flow goes, as the pod sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Direction {
@@ -105,13 +107,16 @@ pub struct Surroundings {
     pub addresses: Vec<IpAddr>,
     /// The name servers it asks; `None` where they are not known.
     pub dns_servers: Option<Vec<IpAddr>>,
-    /// The interface by which the pod reaches others, and they it.
+    /// The interface by which the pod reaches others, and they it, where routes do not
+    /// tell another one.
     pub uplink: Box<str>,
+    /// Which interface is the way to which addresses; empty where that is not known.
+    pub routes: Routes,
 }
 
 impl Surroundings {
     pub fn of(addresses: Vec<IpAddr>) -> Self {
-        Self { addresses, dns_servers: None, uplink: "eth0".into() }
+        Self { addresses, dns_servers: None, uplink: "eth0".into(), routes: Routes::default() }
     }
 
     /// Whether packets to an address stay within the pod.
@@ -121,6 +126,16 @@ impl Surroundings {
             IpAddr::V6(a) => a.is_loopback() || a == crate::backend::routing::MESH_ADDRESS,
         };
         loopback || self.addresses.contains(&address)
+    }
+
+    /// By which interface a flow goes that nobody says it of.
+    pub fn interface(&self, direction: Direction, destination: IpAddr) -> &str {
+        let known = match direction {
+            Direction::Outbound if self.is_local(destination) => Some("lo"),
+            Direction::Outbound => self.routes.to(destination),
+            Direction::Inbound => self.routes.of(destination),
+        };
+        known.unwrap_or(&self.uplink)
     }
 
     /// The families the pod has a global address in.

@@ -17,6 +17,11 @@ use super::lints::Lint;
 const MESH: [&str; 4] = ["istio-proxy", "istio-init", "istio-validation", "istio-cni"];
 const INIT: &str = "istio-init";
 
+/// Where a pod lists the containers that it starts with.
+const STARTED: [&str; 2] = ["initContainers", "containers"];
+/// Those added to it while it runs (kubectl debug); a mesh adds none.
+const ADDED: [&str; 1] = ["ephemeralContainers"];
+
 /// A pod as its manifest tells it.
 #[derive(Debug, Clone)]
 pub struct Manifest {
@@ -93,7 +98,7 @@ impl Manifest {
 
     /// What is to be intercepted.
     pub fn wanted(&self) -> Result<Wanted, ManifestError> {
-        if let Some(init) = self.containers().find(|container| container.name == INIT) {
+        if let Some(init) = self.containers(&STARTED).find(|container| container.name == INIT) {
             return Ok(Wanted::Init { arguments: init.arguments()?, variables: init.variables() });
         }
         let proxy = self.pod.select().map_err(|reason| ManifestError::LeftAlone(reason.to_string()))?;
@@ -102,9 +107,9 @@ impl Manifest {
         Ok(Wanted::Annotations(given.map_err(|e| ManifestError::Pod(e.to_string()))?, notes))
     }
 
-    fn containers(&self) -> impl Iterator<Item = Container<'_>> {
-        let of = |field| self.spec.get(field).and_then(Value::as_array).into_iter().flatten();
-        of("initContainers").chain(of("containers")).map(|value| Container {
+    fn containers(&self, fields: &'static [&'static str]) -> impl Iterator<Item = Container<'_>> {
+        let of = |field: &&str| self.spec.get(*field).and_then(Value::as_array).into_iter().flatten();
+        fields.iter().flat_map(of).map(|value| Container {
             name: value.get("name").and_then(Value::as_str).unwrap_or_default(),
             value,
             pod: &self.spec,
@@ -123,7 +128,8 @@ impl Manifest {
                 advice: "such a pod cannot be intercepted; take it out of the mesh, or drop hostNetwork".into(),
             });
         }
-        for container in self.containers().filter(|container| !MESH.contains(&container.name)) {
+        let started = self.containers(&STARTED).filter(|container| !MESH.contains(&container.name));
+        for container in started.chain(self.containers(&ADDED)) {
             out.extend(container.shares(proxy_uids, proxy_gids));
             out.extend(container.can_change());
         }

@@ -16,6 +16,7 @@ pub mod manifest;
 mod packet;
 pub mod partition;
 pub mod report;
+pub mod routes;
 pub mod ruleset;
 pub mod schema;
 pub mod source;

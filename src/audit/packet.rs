@@ -70,10 +70,10 @@ impl<'a> Packet<'a> {
         let family = flow.family();
         let local = pod.is_local(flow.destination);
         let interface = flow.interface.as_deref();
+        let interface = Some(interface.unwrap_or_else(|| pod.interface(flow.direction, flow.destination)));
         let (in_interface, out_interface) = match flow.direction {
-            Direction::Inbound => (interface.or(Some(&*pod.uplink)), None),
-            Direction::Outbound if local => (None, interface.or(Some("lo"))),
-            Direction::Outbound => (None, interface.or(Some(&*pod.uplink))),
+            Direction::Inbound => (interface, None),
+            Direction::Outbound => (None, interface),
         };
         let source = flow.source.unwrap_or_else(|| usual_source(flow, pod, local));
         Self {
@@ -156,8 +156,10 @@ pub(super) fn usual_source(flow: &Flow, pod: &Surroundings, local: bool) -> IpAd
         Direction::Outbound if local && v4 && flow.destination.is_loopback() => Ipv4Addr::LOCALHOST.into(),
         Direction::Outbound if local => flow.destination,
         Direction::Outbound => {
-            let own = pod.addresses.iter().find(|a| a.is_ipv4() == v4 && crate::config::facts::is_global(a));
-            own.copied().unwrap_or(nobody(v4))
+            let mut own = pod.addresses.iter().filter(|a| a.is_ipv4() == v4 && crate::config::facts::is_global(a));
+            let way = pod.routes.to(flow.destination);
+            let of_way = own.clone().find(|a| way.is_some() && pod.routes.of(**a) == way);
+            of_way.or(own.next()).copied().unwrap_or(nobody(v4))
         }
         Direction::Inbound => nobody(v4),
     }

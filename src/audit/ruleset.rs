@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::backend::Kind;
 use crate::backend::nftables::names;
-use crate::config::types::{Families, Family, Port};
+use crate::config::types::{Families, Family, Interface, Port};
 use crate::plan::canon::{CanonRule, canon_rules};
 use crate::plan::model::{ChainName, CtStates, Masked, Plan, Rule, Table, Verdict, protocol};
 
@@ -347,6 +347,16 @@ impl Ruleset {
         for rules in [&mut self.v4, &mut self.v6, &mut other.v4, &mut other.v6] {
             rules.listeners.clone_from(&listeners);
         }
+    }
+
+    /// Whether it makes a difference by which interface, apart from lo, packets go.
+    pub fn tells_interfaces_apart(&self) -> bool {
+        let chains = Family::BOTH.into_iter().flat_map(|family| &self.family(family).chains);
+        let mut conditions = chains.flat_map(|c| &c.rules).flat_map(|rule| {
+            let m = &rule.matches;
+            m.in_interface.iter().chain(&m.out_interface)
+        });
+        conditions.any(|cond| cond.value.iter().any(|interface| *interface != Interface::lo()))
     }
 
     pub fn family(&self, family: Family) -> &FamilyRules {

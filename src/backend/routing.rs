@@ -23,10 +23,10 @@ const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
-const RTM_GETROUTE: u16 = 26;
+pub(super) const RTM_GETROUTE: u16 = 26;
 const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
-const RTM_GETRULE: u16 = 34;
+pub(super) const RTM_GETRULE: u16 = 34;
 
 /// Every network namespace's lo has this index.
 const LO: u32 = 1;
@@ -69,7 +69,7 @@ pub struct FoundRouting {
     pub mesh_address: bool,
 }
 
-fn family_of(family: AddressFamily) -> Option<Family> {
+pub(super) fn family_of(family: AddressFamily) -> Option<Family> {
     match family {
         AddressFamily::Inet => Some(Family::V4),
         AddressFamily::Inet6 => Some(Family::V6),
@@ -81,7 +81,7 @@ fn address_family(family: Family) -> AddressFamily {
     if family == Family::V4 { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
-fn message(kind: u16, flags: u16, body: &impl Emitable) -> Vec<u8> {
+pub(super) fn message(kind: u16, flags: u16, body: &impl Emitable) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.message_type = kind;
     header.flags = flags | NLM_F_REQUEST;

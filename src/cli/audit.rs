@@ -146,7 +146,11 @@ fn sources(
     let wanted = match manifest {
         // Options that are typed say more than a manifest does.
         _ if has_options => source::wanted_for(matches, &known(matches, manifest, found.as_ref())?)?,
-        Some(manifest) => of_manifest(matches, manifest, found.as_ref())?,
+        Some(manifest) => {
+            let mut wanted = of_manifest(matches, manifest, found.as_ref())?;
+            source::name_uplink(matches, &mut wanted);
+            wanted
+        }
         None => match found {
             Some(found) => return Ok((found, None)),
             None if ["pod-ip", "as"].iter().any(|name| matches.contains_id(name)) => source::wanted(matches, None)?,
@@ -249,12 +253,42 @@ fn about(matches: &ArgMatches, has_options: bool, manifest: Option<&Manifest>) -
     } else if matches.get_flag("live") {
         format!("rules{pod} in this network namespace")
     } else if matches.contains_id("options") {
-        format!("options {}{}", names("options"), pod.replacen(" of ", " for ", 1))
+        let words = matches.get_many::<String>("options").into_iter().flatten();
+        format!("options {}{}", short(words), pod.replacen(" of ", " for ", 1))
     } else {
         match manifest.filter(|_| !has_options) {
             Some(manifest) => format!("manifest of {}", manifest.name),
             None => format!("no options{}", pod.replacen(" of ", " for ", 1)),
         }
+    }
+}
+
+/// Options in a line that can be read: of long lists just the beginning.
+fn short<'a>(words: impl Iterator<Item = &'a String>) -> String {
+    const ITEMS: usize = 3;
+    const WORD: usize = 60;
+    const WORDS: usize = 40;
+    let cut = |word: &String| {
+        let items: Vec<&str> = word.split(',').collect();
+        let some = items.iter().take(ITEMS).copied().collect::<Vec<_>>().join(",");
+        match (word.chars().count() > WORD, items.len() > ITEMS) {
+            (false, _) => word.clone(),
+            (true, true) => format!("{},… ({} in all)", beginning(&some, WORD), items.len()),
+            (true, false) => beginning(word, WORD),
+        }
+    };
+    let mut all: Vec<String> = words.map(cut).collect();
+    let more = all.len().saturating_sub(WORDS);
+    all.truncate(WORDS);
+    all.extend((more > 0).then(|| format!("and {more} more words")));
+    all.join(" ")
+}
+
+/// So many characters of a text at most.
+fn beginning(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.into(),
     }
 }
 

@@ -35,6 +35,8 @@ it is looped back, then of those that follow and of the replies, as far as rules
 --flows reads a JSON object on each line, with the members direction, proto, uid, gid,
 source, source_port, destination, port, interface, mark and expect, and answers each by
 a line {\"verdict\", \"rule\", \"why\"}, in order; {\"error\"} for a line that makes no sense.
+Where packets have other addresses than were asked for (0.0.0.0 is the pod itself,
+::ffff:10.0.0.1 is IPv4), the answer says \"flow\" and \"asked_as\" too.
 
 Exit status: 0 answered, 1 --expect is not met or the rules cannot be read, 2 usage.
 
@@ -70,7 +72,12 @@ pub fn command() -> Command {
             arg("destination", "ADDRESS", "Where it goes to [default of an inbound one: the pod]")
                 .value_parser(value_parser!(IpAddr)),
             arg("port", "PORT", "To which port").value_parser(value_parser!(u16)),
-            arg("interface", "NAME", "By which interface [default: what routing says]").allow_hyphen_values(true),
+            arg(
+                "interface",
+                "NAME",
+                "By which interface [default: what routing says; where that is not known, the uplink]",
+            )
+            .allow_hyphen_values(true),
             arg("mark", "MARK", "Its packet mark [default: 0]"),
             arg("flows", "FILE", "Read flows as JSON lines from a file, - for standard input").conflicts_with_all([
                 "direction",
@@ -113,7 +120,8 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
         None => flows(matches, &source, &defaults, expect),
         Some(question) => {
             let flow = question.flow(&defaults).map_err(CliError::Usage)?;
-            one(matches, &source, &flow, expect)
+            let asked_as = ask::asked_as(&question, &flow);
+            one(matches, &source, &flow, asked_as, expect)
         }
     }
 }
@@ -162,7 +170,13 @@ fn around<'a>(source: &'a Source, flow: &Flow) -> Cow<'a, Surroundings> {
     pod
 }
 
-fn one(matches: &ArgMatches, source: &Source, flow: &Flow, expect: Option<Taker>) -> Result<(), CliError> {
+fn one(
+    matches: &ArgMatches,
+    source: &Source,
+    flow: &Flow,
+    asked_as: Option<String>,
+    expect: Option<Taker>,
+) -> Result<(), CliError> {
     let verbose = matches.get_count("verbose") > 0;
     let mut walk = answer::Lines::new(flow.family(), verbose);
     let not_told = not_told(source, flow);
@@ -178,12 +192,16 @@ fn one(matches: &ArgMatches, source: &Source, flow: &Flow, expect: Option<Taker>
         if let Some(problem) = &not_told {
             value["problem"] = json!(problem);
         }
+        if let Some(asked_as) = asked_as {
+            value["asked_as"] = asked_as.into();
+        }
         format!("{value:#}\n")
     } else {
         let walk = if verbose { walk.lines.iter().map(|line| format!("{line}\n")).collect() } else { String::new() };
+        let asked_as = asked_as.map(|asked| format!("  asked for as {asked}\n")).unwrap_or_default();
         match &not_told {
-            Some(problem) => format!("{walk}unknown: {flow}\n  cannot tell: {problem}\n"),
-            None => format!("{walk}{}", answer::text(&answer, flow)),
+            Some(problem) => format!("{walk}unknown: {flow}\n  cannot tell: {problem}\n{asked_as}"),
+            None => format!("{walk}{}{asked_as}", answer::text(&answer, flow)),
         }
     };
     output::print(&text)?;
@@ -245,8 +263,12 @@ impl Batch<'_> {
     fn answer(&mut self, line: &[u8], number: usize, out: &mut impl Write) -> io::Result<()> {
         let question = Question::from_json(line);
         let expect = question.as_ref().ok().and_then(|question| question.expect).or(self.expect);
-        let flow = match question.and_then(|question| question.flow(self.defaults)) {
-            Ok(flow) => flow,
+        let asked = question.and_then(|question| {
+            let flow = question.flow(self.defaults)?;
+            Ok((ask::asked_as(&question, &flow), flow))
+        });
+        let (asked_as, flow) = match asked {
+            Ok(asked) => asked,
             Err(problem) => {
                 writeln!(out, "{}", json!({ "error": problem }))?;
                 self.wrong.get_or_insert_with(|| format!("line {number} of the flows: {problem}"));
@@ -262,6 +284,9 @@ impl Batch<'_> {
         write!(out, "{{\"verdict\":\"{}\",{}", answer.taker.name(), self.text(&answer, &flow))?;
         if let Some(lost) = &answer.lost {
             write!(out, ",\"lost\":{}", Value::from(answer::lost(lost, flow.family())))?;
+        }
+        if let Some(asked_as) = asked_as {
+            write!(out, ",\"flow\":{},\"asked_as\":{}", json!(flow.to_string()), json!(asked_as))?;
         }
         match expect {
             Some(expect) if !met => writeln!(out, ",\"expected\":\"{expect}\"}}"),

@@ -10,6 +10,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::sys::text::printable_lines;
+
 /// The first error in writing a log line.
 static FAILURE: Mutex<Option<io::Error>> = Mutex::new(None);
 
@@ -153,6 +155,6 @@ pub fn report(problem: &str) {
     if tracing::dispatcher::has_been_set() && tracing::enabled!(tracing::Level::ERROR) {
         tracing::error!("{problem}");
     } else {
-        let _ = writeln!(io::stderr(), "podweir: {problem}");
+        let _ = writeln!(io::stderr(), "podweir: {}", printable_lines(problem));
     }
 }

@@ -5,14 +5,16 @@ use std::io::{self, Write};
 use nix::errno::Errno;
 
 use crate::sys::start::was_closed;
+use crate::sys::text::printable_lines;
 
 use super::error::CliError;
 
-/// Writes everything, or says that it could not.
+/// Writes everything, or says that it could not. Arguments and manifests are shown as
+/// they are; a terminal must not take them for commands.
 pub fn print(text: &str) -> Result<(), CliError> {
     check()?;
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(CliError::Stdout)
+    out.write_all(printable_lines(text).as_bytes()).and_then(|()| out.flush()).map_err(CliError::Stdout)
 }
 
 /// Whether standard output and error are open at all, before anything is changed.

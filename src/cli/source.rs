@@ -17,6 +17,7 @@ use crate::config::given::{Environment, Given, process_environment};
 use crate::config::settings::{Face, Run};
 use crate::config::types::{Families, Family};
 use crate::sys::netns;
+use crate::sys::text::printable;
 
 use super::error::CliError;
 use super::{args, init, logging};
@@ -66,9 +67,13 @@ pub fn with_source(command: Command) -> Command {
         arg("pod-ip")
             .value_name("ADDRESSES")
             .value_delimiter(',')
-            .value_parser(value_parser!(IpAddr))
+            .value_parser(pod_address)
             .action(ArgAction::Append)
             .help("The pod's own addresses, where the source does not tell them"),
+        arg("uplink")
+            .value_name("NAME")
+            .conflicts_with_all(["live", "netns", "pid"])
+            .help("The interface by which the pod reaches others, where the source does not tell it [default: eth0]"),
         arg("dns-server")
             .value_name("ADDRESSES")
             .value_delimiter(',')
@@ -85,6 +90,15 @@ pub fn with_source(command: Command) -> Command {
 
 fn addresses(matches: &ArgMatches, name: &str) -> Vec<IpAddr> {
     matches.get_many(name).map(|all| all.copied().collect()).unwrap_or_default()
+}
+
+/// An address that a pod can have; IPv4's as such, also where it is written as one of IPv6.
+fn pod_address(text: &str) -> Result<IpAddr, String> {
+    match text.parse::<IpAddr>().map(|address| address.to_canonical()) {
+        Ok(address) if address.is_unspecified() => Err("no pod has this address".into()),
+        Ok(address) => Ok(address),
+        Err(e) => Err(e.to_string()),
+    }
 }
 
 /// The name servers given; `None` where nothing is said.
@@ -135,7 +149,15 @@ pub fn found(matches: &ArgMatches) -> Result<Source, CliError> {
     if let Some(servers) = dns_servers(matches)? {
         source.pod.dns_servers = Some(servers);
     }
+    name_uplink(matches, &mut source);
     Ok(source)
+}
+
+/// Takes the interface that the arguments name as the pod's way to others.
+pub fn name_uplink(matches: &ArgMatches, source: &mut Source) {
+    if let Some(name) = matches.get_one::<String>("uplink") {
+        source.pod.uplink = printable(name).into();
+    }
 }
 
 /// The rules that the options behind `--` would make, for a pod as it was found.
@@ -147,7 +169,9 @@ pub fn wanted(matches: &ArgMatches, found: Option<&Source>) -> Result<Source, Cl
 pub fn wanted_for(matches: &ArgMatches, known: &Known) -> Result<Source, CliError> {
     let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
     let said = matches.get_one::<String>("as").map(String::as_str);
-    of_words(&words, said, known)
+    let mut source = of_words(&words, said, known)?;
+    name_uplink(matches, &mut source);
+    Ok(source)
 }
 
 /// What is known about the pod that rules are wanted for.
@@ -183,7 +207,8 @@ pub fn both(matches: &ArgMatches) -> Result<(Source, Source), CliError> {
     let said = matches.get_one::<String>("as").map(String::as_str);
     let known =
         Known { addresses: addresses(matches, "pod-ip"), dns_servers: dns_servers(matches)?, ..Known::default() };
-    let (before, after) = (of_words(&words[..at], said, &known)?, of_words(&words[at + 2..], said, &known)?);
+    let (mut before, mut after) = (of_words(&words[..at], said, &known)?, of_words(&words[at + 2..], said, &known)?);
+    [&mut before, &mut after].into_iter().for_each(|source| name_uplink(matches, source));
     for note in before.notes.iter().chain(after.notes.iter().filter(|note| !before.notes.contains(note))) {
         warn!("{note}");
     }

@@ -9,3 +9,4 @@ pub mod netns;
 pub mod packet;
 pub mod process;
 pub mod start;
+pub mod text;

@@ -89,6 +89,14 @@ fn a_manifest_with_an_init_container() {
     let report = json(&feed(&["--pod-manifest", "-", "--format", "json"], &pod.to_string()));
     assert_eq!(ids(&report, "escapes")[0], "inbound-tcp-not-taken");
     assert!(ids(&report, "lints").contains(&"host-network".into()));
+    // A container for debugging is added to a pod that runs.
+    let pod = serde_json::json!({ "spec": { "initContainers": [ { "name": "istio-init", "args": ["-i", "*"] } ],
+        "containers": [ { "name": "istio-proxy" } ],
+        "ephemeralContainers": [ { "name": "debugger", "securityContext": { "runAsUser": 1337 } } ] },
+        "status": { "podIP": "10.0.0.1" } });
+    let report = json(&feed(&["--pod-manifest", "-", "--format", "json"], &pod.to_string()));
+    let shares = report["lints"].as_array().unwrap().iter().find(|lint| lint["id"] == "shares-proxy-user").unwrap();
+    assert_eq!(shares["subject"], "container debugger");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use podweir::audit::flow::Surroundings;
+use podweir::audit::routes::Route;
 use podweir::audit::ruleset::{Base, FoundChain, Hook, TableId};
 use podweir::audit::schema;
 use podweir::config::interception::Interception;
@@ -39,9 +40,11 @@ fn rules(interception: &Interception, foreign: &[FoundChain], pod: &Surroundings
         "chains": chains.collect::<Vec<_>>(),
     }));
     let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
+    let route = |route: &Route| json!({ "to": route.to.to_string(), "interface": route.interface, "own": route.own });
+    let routes: Vec<Value> = pod.routes.all().iter().map(route).collect();
     json!({
         "format": "podweir-rules", "version": 1, "told": ["IPv4", "IPv6"], "tables": tables,
-        "pod": { "addresses": addresses, "dns_servers": null, "uplink": "eth0" },
+        "pod": { "addresses": addresses, "dns_servers": null, "uplink": "eth0", "routes": routes },
         "routing": schema::routing(&plan.routing),
     })
 }

@@ -3,6 +3,7 @@
 
 mod api;
 mod arbitrary;
+mod asked;
 mod attribution;
 mod audit;
 mod bad_input;

@@ -7,6 +7,7 @@ use podweir::audit::explain::{Answer, NoTrace, explain};
 use podweir::audit::flow::{Direction, Flow, Surroundings, Taker};
 use podweir::audit::partition::cube::{Cube, NOBODY, Point};
 use podweir::audit::partition::{Part, Space};
+use podweir::audit::routes::{Route, Routes};
 use podweir::audit::ruleset::{Base, FoundChain, Hook, Ruleset, TableId, base_of};
 use podweir::config::ranges::{RangeList, Step};
 use podweir::config::types::{Families, Family, Interface, Networks, Port};
@@ -129,7 +130,17 @@ pub fn rulesets() -> impl Strategy<Value = Ruleset> {
 pub fn surroundings() -> impl Strategy<Value = Surroundings> {
     let addresses = vec!["10.244.0.6", "10.0.0.1", "fd00:10:244::6", "fe80::1", "200.1.2.3"];
     let addresses = vec(select(addresses), 0..4);
-    addresses.prop_map(|list| Surroundings::of(list.iter().map(|a| a.parse().unwrap()).collect()))
+    let networks = vec!["0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/30", "10.244.0.6/32", "::/0", "fd00::/16", "2001::1/128"];
+    let routes = vec((select(networks), select(vec!["eth0", "veth0", "net7"]), any::<bool>()), 0..6);
+    (addresses, routes).prop_map(|(addresses, routes)| {
+        let routes = routes.into_iter().map(|(to, interface, own)| Route {
+            to: to.parse().unwrap(),
+            interface: interface.into(),
+            own,
+        });
+        let addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
+        Surroundings { routes: Routes::new(routes), ..Surroundings::of(addresses) }
+    })
 }
 
 /// A number in a set: one of its ends or next to one, or anything.

@@ -157,6 +157,23 @@ fn policies_and_lost_replies_are_named() {
     assert!(drawing.contains("everything else, by policy"), "{drawing}");
 }
 
+/// nft asks for a range of addresses by its two ends.
+#[test]
+fn ranges_of_addresses_are_understood() {
+    let rules = "table inet f { chain o { type filter hook output priority 0; ip daddr 198.51.100.5-198.51.100.9 tcp dport 80 drop; ip daddr != 198.51.100.0/25 ip daddr 198.51.100.0/24 tcp dport 80 drop; }; }";
+    same(
+        &[rules],
+        &[
+            (1000, "198.51.100.4", 80, "direct"),
+            (1000, "198.51.100.5", 80, "dropped"),
+            (1000, "198.51.100.9", 80, "dropped"),
+            (1000, "198.51.100.10", 80, "direct"),
+            (1000, "198.51.100.200", 80, "dropped"),
+            (1000, "198.51.101.200", 80, "direct"),
+        ],
+    );
+}
+
 #[test]
 fn marks_that_nobody_looks_at_leave_nothing_open() {
     let marking: String = (0..12)

@@ -180,6 +180,8 @@ fn flows_are_answered_in_order_and_expectations_decide_the_status() {
         ("{\"destination\":\"10.0.0.1\",\"port\":80,\"proto\":\"quic\"}", "quic"),
         ("{\"destination\":\"10.0.0.1\",\"port\":80,\"source\":\"::1\"}", "different IP families"),
         ("{\"direction\":\"inbound\",\"port\":80,\"uid\":5}", "no owner"),
+        ("{\"destination\":\"10.0.0.1\",\"port\":80,\"port\":443}", "\"port\" is there twice"),
+        ("{\"destination\":\"10.0.0.1\",\"port\":null,\"port\":443}", "\"port\" is there twice"),
     ] {
         let (answers, status) = feed(&format!("{wrong}\n{flows}"), &["--"]);
         assert_eq!((answers.len(), status), (4, Some(2)), "{wrong}");

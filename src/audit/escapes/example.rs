@@ -25,8 +25,8 @@ pub fn of(family: Family, scope: Scope, flows: &Cube, space: &Space) -> Flow {
     let port = first(&flows.port, ports.iter().copied().chain([1]));
     let destination = address(family, first(&flows.destination, destinations(space, family, scope)));
     let examples = space.interfaces.examples(&flows.interface);
-    let usual = if scope == Scope::Local { "lo" } else { &space.pod.uplink };
-    let interface = match examples.contains(&usual) {
+    let usual = space.interfaces.named(space.pod.interface(scope.direction(), destination));
+    let interface = match flows.interface.overlaps(&usual) {
         true => None,
         false => examples.first().map(|&name| name.into()),
     };

@@ -5,7 +5,8 @@
 //!
 //! The space is that of flows that can occur: what a process sends to the pod's own
 //! addresses leaves by lo, all else by another interface; what comes in comes by any
-//! interface but lo, and not for a loopback address. Packets start unmarked.
+//! interface but lo, and not for a loopback address; nothing is sent to 0.0.0.0, `::` or
+//! an IPv4 address in IPv6. Packets start unmarked.
 
 pub mod cube;
 mod guesses;
@@ -131,7 +132,7 @@ impl<'p> Space<'p> {
     /// Every flow of a family and scope.
     pub fn whole(&self, family: Family, scope: Scope) -> Cube {
         let (own, lo) = (self.own(family), self.interfaces.lo());
-        let others = all_addresses(family).minus(&own);
+        let others = all_addresses(family).minus(&own).minus(&on_no_wire(family));
         let nobody: Owners = RangeList::of([NOBODY]);
         let owners = if scope.direction() == Direction::Outbound { everyone() } else { nobody };
         Cube {
@@ -193,6 +194,16 @@ impl<'p> Space<'p> {
             interface: self.interfaces.examples(&point.interface).first().map(|&name| name.into()),
             mark: 0,
         }
+    }
+}
+
+/// Addresses that no packet has as its destination: a program that asks for them gets
+/// others.
+fn on_no_wire(family: Family) -> Addresses {
+    const MAPPED: u128 = 0xffff << 32;
+    match family {
+        Family::V4 => RangeList::of([0]),
+        Family::V6 => RangeList::new([(0, 0), (MAPPED, MAPPED + 0xffff_ffff)]),
     }
 }
 

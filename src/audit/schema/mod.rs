@@ -5,7 +5,9 @@
 //! ```text
 //! { "format": "podweir-rules", "version": 1,
 //!   "told": ["IPv4", "IPv6"],                    families that the source tells about
-//!   "pod": { "addresses": ["10.244.0.6"], "dns_servers": null, "uplink": "eth0" },
+//!   "pod": { "addresses": ["10.244.0.6"], "dns_servers": null, "uplink": "eth0",
+//!            "routes": [ { "to": "10.55.0.0/24", "interface": "net1", "own": false } ] },
+//!                                               own: an address of the interface's
 //!   "tables": [ {
 //!     "holder": "nftables",                      plan, nftables, iptables-nft, iptables-legacy, iptables
 //!     "name": "istio-proxy-nat", "families": ["IPv4", "IPv6"], "dormant": false,

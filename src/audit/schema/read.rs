@@ -7,8 +7,10 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::audit::flow::Surroundings;
+use crate::audit::routes::{Route, Routes};
 use crate::audit::ruleset::Hook;
 use crate::audit::source::Source;
+use crate::audit::source::foreign_text::make_printable;
 use crate::audit::source::listing::{self, Holder, ListedChain, ListedHook, ListedTable};
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Families, Family, Interface, Mark, Networks, Port, RouteTable};
@@ -17,6 +19,7 @@ use crate::plan::model::{
     ChainName, Cond, Counters, CtStates, MarkRoute, Masked, Matches, Origin, Routing, Rule, Verdict,
 };
 use crate::plan::why::Why;
+use crate::sys::text::printable;
 
 use super::VERSION;
 
@@ -34,11 +37,12 @@ pub fn read(value: &Value) -> Read<Source> {
         }
     }
     let tables = list(member(top, "tables")?, "tables")?;
-    let tables: Vec<ListedTable> = tables
+    let mut tables: Vec<ListedTable> = tables
         .iter()
         .enumerate()
         .map(|(at, t)| table(t).map_err(|e| format!("tables[{at}]: {e}")))
         .collect::<Read<_>>()?;
+    make_printable(&mut tables);
     let pod = object(member(top, "pod")?, "pod")?;
     Ok(Source {
         ruleset: listing::ruleset(&tables),
@@ -55,12 +59,30 @@ pub fn read(value: &Value) -> Read<Source> {
                 Value::Null => None,
                 _ => Some(addresses(pod, "dns_servers")?),
             },
-            uplink: text(pod, "uplink")?.into(),
+            uplink: printable(text(pod, "uplink")?).into(),
+            // What was written before there was such a member tells no routes.
+            routes: match pod.get("routes") {
+                None => Routes::default(),
+                Some(routes) => self::routes(routes)?,
+            },
         },
         settings: None,
         given: None,
         notes: Vec::new(),
     })
+}
+
+fn routes(value: &Value) -> Read<Routes> {
+    let route = |value: &Value| {
+        let route = object(value, "a route")?;
+        let to = text(route, "to")?;
+        Ok(Route {
+            to: to.parse().map_err(|_| format!("'{to}' in \"routes\" is no IP range"))?,
+            interface: printable(text(route, "interface")?).into(),
+            own: truth(route, "own")?,
+        })
+    };
+    Ok(Routes::new(list(value, "routes")?.iter().map(route).collect::<Read<Vec<_>>>()?))
 }
 
 fn object<'a>(value: &'a Value, what: &str) -> Read<&'a Object> {

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::audit::routes::Route;
 use crate::audit::source::Source;
 use crate::audit::source::listing::{ListedTable, of_plan};
 use crate::config::ranges::{RangeList, Step};
@@ -21,10 +22,15 @@ pub fn source(source: &Source) -> Value {
             "addresses": addresses(&source.pod.addresses),
             "dns_servers": source.pod.dns_servers.as_deref().map(addresses),
             "uplink": &*source.pod.uplink,
+            "routes": source.pod.routes.all().iter().map(route).collect::<Vec<_>>(),
         },
         "tables": source.tables.iter().map(table).collect::<Vec<_>>(),
         "routing": source.routing.as_ref().map(routing),
     })
+}
+
+fn route(route: &Route) -> Value {
+    json!({ "to": route.to.to_string(), "interface": &*route.interface, "own": route.own })
 }
 
 /// A plan's tables.

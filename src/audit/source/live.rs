@@ -2,22 +2,25 @@
 //! makes nothing: no table comes to be, and no program is started unless iptables-legacy
 //! has tables, which only its own program can list.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 
 use crate::audit::flow::Surroundings;
+use crate::audit::routes::{Route, Routes};
 use crate::backend::iptables::parse;
 use crate::backend::iptables::programs::{ProgramEnvironment, ProgramError, Programs, Variant};
 use crate::backend::nftables::everything;
 use crate::backend::routing::{self, FoundRouting};
-use crate::backend::{Kind, survey};
+use crate::backend::{Kind, route_table, survey};
 use crate::config::facts;
 use crate::config::types::{Families, Mark};
 use crate::plan::model::Routing;
 use crate::sys::netlink::Netlink;
+use crate::sys::text::printable;
 
 use super::listing::{self, Holder, ListedTable};
-use super::{Source, SourceError, nft};
+use super::{Source, SourceError, foreign_text, nft};
 
 /// How often to begin again when others change the rules at the same time.
 const ATTEMPTS: usize = 20;
@@ -37,23 +40,33 @@ pub fn read(live: &Live) -> Result<Source, SourceError> {
     let legacy =
         survey::any_legacy_tables().map_err(|source| SourceError::kernel("the tables of iptables-legacy", source))?;
     tables.extend(legacy_tables(live, legacy)?);
+    foreign_text::make_printable(&mut tables);
     listing::name_reasons(&mut tables);
     let held = listing::held(&tables);
     let mut route = Netlink::open(Netlink::ROUTE).map_err(|e| SourceError::kernel("routing", e))?;
     let addresses = routing::addresses(&mut route).map_err(|e| SourceError::kernel("the pod's addresses", e))?;
+    let mark_rules = routing::mark_rules(&mut route)?;
+    let known: Vec<u32> = mark_rules.iter().map(|found| found.priority).collect();
+    let others = route_table::other_rules(&mut route, &known)?;
     let marks: Vec<Mark> = held.iter().flat_map(|held| held.plan.marks()).collect();
     let found = FoundRouting {
-        rules: routing::mark_rules(&mut route)?,
+        rules: mark_rules,
         routes: routing::local_routes(&mut route)?,
         mesh_address: routing::has_mesh_address(&addresses),
     };
     let pod = Surroundings {
         dns_servers: live.resolv_conf.map(|text| facts::name_servers(text).0),
         uplink: uplink(&addresses).into(),
+        routes: routes(&mut route)?,
         addresses: addresses.into_iter().map(|(_, address)| address).collect(),
     };
+    let ruleset = listing::ruleset(&tables);
+    let mut notes = Vec::new();
+    if others > 0 && ruleset.tells_interfaces_apart() {
+        notes.push(format!("policy routing of others is not looked at ({others} of ip rule): by which interface a flow goes is what the table main says, unless --interface says it"));
+    }
     Ok(Source {
-        ruleset: listing::ruleset(&tables),
+        ruleset,
         tables,
         held,
         routing: Some(found.ours(&marks, &Routing::default()).routing().normalised()),
@@ -61,7 +74,7 @@ pub fn read(live: &Live) -> Result<Source, SourceError> {
         pod,
         settings: None,
         given: None,
-        notes: Vec::new(),
+        notes,
     })
 }
 
@@ -96,6 +109,20 @@ fn legacy_tables(live: &Live, families: Families) -> Result<Vec<ListedTable>, So
     Ok(out)
 }
 
+/// Which interface is the way to which addresses. One that is gone by now is the way to none.
+fn routes(netlink: &mut Netlink) -> Result<Routes, SourceError> {
+    let mut names: HashMap<u32, Option<Box<str>>> = HashMap::new();
+    let name = |index: u32| {
+        let name = nix::net::if_::if_indextoname(index).ok()?;
+        Some(printable(&name.to_string_lossy()).into())
+    };
+    let found = route_table::routes(netlink)?.into_iter().filter_map(|found| {
+        let interface = names.entry(found.interface).or_insert_with(|| name(found.interface)).clone()?;
+        Some(Route { to: found.to, interface, own: found.own })
+    });
+    Ok(Routes::new(found))
+}
+
 /// The interface of the default route (proc(5): /proc/net/route); without one that of the
 /// first global address.
 fn uplink(addresses: &[(u32, IpAddr)]) -> String {
@@ -109,5 +136,6 @@ fn uplink(addresses: &[(u32, IpAddr)]) -> String {
         let (index, _) = addresses.iter().find(|(_, address)| facts::is_global(address))?;
         nix::net::if_::if_indextoname(*index).ok()?.into_string().ok()
     };
-    by_route().or_else(by_address).unwrap_or_else(|| USUAL.to_owned())
+    let name = by_route().or_else(by_address).unwrap_or_else(|| USUAL.to_owned());
+    printable(&name).into_owned()
 }

@@ -10,6 +10,7 @@
 
 mod devices;
 pub mod dump;
+pub mod foreign_text;
 pub mod listing;
 pub mod live;
 pub mod nft;

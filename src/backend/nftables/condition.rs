@@ -1,7 +1,7 @@
 //! Comparisons of a rule to conditions of the model. `None`: not understood.
 
-use crate::config::types::{Families, Interface, Networks};
-use crate::plan::canon::cover;
+use crate::config::types::{Families, Family, Interface, Networks};
+use crate::plan::canon::{Addresses, addresses, cover};
 use crate::plan::model::{Cond, CtStates, Masked};
 
 use super::decode::{Reader, Register};
@@ -192,7 +192,26 @@ impl Reader<'_> {
                 cond.value.v6.extend(networks.v6);
                 Some(())
             }
-            _ => place(slot, Cond { negated, value: networks }),
+            Some(cond) => {
+                *cond = Cond::is(both(cond, &Cond { negated, value: networks }));
+                Some(())
+            }
+            None => place(slot, Cond { negated, value: networks }),
         }
     }
+}
+
+/// The addresses that meet both conditions: nft asks for a range by its two ends.
+fn both(one: &Cond<Networks>, other: &Cond<Networks>) -> Networks {
+    let mut out = Networks::default();
+    for family in Family::BOTH {
+        let all = Addresses::new([(0, u128::MAX >> (128 - u32::from(family.bits())))]);
+        let meeting = |cond: &Cond<Networks>| match addresses(&cond.value, family) {
+            set if cond.negated => all.minus(&set),
+            set => set,
+        };
+        let met = meeting(one).intersection(&meeting(other));
+        met.iter().for_each(|(first, last)| cover(family, first, last, &mut out));
+    }
+    out
 }

@@ -21,7 +21,7 @@ use crate::backend::nftables::everything::FullTable;
 use crate::config::types::{Families, Family};
 
 use super::listing::{self, Holder, ListedTable};
-use super::{Source, SourceError, nft, opaque};
+use super::{Source, SourceError, foreign_text, nft, opaque};
 
 /// One text, and what it is called.
 #[derive(Debug, Clone)]
@@ -82,6 +82,7 @@ pub fn read(texts: &[Text]) -> Result<Source, SourceError> {
     if let (false, Some(gap)) = (by_nft, gaps.into_iter().next()) {
         return Err(gap);
     }
+    foreign_text::make_printable(&mut tables);
     listing::name_reasons(&mut tables);
     let mut notes: Vec<String> = opaque::in_any(&tables).into_iter().collect();
     notes.extend(without_legacy(&legacy, &tables));

@@ -1,0 +1,76 @@
+//! Where text of others becomes ours: names, comments and words that a kernel or a dump
+//! has, made fit to be shown anywhere. Names stay as different as they were.
+
+use std::sync::Arc;
+
+use crate::config::types::Interface;
+use crate::plan::model::{ChainName, Cond, Origin, Rule, Verdict};
+use crate::plan::why::Why;
+use crate::sys::text::printable;
+
+use super::listing::ListedTable;
+
+/// Makes all text in tables fit to be shown.
+pub fn make_printable(tables: &mut [ListedTable]) {
+    for table in tables {
+        text(&mut table.name);
+        for chain in &mut table.chains {
+            name(&mut chain.name);
+            if let Some(hook) = &mut chain.hook {
+                text(&mut hook.kind);
+            }
+            chain.rules.iter_mut().for_each(rule);
+        }
+    }
+}
+
+fn rule(rule: &mut Rule) {
+    for cond in [&mut rule.matches.in_interface, &mut rule.matches.out_interface].into_iter().flatten() {
+        interfaces(cond);
+    }
+    rule.matches.unknown.iter_mut().for_each(text);
+    match &mut rule.verdict {
+        Verdict::Jump(chain) | Verdict::Goto(chain) => name(chain),
+        Verdict::Unknown(words) => boxed(words),
+        _ => {}
+    }
+    if let Why::Foreign(comment) = &mut rule.why {
+        boxed(comment);
+    }
+    if let Some(listed) = rule.origin.as_ref().and_then(|origin| changed(origin.text.as_deref()?)) {
+        let origin = rule.origin.as_deref().map(|origin| Origin { text: Some(listed.into()), ..origin.clone() });
+        rule.origin = origin.map(Arc::new);
+    }
+}
+
+/// The text as it is shown, if that is another one.
+fn changed(text: &str) -> Option<String> {
+    let shown = printable(text);
+    (shown != text).then(|| shown.into_owned())
+}
+
+fn text(text: &mut String) {
+    if let Some(shown) = changed(text) {
+        *text = shown;
+    }
+}
+
+fn boxed(text: &mut Box<str>) {
+    if let Some(shown) = changed(text) {
+        *text = shown.into();
+    }
+}
+
+fn name(name: &mut ChainName) {
+    if let ChainName::Other(other) = name {
+        boxed(other);
+    }
+}
+
+fn interfaces(cond: &mut Cond<Vec<Interface>>) {
+    for interface in &mut cond.value {
+        if let Some(shown) = changed(&interface.name) {
+            *interface = Interface::new(&shown, interface.any_ending);
+        }
+    }
+}
