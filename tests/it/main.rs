@@ -32,6 +32,7 @@ mod image;
 mod kernel;
 mod kill;
 mod lints;
+mod maps;
 mod node;
 mod odd_rules;
 mod page;
