@@ -36,6 +36,7 @@ mod kernel;
 mod kill;
 mod large;
 mod lints;
+mod maps;
 mod node;
 mod odd_rules;
 mod page;

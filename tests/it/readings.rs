@@ -11,7 +11,7 @@ use crate::pod::{Pod, Probe, Proxy};
 use crate::sources::dumped;
 
 /// A connection, who really answers it, and what is told about it: the same, or `unknown`.
-type Seen = (&'static str, &'static str, &'static str);
+pub type Seen = (&'static str, &'static str, &'static str);
 
 pub fn pod() -> Pod {
     Pod::new(&[V4, V6], RESOLV, Proxy { outbound: 15001, inbound: 15006, uid: 1337, gid: 1337 })
@@ -42,7 +42,7 @@ pub fn told(source: &Source, probe: &Probe) -> String {
 }
 
 /// Loads rules and holds what is told of each connection against who answers it.
-fn check(pod: &Pod, rules: &str, seen: &[Seen]) {
+pub fn check(pod: &Pod, rules: &str, seen: &[Seen]) {
     load(&pod.namespace, rules);
     let probes: Vec<Probe> = seen.iter().map(|(probe, ..)| Probe::parse(probe)).collect();
     let answered = pod.probe(&probes);
@@ -63,16 +63,16 @@ fn check(pod: &Pod, rules: &str, seen: &[Seen]) {
 }
 
 /// A chain on the way out in front of an interception's redirection.
-fn out(rules: &str) -> String {
+pub fn out(rules: &str) -> String {
     format!(
         "table inet other {{ map m {{ type ipv4_addr : ipv4_addr; }}\nchain one {{ tcp dport 443 reject with tcp reset; }}\nchain out {{ type filter hook output priority -150;\n{rules}\n}}; }}\n{REDIRECT}"
     )
 }
 
-const REDIRECT: &str = "table inet istio-proxy-nat { chain output { type nat hook output priority -100; meta mark 0x9 accept; ct mark 0x9 accept; meta l4proto tcp redirect to :15001; }; }";
+pub const REDIRECT: &str = "table inet istio-proxy-nat { chain output { type nat hook output priority -100; meta mark 0x9 accept; ct mark 0x9 accept; meta l4proto tcp redirect to :15001; }; }";
 
-const TO_80: &str = "out tcp uid=1000 gid=1000 to 198.51.100.7 80";
-const TO_443: &str = "out tcp uid=1000 gid=1000 to 198.51.100.7 443";
+pub const TO_80: &str = "out tcp uid=1000 gid=1000 to 198.51.100.7 80";
+pub const TO_443: &str = "out tcp uid=1000 gid=1000 to 198.51.100.7 443";
 
 #[test]
 fn conditions_hold_where_they_stand_among_what_a_rule_does() {
@@ -323,75 +323,5 @@ fn chains_on_ingress_and_egress_count_for_the_packets_of_their_devices() {
             let told = told(&silent, parsed);
             assert!(told == "unknown" || told == *expected, "{told}: {probe}\n{chain}");
         }
-    }
-}
-
-/// Chains that verdicts of maps lead to, and maps with a name.
-const MAPS: &str = "chain refuse { tcp dport { 80, 443, 8080 } reject with tcp reset; }
-chain escape { meta mark set 0x9; }
-set names { type ifname; flags interval; elements = { \"eth*\", \"up0\" }; }
-set links { type iface_index; flags interval; elements = { eth0, lo }; }
-map ports { type inet_service : verdict; flags interval; elements = { 80-81 : accept, 400-500 : jump refuse }; }
-map states { type ct_state : verdict; elements = { established : accept, related : accept, invalid : drop }; }
-map owners { typeof meta skuid : verdict; elements = { 1000 : jump refuse, 1001 : accept }; }
-";
-
-fn with_maps(rules: &str) -> String {
-    format!(
-        "table inet other {{ {MAPS}\nchain out {{ type filter hook output priority -150;\n{rules}\n}}; }}\n{REDIRECT}"
-    )
-}
-
-#[test]
-fn a_map_of_verdicts_goes_the_way_of_each_key() {
-    let pod = pod();
-    let to_8080 = "out tcp uid=1001 gid=1001 to 203.0.113.9 8080";
-    let (mut intercepted, mut refused, mut marked) = (Vec::new(), Vec::new(), Vec::new());
-    for probe in [TO_80, TO_443, to_8080] {
-        intercepted.push((probe, "out-proxy", "outbound-proxy"));
-        refused.push((probe, "refused", "dropped"));
-        marked.push((probe, "outside", "direct"));
-    }
-    // Of the three connections: those that are refused, and those that are marked, so that they escape.
-    for (rules, refuses, marks) in [
-        ("tcp dport vmap { 80 : accept, 443 : jump refuse, 1000-65535 : jump escape }", &[1][..], &[2][..]),
-        ("tcp dport vmap @ports\ntcp dport 80-443 jump escape", &[1], &[]),
-        ("tcp dport vmap { 80 : goto escape, 443 : return, 8080 : continue } jump refuse", &[2], &[0]),
-        ("ct state vmap @states\ntcp dport vmap { 443 : jump refuse }", &[1], &[]),
-        ("ct state vmap { established : accept, related : accept, new : jump escape, * : drop }", &[], &[0, 1, 2]),
-        (
-            "meta l4proto vmap { udp : drop, tcp : jump escape }\nmeta nfproto vmap { ipv6 : drop, ipv4 : jump refuse }",
-            &[0, 1, 2],
-            &[],
-        ),
-        (
-            "ip daddr vmap { 198.51.100.0/24 : jump refuse, 10.0.0.0/8 : accept, 203.0.113.9 : jump escape }",
-            &[0, 1],
-            &[2],
-        ),
-        ("ip6 daddr vmap { ::/0 : jump refuse }\nip daddr vmap { 198.51.100.7 : accept, * : jump refuse }", &[2], &[]),
-        (
-            "oifname vmap { \"lo\" : accept, \"eth*\" : jump escape }\noif vmap { eth0 : jump refuse, lo : accept }",
-            &[0, 1, 2],
-            &[],
-        ),
-        (
-            "oifname @names tcp dport 80 jump refuse\noif @links tcp dport 443 jump escape\noif != @links jump refuse",
-            &[0],
-            &[1],
-        ),
-        ("meta skuid vmap @owners", &[0, 1], &[]),
-        ("meta mark set 0x5\nmeta mark vmap { 0x4 : jump refuse, 0x5 : goto escape }", &[], &[0, 1, 2]),
-        ("meta mark set 0x5\ntcp dport 443 meta mark vmap { 0x5 : jump refuse }", &[1], &[]),
-        ("tcp dport 80 tcp dport vmap { 80 : jump escape, 443 : jump refuse }", &[], &[0]),
-    ] {
-        let seen: Vec<Seen> = (0..3)
-            .map(|at| match (refuses.contains(&at), marks.contains(&at)) {
-                (true, _) => refused[at],
-                (_, true) => marked[at],
-                _ => intercepted[at],
-            })
-            .collect();
-        check(&pod, &with_maps(rules), &seen);
     }
 }

@@ -10,6 +10,7 @@ use crate::plan::why::Why;
 
 use super::expr::{Expr, Role, code, ct, meta, payload};
 use super::field::{Field, ct_field, meta_field};
+use super::marks;
 use super::names;
 use super::sets::{Elements, VerdictMap};
 use super::steps::{self, Step};
@@ -66,28 +67,15 @@ fn closes(rule: &Rule, before: &Rule) -> bool {
 
 /// A rule; several where it does several things.
 fn rule(number: usize, listed: &Listed, families: Families, around: &dyn Surroundings) -> Vec<Rule> {
-    let mut reader = Reader {
-        around,
-        families,
-        matches: Matches::default(),
-        register: Register::Empty,
-        steps: Vec::new(),
-        counters: None,
-        open: None,
-        ended: false,
+    let read = |exprs: &[Expr]| Reader::read(exprs, families, around);
+    let by_mark = || {
+        let read: Vec<_> = marks::each(&listed.exprs, around)?.iter().map(|exprs| read(exprs)).collect();
+        let counters = read.first()?.1;
+        let steps: Vec<Step> = read.into_iter().flat_map(|(steps, _)| steps).collect();
+        steps.iter().all(marks::is_apart).then_some((steps, counters))
     };
-    for at in 0..listed.exprs.len() {
-        if reader.ended {
-            break;
-        }
-        reader.step(&listed.exprs, at);
-    }
-    if reader.steps.is_empty() {
-        reader.does(Verdict::Continue, 0, 0);
-    }
+    let (steps, counters) = by_mark().unwrap_or_else(|| read(&listed.exprs));
     let why = listed.comment.as_deref().map_or(Why::Foreign("".into()), Why::from_comment);
-    let counters = reader.counters;
-    let steps = steps::apart(reader.steps, &listed.exprs);
     let is_understood = |step: &Step| step.matches.unknown.is_empty() && !matches!(step.verdict, Verdict::Unknown(_));
     let text = listed.text.clone().filter(|_| !steps.iter().all(is_understood));
     let origin = Arc::new(Origin { number, handle: listed.handle, text });
@@ -151,7 +139,31 @@ pub(super) struct Open {
     unknown: usize,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    /// What a rule does, step by step, and how often it applied.
+    fn read(exprs: &[Expr], families: Families, around: &'a dyn Surroundings) -> (Vec<Step>, Option<Counters>) {
+        let mut reader = Self {
+            around,
+            families,
+            matches: Matches::default(),
+            register: Register::Empty,
+            steps: Vec::new(),
+            counters: None,
+            open: None,
+            ended: false,
+        };
+        for at in 0..exprs.len() {
+            if reader.ended {
+                break;
+            }
+            reader.step(exprs, at);
+        }
+        if reader.steps.is_empty() {
+            reader.does(Verdict::Continue, 0, 0);
+        }
+        (steps::apart(reader.steps, exprs), reader.counters)
+    }
+
     fn step(&mut self, exprs: &[Expr], at: usize) {
         let Some(expr) = exprs.get(at) else { return };
         match expr {

@@ -12,6 +12,7 @@ pub mod everything;
 pub mod expr;
 mod field;
 pub mod links;
+mod marks;
 pub mod names;
 pub mod read;
 pub mod script;

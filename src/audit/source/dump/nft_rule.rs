@@ -273,7 +273,31 @@ impl<'a> Reader<'a, '_> {
         }
     }
 
-    /// Passes words up to a statement that can be understood; they are an unknown condition,
+    /// Whether a condition begins here that has nothing to do with the words from `start` on.
+    fn begins_condition(&self, start: usize) -> bool {
+        let word = |at: usize| match self.words.get(at) {
+            Some(Token::Word(word)) => Some(*word),
+            _ => None,
+        };
+        let opens = word(start).is_some_and(|word| OPENING.contains(&word) || word.starts_with('@'));
+        let bound = match self.at.checked_sub(1).filter(|before| *before > start).and_then(|at| self.words.get(at)) {
+            None | Some(Token::Sign(',' | '{' | '(')) => true,
+            // `ct original ip saddr`, but not `ct direction original`.
+            Some(Token::Word("original" | "reply")) => word(self.at - 2) == Some("ct"),
+            Some(Token::Word(before)) => BINDING.contains(before),
+            Some(_) => false,
+        };
+        let field = match (word(self.at), word(self.at + 1)) {
+            (Some("iifname" | "oifname"), _) => true,
+            (Some("meta"), Some(key)) => fields::meta_field(key).is_some(),
+            (Some("ct"), Some(key)) => fields::ct_field(key).is_some(),
+            (Some(header), Some(field)) => fields::payload_field(header, field).is_some(),
+            _ => false,
+        };
+        opens && !bound && field
+    }
+
+    /// Passes words up to a part that can be understood; they are an unknown condition,
     /// or an unknown verdict when one of them decides something.
     fn unknown(&mut self) {
         let start = self.at;
@@ -284,6 +308,7 @@ impl<'a> Reader<'a, '_> {
                 Token::Sign('{' | '(') => depth += 1,
                 Token::Sign('}' | ')') => depth = depth.saturating_sub(1),
                 Token::Word(word) if depth == 0 && self.at > start && STATEMENTS.contains(&word) => break,
+                Token::Word(_) if depth == 0 && !decides && self.begins_condition(start) => break,
                 Token::Word(word) if depth == 0 => decides |= DECIDING.contains(&word),
                 _ => {}
             }
@@ -295,6 +320,63 @@ impl<'a> Reader<'a, '_> {
         self.out.push(Expr::Unknown { role, words });
     }
 }
+
+/// Words with which conditions begin whose values are no conditions themselves, unlike those
+/// of `ipsec in ip saddr` or `vxlan tcp dport`.
+const OPENING: &[&str] = &[
+    "ip",
+    "ip6",
+    "tcp",
+    "udp",
+    "udplite",
+    "sctp",
+    "dccp",
+    "th",
+    "icmp",
+    "icmpv6",
+    "igmp",
+    "ether",
+    "vlan",
+    "ah",
+    "esp",
+    "comp",
+    "frag",
+    "hbh",
+    "fib",
+    "limit",
+    "quota",
+    "ct",
+    "meta",
+    "socket",
+    "rt",
+    "numgen",
+    "osf",
+    "iif",
+    "oif",
+    "iifname",
+    "oifname",
+    "iifgroup",
+    "oifgroup",
+    "iiftype",
+    "oiftype",
+    "pkttype",
+    "skuid",
+    "skgid",
+    "mark",
+    "cpu",
+    "cgroup",
+    "rtclassid",
+    "day",
+    "hour",
+    "time",
+    "protocol",
+];
+
+/// Words behind which a field stands that belongs to them.
+const BINDING: &[&str] = &[
+    ".", "meta", "ct", "to", "map", "vmap", "mod", "&", "|", "^", "and", "or", "xor", "==", "!=", "<", "<=", ">", ">=",
+    "/",
+];
 
 /// Words with which something begins that is understood by itself.
 const STATEMENTS: &[&str] =
