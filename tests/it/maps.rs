@@ -135,3 +135,20 @@ fn a_comment_of_iptables_is_no_condition() {
         assert_eq!(told(&source, &Probe::parse(TO_80)), "dropped", "{name}");
     }
 }
+
+#[test]
+fn a_field_that_is_not_understood_is_only_of_packets_with_its_header() {
+    let pod = pod();
+    for rule in [
+        "icmpv6 type { nd-neighbor-solicit, nd-router-advert } accept",
+        "icmp type echo-request accept",
+        "udp length > 4 accept",
+        "ip6 hoplimit > 1 accept",
+        "icmpv6 type vmap { echo-request : accept }",
+        "udp checksum & 1 != 0 accept",
+    ] {
+        // If it were not known that the first rule is not for this connection, neither would be the answer.
+        let rules = out(&format!("{rule}\ntcp dport 443 jump one"));
+        check(&pod, &rules, &[(TO_443, "refused", "dropped"), (TO_80, "out-proxy", "outbound-proxy")]);
+    }
+}
