@@ -5,7 +5,7 @@ use podweir::audit::source::Source;
 
 use crate::fixture::Namespace;
 use crate::pod::Probe;
-use crate::readings::{REDIRECT, Seen, TO_80, TO_443, check, out, pod, readings, told};
+use crate::readings::{REDIRECT, Seen, TO_80, TO_443, check, load, out, pod, readings, told};
 
 /// Chains that verdicts of maps lead to, and maps with a name.
 const MAPS: &str = "chain refuse { tcp dport { 80, 443, 8080 } reject with tcp reset; }
@@ -133,5 +133,45 @@ fn a_comment_of_iptables_is_no_condition() {
     namespace.print("iptables-nft", &rule);
     for (name, source) in readings(&namespace) {
         assert_eq!(told(&source, &Probe::parse(TO_80)), "dropped", "{name}");
+    }
+}
+
+#[test]
+fn a_field_that_is_not_understood_is_only_of_packets_with_its_header() {
+    let pod = pod();
+    for rule in [
+        "icmpv6 type { nd-neighbor-solicit, nd-router-advert } accept",
+        "icmp type echo-request accept",
+        "udp length > 4 accept",
+        "ip6 hoplimit > 1 accept",
+        "icmpv6 type vmap { echo-request : accept }",
+        "udp checksum & 1 != 0 accept",
+    ] {
+        // If it were not known that the first rule is not for this connection, neither would be the answer.
+        let rules = out(&format!("{rule}\ntcp dport 443 jump one"));
+        check(&pod, &rules, &[(TO_443, "refused", "dropped"), (TO_80, "out-proxy", "outbound-proxy")]);
+    }
+}
+
+/// nft hands the kernel conditions on neighbours as one comparison.
+#[test]
+fn conditions_on_neighbours_in_a_header_are_told_apart() {
+    let namespace = Namespace::new();
+    for rule in [
+        "ip saddr 10.244.0.6 ip daddr 198.51.100.7 tcp dport 80 drop",
+        "ip6 saddr fd00::6 ip6 daddr 2001:db8::7 drop\ntcp sport 45678 tcp dport 80 drop",
+        "ip saddr 10.244.0.6 ip daddr 198.51.100.7 tcp sport 45678 tcp dport 80 drop",
+    ] {
+        load(&namespace, &out(rule));
+        let [(_, live), text, json] = readings(&namespace);
+        let asked = |source: &Source| {
+            let chain = source.tables.iter().flat_map(|table| &table.chains).find(|chain| chain.name.name() == "out");
+            chain.unwrap().rules.iter().map(|rule| (rule.families, rule.matches.clone())).collect::<Vec<_>>()
+        };
+        for (name, source) in [text, json] {
+            assert_eq!(asked(&source), asked(&live), "{name}: {rule}");
+        }
+        let of = |port| Probe::parse(&format!("out tcp uid=1 gid=1 to 198.51.100.7 {port}"));
+        assert_eq!([told(&live, &of(80)), told(&live, &of(81))], ["dropped", "outbound-proxy"], "{rule}");
     }
 }

@@ -84,7 +84,7 @@ fn alone(kind: &str, rule: &str) -> Namespace {
 fn what_is_not_understood_is_named_with_its_rule_and_its_words() {
     for (kind, rule, live, text) in [
         ("filter", "fib daddr type unicast drop", "[fib daddr type 0x1]: drop", "[fib daddr type unicast]: drop"),
-        ("filter", "tcp flags syn drop", "tcp [@th,104,8 & 0x2 != 0x0]: drop", "[tcp flags syn]: drop"),
+        ("filter", "tcp flags syn drop", "tcp [@th,104,8 & 0x2 != 0x0]: drop", "tcp [tcp flags syn]: drop"),
         ("filter", "limit rate 5/second drop", "[limit rate 5/second]: drop", "[limit rate 5/second]: drop"),
         ("filter", "ct direction original drop", "[ct direction 0x0]: drop", "[ct direction original]: drop"),
         ("filter", "iifgroup 7 drop", "[meta iifgroup 0x7]: drop", "[iifgroup 7]: drop"),

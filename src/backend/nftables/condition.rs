@@ -30,6 +30,18 @@ impl Reader<'_> {
                 let net = prefix(family, data, mask.as_deref())?;
                 self.address(source, negated, Networks::from_iter([net]))
             }
+            (Field::Addresses { family }, None) if !negated => {
+                let (source, destination) = data.split_at_checked(data.len() / 2)?;
+                let (source, destination) = (prefix(family, source, None)?, prefix(family, destination, None)?);
+                self.address(true, false, Networks::from_iter([source]))?;
+                self.address(false, false, Networks::from_iter([destination]))
+            }
+            (Field::Ports, None) if !negated => {
+                let (source, destination) = data.split_at_checked(2)?;
+                let one = |port: &[u8]| [(port.to_vec(), port.to_vec())];
+                self.numbers(Field::SourcePort, false, &one(source), hton)?;
+                self.numbers(Field::DestinationPort, false, &one(destination), hton)
+            }
             (Field::Mark | Field::ConnectionMark, mask) => {
                 let mask = mask.map_or(Some(u32::MAX), |m| native(&m))?;
                 let cond = Cond { negated, value: Masked { value: native(data)?, mask } };

@@ -283,6 +283,10 @@ impl<'a> Reader<'a> {
         match (base, only, offset, len) {
             (payload::TRANSPORT, _, 0, 2) => Some(Field::SourcePort),
             (payload::TRANSPORT, _, 2, 2) => Some(Field::DestinationPort),
+            // nft joins conditions on neighbours to one.
+            (payload::TRANSPORT, _, 0, 4) => Some(Field::Ports),
+            (payload::NETWORK, Some(family @ Family::V4), 12, 8) => Some(Field::Addresses { family }),
+            (payload::NETWORK, Some(family @ Family::V6), 8, 32) => Some(Field::Addresses { family }),
             (payload::NETWORK, Some(Family::V4), 9, 1) => Some(Field::Protocol),
             // A load shorter than the address compares its first bytes: a prefix.
             (payload::NETWORK, Some(family), ..) => {

@@ -25,8 +25,14 @@ pub(super) enum Field {
         family: Family,
         source: bool,
     },
+    /// Source and destination in one piece.
+    Addresses {
+        family: Family,
+    },
     SourcePort,
     DestinationPort,
+    /// Source and destination in one piece.
+    Ports,
 }
 
 /// What a meta expression loads.

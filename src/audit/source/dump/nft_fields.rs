@@ -78,6 +78,21 @@ pub fn payload_field(header: &str, field: &str) -> Option<Field> {
     }
 }
 
+/// What must hold for a field of a header to be there, whichever it is and whatever is asked
+/// of it.
+pub fn of_header(header: &str) -> Vec<Expr> {
+    let family = |family| vec![Expr::Meta(meta::NFPROTO), equals(vec![family])];
+    let protocol = |number| vec![Expr::Meta(meta::L4PROTO), equals(vec![number])];
+    match header {
+        "ip" => family(2),
+        "ip6" => family(10),
+        "icmp" | "icmpv6" | "tcp" | "udp" | "udplite" | "sctp" | "dccp" => {
+            protocol::by_name(header).map(protocol).unwrap_or_default()
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// A value or a range of values, as written.
 pub type Item = (String, Option<String>);
 

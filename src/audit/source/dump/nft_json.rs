@@ -141,7 +141,7 @@ impl Reader {
     }
 }
 
-/// `"dev"` of a chain, a name or several; versions of nft before 1.1 do not print it.
+/// `"dev"` of a chain, a name or several; nft 1.0.6 does not print it.
 fn devices(chain: &Map<String, Value>) -> Option<Vec<Interface>> {
     let names = items(chain.get("dev")?)?;
     nft_names::devices(names.iter().map(|(name, _)| name.as_str()))
@@ -161,11 +161,17 @@ fn statement(statement: &Value, sets: &mut WrittenSets, out: &mut Vec<Expr>) {
     match kind.as_str() {
         "match" => match condition(body, sets) {
             Some(exprs) => out.extend(exprs),
-            None => out.push(Expr::Unknown { role: Role::Condition, words: format!("match {body}") }),
+            None => {
+                out.extend(body.get("left").map(of_header).unwrap_or_default());
+                out.push(Expr::Unknown { role: Role::Condition, words: format!("match {body}") });
+            }
         },
         "vmap" => match vmap(body, sets) {
             Some(exprs) => out.extend(exprs),
-            None => out.push(decision(words())),
+            None => {
+                out.extend(body.get("key").map(of_header).unwrap_or_default());
+                out.push(decision(words()));
+            }
         },
         "counter" => {
             if let (Some(packets), Some(bytes)) = (number("packets"), number("bytes")) {
@@ -199,6 +205,13 @@ fn statement(statement: &Value, sets: &mut WrittenSets, out: &mut Vec<Expr>) {
         // Whatever else it is, it may decide about the packet.
         _ => out.push(decision(words())),
     }
+}
+
+/// What must hold for a field to be there that is not known, perhaps masked.
+fn of_header(left: &Value) -> Vec<Expr> {
+    let field = left.get("&").and_then(|both| both.get(0)).unwrap_or(left);
+    let header = field.get("payload").and_then(|payload| payload.get("protocol")).and_then(Value::as_str);
+    header.map(fields::of_header).unwrap_or_default()
 }
 
 fn decision(words: String) -> Expr {

@@ -317,6 +317,9 @@ impl<'a> Reader<'a, '_> {
         let words = written(&self.words[start..self.at]);
         self.decided |= decides;
         let role = if decides { Role::Decision } else { Role::Condition };
+        if let Some([Token::Word(header), Token::Word(_)]) = self.words.get(start..start + 2) {
+            self.out.extend(fields::of_header(header));
+        }
         self.out.push(Expr::Unknown { role, words });
     }
 }
