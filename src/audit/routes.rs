@@ -60,16 +60,15 @@ impl Routes {
 
     /// All of them, in a stable order.
     pub fn all(&self) -> Vec<Route> {
-        let net = |address, length| IpNet::new(address, length).ok();
         let own = self.own.iter().filter_map(|(&address, interface)| {
             let length = if address.is_ipv4() { 32 } else { 128 };
-            Some(Route { to: net(address, length)?, interface: interface.clone(), own: true })
+            Some(Route { to: IpNet::new(address, length).ok()?, interface: interface.clone(), own: true })
         });
         let ways = self.ways.iter().flat_map(|(&(_, length), ways)| {
-            let way = move |(&address, interface): (&IpAddr, &Box<str>)| {
-                Some(Route { to: net(address, length)?, interface: interface.clone(), own: false })
-            };
-            ways.iter().filter_map(way)
+            let of_length = ways.iter().map(move |(address, interface)| (*address, length, interface.clone()));
+            of_length.filter_map(|(address, length, interface)| {
+                Some(Route { to: IpNet::new(address, length).ok()?, interface, own: false })
+            })
         });
         let mut all: Vec<Route> = own.chain(ways).collect();
         all.sort_unstable();
