@@ -60,14 +60,13 @@ impl Routes {
 
     /// All of them, in a stable order.
     pub fn all(&self) -> Vec<Route> {
-        let net = |address, length| IpNet::new(address, length).ok();
         let own = self.own.iter().filter_map(|(&address, interface)| {
             let length = if address.is_ipv4() { 32 } else { 128 };
-            Some(Route { to: net(address, length)?, interface: interface.clone(), own: true })
+            Some(Route { to: IpNet::new(address, length).ok()?, interface: interface.clone(), own: true })
         });
         let ways = self.ways.iter().flat_map(|(&(_, length), ways)| {
             ways.iter().filter_map(move |(&address, interface)| {
-                Some(Route { to: net(address, length)?, interface: interface.clone(), own: false })
+                Some(Route { to: IpNet::new(address, length).ok()?, interface: interface.clone(), own: false })
             })
         });
         let mut all: Vec<Route> = own.chain(ways).collect();

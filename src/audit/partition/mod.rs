@@ -6,7 +6,7 @@
 //! The space is that of flows that can occur: what a process sends to the pod's own
 //! addresses leaves by lo, all else by another interface; what comes in comes by any
 //! interface but lo, and not for a loopback address; nothing is sent to 0.0.0.0, `::` or
-//! an IPv4 address in IPv6. Packets start unmarked.
+//! an IPv4 address in IPv6, nor comes from there. Packets start unmarked.
 
 pub mod cube;
 mod guesses;
@@ -132,7 +132,8 @@ impl<'p> Space<'p> {
     /// Every flow of a family and scope.
     pub fn whole(&self, family: Family, scope: Scope) -> Cube {
         let (own, lo) = (self.own(family), self.interfaces.lo());
-        let others = all_addresses(family).minus(&own).minus(&on_no_wire(family));
+        let on_wire = all_addresses(family).minus(&on_no_wire(family));
+        let others = on_wire.minus(&own);
         let nobody: Owners = RangeList::of([NOBODY]);
         let owners = if scope.direction() == Direction::Outbound { everyone() } else { nobody };
         Cube {
@@ -144,6 +145,7 @@ impl<'p> Space<'p> {
             },
             uid: owners.clone(),
             gid: owners,
+            source: on_wire,
             ..Cube::whole(family)
         }
     }
@@ -197,8 +199,7 @@ impl<'p> Space<'p> {
     }
 }
 
-/// Addresses that no packet has as its destination: a program that asks for them gets
-/// others.
+/// Addresses that no packet of a connection has: a program that asks for them gets others.
 fn on_no_wire(family: Family) -> Addresses {
     const MAPPED: u128 = 0xffff << 32;
     match family {
