@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::config::types::{Family, Interface};
 use crate::plan::canon::{CanonMatches, number};
-use crate::plan::model::{Cond, CtStates, Masked, protocol};
+use crate::plan::model::{Cond, CtStates, Masked, Verdict, protocol};
 
 use super::flow::{Direction, Flow, Surroundings};
 use super::ruleset::{Base, ChainRules};
@@ -56,6 +56,17 @@ impl Tracking {
             Tracking::NotYet => CtStates::INVALID,
             Tracking::InZone => CtStates::NEW,
             Tracking::Known => state,
+        }
+    }
+
+    /// Whether packets with these marks are as before behind a rule, whether they meet it
+    /// or not.
+    pub(super) fn changes_nothing(self, verdict: &Verdict, packet: u32, connection: u32) -> bool {
+        match verdict {
+            Verdict::CtZone(_) => self != Tracking::NotYet,
+            Verdict::SetMark(Masked { value, mask }) => (packet & !mask) ^ value == packet,
+            Verdict::SaveMark | Verdict::RestoreMark => self != Tracking::Known || packet == connection,
+            _ => false,
         }
     }
 

@@ -310,7 +310,7 @@ impl<'a> Walk<'a, '_> {
         for (at, rule) in chain.rules.iter().enumerate() {
             self.choices.looks += 1;
             let meets = self.packet.meets(&rule.matches);
-            if meets == Meets::No || (meets == Meets::Maybe && self.rules.decides_nothing(&rule.verdict)) {
+            if meets == Meets::No || (meets == Meets::Maybe && self.changes_nothing(rule)) {
                 continue;
             }
             let here = Decider { chain, rule };
@@ -363,6 +363,12 @@ impl<'a> Walk<'a, '_> {
     fn mark(&mut self, mark: u32) {
         self.packet.mark = mark;
         self.trace.mark("the packet is marked", mark);
+    }
+
+    /// Whether the packet goes on as before, whether it meets a rule or not.
+    fn changes_nothing(&self, rule: &CanonRule) -> bool {
+        let Packet { mark, connection_mark, tracking, .. } = self.packet;
+        self.rules.decides_nothing(&rule.verdict) || tracking.changes_nothing(&rule.verdict, mark, connection_mark)
     }
 
     /// Which zone a packet is tracked in: the first that it is given.

@@ -322,14 +322,8 @@ impl<'a> Walk<'a, '_, '_> {
     fn does_nothing(&self, rule: &CanonRule, state: &State) -> bool {
         match &rule.verdict {
             verdict if self.rules.decides_nothing(verdict) => true,
-            // What is not known of the conditions is not known of the effect.
-            _ if !rule.matches.unknown.is_empty() => false,
-            Verdict::CtZone(_) => !self.rules.asks_before_conntrack || state.tracking != Tracking::NotYet,
-            Verdict::SetMark(Masked { value, mask }) => (state.mark & !mask) ^ value == state.mark,
-            Verdict::SaveMark | Verdict::RestoreMark => {
-                state.tracking != Tracking::Known || state.mark == state.connection_mark
-            }
-            _ => false,
+            Verdict::CtZone(_) if !self.rules.asks_before_conntrack => true,
+            verdict => state.tracking.changes_nothing(verdict, state.mark, state.connection_mark),
         }
     }
 
