@@ -152,7 +152,7 @@ impl Programs {
         let program = self.find(family, tool)?;
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let started = Instant::now();
-        let finished = self.start(&program, arguments, input);
+        let finished = self.start(&program, arguments, tool == "save", input);
         debug!(program = name, ?arguments, ms = started.elapsed().as_micros() as f64 / 1e3, "ran");
         let Finished { status, input, printed, said } =
             finished.map_err(|source| ProgramError::Run { program: name.clone(), source })?;
@@ -169,14 +169,21 @@ impl Programs {
 
     /// Runs a program to its end. What it prints goes to files in memory: so there is
     /// only one thing to wait for, and neither side can block the other. Warnings, which come
-    /// whenever they do, have a file of their own.
-    fn start(&self, program: &Path, arguments: &[&str], input: impl FnOnce() -> String) -> io::Result<Finished> {
+    /// whenever they do, have a file of their own where what is printed counts (`listing`).
+    fn start(
+        &self,
+        program: &Path,
+        arguments: &[&str],
+        listing: bool,
+        input: impl FnOnce() -> String,
+    ) -> io::Result<Finished> {
         let in_memory = || memfd_create(c"podweir-output", MFdFlags::MFD_CLOEXEC).map(File::from);
-        let (printed, said) = (in_memory()?, in_memory()?);
+        let said = in_memory()?;
+        let printed = listing.then(in_memory).transpose()?;
         let mut command = Command::new(program);
         command.args(arguments).env_clear().env("PATH", &self.environment.path);
         command.envs(&self.environment.variables);
-        command.stdin(Stdio::piped()).stdout(printed.try_clone()?).stderr(said.try_clone()?);
+        command.stdin(Stdio::piped()).stdout(printed.as_ref().unwrap_or(&said).try_clone()?).stderr(said.try_clone()?);
         if let Some(namespace) = &self.environment.user_namespace {
             sys::process::in_user_namespace(&mut command, namespace.clone());
         }
@@ -195,7 +202,10 @@ impl Programs {
         if status.success() {
             written?;
         }
-        Ok(Finished { status, input, printed: contents(printed)?, said: contents(said)? })
+        let printed = printed.map_or(Ok(String::new()), contents)?;
+        // Of one that has done its work nothing but a listing is of interest.
+        let said = if status.success() { String::new() } else { contents(said)? };
+        Ok(Finished { status, input, printed, said })
     }
 
     fn locked(&self, program: String) -> ProgramError {
