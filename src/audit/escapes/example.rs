@@ -48,7 +48,7 @@ pub fn of(family: Family, scope: Scope, flows: &Cube, space: &Space) -> Flow {
         flow.source = Some(address(family, first(&flows.source, [])));
     }
     if !flows.source_port.holds(EPHEMERAL) {
-        flow.source_port = Some(first(&flows.source_port, [1024]));
+        flow.source_port = Some(first(&flows.source_port, [1024, 1000, 1]));
     }
     flow
 }
