@@ -53,6 +53,12 @@ impl Routes {
         })
     }
 
+    /// The interface of the default route.
+    pub fn default_way(&self) -> Option<&str> {
+        let default = |v4| self.ways.get(&(v4, 0))?.values().next();
+        default(true).or_else(|| default(false)).map(|interface| &**interface)
+    }
+
     /// Which interface has an address of the pod's. What is on lo comes in by another one.
     pub fn of(&self, address: IpAddr) -> Option<&str> {
         self.own.get(&address).map(|interface| &**interface).filter(|&interface| interface != "lo")

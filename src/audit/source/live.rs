@@ -54,10 +54,11 @@ pub fn read(live: &Live) -> Result<Source, SourceError> {
         routes: routing::local_routes(&mut route)?,
         mesh_address: routing::has_mesh_address(&addresses),
     };
+    let routes = routes(&mut route)?;
     let pod = Surroundings {
         dns_servers: live.resolv_conf.map(|text| facts::name_servers(text).0),
-        uplink: uplink(&addresses).into(),
-        routes: routes(&mut route)?,
+        uplink: uplink(&routes, &addresses),
+        routes,
         addresses: addresses.into_iter().map(|(_, address)| address).collect(),
     };
     let ruleset = listing::ruleset(&tables);
@@ -123,19 +124,9 @@ fn routes(netlink: &mut Netlink) -> Result<Routes, SourceError> {
     Ok(Routes::new(found))
 }
 
-/// The interface of the default route (proc(5): /proc/net/route); without one that of the
-/// first global address.
-fn uplink(addresses: &[(u32, IpAddr)]) -> String {
+/// The interface of the default route; without one that of the first global address.
+fn uplink(routes: &Routes, addresses: &[(u32, IpAddr)]) -> Box<str> {
     const USUAL: &str = "eth0";
-    let by_route = || {
-        let text = std::fs::read_to_string("/proc/thread-self/net/route").ok()?;
-        let default = text.lines().find(|line| line.split_whitespace().nth(1) == Some("00000000"))?;
-        Some(default.split_whitespace().next()?.to_owned())
-    };
-    let by_address = || {
-        let (index, _) = addresses.iter().find(|(_, address)| facts::is_global(address))?;
-        nix::net::if_::if_indextoname(*index).ok()?.into_string().ok()
-    };
-    let name = by_route().or_else(by_address).unwrap_or_else(|| USUAL.to_owned());
-    printable(&name).into_owned()
+    let by_address = || addresses.iter().filter(|(_, a)| facts::is_global(a)).find_map(|(_, a)| routes.of(*a));
+    routes.default_way().or_else(by_address).unwrap_or(USUAL).into()
 }

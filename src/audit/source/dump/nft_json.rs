@@ -52,11 +52,12 @@ impl Reader {
         }
     }
 
-    fn place(&self, body: &Map<String, Value>) -> Result<Place, String> {
+    /// The table that an object is in, and which one of `tables` that is.
+    fn place(&self, body: &Map<String, Value>) -> Result<(Place, usize), String> {
         let place = (nft_names::family(text(body, "family")?)?, text(body, "table")?.to_owned());
-        match self.places.contains_key(&place) {
-            true => Ok(place),
-            false => Err(format!("its table {} is not listed before it", place.1)),
+        match self.places.get(&place) {
+            Some(&at) => Ok((place, at)),
+            None => Err(format!("its table {} is not listed before it", place.1)),
         }
     }
 
@@ -76,7 +77,7 @@ impl Reader {
     }
 
     fn chain(&mut self, body: &Map<String, Value>) -> Result<(), String> {
-        let place = self.place(body)?;
+        let (place, table) = self.place(body)?;
         let name = text(body, "name")?.to_owned();
         let hook = match body.get("hook").and_then(Value::as_str) {
             Some(hook) => {
@@ -87,9 +88,8 @@ impl Reader {
             }
             None => None,
         };
-        let table = &mut self.tables[self.places[&place]];
-        let at = table.chains.len();
-        if self.chains.insert((place, name.clone()), at).is_some() {
+        let Some(table) = self.tables.get_mut(table) else { return Err("its table is not listed before it".into()) };
+        if self.chains.insert((place, name.clone()), table.chains.len()).is_some() {
             return Err(format!("{name} is there for the second time"));
         }
         table.chains.push(FullChain { name, hook, rules: Vec::new() });
@@ -97,7 +97,7 @@ impl Reader {
     }
 
     fn set(&mut self, body: &Map<String, Value>, map: bool) -> Result<(), String> {
-        let place = self.place(body)?;
+        let (place, _) = self.place(body)?;
         let (list, name) = (body.get("elem"), text(body, "name")?.to_owned());
         let sets = self.sets.entry(place).or_default();
         match map {
@@ -108,11 +108,11 @@ impl Reader {
     }
 
     fn rule(&mut self, body: &Map<String, Value>) -> Result<(), String> {
-        let place = self.place(body)?;
+        let (place, table) = self.place(body)?;
         let chain = text(body, "chain")?;
-        let Some(&at) = self.chains.get(&(place.clone(), chain.to_owned())) else {
-            return Err(format!("its chain {chain} is not listed before it"));
-        };
+        let at = self.chains.get(&(place.clone(), chain.to_owned()));
+        let listed = at.and_then(|&at| self.tables.get_mut(table)?.chains.get_mut(at));
+        let Some(listed) = listed else { return Err(format!("its chain {chain} is not listed before it")) };
         let exprs = body.get("expr").and_then(Value::as_array).ok_or("it has no \"expr\"")?;
         let sets = self.sets.entry(place.clone()).or_default();
         sets.budget = self.budget;
@@ -122,7 +122,7 @@ impl Reader {
         }
         self.budget = sets.budget;
         let comment = body.get("comment").and_then(Value::as_str).map(str::to_owned);
-        self.tables[self.places[&place]].chains[at].rules.push(Listed {
+        listed.rules.push(Listed {
             exprs: out,
             comment,
             handle: body.get("handle").and_then(Value::as_u64),
@@ -133,8 +133,8 @@ impl Reader {
 
     fn finish(mut self) -> Vec<FullTable> {
         for (place, sets) in self.sets {
-            if let Some(&at) = self.places.get(&place) {
-                sets.anonymous.into_table(&mut self.tables[at]);
+            if let Some(table) = self.places.get(&place).and_then(|&at| self.tables.get_mut(at)) {
+                sets.anonymous.into_table(table);
             }
         }
         self.tables
