@@ -50,6 +50,7 @@ mod readme;
 mod reasons;
 mod semantics;
 mod sources;
+mod statements;
 mod states;
 mod tproxy;
 mod traffic;

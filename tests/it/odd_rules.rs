@@ -93,13 +93,13 @@ fn what_is_not_understood_is_named_with_its_rule_and_its_words() {
             "filter",
             "ip daddr . tcp dport @s drop",
             "tcp [@nh,128,32 th dport @s]: drop",
-            "[ip daddr . tcp dport @s]: drop",
+            "tcp [ip daddr . tcp dport @s]: drop",
         ),
         (
             "filter",
             "ip daddr . tcp dport vmap { 10.0.0.1 . 80 : drop }",
             "tcp [th dport]: [@nh,128,32 th dport vmap @__map0]",
-            "[ip daddr . tcp dport vmap { 10.0.0.1 . 80 : drop }]",
+            "tcp: [ip daddr . tcp dport vmap { 10.0.0.1 . 80 : drop }]",
         ),
         ("filter", "ct mark set 7", "[ct mark set 0x7]", "[ct mark set 0x00000007]"),
         (

@@ -210,6 +210,11 @@ impl<'a> Reader<'a> {
             // All that nft tells of a comment of iptables'.
             Expr::Xt { name, .. } if name == "comment" => {}
             Expr::Xt { .. } => self.matches.unknown.push(phrase(&exprs[at..=at])),
+            Expr::Update { .. } => {
+                let from = self.open.map_or(at, |open| open.from);
+                self.matches.unknown.push(phrase(&exprs[from..=at]));
+                (self.register, self.open) = (Register::Lost, None);
+            }
             Expr::Unknown { role, words } => match role {
                 Role::Nothing => {}
                 Role::Value => {

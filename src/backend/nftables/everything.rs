@@ -8,6 +8,7 @@ use crate::plan::model::Rule;
 use crate::sys::netlink::{Netlink, Received};
 
 use super::decode::{self, Listed, Surroundings};
+use super::expr;
 use super::links::Links;
 use super::read::{self, ListedHook, dump};
 use super::sets::{self, Element, Elements, VerdictMap};
@@ -109,6 +110,16 @@ impl FullTable {
         }
     }
 
+    /// Takes what sets and maps hold that rules of the table change for not known: a packet
+    /// may have changed it before the next one is asked about.
+    pub fn forget_updated(&mut self) {
+        let exprs = self.chains.iter().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.exprs);
+        for name in expr::updated(exprs) {
+            self.sets.insert(name.to_owned(), None);
+            self.maps.remove(name);
+        }
+    }
+
     /// A chain's rules in the words of the model.
     pub fn decode(&self, chain: &FullChain) -> Vec<Rule> {
         decode::chain(&chain.rules, self.families(), self)
@@ -158,6 +169,7 @@ pub fn list(netlink: &mut Netlink) -> io::Result<Vec<FullTable>> {
             sets.into_table(table);
         }
     }
+    tables.list.iter_mut().for_each(FullTable::forget_updated);
     let links = Links::for_rules(tables.list.iter().flat_map(|t| &t.chains).flat_map(|chain| &chain.rules))?;
     tables.list.iter_mut().for_each(|table| table.links = links.clone());
     match read::tables(netlink)?.generation == before {

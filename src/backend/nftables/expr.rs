@@ -147,11 +147,51 @@ pub enum Expr {
         revision: u32,
         info: Vec<u8>,
     },
+    /// Puts something into a set or map, or takes it out; where that fails the rule ends. What
+    /// the set holds when it is listed says nothing about the next packet.
+    Update {
+        verb: UpdateVerb,
+        set: String,
+    },
     /// Anything else, in words.
     Unknown {
         role: Role,
         words: String,
     },
+}
+
+/// `enum nft_dynset_ops`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpdateVerb {
+    Add,
+    Update,
+    Delete,
+}
+
+impl UpdateVerb {
+    const ALL: [UpdateVerb; 3] = [UpdateVerb::Add, UpdateVerb::Update, UpdateVerb::Delete];
+
+    /// nft's word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            UpdateVerb::Add => "add",
+            UpdateVerb::Update => "update",
+            UpdateVerb::Delete => "delete",
+        }
+    }
+
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|verb| verb.name() == name)
+    }
+
+    fn by_number(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|verb| *verb as u32 == number)
+    }
+}
+
+/// The sets and maps that rules change.
+pub fn updated<'a>(exprs: impl IntoIterator<Item = &'a Expr>) -> impl Iterator<Item = &'a str> {
+    exprs.into_iter().filter_map(|expr| if let Expr::Update { set, .. } = expr { Some(set.as_str()) } else { None })
 }
 
 /// What an expression that is not understood may do.
@@ -202,7 +242,8 @@ impl Expr {
             Expr::Tproxy { .. } => "tproxy",
             Expr::Xt { target: true, .. } => "target",
             Expr::Xt { .. } => "match",
-            // Only for reading: a rule of ours has none.
+            // Only for reading: a rule of ours has none of these.
+            Expr::Update { .. } => "dynset",
             Expr::Unknown { words, .. } => words,
         }
     }
@@ -279,7 +320,7 @@ impl Expr {
                 out.u32(2, *revision);
                 out.bytes(3, info);
             }
-            Expr::Unknown { .. } => {}
+            Expr::Update { .. } | Expr::Unknown { .. } => {}
         }
     }
 
@@ -334,6 +375,8 @@ impl Expr {
                 revision: number(2)?,
                 info: find(data, 3)?.value.to_vec(),
             }),
+            // NFTA_DYNSET_SET_NAME, NFTA_DYNSET_OP; its registers say which element.
+            "dynset" => Some(Expr::Update { verb: UpdateVerb::by_number(number(3)?)?, set: find(data, 1)?.string() }),
             "tproxy" if is_ours(3) && find(data, 2).is_none() => Some(Expr::Tproxy { family: number(1)? }),
             _ => None,
         }
@@ -385,7 +428,7 @@ mod tests {
             Expr::Redir,
             Expr::Tproxy { family: 0 },
             Expr::Xt { target: true, name: "REDIRECT".into(), revision: 0, info: vec![1, 2, 3, 4] },
-            Expr::Unknown { role: Role::Condition, words: "nothing-known".into() },
+            Expr::Unknown { role: Role::Decision, words: "nothing-known".into() },
         ];
         let mut out = Messages::default();
         out.nft(Msg::NewRule, 0, NfFamily::INET, |a| a.nested(4, |a| write(&exprs, a)));

@@ -333,6 +333,9 @@ fn list(netlink: &mut Netlink, table: &str) -> io::Result<Listing> {
             rules.entry(name_of(&message, 2)).or_default().push(listed(attributes));
         },
     )?;
+    for name in expr::updated(out.rules.values().flatten().flat_map(|rule| &rule.exprs)) {
+        out.sets.entry(name.to_owned()).or_default().elements = None;
+    }
     out.links = Links::for_rules(out.rules.values().flatten())?;
     Ok(out)
 }

@@ -80,54 +80,50 @@ fn named(names: &[&str], key: u32) -> String {
     name.map_or_else(|| format!("key {key}"), |name| (*name).to_owned())
 }
 
-/// Expressions that load something for a comparison behind them.
-const LOADS: &[&str] = &[
-    "meta",
-    "ct",
-    "payload",
-    "inner",
-    "exthdr",
-    "fib",
-    "rt",
-    "socket",
-    "hash",
-    "numgen",
-    "osf",
-    "tunnel",
-    "xfrm",
-    "bitwise",
-    "byteorder",
-    "lookup",
-];
-/// Expressions that decide about a packet, in a form or with an effect that is not known.
-const DECIDES: &[&str] = &[
-    "nat",
-    "masq",
-    "redir",
-    "tproxy",
-    "reject",
-    "queue",
-    "fwd",
-    "dup",
-    "target",
-    "synproxy",
-    "notrack",
-    "flow_offload",
-];
+/// Expressions that can do nothing but load something for a comparison behind them.
+const LOADS: &[&str] =
+    &["inner", "fib", "rt", "socket", "hash", "numgen", "osf", "tunnel", "xfrm", "bitwise", "byteorder", "lookup"];
+/// Expressions that load with a destination register, attribute 1 of each of them
+/// (`NFTA_META_DREG`, `NFTA_CT_DREG`, `NFTA_PAYLOAD_DREG`, `NFTA_EXTHDR_DREG`). Without one they
+/// change the packet: from a source register, or by taking an option out of it.
+const LOADS_OR_WRITES: &[&str] = &["meta", "ct", "payload", "exthdr"];
+/// Expressions that end the rule or do not, and leave the packet as it is.
+const CONDITIONS: &[&str] = &["cmp", "range", "limit", "quota", "connlimit", "dynset", "match"];
+/// Expressions that note something and change nothing.
+const NOTES: &[&str] = &["log", "counter", "last"];
 
-/// An expression of the kernel's that has no other form here.
+/// An expression of the kernel's that has no other form here. One that is not known by name
+/// decides: whatever it does to a packet, what stands behind it tells too little.
 pub(super) fn unknown(name: &str, data: &[u8]) -> Expr {
     let number = |kind| find(data, kind).and_then(|a| a.u32());
     let role = match name {
         // A verdict that is none of the usual ones, such as one that queues.
         "immediate" if number(1) == Some(0) => Role::Decision,
         "immediate" => Role::Value,
-        "log" => Role::Nothing,
+        "objref" => object_role(number(1)),
+        _ if LOADS_OR_WRITES.contains(&name) && number(1).is_some() => Role::Load,
         _ if LOADS.contains(&name) => Role::Load,
-        _ if DECIDES.contains(&name) => Role::Decision,
-        _ => Role::Condition,
+        _ if CONDITIONS.contains(&name) => Role::Condition,
+        _ if NOTES.contains(&name) => Role::Nothing,
+        _ => Role::Decision,
     };
     Expr::Unknown { role, words: essentials(name, data).unwrap_or_else(|| name.to_owned()) }
+}
+
+/// What it does to a packet that a rule names an object, by the object's type
+/// (`NFTA_OBJREF_IMM_TYPE`, `NFT_OBJECT_*`). `None`: it takes the object from a map, and the
+/// rule ends where the map has none.
+fn object_role(kind: Option<u32>) -> Role {
+    const COUNTER: u32 = 1;
+    const QUOTA: u32 = 2;
+    const LIMIT: u32 = 4;
+    const CONNLIMIT: u32 = 5;
+    match kind {
+        Some(COUNTER) => Role::Nothing,
+        None | Some(QUOTA | LIMIT | CONNLIMIT) => Role::Condition,
+        // A helper, a tunnel, a SYN proxy and the like take part in where the packet goes.
+        Some(_) => Role::Decision,
+    }
 }
 
 /// What is said about an expression besides its name; `None` where nothing is known to say.
@@ -148,10 +144,15 @@ fn essentials(name: &str, data: &[u8]) -> Option<String> {
         }
         "payload" if number(5).is_some() => format!("{} set", raw(number(6)?, number(7)?, number(8)?)),
         "payload" => raw(number(2)?, number(3)?, number(4)?),
-        "exthdr" => match number(6) {
-            Some(1) => format!("tcp option {}", byte(2)?),
-            _ => format!("exthdr {}", byte(2)?),
-        },
+        "exthdr" => {
+            let header = if number(6) == Some(1) { "tcp option" } else { "exthdr" };
+            let (before, behind) = match (number(1), number(7)) {
+                (None, None) => ("reset ", ""),
+                (None, Some(_)) => ("", " set"),
+                _ => ("", ""),
+            };
+            format!("{before}{header} {}{behind}", byte(2)?)
+        }
         "fib" => {
             let flags = number(3)?;
             let by = [(1, "saddr"), (2, "daddr"), (4, "mark"), (8, "iif"), (16, "oif")];
@@ -177,7 +178,6 @@ fn essentials(name: &str, data: &[u8]) -> Option<String> {
         "connlimit" => format!("ct count {}{}", if number(2).unwrap_or(0) & 1 == 1 { "over " } else { "" }, number(1)?),
         "lookup" if attribute(3).is_some() => format!("map @{}", attribute(1)?.string()),
         "lookup" => format!("{}@{}", if number(5).unwrap_or(0) & 1 == 1 { "!= " } else { "" }, attribute(1)?.string()),
-        "dynset" => format!("@{}", attribute(1)?.string()),
         "objref" => format!("object {}", attribute(2).or(attribute(6))?.string()),
         // NFTA_NAT_TYPE: NFT_NAT_SNAT, NFT_NAT_DNAT.
         "nat" => choice(&["snat", "dnat"], 1)?,
@@ -271,6 +271,7 @@ pub(super) fn statement(exprs: &[Expr], from: usize, at: usize) -> String {
         before @ [Expr::Immediate(_)] if matches!(exprs[at], Expr::MetaSet(_) | Expr::CtSet(_)) => {
             phrase(&[&exprs[at..=at], before].concat())
         }
+        values if values.iter().all(is_value) && name.ends_with(" set") => format!("{name} {}", phrase(values)),
         values if values.iter().all(is_value) => format!("{name} to {}", phrase(values)),
         loads => format!("{} {name}", phrase(loads)),
     }
@@ -335,6 +336,7 @@ pub(super) fn phrase(exprs: &[Expr]) -> String {
             Expr::Xt { target, name, .. } => {
                 out.push(format!("xt {} {name}", if *target { "target" } else { "match" }))
             }
+            Expr::Update { verb, set } => out.push(format!("{} @{set}", verb.name())),
             Expr::Unknown { role, words } => {
                 if *role == Role::Load && words.starts_with('@') {
                     written = Written::Network;
@@ -345,4 +347,39 @@ pub(super) fn phrase(exprs: &[Expr]) -> String {
         }
     }
     out.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::nftables::wire::{Messages, NfMessage};
+    use crate::backend::nftables::wire::{Msg, NfFamily};
+    use crate::sys::netlink::messages;
+
+    fn read(name: &str, numbers: &[(u16, u32)]) -> Expr {
+        let mut out = Messages::default();
+        out.nft(Msg::NewRule, 0, NfFamily::INET, |a| numbers.iter().for_each(|(kind, n)| a.u32(*kind, *n)));
+        let message = messages(out.bytes()).next().unwrap();
+        unknown(name, message.attributes())
+    }
+
+    #[test]
+    fn what_takes_its_value_from_a_register_or_takes_an_option_away_decides() {
+        // A register that rules of ours do not use: 2.
+        for (name, loads, writes) in [
+            ("payload", &[(1, 2), (2, 1), (3, 16), (4, 4)][..], &[(5, 2), (2, 1), (3, 16), (4, 4)][..]),
+            ("meta", &[(1, 2), (2, 3)], &[(3, 2), (2, 3)]),
+            ("ct", &[(1, 2), (2, 17)], &[(4, 2), (2, 17)]),
+            ("exthdr", &[(1, 2), (6, 1)], &[(7, 2), (6, 1)]),
+            ("exthdr", &[(1, 2), (6, 0)], &[(6, 1)]),
+        ] {
+            let role = |numbers| if let Expr::Unknown { role, .. } = read(name, numbers) { Some(role) } else { None };
+            assert_eq!((role(loads), role(writes)), (Some(Role::Load), Some(Role::Decision)), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_has_heard_of_decides() {
+        assert!(matches!(read("teleport", &[]), Expr::Unknown { role: Role::Decision, .. }));
+    }
 }

@@ -1,23 +1,23 @@
 //! `nft -j list ruleset` (libnftables-json(5)) as tables of expressions.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
 use crate::backend::nftables::decode::Listed;
 use crate::backend::nftables::everything::{FullChain, FullTable};
-use crate::backend::nftables::expr::{Expr, Op, Role, code};
+use crate::backend::nftables::expr::{Expr, Op, Role, UpdateVerb, code};
 use crate::config::types::Interface;
 
 use super::nft_fields::{self as fields, Field, Item, Right};
-use super::nft_names;
 use super::nft_sets::{self, Entry, Verdicts, WrittenSets};
+use super::{nft_names, nft_rule, nft_words};
 
 type Place = (u8, String);
 
 /// Reads the objects of the `nftables` array.
 pub fn parse(objects: &[Value], budget: usize) -> Result<Vec<FullTable>, String> {
-    let mut reader = Reader { budget, ..Reader::default() };
+    let mut reader = Reader { budget, updated: updated(objects), ..Reader::default() };
     for (at, object) in objects.iter().enumerate() {
         let Some((kind, body)) = object.as_object().and_then(|o| o.iter().next()) else {
             return Err(format!("entry {at} of \"nftables\" is no object"));
@@ -35,6 +35,40 @@ struct Reader {
     chains: HashMap<(Place, String), usize>,
     sets: HashMap<Place, WrittenSets>,
     budget: usize,
+    /// The sets and maps that rules change.
+    updated: HashSet<(Place, String)>,
+}
+
+/// The sets and maps that rules change, wherever the rules stand.
+fn updated(objects: &[Value]) -> HashSet<(Place, String)> {
+    let mut out = HashSet::new();
+    for rule in objects.iter().filter_map(|object| object.get("rule")) {
+        let text = |key: &str| rule.get(key).and_then(Value::as_str);
+        let place = || Some((nft_names::family(text("family")?).ok()?, text("table")?.to_owned()));
+        let Some(place) = place() else { continue };
+        for statement in rule.get("expr").and_then(Value::as_array).into_iter().flatten() {
+            let name = match statement {
+                // Of what this version of nft has no JSON for.
+                Value::String(words) => words.split(' ').nth(1),
+                statement => update(statement).map(|(_, set, _)| set),
+            };
+            out.extend(name.map(|name| (place.clone(), name.trim_start_matches('@').to_owned())));
+        }
+    }
+    out
+}
+
+/// A statement that changes a set: how, which, and the element.
+fn update(statement: &Value) -> Option<(UpdateVerb, &str, &Value)> {
+    let (kind, body) = statement.as_object()?.iter().next()?;
+    match kind.as_str() {
+        "set" | "map" => {
+            let verb = UpdateVerb::by_name(body.get("op")?.as_str()?)?;
+            Some((verb, body.get(kind)?.as_str()?, body))
+        }
+        "meter" => Some((UpdateVerb::Add, body.get("name")?.as_str()?, body)),
+        _ => None,
+    }
 }
 
 fn text<'a>(body: &'a Map<String, Value>, key: &str) -> Result<&'a str, String> {
@@ -99,7 +133,12 @@ impl Reader {
     fn set(&mut self, body: &Map<String, Value>, map: bool) -> Result<(), String> {
         let (place, _) = self.place(body)?;
         let (list, name) = (body.get("elem"), text(body, "name")?.to_owned());
-        let sets = self.sets.entry(place).or_default();
+        let key = (place, name.clone());
+        let sets = self.sets.entry(key.0.clone()).or_default();
+        if self.updated.contains(&key) {
+            sets.forget(&name);
+            return Ok(());
+        }
         match map {
             true => drop(sets.named_maps.insert(name, list.map_or(Some(Vec::new()), entries))),
             false => drop(sets.named.insert(name, list.map_or(Some(Vec::new()), items))),
@@ -150,10 +189,18 @@ fn devices(chain: &Map<String, Value>) -> Option<Vec<Interface>> {
 /// One statement of a rule; what is not understood is kept as unknown.
 fn statement(statement: &Value, sets: &mut WrittenSets, out: &mut Vec<Expr>) {
     let Some((kind, body)) = statement.as_object().and_then(|o| o.iter().next()) else {
-        // `"notrack"` and the like stand as bare words.
+        // `"notrack"` and the like stand as bare words, and what nft has no JSON for as text.
         let words = statement.as_str().map_or_else(|| statement.to_string(), str::to_owned);
-        return out.push(decision(words));
+        match nft_words::all(&words).filter(|tokens| nft_rule::updated(tokens).next().is_some()) {
+            Some(tokens) => out.extend(nft_rule::parse(&tokens, None, false, sets).exprs),
+            None => out.push(decision(words)),
+        }
+        return;
     };
+    if let Some((verb, set, element)) = update(statement) {
+        headers(element, out);
+        return out.push(Expr::Update { verb, set: set.trim_start_matches('@').to_owned() });
+    }
     let number = |key: &str| body.get(key).and_then(Value::as_u64);
     let target = || body.get("target").and_then(Value::as_str).map(str::to_owned);
     let verdict = |code, chain| Expr::Verdict { code, chain };
@@ -162,56 +209,78 @@ fn statement(statement: &Value, sets: &mut WrittenSets, out: &mut Vec<Expr>) {
         "match" => match condition(body, sets) {
             Some(exprs) => out.extend(exprs),
             None => {
-                out.extend(body.get("left").map(of_header).unwrap_or_default());
+                body.get("left").into_iter().for_each(|left| headers(left, out));
                 out.push(Expr::Unknown { role: Role::Condition, words: format!("match {body}") });
             }
         },
         "vmap" => match vmap(body, sets) {
             Some(exprs) => out.extend(exprs),
             None => {
-                out.extend(body.get("key").map(of_header).unwrap_or_default());
+                body.get("key").into_iter().for_each(|key| headers(key, out));
                 out.push(decision(words()));
             }
         },
         "counter" => {
             if let (Some(packets), Some(bytes)) = (number("packets"), number("bytes")) {
                 out.push(Expr::Counter { packets, bytes });
+            } else if body.is_object() && body.get("packets").is_none() {
+                // From a map, which need not have one for the packet.
+                headers(body, out);
+                out.push(Expr::Unknown { role: Role::Condition, words: words() });
             }
         }
         "accept" => out.push(verdict(code::ACCEPT, None)),
         "drop" => out.push(verdict(code::DROP, None)),
         "return" => out.push(verdict(code::RETURN, None)),
-        "continue" | "log" => {}
+        "continue" | "log" | "last" => {}
         "jump" => out.push(verdict(code::JUMP, target())),
         "goto" => out.push(verdict(code::GOTO, target())),
-        "redirect" => match port(body) {
-            Some(port) => out.extend(fields::redirect(port)),
-            None => out.push(decision(words())),
-        },
-        "tproxy" => match port(body).filter(|_| body.get("addr").is_none()) {
-            Some(port) => out.extend(fields::tproxy(port)),
-            None => out.push(decision(words())),
-        },
+        "redirect" if let Some(port) = port(body) => out.extend(fields::redirect(port)),
+        "tproxy" if let Some(port) = port(body).filter(|_| body.get("addr").is_none()) => {
+            out.extend(fields::tproxy(port));
+        }
         "mangle" => match mangle(body) {
             Some(exprs) => out.extend(exprs),
-            None => out.push(decision(words())),
+            None => {
+                headers(body, out);
+                out.push(decision(words()));
+            }
         },
         "xt" => {
             let name = body.get("name").and_then(Value::as_str).unwrap_or("of iptables").to_owned();
             let target = body.get("type").and_then(Value::as_str) != Some("match");
             out.push(Expr::Xt { target, name, revision: u32::MAX, info: Vec::new() });
         }
-        "limit" | "quota" | "ct count" | "last" => out.push(Expr::Unknown { role: Role::Condition, words: words() }),
+        "limit" | "quota" | "ct count" => {
+            headers(body, out);
+            out.push(Expr::Unknown { role: Role::Condition, words: words() });
+        }
         // Whatever else it is, it may decide about the packet.
-        _ => out.push(decision(words())),
+        _ => {
+            headers(body, out);
+            out.push(decision(words()));
+        }
     }
 }
 
-/// What must hold for a field to be there that is not known, perhaps masked.
-fn of_header(left: &Value) -> Vec<Expr> {
-    let field = left.get("&").and_then(|both| both.get(0)).unwrap_or(left);
-    let header = field.get("payload").and_then(|payload| payload.get("protocol")).and_then(Value::as_str);
-    header.map(fields::of_header).unwrap_or_default()
+/// Adds what must hold for the fields to be there that an expression asks for or takes a value
+/// from. A header within another one is none of the packet's; what a map holds are values.
+fn headers(expression: &Value, out: &mut Vec<Expr>) {
+    match expression {
+        Value::Object(parts) => {
+            for (name, part) in parts.iter().filter(|(name, _)| *name != "data") {
+                match part.get("protocol").and_then(Value::as_str) {
+                    Some(header) if name == "payload" && part.get("tunnel").is_none() => {
+                        out.extend(fields::of_header(header));
+                    }
+                    Some(_) if name == "payload" => {}
+                    _ => headers(part, out),
+                }
+            }
+        }
+        Value::Array(parts) => parts.iter().for_each(|part| headers(part, out)),
+        _ => {}
+    }
 }
 
 fn decision(words: String) -> Expr {
@@ -359,7 +428,9 @@ fn mangle(body: &Value) -> Option<Vec<Expr>> {
         // A rule does not apply to what a map has no value for.
         (Some("nftrace" | "priority"), _) if value.get("map").is_none() => Some(Vec::new()),
         (_, Some("mark")) => (of(value, "meta").as_deref() == Some("mark")).then(fields::save_mark),
-        (_, Some("zone")) => Some(fields::set_zone(u16::try_from(value.as_u64()?).ok()?)),
+        (_, Some("zone")) if key["ct"].get("dir").is_none() => {
+            Some(fields::set_zone(u16::try_from(value.as_u64()?).ok()?))
+        }
         _ => None,
     }
 }

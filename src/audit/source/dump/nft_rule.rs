@@ -3,7 +3,7 @@
 
 use crate::audit::source::opaque::HIDDEN_TARGET;
 use crate::backend::nftables::decode::Listed;
-use crate::backend::nftables::expr::{Expr, Op, Role, code};
+use crate::backend::nftables::expr::{Expr, Op, Role, UpdateVerb, code};
 use crate::plan::model::Table;
 
 use super::nft_fields::{self as fields, Field, Right};
@@ -78,6 +78,8 @@ impl<'a> Reader<'a, '_> {
         let verdict = |code, chain| [Expr::Verdict { code, chain }];
         match self.word()? {
             "counter" => self.counter(),
+            verb @ ("add" | "update" | "delete") => self.update(UpdateVerb::by_name(verb)?),
+            "meter" => self.meter(),
             "comment" => {
                 self.comment = Some(self.word()?.to_owned());
                 Some(())
@@ -153,9 +155,32 @@ impl<'a> Reader<'a, '_> {
             let bytes = self.take(&["bytes"]).then(|| self.word())??.parse().ok()?;
             self.out.push(Expr::Counter { packets, bytes });
         } else if self.take(&["name"]) {
-            self.word()?;
+            // One from a map, without quotes, is there for some packets only.
+            return matches!(self.next()?, Token::Quoted(_)).then_some(());
         }
         Some(())
+    }
+
+    /// `@set { ip saddr timeout 1m }`.
+    fn update(&mut self, verb: UpdateVerb) -> Option<()> {
+        let set = self.word()?.strip_prefix('@')?.to_owned();
+        self.element(verb, set)
+    }
+
+    /// `name size 100 { ip saddr limit rate 5/second }`: a set that the rule itself makes.
+    fn meter(&mut self) -> Option<()> {
+        let set = self.word()?.to_owned();
+        if self.take(&["size"]) {
+            self.word()?;
+        }
+        self.element(UpdateVerb::Add, set)
+    }
+
+    fn element(&mut self, verb: UpdateVerb, set: String) -> Option<()> {
+        (self.next()? == Token::Sign('{')).then_some(())?;
+        let inner = self.braces()?;
+        // What is counted for each element may end the rule.
+        self.decide(headers(inner).into_iter().chain([Expr::Update { verb, set }]))
     }
 
     fn log(&mut self) -> Option<()> {
@@ -317,11 +342,42 @@ impl<'a> Reader<'a, '_> {
         let words = written(&self.words[start..self.at]);
         self.decided |= decides;
         let role = if decides { Role::Decision } else { Role::Condition };
-        if let Some([Token::Word(header), Token::Word(_)]) = self.words.get(start..start + 2) {
-            self.out.extend(fields::of_header(header));
-        }
+        self.out.extend(headers(&self.words[start..self.at]));
         self.out.push(Expr::Unknown { role, words });
     }
+}
+
+/// What must hold for the fields to be there that words ask for or take a value from. A header
+/// within another one (`vxlan ip saddr`), or of another direction, is none of the packet's.
+fn headers(words: &[Token]) -> Vec<Expr> {
+    let mut out = Vec::new();
+    let mut depth = 0usize;
+    for (at, token) in words.iter().enumerate() {
+        let before = at.checked_sub(1).map(|before| words[before]);
+        let is_first = match before {
+            None => true,
+            Some(Token::Word(before)) => matches!(before, "." | "set" | "jhash" | "name" | "to" | ":"),
+            Some(_) => false,
+        };
+        match (token, words.get(at + 1)) {
+            (Token::Sign('{'), _) => depth += 1,
+            (Token::Sign('}'), _) => depth = depth.saturating_sub(1),
+            (Token::Word(header), Some(Token::Word(field))) if depth == 0 && is_first && *field != "option" => {
+                out.extend(fields::of_header(header));
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
+/// The sets and maps that a rule changes.
+pub fn updated<'a>(words: &[Token<'a>]) -> impl Iterator<Item = &'a str> {
+    words.windows(2).filter_map(|two| match two {
+        [Token::Word("add" | "update" | "delete"), Token::Word(set)] => set.strip_prefix('@'),
+        [Token::Word("meter"), name] => name.text(),
+        _ => None,
+    })
 }
 
 /// Words with which conditions begin whose values are no conditions themselves, unlike those
@@ -410,4 +466,5 @@ const DECIDING: &[&str] = &[
     "goto",
     "add",
     "update",
+    "reset",
 ];

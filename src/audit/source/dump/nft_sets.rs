@@ -39,6 +39,12 @@ pub struct WrittenSets {
 }
 
 impl WrittenSets {
+    /// Takes what a set or map holds for not known: rules change it.
+    pub fn forget(&mut self, name: &str) {
+        self.named.insert(name.to_owned(), None);
+        self.named_maps.insert(name.to_owned(), None);
+    }
+
     fn spend(&mut self, elements: usize) -> Option<()> {
         self.budget = self.budget.checked_sub(elements)?;
         Some(())

@@ -113,6 +113,8 @@ impl<'a> Reader<'a> {
                 _ => return Err("a table holds something else than chains and sets".into()),
             }
         }
+        let changed = chains.iter().flat_map(|(_, rules)| rules).flat_map(|(words, _)| nft_rule::updated(words));
+        changed.for_each(|name| sets.forget(name));
         let iptables = nft_rule::may_hide_targets(number, name);
         for (mut chain, rules) in chains {
             let rule = |(words, handle): &Line| nft_rule::parse(words, *handle, iptables, &mut sets);

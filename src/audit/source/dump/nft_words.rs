@@ -37,6 +37,16 @@ pub fn written(tokens: &[Token]) -> String {
     out
 }
 
+/// All words of a short text; `None` for one that is none of nft's.
+pub fn all(text: &str) -> Option<Vec<Token<'_>>> {
+    let mut words = Words::new(text);
+    let mut out = Vec::new();
+    while let Some(token) = words.next().ok()? {
+        out.push(token);
+    }
+    Some(out)
+}
+
 /// Words with the line each is on, counted from 1.
 pub struct Words<'a> {
     rest: &'a str,
