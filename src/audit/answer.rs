@@ -8,10 +8,10 @@ use crate::config::types::Family;
 use crate::plan::model::protocol;
 use crate::plan::why::Why;
 
-use super::describe;
 use super::explain::{Answer, Decider, Lost, Trace};
 use super::flow::{Direction, Flow, Taker};
 use super::ruleset::{ChainRules, Hook};
+use crate::plan::words;
 
 /// "TCP to 10.0.0.1:443 from uid 1000", "inbound UDP from 192.0.2.1 to 10.244.0.6:53".
 impl fmt::Display for Flow {
@@ -47,8 +47,8 @@ impl fmt::Display for Flow {
 /// "rule 2 (handle 7) of inet filter out: [fib daddr type 0x2]: drop".
 pub fn rule(decider: &Decider, family: Family) -> String {
     let Decider { chain, rule } = decider;
-    let which = describe::which(rule).map_or_else(String::new, |origin| format!("{origin} of "));
-    format!("{which}{} {}: {}", chain.table.name, chain.name, describe::rule(rule, family))
+    let which = words::which(rule).map_or_else(String::new, |origin| format!("{origin} of "));
+    format!("{which}{} {}: {}", chain.table.name, chain.name, words::rule(rule, family))
 }
 
 /// The answer in a few lines.
@@ -98,7 +98,7 @@ pub fn json(answer: &Answer, flow: &Flow) -> Value {
             "chain": decider.chain.name.name(),
             "number": origin.map(|origin| origin.number),
             "handle": origin.and_then(|origin| origin.handle),
-            "text": describe::rule(decider.rule, flow.family()),
+            "text": words::rule(decider.rule, flow.family()),
             "listed": origin.and_then(|origin| origin.text.as_deref()),
         })
     });
@@ -137,12 +137,12 @@ impl<'a> Trace<'a> for Lines {
     fn rule(&mut self, chain: &'a ChainRules, rule: &'a crate::plan::canon::CanonRule) {
         let why = rule.why().sentence();
         let why = if why.is_empty() { String::new() } else { format!("   # {why}") };
-        self.lines.push(format!("    {}: {}{why}", chain.name, describe::numbered(rule, self.family)));
+        self.lines.push(format!("    {}: {}{why}", chain.name, words::numbered(rule, self.family)));
         self.section = None;
     }
 
     fn passed(&mut self, chain: &'a ChainRules, rule: &'a crate::plan::canon::CanonRule) {
-        self.lines.push(format!("    {}: perhaps {}", chain.name, describe::numbered(rule, self.family)));
+        self.lines.push(format!("    {}: perhaps {}", chain.name, words::numbered(rule, self.family)));
         self.section = None;
     }
 

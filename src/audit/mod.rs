@@ -3,8 +3,6 @@
 pub mod accept;
 pub mod answer;
 pub mod ask;
-pub mod compare;
-pub mod describe;
 pub mod digest;
 pub mod draw;
 pub mod escapes;

@@ -7,10 +7,10 @@ use crate::config::types::{Families, Family};
 use crate::plan::canon::CanonMatches;
 use crate::plan::model::Rule;
 
-use super::describe;
 use super::report::number;
 use super::source::Source;
 use super::source::listing::{ListedChain, ListedTable};
+use crate::plan::words;
 
 /// Everything of a source.
 pub fn table(source: &Source) -> String {
@@ -58,8 +58,8 @@ fn chain_lines(table: &ListedTable, chain: &ListedChain, out: &mut String) {
 fn rows(number: usize, rule: &Rule, of_table: Families) -> Vec<[String; 4]> {
     let text = |family: Family| {
         let matches = CanonMatches::of(&rule.matches, family)?;
-        let conditions = describe::matches(&matches, family);
-        let verdict = describe::verdict(&rule.verdict);
+        let conditions = words::matches(&matches, family);
+        let verdict = words::verdict(&rule.verdict);
         Some(if conditions.is_empty() { verdict } else { format!("{conditions}: {verdict}") })
     };
     let families = rule.families.intersection(of_table);

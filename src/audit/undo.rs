@@ -6,12 +6,12 @@
 use crate::config::types::Family;
 use crate::plan::model::{ChainName, Table};
 
-use super::compare::{Difference, Undo};
 use super::explain::{NoTrace, explain};
 use super::flow::{Surroundings, Taker};
 use super::ruleset::Ruleset;
 use super::source::listing::Holder;
 use super::verify::{Effect, Finding, What};
+use crate::plan::diff::{Difference, Undo};
 
 /// How many rules are copied to take differences back.
 const MOST_COPIED: usize = 20_000_000;

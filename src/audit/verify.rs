@@ -10,7 +10,6 @@ use crate::plan::canon::{Canon, CanonRule};
 use crate::plan::model::{ChainName, Plan, Table, Verdict};
 
 use super::answer;
-use super::compare::{self, Difference, Side};
 use super::escapes::{example, words};
 use super::explain::{Decider, MOST_AGAIN, Trace, explain};
 use super::flow::{Flow, Surroundings, Taker};
@@ -21,6 +20,7 @@ use super::source::Source;
 use super::source::listing::{Held, Holder};
 use super::target::{self, effect};
 use super::undo::Undoing;
+use crate::plan::diff::{self, Difference, Side};
 
 /// The most pairs of sets of flows that are compared.
 const MOST_PAIRS: usize = 20_000_000;
@@ -144,14 +144,14 @@ fn findings(want: &Canon, found: &Source, report: &mut Report) -> Vec<Difference
     });
     // The holder that comes nearest is meant; what others have is too much.
     let differences =
-        |held: &Held| compare::differences(want, &Canon { routing: routing.clone(), ..Canon::of(&held.plan) });
+        |held: &Held| diff::differences(want, &Canon { routing: routing.clone(), ..Canon::of(&held.plan) });
     let mut all: Vec<_> = found.held.iter().map(|held| (held, differences(held))).collect();
     all.sort_by_key(|(held, differences)| differences.len() + held.strange.len());
     let mut all = all.into_iter();
     let differences = match all.next() {
         None => {
             let nothing = Canon { routing, ..Canon::of(&Plan::empty()) };
-            let all = compare::differences(want, &nothing);
+            let all = diff::differences(want, &nothing);
             if !all.is_empty() {
                 report.findings.push(finding(None, What::Nothing));
             }

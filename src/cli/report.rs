@@ -5,10 +5,10 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use crate::audit::ask;
-use crate::audit::compare::{Difference, Side};
 use crate::audit::escapes::words;
 use crate::audit::undo::is_policy;
 use crate::audit::verify::{Effect, Finding, Report, What};
+use crate::plan::diff::{Difference, Side};
 
 /// What each side of a difference is called.
 type Sides = [&'static str; 2];

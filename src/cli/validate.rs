@@ -4,10 +4,10 @@ use std::io;
 
 use tracing::{info, warn};
 
-use crate::audit::compare;
 use crate::backend::install::Session;
 use crate::config::settings::Settings;
 use crate::plan::canon::Canon;
+use crate::plan::diff;
 use crate::plan::model::{ChainName, Plan, Table};
 use crate::probe::{self, Failure, Path, Route, Setup};
 use crate::sys::netlink::Netlink;
@@ -72,7 +72,7 @@ fn causes(path: Path, settings: &Settings, plan: &Plan) -> Result<Vec<String>, C
         return Ok(vec!["no rule of an interception is there at all".into()]);
     };
     let mut out: Vec<String> = reading.strange.iter().map(|s| format!("{kind}: {s}")).collect();
-    let differences = compare::differences(&Canon::of(plan), &Canon::of(&reading.plan));
+    let differences = diff::differences(&Canon::of(plan), &Canon::of(&reading.plan));
     let about = |place: &Option<(crate::config::types::Family, Table, ChainName)>| match place {
         None => true,
         Some((family, _, chain)) => *family == path.family && concerns(path.route, chain),

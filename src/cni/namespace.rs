@@ -4,13 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::audit::compare;
 use crate::backend::install::{Conditions, InstallError, Outcome, Request, Session};
 use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
 use crate::backend::{Kind, Reading};
 use crate::config::given::{Given, process_environment};
 use crate::config::settings::{BackendChoice, Face, Run, Settings, SettingsError};
 use crate::plan::canon::Canon;
+use crate::plan::diff;
 use crate::plan::{self, model::Plan};
 use crate::sys::lock::LockError;
 use crate::sys::netns::{self, Netns};
@@ -209,7 +209,7 @@ fn drift(plan: &Plan, wanted: Option<Kind>, readings: &[(Kind, Reading)]) -> Res
         }
     };
     let hint = "delete the pod to have it set up anew";
-    let differences = compare::differences(&Canon::of(plan), &Canon::of(&reading.plan));
+    let differences = diff::differences(&Canon::of(plan), &Canon::of(&reading.plan));
     let mut all = differences.iter().map(ToString::to_string).chain(reading.strange.iter().map(ToString::to_string));
     let Some(first) = all.next() else { return Ok(kind) };
     let more = all.count();

@@ -363,6 +363,11 @@ impl Canon {
     }
 }
 
+/// Every address of a family.
+pub fn all_addresses(family: Family) -> Addresses {
+    RangeList::new([(0, if family == Family::V4 { u32::MAX.into() } else { u128::MAX })])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,15 +1,18 @@
 //! The plan: what a kernel must hold for an interception. [`model`] is the vocabulary,
 //! [`build`] the decision tree, [`lower`] the form iptables needs, [`canon`] the form
-//! in which plans are compared and hashed whichever backend holds them.
+//! in which plans are compared and hashed whichever backend holds them, [`diff`] how two
+//! of them differ, [`words`] how rules are told to people.
 
 mod ask;
 pub mod build;
 pub mod canon;
+pub mod diff;
 mod fold;
 pub mod infer;
 pub mod lower;
 pub mod model;
 mod order;
 pub mod why;
+pub mod words;
 
 pub use build::build;

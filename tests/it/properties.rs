@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use podweir::audit::compare::differences;
 use podweir::backend::iptables::{ours, parse, script};
 use podweir::config::interception::Interception;
 use podweir::config::types::Family;
 use podweir::plan::build;
 use podweir::plan::canon::Canon;
+use podweir::plan::diff::differences;
 use podweir::plan::infer::infer;
 use podweir::plan::lower::lower;
 use podweir::plan::model::{Chain, Plan, Routing, Table};

@@ -36,7 +36,7 @@ fn rules(source: &Source) -> Canon {
 
 /// Fails with the differences unless both are the same.
 fn same(name: &str, what: &str, want: &Canon, have: &Canon) {
-    let differences = podweir::audit::compare::differences(want, have);
+    let differences = podweir::plan::diff::differences(want, have);
     let lines: Vec<String> = differences.iter().map(ToString::to_string).collect();
     assert!(want == have, "{name}: {what}:\n{}", lines.join("\n"));
 }

@@ -2,18 +2,18 @@
 
 use std::process::Command;
 
-use podweir::audit::describe;
 use podweir::config::ranges::RangeList;
 use podweir::config::types::{Family, Networks};
 use podweir::plan::canon::{CanonMatches, address, cover};
 use podweir::plan::model::{Cond, Masked, Matches};
+use podweir::plan::words;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::fixture::{Namespace, PODWEIR};
 
 fn words(matches: Matches, family: Family) -> String {
-    describe::matches(&CanonMatches::of(&matches, family).unwrap(), family)
+    words::matches(&CanonMatches::of(&matches, family).unwrap(), family)
 }
 
 /// The ranges as networks, one after the other.

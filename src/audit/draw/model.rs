@@ -3,16 +3,15 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::audit::describe;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::{Escape, scope_name};
 use crate::audit::flow::Taker;
-use crate::audit::partition::cube::all_addresses;
 use crate::audit::ruleset::{Base, ChainRules, Hook, Order, Ruleset, TableId, redirect_taker};
 use crate::audit::target::{Effect, effect};
 use crate::config::types::{Families, Family};
-use crate::plan::canon::{Addresses, CanonMatches, CanonRule};
+use crate::plan::canon::{Addresses, CanonMatches, CanonRule, all_addresses};
 use crate::plan::model::{ChainName, Verdict};
+use crate::plan::words;
 
 /// The most rows of a box that are drawn.
 const ROWS: usize = 80;
@@ -323,7 +322,7 @@ fn row(chain: &ChainRules, rule: &CanonRule, family: Family, context: &Context) 
     let m = &rule.matches;
     let others = CanonMatches { source: all.clone(), destination: all.clone(), ..m.clone() };
     let word = |word: &str, set: &Addresses| {
-        (*set != all).then(|| match describe::networks(set, family, &all) {
+        (*set != all).then(|| match words::networks(set, family, &all) {
             text if text.starts_with("not ") => text.replacen("not ", &format!("not {word} "), 1),
             text => format!("{word} {text}"),
         })
@@ -346,12 +345,12 @@ fn row(chain: &ChainRules, rule: &CanonRule, family: Family, context: &Context) 
             Effect::Unknown => Fate::CannotTell,
             Effect::Drops => Fate::Dropped,
             Effect::Accepts => exit.unwrap_or(Fate::Back("accepted")),
-            Effect::None => Fate::Changed(describe::verdict(&rule.verdict)),
+            Effect::None => Fate::Changed(words::verdict(&rule.verdict)),
         },
         Verdict::Return => exit.unwrap_or(Fate::Back("returns")),
         Verdict::Accept => exit.unwrap_or(Fate::Back("accepted")),
         Verdict::Continue | Verdict::SetMark(_) | Verdict::SaveMark | Verdict::RestoreMark | Verdict::CtZone(_) => {
-            Fate::Changed(describe::verdict(&rule.verdict))
+            Fate::Changed(words::verdict(&rule.verdict))
         }
     };
     let mut whys: Vec<&str> = rule.parts.iter().map(|(why, _)| why.sentence()).collect();
@@ -364,7 +363,7 @@ fn row(chain: &ChainRules, rule: &CanonRule, family: Family, context: &Context) 
     let more = if more > 0 { format!("; and {more} more") } else { String::new() };
     Row {
         families: Families::only(family),
-        conditions: describe::matches(&others, family),
+        conditions: words::matches(&others, family),
         addresses: (!addresses.is_empty()).then(|| (family, addresses.join(" "))).into_iter().collect(),
         why: whys.join("; ") + &more,
         fate,

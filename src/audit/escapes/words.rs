@@ -1,6 +1,5 @@
 //! Sets of flows in words.
 
-use crate::audit::describe::{list, networks, numbers, spans};
 use crate::audit::flow::{Direction, Flow};
 use crate::audit::partition::cube::{Cube, NOBODY, Owners, everyone};
 use crate::audit::partition::interfaces::Kinds;
@@ -8,6 +7,7 @@ use crate::audit::partition::{Scope, Space};
 use crate::config::ranges::RangeList;
 use crate::config::types::{Families, Family};
 use crate::plan::model::protocol;
+use crate::plan::words::{list, networks, numbers, spans};
 
 use super::Escape;
 

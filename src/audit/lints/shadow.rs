@@ -7,7 +7,6 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
-use crate::audit::describe;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::partition::cube::{Cube, owners};
 use crate::audit::partition::interfaces::{Interfaces, Kinds};
@@ -17,6 +16,7 @@ use crate::config::types::{Families, Family, Interface};
 use crate::plan::canon::{CanonMatches, CanonRule};
 use crate::plan::model::{Cond, CtStates, Verdict};
 use crate::plan::why::Why;
+use crate::plan::words;
 
 use super::Lint;
 
@@ -212,13 +212,13 @@ impl Chains<'_> {
 
 /// A rule and where it stands, for people.
 pub fn place(chain: &ChainRules, rule: &CanonRule, family: Family) -> String {
-    format!("{}: {}", chain_name(chain), describe::rule(rule, family))
+    format!("{}: {}", chain_name(chain), words::rule(rule, family))
 }
 
 /// The same rule's number and handle, for a message: what is told twice of one rule should
 /// be known for the same, so they are no part of its place.
 pub fn which(rule: &CanonRule) -> String {
-    describe::which(rule).map_or_else(String::new, |origin| format!(" ({origin} of its chain)"))
+    words::which(rule).map_or_else(String::new, |origin| format!(" ({origin} of its chain)"))
 }
 
 pub fn chain_name(chain: &ChainRules) -> String {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use crate::config::ranges::RangeList;
 use crate::config::types::{Family, IdList, PortList};
-use crate::plan::canon::Addresses;
+use crate::plan::canon::{Addresses, all_addresses};
 use crate::plan::model::Cond;
 
 use super::interfaces::Kinds;
@@ -225,8 +225,4 @@ pub fn owners(cond: &Cond<IdList>) -> Owners {
 /// An owner as a number.
 pub fn owner(id: Option<u32>) -> u64 {
     id.map_or(NOBODY, u64::from)
-}
-
-pub fn all_addresses(family: Family) -> Addresses {
-    RangeList::new([(0, if family == Family::V4 { u32::MAX.into() } else { u128::MAX })])
 }

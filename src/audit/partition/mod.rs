@@ -21,14 +21,14 @@ use std::net::IpAddr;
 
 use crate::config::ranges::RangeList;
 use crate::config::types::{Family, Interface};
-use crate::plan::canon::{Addresses, address, number};
+use crate::plan::canon::{Addresses, address, all_addresses, number};
 use crate::plan::why::Why;
 
 use super::explain::Decider;
 use super::flow::{Direction, Flow, Surroundings, Taker};
 use super::packet::{EPHEMERAL, Packet};
 use super::ruleset::Ruleset;
-use cube::{Cube, NOBODY, Owners, Point, all_addresses, everyone, owner};
+use cube::{Cube, NOBODY, Owners, Point, everyone, owner};
 use interfaces::Interfaces;
 pub use limits::TooManyParts;
 

@@ -1,10 +1,10 @@
 //! Drift as findings: what is not as it should be, and how bad it is by what it changes.
 
-use crate::audit::compare::Side;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::source::{Source, opaque};
 use crate::audit::undo::is_policy;
 use crate::audit::verify::{Effect, Finding, Report, What, verify};
+use crate::plan::diff::Side;
 
 /// One thing that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,7 +18,6 @@ use crate::plan::canon::CanonMatches;
 use crate::plan::model::{Counters, Origin, Rule};
 
 use super::accept::{Accepted, Entry};
-use super::describe;
 use super::draw::{self, Format};
 use super::escapes::kind::Severity;
 use super::escapes::{self, Escape};
@@ -27,6 +26,7 @@ use super::lints::{self, Lint};
 use super::manifest::Manifest;
 use super::partition::{Space, TooManyParts};
 use super::source::Source;
+use crate::plan::words;
 use drift::Drift;
 
 /// What is known before an audit.
@@ -243,8 +243,8 @@ fn counted(source: &Source) -> Vec<Counted> {
             for (at, rule) in chain.rules.iter().enumerate() {
                 let Some(counters) = rule.counters else { continue };
                 let family = if rule.families.v4 { Family::V4 } else { Family::V6 };
-                let conditions = CanonMatches::of(&rule.matches, family).map(|m| describe::matches(&m, family));
-                let verdict = describe::verdict(&rule.verdict);
+                let conditions = CanonMatches::of(&rule.matches, family).map(|m| words::matches(&m, family));
+                let verdict = words::verdict(&rule.verdict);
                 let rule_words = match conditions.unwrap_or_default() {
                     conditions if conditions.is_empty() => verdict,
                     conditions => format!("{conditions}: {verdict}"),
@@ -278,11 +278,11 @@ pub fn exits(escape: &Escape) -> Vec<Exit> {
         let place = lints::shadow::chain_name(decider.chain);
         // Of rules that were put together just the one that has this reason.
         let part = decider.rule.parts.iter().find(|(known, _)| known == why);
-        let conditions = describe::matches(part.map_or(&decider.rule.matches, |(_, matches)| matches), family);
-        let verdict = describe::verdict(&decider.rule.verdict);
+        let conditions = words::matches(part.map_or(&decider.rule.matches, |(_, matches)| matches), family);
+        let verdict = words::verdict(&decider.rule.verdict);
         let rule = if conditions.is_empty() { verdict } else { format!("{conditions}: {verdict}") };
         if known.insert((place.clone(), rule.clone())) {
-            let origin = describe::which(decider.rule).cloned();
+            let origin = words::which(decider.rule).cloned();
             out.push(Exit { place, origin, rule, why: why.sentence().to_owned() });
         }
     }

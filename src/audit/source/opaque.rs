@@ -2,10 +2,10 @@
 //! but the name, and some targets it does not print at all. What they do can only be read
 //! from the listing of iptables' own program.
 
-use crate::audit::describe;
 use crate::config::types::Family;
 use crate::plan::canon::CanonMatches;
 use crate::plan::model::{Rule, Verdict};
+use crate::plan::words;
 
 use super::Source;
 use super::listing::{ListedChain, ListedTable};
@@ -41,8 +41,8 @@ fn is_opaque(rule: &Rule) -> bool {
 
 fn message(table: &ListedTable, chain: &ListedChain, rule: &Rule) -> Option<String> {
     let family = rule.families.intersection(table.families).iter().next()?;
-    let conditions = CanonMatches::of(&rule.matches, family).map(|m| describe::matches(&m, family));
-    let words = [conditions.unwrap_or_default(), describe::verdict(&rule.verdict)];
+    let conditions = CanonMatches::of(&rule.matches, family).map(|m| words::matches(&m, family));
+    let words = [conditions.unwrap_or_default(), words::verdict(&rule.verdict)];
     let which = rule.origin.as_ref().map_or_else(|| "a rule".to_owned(), |origin| origin.to_string());
     let program = if family == Family::V4 { "iptables-save" } else { "ip6tables-save" };
     Some(format!(

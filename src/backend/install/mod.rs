@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use tracing::{Level, debug, enabled};
 
-use crate::audit::compare;
 use crate::backend::guard::Guard;
 use crate::backend::iptables::backend::Iptables;
 use crate::backend::iptables::programs::{ProgramEnvironment, Programs, Variant};
@@ -24,6 +23,7 @@ use crate::backend::{Backend, BackendError, Kind, Reading};
 use crate::config::settings::BackendChoice;
 use crate::config::types::Families;
 use crate::plan::canon::Canon;
+use crate::plan::diff;
 use crate::plan::model::{ChainName, Plan, Routing, Table};
 use crate::sys::lock;
 use crate::sys::netlink::Netlink;
@@ -244,7 +244,7 @@ impl Session {
         let mut differences: Vec<String> = Vec::new();
         if reading.present && differs && (refuses || enabled!(Level::DEBUG)) {
             let have = Canon { routing: have_routing, ..Canon::of(&reading.plan) };
-            differences.extend(compare::differences(&Canon::of(plan), &have).iter().map(ToString::to_string));
+            differences.extend(diff::differences(&Canon::of(plan), &have).iter().map(ToString::to_string));
             differences.extend(reading.strange.iter().map(ToString::to_string));
             differences.iter().for_each(|difference| debug!("{difference}"));
         }

@@ -2,11 +2,9 @@
 
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Family, Interface, Networks};
-use crate::plan::canon::{Addresses, CanonMatches, CanonRule, cover};
+use crate::plan::canon::{Addresses, CanonMatches, CanonRule, all_addresses, cover};
 use crate::plan::model::{Cond, CtStates, Masked, Origin, Verdict, protocol};
 use crate::plan::why::Why;
-
-use super::partition::cube::all_addresses;
 
 /// The most items of a list that are written out.
 const SHOWN: usize = 6;
@@ -117,7 +115,7 @@ fn not<T>(cond: &Cond<T>) -> &'static str {
     if cond.negated { "not " } else { "" }
 }
 
-pub(in crate::audit) fn list(items: Vec<String>) -> String {
+pub(crate) fn list(items: Vec<String>) -> String {
     let count = items.len();
     list_of(items, count)
 }
@@ -131,18 +129,18 @@ fn list_of(mut items: Vec<String>, count: usize) -> String {
     items.join(",")
 }
 
-pub(in crate::audit) fn spans<T: Step>(ranges: &RangeList<T>) -> Vec<String> {
+pub(crate) fn spans<T: Step>(ranges: &RangeList<T>) -> Vec<String> {
     ranges.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") }).collect()
 }
 
 /// A set of numbers, or what is missing from it where that is shorter.
-pub(in crate::audit) fn numbers(ports: &RangeList<u16>) -> String {
+pub(crate) fn numbers(ports: &RangeList<u16>) -> String {
     let rest = ports.complement();
     if rest.len() < ports.len() { format!("not {}", list(spans(&rest))) } else { list(spans(ports)) }
 }
 
 /// Some of all addresses, or what is missing from them where that is shorter.
-pub(in crate::audit) fn networks(addresses: &Addresses, family: Family, all: &Addresses) -> String {
+pub(crate) fn networks(addresses: &Addresses, family: Family, all: &Addresses) -> String {
     let rest = all.minus(addresses);
     let (prefix, shown) = if rest.len() < addresses.len() { ("not ", &rest) } else { ("", addresses) };
     let mut nets = Networks::default();

@@ -7,8 +7,7 @@ use crate::config::types::Family;
 use crate::plan::canon::{Canon, CanonMatches, CanonRule};
 use crate::plan::model::{ChainName, Routing, Table};
 use crate::plan::why::Why;
-
-use super::describe;
+use crate::plan::words;
 
 /// What is said of a rule that no plan has at its place.
 const NOT_OURS: &str = "not part of the plan: somebody else's";
@@ -112,7 +111,7 @@ pub fn differences(want: &Canon, have: &Canon) -> Vec<Difference> {
                 out.push(Difference {
                     side,
                     place: Some((family, place.0, place.1.clone())),
-                    what: describe::numbered(&rule, family),
+                    what: words::numbered(&rule, family),
                     why: Some(reason(side, rule.why())),
                     rule: Some(rule),
                     undo: Some(undo),
