@@ -25,6 +25,7 @@ use clap::{ArgMatches, Command};
 
 use crate::config::given::process_environment;
 use crate::config::settings::Face;
+use crate::sys::text::printable;
 use error::CliError;
 use init::Print;
 use logging::LogOptions;
@@ -76,6 +77,25 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             error.exit_status()
         }
     }
+}
+
+/// Says that the arguments and `CNI_COMMAND` ask for two different things, and gives the
+/// exit status of a usage error.
+pub fn refuse_both_faces(arguments: &[OsString]) -> u8 {
+    let verb = process_environment("CNI_COMMAND").unwrap_or_default();
+    let first = arguments.first().map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
+    let error = CliError::Usage(format!(
+        "the variable CNI_COMMAND is set ('{}'), which asks for the CNI plugin, and there are arguments ('{} …'), which ask for a command; nothing was done: take the variable out of the environment, or call the plugin without arguments",
+        quotable(&verb),
+        quotable(&first),
+    ));
+    logging::report(&error.to_string());
+    error.exit_status()
+}
+
+/// The beginning of a text that somebody else chose, short enough to be quoted on a line.
+fn quotable(text: &str) -> String {
+    printable(&text.chars().take(40).collect::<String>()).into_owned()
 }
 
 /// `has_options`: whether options stand behind `--`, be it none of them.

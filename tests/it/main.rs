@@ -28,6 +28,7 @@ mod dumps;
 mod escapes;
 mod examples;
 mod explain;
+mod faces;
 mod faults;
 mod fixture;
 mod foreign;
