@@ -10,6 +10,7 @@ use crate::plan::canon::Canon;
 use crate::plan::diff;
 use crate::plan::model::{ChainName, Plan, Table};
 use crate::probe::{self, Failure, Path, Route, Setup};
+use crate::sys::caps;
 use crate::sys::netlink::Netlink;
 use crate::sys::netns;
 
@@ -47,11 +48,18 @@ pub fn run(settings: &Settings, plan: &Plan) -> Result<(), CliError> {
     Err(CliError::Validation(problem))
 }
 
+/// What is the case where the rules cannot be seen: an injector's validation container has
+/// no capability and needs none, since somebody else programs its pod.
+const MADE_BY_OTHERS: &str = "this container may not look at the rules (it has no CAP_NET_ADMIN, and needs none to validate), but they are not there, or not as these options ask: podweir's CNI plugin on this node, or an init container before this one, did not program this pod. On the node, plugin.log in the plugin's run directory (usually /var/run/podweir) says what it did for this pod; with no line about the pod, the plugin was not called: it must be the last of the chain in /etc/cni/net.d. Then delete the pod, so that it is set up anew";
+
 /// Which path failed, and which rule is the cause, by reading the kernel.
 fn explain(failure: &Failure, settings: &Settings, plan: &Plan) -> String {
     let mut text = format!("validation failed on the path {}: {}", failure.path, failure.problem);
     if failure.late {
         return text;
+    }
+    if caps::has(caps::CAP_NET_ADMIN).is_ok_and(|has| !has) {
+        return text + "; " + MADE_BY_OTHERS;
     }
     match causes(failure.path, settings, plan) {
         Err(e) => text += &format!("; the kernel's rules cannot be read to tell why: {e}"),
