@@ -16,8 +16,8 @@ use crate::audit::source::{Source, SourceError, dump, live, options};
 use crate::config::given::{Environment, Given, process_environment};
 use crate::config::settings::{Face, Run};
 use crate::config::types::{Families, Family};
-use crate::sys::netns;
 use crate::sys::text::printable;
+use crate::sys::{file, netns};
 
 use super::error::CliError;
 use super::{args, init, logging};
@@ -327,17 +327,42 @@ fn from_kernel(matches: &ArgMatches) -> Result<Source, CliError> {
 }
 
 /// Where the pod's files are, if that can be known.
-struct Root(Option<PathBuf>);
+enum Root {
+    /// Those of a process: what is there is the pod's doing, and it is read by root.
+    Process(u32),
+    Own,
+    Unknown,
+}
+
+/// The most bytes of one of the pod's files that are read.
+const LARGEST_FILE: u64 = 1 << 20;
 
 impl Root {
+    /// One of the pod's files; without it, what it would tell is not known.
     fn read(&self, path: &str) -> Option<String> {
-        std::fs::read_to_string(self.0.as_ref()?.join(path)).ok()
+        let (whose, read) = match self {
+            Self::Process(pid) => {
+                let root = PathBuf::from(format!("/proc/{pid}/root"));
+                (format!(" of process {pid}"), file::read_below(&root, Path::new(path), LARGEST_FILE))
+            }
+            Self::Own => (String::new(), file::read(&Path::new("/").join(path), LARGEST_FILE)),
+            Self::Unknown => return None,
+        };
+        match read {
+            Ok(text) => Some(text),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            Err(e) => {
+                warn!("/{path}{whose} is not read: {e}; what it tells counts as not known");
+                None
+            }
+        }
     }
 }
 
 fn root_of(matches: &ArgMatches) -> Root {
-    Root(match matches.get_one::<u32>("pid") {
-        Some(pid) => Some(format!("/proc/{pid}/root").into()),
-        None => (!matches.contains_id("netns") && !matches.contains_id("dump")).then(|| "/".into()),
-    })
+    match matches.get_one::<u32>("pid") {
+        Some(pid) => Root::Process(*pid),
+        None if matches.contains_id("netns") || matches.contains_id("dump") => Root::Unknown,
+        None => Root::Own,
+    }
 }

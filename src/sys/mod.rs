@@ -2,6 +2,7 @@
 //! `unsafe`, if any, is here.
 
 pub mod caps;
+pub mod file;
 pub mod link;
 pub mod lock;
 pub mod netlink;

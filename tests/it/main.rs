@@ -45,6 +45,7 @@ mod parallel;
 mod partition;
 mod plugin;
 mod pod;
+mod pod_files;
 mod properties;
 mod readings;
 mod readme;
