@@ -5,6 +5,7 @@ pub mod guard;
 pub mod install;
 pub mod iptables;
 pub mod nftables;
+pub mod node;
 pub mod route_table;
 pub mod routing;
 pub mod survey;

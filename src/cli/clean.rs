@@ -5,6 +5,7 @@ use std::time::Instant;
 use clap::{ArgMatches, Command};
 
 use crate::backend::install::Session;
+use crate::backend::routing;
 use crate::config::given::{Given, process_environment};
 use crate::config::options::Opt;
 use crate::config::settings::{Face, Run};
@@ -33,9 +34,10 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     if let Some(path) = &run.network_namespace {
         netns::enter(path)?;
     }
-    let namespace = init::check_namespace(Face::Init, &run)?;
+    let mut route = Netlink::open(Netlink::ROUTE).map_err(CliError::Addresses)?;
+    let addresses = routing::addresses(&mut route).map_err(CliError::Addresses)?;
+    let namespace = init::check_namespace(Face::Init, &run, &mut route, &addresses)?;
     output::check()?;
-    let route = Netlink::open(Netlink::ROUTE).map_err(CliError::Addresses)?;
     let mut session = Session::open(init::conditions(&run), namespace, route)?;
     let outcome = session.clean()?;
     init::report(&outcome, &Plan::empty(), started);

@@ -24,12 +24,17 @@ impl System {
         Ok(self.read.get_or_init(|| (netlink, addresses)))
     }
 
-    /// Whether `::6` is on lo, and the open socket that told.
-    pub fn into_mesh_address(self) -> io::Result<(bool, Netlink)> {
-        let mesh_address = routing::has_mesh_address(&self.read()?.1);
+    /// The addresses of all interfaces, with the interface's index, and the open socket
+    /// that told them.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, when they cannot be listed.
+    pub fn into_addresses(self) -> io::Result<(Netlink, Vec<(u32, IpAddr)>)> {
+        self.read()?;
         match self.read.into_inner() {
-            Some((netlink, _)) => Ok((mesh_address, netlink)),
-            None => Ok((mesh_address, Netlink::open(Netlink::ROUTE)?)),
+            Some(read) => Ok(read),
+            None => Err(io::Error::other("they were not read")),
         }
     }
 }

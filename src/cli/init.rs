@@ -1,5 +1,7 @@
 //! `podweir init` and `podweir istio-iptables`: the interception faces.
 
+use std::net::IpAddr;
+use std::path::Path;
 use std::time::Instant;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -7,9 +9,12 @@ use tracing::{info, warn};
 
 use crate::backend::install::{Action, Conditions, Outcome, Request, Session};
 use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
+use crate::backend::node::{self, Evidence};
+use crate::backend::routing;
 use crate::config::given::{Given, process_environment};
 use crate::config::settings::{Face, Run, Settings};
 use crate::plan::{self, model::Plan};
+use crate::sys::netlink::Netlink;
 use crate::sys::netns;
 
 use super::error::CliError;
@@ -163,9 +168,10 @@ pub fn programs() -> ProgramEnvironment {
 
 fn program(face: Face, settings: &Settings, plan: &Plan, system: System, started: Instant) -> Result<(), CliError> {
     let run = &settings.run;
-    let namespace = check_namespace(face, run)?;
+    let (mut route, addresses) = system.into_addresses().map_err(CliError::Addresses)?;
+    let namespace = check_namespace(face, run, &mut route, &addresses)?;
     output::check()?;
-    let (mesh_address, route) = system.into_mesh_address().map_err(CliError::Addresses)?;
+    let mesh_address = routing::has_mesh_address(&addresses);
     let mut session = Session::open(conditions(run), namespace, route)?;
     let outcome = if run.cleanup_only {
         session.clean()?
@@ -190,23 +196,44 @@ fn program(face: Face, settings: &Settings, plan: &Plan, system: System, started
     }
 }
 
-/// A pod with hostNetwork shares its node's namespace: programming it would divert the
-/// node's own traffic.
-pub fn check_namespace(face: Face, run: &Run) -> Result<netns::Current, CliError> {
-    let current =
-        netns::current().map_err(|e| CliError::Failed(format!("cannot tell which network namespace this is: {e}")))?;
-    let Some(host) = netns::is_host(current.inode) else { return Ok(current) };
-    let what = format!("this is the node's own network namespace (inode {}, {})", host.inode, host.why);
-    match face {
-        _ if run.host_network => Ok(current),
-        Face::IstioIptables => {
-            warn!("{what}: all of the node's traffic is diverted");
-            Ok(current)
-        }
-        Face::Init => Err(CliError::Failed(format!(
-            "{what}: a pod with hostNetwork has no traffic of its own to divert; give --host-network if the node's is meant"
-        ))),
+/// Refuses a node's network namespace, which a pod with hostNetwork shares: programming it
+/// would divert the node's own traffic, and that of the pods it forwards for. A virtual
+/// machine that is intercepted itself is programmed in its first namespace, by
+/// `istio-iptables`.
+///
+/// # Errors
+///
+/// That it is a node's, and how that is known; or that it cannot be told.
+pub fn check_namespace(
+    face: Face,
+    run: &Run,
+    netlink: &mut Netlink,
+    addresses: &[(u32, IpAddr)],
+) -> Result<netns::Current, CliError> {
+    let unknown = |e| CliError::Failed(format!("cannot tell which network namespace this is: {e}"));
+    let current = netns::current().map_err(unknown)?;
+    if run.host_network {
+        return Ok(current);
     }
+    // What the kubelet writes there is about the container's own network.
+    let hosts = run.network_namespace.is_none().then_some(Path::new("/etc/hosts"));
+    let Some(evidence) = node::evidence(current.inode, hosts, netlink, addresses).map_err(unknown)? else {
+        return Ok(current);
+    };
+    let is_first = matches!(evidence, Evidence::FirstNamespace { .. });
+    if face == Face::IstioIptables && is_first && node::looks_like_a_virtual_machine(netlink).map_err(unknown)? {
+        warn!("this is the machine's own network namespace ({evidence}): all of the machine's traffic is diverted");
+        return Ok(current);
+    }
+    let machine = match face {
+        Face::IstioIptables if is_first => {
+            " (a virtual machine of its own would have no forwarding and no veth interface)"
+        }
+        _ => "",
+    };
+    Err(CliError::Failed(format!(
+        "this is a node's own network namespace: {evidence}{machine}; a pod with hostNetwork has no traffic of its own to divert: take it out of the mesh (sidecar.istio.io/inject: \"false\"), or give --host-network if the node's is meant"
+    )))
 }
 
 /// One line that says what was done.

@@ -1,5 +1,5 @@
-//! Links, addresses and neighbours (rtnetlink(7)): as much as a probe's pair of
-//! interfaces takes.
+//! Links, addresses and neighbours (rtnetlink(7)): listing links, and as much as a probe's
+//! pair of interfaces takes.
 
 use std::io;
 use std::net::IpAddr;
@@ -8,15 +8,22 @@ use super::netlink::Netlink;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWNEIGH: u16 = 28;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_EXT_MASK: u16 = 29;
+const IFLA_LINK_NETNSID: u16 = 37;
+/// `RTEXT_FILTER_SKIP_STATS`: counters are not asked for, which are half of a listing.
+const SKIP_STATS: u32 = 8;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
@@ -51,18 +58,82 @@ fn link_header(index: u32, flags: u32) -> Vec<u8> {
     out
 }
 
-fn transact(netlink: &mut Netlink, kind: u16, flags: u16, body: &[&[u8]]) -> io::Result<()> {
-    let body = body.concat();
+/// A netlink message, with its header.
+fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let mut message = Vec::with_capacity(16 + body.len());
     message.extend((16 + body.len() as u32).to_ne_bytes());
     message.extend(kind.to_ne_bytes());
-    message.extend((flags | NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
     message.extend([0; 8]);
     message.extend(body);
+    message
+}
+
+fn transact(netlink: &mut Netlink, kind: u16, flags: u16, body: &[&[u8]]) -> io::Result<()> {
+    let message = message(kind, flags | NLM_F_REQUEST | NLM_F_ACK, &body.concat());
     match netlink.transact(&message, 0)?.first() {
         None => Ok(()),
         Some(refusal) => Err(io::Error::from_raw_os_error(refusal.errno)),
     }
+}
+
+/// A link, as far as it tells what its namespace is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    /// Which driver made it, such as `veth`; empty for lo and for hardware.
+    pub kind: String,
+    /// The index of the bridge, bond or the like that it is a port of; 0 where it is none.
+    pub master: u32,
+    /// The number that this namespace has for the one in which the link's other end is,
+    /// where that is another.
+    pub elsewhere: Option<i32>,
+}
+
+/// Lists the links of the socket's network namespace.
+pub fn list(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
+    let body = [link_header(0, 0), attribute(IFLA_EXT_MASK, &SKIP_STATS.to_ne_bytes())].concat();
+    let mut links = Vec::new();
+    netlink.dump(&message(RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, &body), |received| {
+        if received.kind == RTM_NEWLINK {
+            links.extend(parse(received.payload));
+        }
+    })?;
+    Ok(links)
+}
+
+fn parse(payload: &[u8]) -> Option<Link> {
+    let number = |bytes: &[u8]| bytes.get(..4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+    let text = |bytes: &[u8]| {
+        let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
+        String::from_utf8_lossy(&bytes[..end]).into_owned()
+    };
+    let mut link = Link { index: number(payload.get(4..)?)?, ..Link::default() };
+    for (kind, value) in attributes(payload.get(16..)?) {
+        match kind {
+            IFLA_IFNAME => link.name = text(value),
+            IFLA_MASTER => link.master = number(value)?,
+            IFLA_LINK_NETNSID => link.elsewhere = Some(number(value)? as i32),
+            IFLA_LINKINFO => {
+                let kind = attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND);
+                link.kind = kind.map(|(_, value)| text(value)).unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+/// The attributes in a message or in another attribute; stops at the first that does not fit.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let &[a, b, c, d] = bytes.get(..4)? else { return None };
+        let (length, kind) = (usize::from(u16::from_ne_bytes([a, b])), u16::from_ne_bytes([c, d]) & 0x3fff);
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
 }
 
 /// Makes a pair of connected interfaces.

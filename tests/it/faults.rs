@@ -247,23 +247,6 @@ fn closed_outputs_are_noticed_before_anything_changes() {
 }
 
 #[test]
-fn the_nodes_own_namespace_is_refused_unless_it_is_meant() {
-    // Only to be looked at: a refusal, and dry runs.
-    let own = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata("/proc/self/ns/net").unwrap());
-    if podweir::sys::netns::is_host(own).is_none() {
-        // In a namespace of its own the check has nothing to refuse; its numbers are tested alone.
-        return;
-    }
-    let output = Command::new(PODWEIR).args(["init"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{}", log(&output));
-    for word in ["node's own network namespace", &own.to_string(), "--host-network"] {
-        assert!(log(&output).contains(word), "{}", log(&output));
-    }
-    let output = Command::new(PODWEIR).args(["clean"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{}", log(&output));
-}
-
-#[test]
 fn other_namespaces_by_path() {
     let namespace = dual();
     let path = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(namespace.net()));

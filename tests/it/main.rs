@@ -39,6 +39,7 @@ mod large;
 mod lints;
 mod maps;
 mod node;
+mod node_namespace;
 mod odd_rules;
 mod page;
 mod parallel;
