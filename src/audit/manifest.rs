@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use crate::cni::annotations;
-use crate::cni::pod::Pod;
+use crate::cni::pod::{LeftAlone, Pod};
+use crate::cni::{NodeOptions, annotations};
 use crate::config::given::Given;
 
 use super::escapes::kind::Severity;
@@ -96,14 +96,25 @@ impl Manifest {
         })
     }
 
-    /// What is to be intercepted.
-    pub fn wanted(&self) -> Result<Wanted, ManifestError> {
+    /// What is to be intercepted. `node`: what the netconf of the pod's node says, which
+    /// counts where the CNI plugin does the work.
+    ///
+    /// # Errors
+    ///
+    /// That nothing would intercept the pod, or that what it asks for makes no sense.
+    pub fn wanted(&self, node: &NodeOptions) -> Result<Wanted, ManifestError> {
         if let Some(init) = self.containers(&STARTED).find(|container| container.name == INIT) {
             return Ok(Wanted::Init { arguments: init.arguments()?, variables: init.variables() });
         }
-        let proxy = self.pod.select().map_err(|reason| ManifestError::LeftAlone(reason.to_string()))?;
+        let left_alone = |reason: LeftAlone| ManifestError::LeftAlone(reason.to_string());
+        if let Some((namespace, _)) = self.name.split_once('/')
+            && node.exclude_namespaces.iter().any(|excluded| excluded == namespace)
+        {
+            return Err(left_alone(LeftAlone::ExcludedNamespace(namespace.into())));
+        }
+        let proxy = self.pod.select().map_err(left_alone)?;
         let mut notes = Vec::new();
-        let given = annotations::options(&self.pod, proxy, &Given::default(), &mut |note| notes.push(note));
+        let given = annotations::options(&self.pod, proxy, &node.options, &mut |note| notes.push(note));
         Ok(Wanted::Annotations(given.map_err(|e| ManifestError::Pod(e.to_string()))?, notes))
     }
 

@@ -10,15 +10,14 @@ use jiff::tz::TimeZone;
 
 use crate::audit::accept::Accepted;
 use crate::audit::escapes::kind::Severity;
-use crate::audit::manifest::{Manifest, Wanted};
+use crate::audit::manifest::Manifest;
 use crate::audit::partition::Space;
 use crate::audit::report::{Input, Report, html, json, sarif, text};
-use crate::audit::source::options::Known;
-use crate::audit::source::{Source, options};
-use crate::config::settings::Face;
+use crate::audit::source::Source;
 
 use super::error::CliError;
-use super::{output, source};
+use super::manifest::Asked;
+use super::{manifest, output, source};
 
 const HELP: &str = "\
 Severities: high - ordinary connections pass the proxy by, unnamed by any option;
@@ -26,7 +25,8 @@ medium - options let them out by name, or it takes QUIC or the proxy's user; low
 takes intent (other UDP, DNS, ICMP, other protocols); info - it stays in the pod.
 
 --pod-manifest FILE is a source too: the arguments of its istio-init container, or else
-its annotations and proxy, as the CNI plugin takes them. With --live, --netns, --pid or
+its annotations and proxy, as the CNI plugin takes them; --netconf FILE names the node's
+configuration, whose interception counts below them. With --live, --netns, --pid or
 --dump next to it, or to options behind --, what is found is compared with them: drift is
 high if traffic escapes by it, low if it changes nothing.
 
@@ -43,9 +43,6 @@ Examples:
   podweir audit --pid 4242 --pod-manifest shop.yaml --format html >shop.html
   podweir audit --dump rules.v4 rules.v6 --accept known.yaml --format sarif
 ";
-
-/// The most bytes of a manifest or of an --accept file.
-const LARGEST: u64 = 8 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
@@ -76,11 +73,8 @@ pub fn command() -> Command {
     Command::new("audit").about(about).defer(|command| {
         let arg = |name: &'static str, value: &'static str| Arg::new(name).long(name).value_name(value);
         let severities = ["high", "medium", "low", "info"];
-        let command = command.args([
+        let command = manifest::with_manifest(command).args([
             arg("format", "FORMAT").default_value("text").value_parser(value_parser!(Format)).help("How to report"),
-            arg("pod-manifest", "FILE")
-                .value_parser(value_parser!(PathBuf))
-                .help("The pod's YAML, as the injector left it; - is standard input"),
             arg("accept", "FILE").value_parser(value_parser!(PathBuf)).help("Findings that are known and wanted"),
             arg("fail-on", "SEVERITY").value_parser(severities).help("Exit 1 if a finding as bad, or worse, counts"),
         ]);
@@ -92,21 +86,18 @@ pub fn command() -> Command {
 pub fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> {
     output::check()?;
     let path = |name: &str| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
-    let dumps = matches.get_many::<String>("dump").into_iter().flatten().map(|name| name.as_str());
-    let files = [path("pod-manifest"), path("accept")].into_iter().flatten().filter_map(Path::to_str).chain(dumps);
-    if files.filter(|name| *name == "-" || name.ends_with("=-")).count() > 1 {
-        return Err(CliError::Usage("standard input can be read once: give - once".into()));
-    }
-    let manifest = path("pod-manifest").map(manifest).transpose()?;
+    manifest::check_stdin(matches, path("accept"))?;
+    let asked = manifest::asked(matches)?;
+    let manifest = asked.as_ref().map(|asked| &asked.manifest);
     let accepted = path("accept").map(accepted).transpose()?.unwrap_or_default();
-    let (main, wanted) = sources(matches, has_options, manifest.as_ref())?;
+    let (main, wanted) = sources(matches, has_options, asked.as_ref())?;
     let space = Space::telling_apart(&[&main.ruleset], &main.pod, &accepted.interfaces());
     let input = Input {
-        about: about(matches, has_options, manifest.as_ref()),
+        about: about(matches, has_options, manifest),
         file: file(matches),
         source: &main,
         wanted: wanted.as_ref(),
-        manifest: manifest.as_ref(),
+        manifest,
         accepted: &accepted,
         today: Timestamp::now().to_zoned(TimeZone::UTC).date(),
     };
@@ -132,25 +123,19 @@ pub fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> {
 fn sources(
     matches: &ArgMatches,
     has_options: bool,
-    manifest: Option<&Manifest>,
+    asked: Option<&Asked>,
 ) -> Result<(Source, Option<Source>), CliError> {
     let mut found = source::names_found(matches).then(|| source::found(matches)).transpose()?;
-    if let (Some(found), Some(manifest)) = (&mut found, manifest) {
-        if found.pod.addresses.is_empty() {
-            found.pod.addresses.clone_from(&manifest.addresses);
-        }
-        if found.pod.dns_servers.is_none() {
-            found.pod.dns_servers.clone_from(&manifest.dns_servers);
-        }
+    if let (Some(found), Some(asked)) = (&mut found, asked) {
+        asked.complete(found);
     }
-    let wanted = match manifest {
+    let wanted = match asked {
         // Options that are typed say more than a manifest does.
-        _ if has_options => source::wanted_for(matches, &known(matches, manifest, found.as_ref())?)?,
-        Some(manifest) => {
-            let mut wanted = of_manifest(matches, manifest, found.as_ref())?;
-            source::name_uplink(matches, &mut wanted);
-            wanted
+        _ if has_options => {
+            let known = source::known(matches, found.as_ref())?;
+            source::wanted_for(matches, &asked.map_or(known.clone(), |asked| asked.known(known)))?
         }
+        Some(asked) => asked.wanted(matches, found.as_ref())?,
         None => match found {
             Some(found) => return Ok((found, None)),
             None if ["pod-ip", "as"].iter().any(|name| matches.contains_id(name)) => source::wanted(matches, None)?,
@@ -169,75 +154,9 @@ fn sources(
     })
 }
 
-/// What is known about the pod; of what nothing else tells, what its manifest says.
-fn known(matches: &ArgMatches, manifest: Option<&Manifest>, found: Option<&Source>) -> Result<Known, CliError> {
-    let mut known = source::known(matches, found)?;
-    if let Some(manifest) = manifest {
-        if known.addresses.is_empty() {
-            known.addresses.clone_from(&manifest.addresses);
-        }
-        if known.dns_servers.is_none() {
-            known.dns_servers.clone_from(&manifest.dns_servers);
-        }
-    }
-    Ok(known)
-}
-
-fn of_manifest(matches: &ArgMatches, manifest: &Manifest, found: Option<&Source>) -> Result<Source, CliError> {
-    let known = known(matches, Some(manifest), found)?;
-    let named = |problem: String| CliError::Usage(format!("--pod-manifest: {problem}"));
-    match manifest.wanted().map_err(|e| named(e.to_string()))? {
-        Wanted::Init { arguments, variables } => {
-            let mut words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-            // Arguments begin with the face, unless the container's command does.
-            if !matches!(words.first(), Some(&("init" | "istio-iptables"))) {
-                words.insert(0, "istio-iptables");
-            }
-            let known_variable = |name: &str| variables.get(name).cloned();
-            source::of_words_in("the arguments of istio-init", &words, None, &known, &known_variable)
-        }
-        Wanted::Annotations(given, notes) => {
-            let mut source = of_given(&given, &known)?;
-            source.notes.extend(notes);
-            Ok(source)
-        }
-    }
-}
-
-fn of_given(given: &crate::config::given::Given, known: &Known) -> Result<Source, CliError> {
-    Ok(options::read(given, Face::Init, known)?)
-}
-
-fn manifest(path: &Path) -> Result<Manifest, CliError> {
-    let text = read("--pod-manifest", path)?;
-    Manifest::parse(&text).map_err(|e| CliError::Usage(format!("{}: {e}", shown(path))))
-}
-
 fn accepted(path: &Path) -> Result<Accepted, CliError> {
-    let text = read("--accept", path)?;
-    Accepted::parse(&text).map_err(|e| CliError::Usage(format!("{}: {e}", shown(path))))
-}
-
-fn shown(path: &Path) -> String {
-    if path == Path::new("-") { "standard input".into() } else { path.display().to_string() }
-}
-
-/// A small text file, or standard input.
-fn read(option: &str, path: &Path) -> Result<String, CliError> {
-    use std::io::Read;
-    let mut text = String::new();
-    let read = match path == Path::new("-") {
-        true => std::io::stdin().lock().take(LARGEST + 1).read_to_string(&mut text),
-        false => std::fs::File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_string(&mut text)),
-    };
-    let length = read.map_err(|e| match e.kind() {
-        std::io::ErrorKind::InvalidData => CliError::Usage(format!("{option}: {} is no text", shown(path))),
-        _ => CliError::Failed(format!("{option}: cannot read {}: {e}", shown(path))),
-    })?;
-    if length as u64 > LARGEST {
-        return Err(CliError::Usage(format!("{option}: {} is larger than {} MiB", shown(path), LARGEST >> 20)));
-    }
-    Ok(text)
+    let text = manifest::read("--accept", path)?;
+    Accepted::parse(&text).map_err(|e| CliError::Usage(format!("{}: {e}", manifest::shown(path))))
 }
 
 /// What is looked at, in words.

@@ -9,6 +9,7 @@ mod explain;
 mod facts;
 mod init;
 mod logging;
+mod manifest;
 mod output;
 mod print_config;
 mod quick;

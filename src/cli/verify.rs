@@ -6,11 +6,13 @@ use crate::audit::source::opaque;
 use crate::audit::verify::verify;
 
 use super::error::CliError;
-use super::{output, report, source};
+use super::{manifest, output, report, source};
 
 const EXAMPLES: &str = "\
-The rules wanted are those of the options behind --, the rules found those of the kernel
-or of a dump. Differences are told rule by rule, in order, whichever backend holds the
+The rules wanted are those of the options behind --, or of --pod-manifest FILE: the
+arguments of the pod's istio-init container, or else its annotations and proxy, as the CNI
+plugin takes them (--netconf FILE: over the interception that the node's configuration
+has). The rules found are those of the kernel or of a dump. Differences are told rule by rule, in order, whichever backend holds the
 rules, and what they change: which traffic somebody else gets than should, with an
 example. A difference that changes nothing says so.
 
@@ -26,6 +28,8 @@ Examples:
       The same for a pod's process, with an init container's arguments.
   podweir verify --dump v4.txt v6.txt --pod-ip 10.244.0.6,fd00::6 --json -- -b '*'
       From what iptables-save and ip6tables-save printed, for a pipeline.
+  kubectl get pod shop -o yaml | podweir verify --pid 4711 --pod-manifest - --netconf /etc/cni/net.d/10-pods.conflist
+      Does this pod on this node have the rules that the plugin should have made?
 ";
 
 /// The `verify` subcommand.
@@ -33,21 +37,34 @@ pub fn command() -> Command {
     let about = "Compare the rules that options ask for with those that are there, and say what differences change";
     Command::new("verify").about(about).defer(|command| {
         let json = Arg::new("json").long("json").action(ArgAction::SetTrue).help("Report as JSON");
-        source::with_source(command.arg(json)).after_long_help(EXAMPLES)
+        source::with_source(manifest::with_manifest(command.arg(json))).after_long_help(EXAMPLES)
     })
 }
 
 pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     output::check()?;
+    manifest::check_stdin(matches, None)?;
     // Mistakes in the options show before anything is read, as far as they can.
     source::check_options(matches)?;
-    let found = source::found(matches)?;
+    let asked = manifest::asked(matches)?;
+    if asked.is_some() && (matches.contains_id("options") || matches.contains_id("as")) {
+        return Err(CliError::Usage(
+            "--pod-manifest says which rules are wanted, and so do options behind -- and --as: give one of them".into(),
+        ));
+    }
+    let mut found = source::found(matches)?;
+    if let Some(asked) = &asked {
+        asked.complete(&mut found);
+    }
     // What the options ask for may stand there, unseen: every difference would be made up.
     if let Some(problem) = opaque::in_interception(&found) {
         return Err(CliError::Failed(format!("it cannot be told whether the rules are the plan's: {problem}")));
     }
     source::warn(&found);
-    let wanted = source::wanted(matches, Some(&found))?;
+    let wanted = match &asked {
+        Some(asked) => asked.wanted(matches, Some(&found))?,
+        None => source::wanted(matches, Some(&found))?,
+    };
     source::warn(&wanted);
     source::check_families(&wanted, &found)?;
     let report = verify(&wanted, &found);

@@ -41,6 +41,8 @@ use protocol::{CniError, Code, Verb, Version};
 use request::{DEFAULT_TIMEOUT, Deadline, Variables};
 use verbs::Call;
 
+pub use netconf::NodeOptions;
+
 /// Whether a container runtime has started this process.
 pub fn is_called(environment: Environment) -> bool {
     environment("CNI_COMMAND").is_some()

@@ -1,0 +1,173 @@
+//! What a pod's manifest asks for: the arguments that `audit` and `verify` have in common,
+//! and the reading of the files they name.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use clap::{Arg, ArgMatches, Command, value_parser};
+
+use crate::audit::manifest::{Manifest, Wanted};
+use crate::audit::source::options::Known;
+use crate::audit::source::{Source, options};
+use crate::cni::NodeOptions;
+use crate::config::settings::Face;
+use crate::sys::file;
+
+use super::error::CliError;
+use super::source;
+
+/// The most bytes of a manifest and of the files next to it.
+const LARGEST: u64 = 8 << 20;
+
+/// Adds the arguments that name a manifest.
+pub fn with_manifest(command: Command) -> Command {
+    let arg = |name: &'static str| Arg::new(name).long(name).value_name("FILE").value_parser(value_parser!(PathBuf));
+    command.args([
+        arg("pod-manifest").help("The pod's YAML, as the injector left it; - is standard input"),
+        arg("netconf").requires("pod-manifest").help(
+            "The CNI configuration of the pod's node (a file of /etc/cni/net.d): its interception counts below the pod's annotations",
+        ),
+    ])
+}
+
+/// A manifest, and what the pod's node has to say.
+pub struct Asked {
+    pub manifest: Manifest,
+    node: NodeOptions,
+}
+
+/// The manifest that the arguments name.
+///
+/// # Errors
+///
+/// That a file cannot be read or makes no sense, naming it.
+pub fn asked(matches: &ArgMatches) -> Result<Option<Asked>, CliError> {
+    let path = |name| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
+    let Some(manifest) = path("pod-manifest") else { return Ok(None) };
+    let text = read("--pod-manifest", manifest)?;
+    let manifest = Manifest::parse(&text).map_err(|e| CliError::Usage(format!("{}: {e}", shown(manifest))))?;
+    let node = match path("netconf") {
+        None => NodeOptions::default(),
+        Some(path) => {
+            let text = read("--netconf", path)?;
+            let options = NodeOptions::of_file(text.as_bytes());
+            options.map_err(|e| CliError::Usage(format!("--netconf: {}: {}", shown(path), e.msg)))?
+        }
+    };
+    Ok(Some(Asked { manifest, node }))
+}
+
+impl Asked {
+    /// Adds to what was found about the pod what only its manifest tells.
+    pub fn complete(&self, found: &mut Source) {
+        if found.pod.addresses.is_empty() {
+            found.pod.addresses.clone_from(&self.manifest.addresses);
+        }
+        if found.pod.dns_servers.is_none() {
+            found.pod.dns_servers.clone_from(&self.manifest.dns_servers);
+        }
+    }
+
+    /// Adds to what is known about the pod what only its manifest tells.
+    pub fn known(&self, mut known: Known) -> Known {
+        if known.addresses.is_empty() {
+            known.addresses.clone_from(&self.manifest.addresses);
+        }
+        if known.dns_servers.is_none() {
+            known.dns_servers.clone_from(&self.manifest.dns_servers);
+        }
+        known
+    }
+
+    /// The rules that the manifest asks for, for a pod as it was found.
+    ///
+    /// # Errors
+    ///
+    /// That it asks for none, or for what makes no sense.
+    pub fn wanted(&self, matches: &ArgMatches, found: Option<&Source>) -> Result<Source, CliError> {
+        let known = self.known(source::known(matches, found)?);
+        let named = |problem: String| CliError::Usage(format!("--pod-manifest: {problem}"));
+        let mut wanted = match self.manifest.wanted(&self.node).map_err(|e| named(e.to_string()))? {
+            Wanted::Init { arguments, variables } => {
+                let mut words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+                // Arguments begin with the face, unless the container's command does.
+                if !matches!(words.first(), Some(&("init" | "istio-iptables"))) {
+                    words.insert(0, "istio-iptables");
+                }
+                let known_variable = |name: &str| variables.get(name).cloned();
+                source::of_words_in("the arguments of istio-init", &words, None, &known, &known_variable)?
+            }
+            Wanted::Annotations(given, notes) => {
+                let mut source = options::read(&given, Face::Init, &known)?;
+                source.notes.extend(notes);
+                let on_node = ["pid", "netns"].iter().any(|name| matches.contains_id(name));
+                if on_node && !matches.contains_id("netconf") {
+                    source.notes.extend(unnamed(Path::new("/etc/cni/net.d")));
+                }
+                source
+            }
+        };
+        source::name_uplink(matches, &mut wanted);
+        Ok(wanted)
+    }
+}
+
+/// A note on the configuration of this node, where it has options for every pod and was
+/// not named: a pod that is as it should be would seem to differ.
+fn unnamed(directory: &Path) -> Option<String> {
+    let entries = std::fs::read_dir(directory).ok()?;
+    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    // In the order in which runtimes look at them.
+    files.sort();
+    let has_options = |path: &PathBuf| {
+        let kind = path.extension().and_then(|ending| ending.to_str());
+        let text = matches!(kind, Some("conflist" | "conf" | "json")).then(|| file::read(path, LARGEST).ok()).flatten();
+        text.and_then(|text| NodeOptions::of_file(text.as_bytes()).ok())
+            .is_some_and(|node| node.options.iter().next().is_some())
+    };
+    let file = files.into_iter().find(has_options)?.display().to_string();
+    Some(format!(
+        "this node's {file} has options for every pod, which do not count here: name it with --netconf {file}"
+    ))
+}
+
+/// Refuses standard input as more than one of the files that arguments name.
+///
+/// # Errors
+///
+/// That it can be read once.
+pub fn check_stdin(matches: &ArgMatches, other: Option<&Path>) -> Result<(), CliError> {
+    let path = |name| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
+    let dumps = matches.get_many::<String>("dump").into_iter().flatten().map(|name| name.as_str());
+    let files = [path("pod-manifest"), path("netconf"), other].into_iter().flatten().filter_map(Path::to_str);
+    if files.chain(dumps).filter(|name| *name == "-" || name.ends_with("=-")).count() > 1 {
+        return Err(CliError::Usage("standard input can be read once: give - once".into()));
+    }
+    Ok(())
+}
+
+/// How a message calls a file.
+pub fn shown(path: &Path) -> String {
+    if path == Path::new("-") { "standard input".into() } else { path.display().to_string() }
+}
+
+/// A small text file, or standard input.
+///
+/// # Errors
+///
+/// That it cannot be read, is no text, or is too large; `option` names it.
+pub fn read(option: &str, path: &Path) -> Result<String, CliError> {
+    let mut text = String::new();
+    let read = match path == Path::new("-") {
+        true => io::stdin().lock().take(LARGEST + 1).read_to_string(&mut text),
+        false => std::fs::File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_string(&mut text)),
+    };
+    let length = read.map_err(|e| match e.kind() {
+        io::ErrorKind::InvalidData => CliError::Usage(format!("{option}: {} is no text", shown(path))),
+        _ => CliError::Failed(format!("{option}: cannot read {}: {e}", shown(path))),
+    })?;
+    if length as u64 > LARGEST {
+        return Err(CliError::Usage(format!("{option}: {} is larger than {} MiB", shown(path), LARGEST >> 20)));
+    }
+    Ok(text)
+}
