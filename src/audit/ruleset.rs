@@ -3,6 +3,7 @@
 //! list costs no more than a short one.
 
 mod edit;
+mod tables;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -15,8 +16,8 @@ use crate::plan::model::{ChainName, CtStates, Masked, Plan, Rule, Table, Verdict
 
 use super::explain::Decider;
 use super::flow::Taker;
-pub use super::hook::{Base, Hook, Order, base_of};
-use super::target::{Effect, effect};
+use crate::backend::effect::{Effect, effect};
+pub use crate::backend::hook::{Base, Hook, Order, base_of};
 
 /// Which table a chain is in, and who made it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -6,7 +6,7 @@ use crate::plan::model::{Masked, Verdict};
 
 use super::flow::Taker;
 use super::ruleset::{Base, ChainRules, FamilyRules};
-use super::target::{Effect, effect};
+use crate::backend::effect::{Effect, effect};
 
 /// How deep chains may call each other (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;

@@ -9,7 +9,7 @@ use crate::plan::model::Rule;
 
 use super::report::number;
 use super::source::Source;
-use super::source::listing::{ListedChain, ListedTable};
+use crate::backend::listing::{ListedChain, ListedTable};
 use crate::plan::words;
 
 /// Everything of a source.

@@ -9,8 +9,8 @@ use crate::plan::model::{ChainName, Table};
 use super::explain::{NoTrace, explain};
 use super::flow::{Surroundings, Taker};
 use super::ruleset::Ruleset;
-use super::source::listing::Holder;
 use super::verify::{Effect, Finding, What};
+use crate::backend::listing::Holder;
 use crate::plan::diff::{Difference, Undo};
 
 /// How many rules are copied to take differences back.

@@ -17,9 +17,9 @@ use super::partition::cube::{self, Cube};
 use super::partition::{Part, Scope, Space};
 use super::ruleset::{ChainRules, Hook, Ruleset};
 use super::source::Source;
-use super::source::listing::{Held, Holder};
-use super::target::{self, effect};
 use super::undo::Undoing;
+use crate::backend::effect::{self, effect};
+use crate::backend::listing::{Held, Holder};
 use crate::plan::diff::{self, Difference, Side};
 
 /// The most pairs of sets of flows that are compared.
@@ -352,7 +352,7 @@ impl Visited<'_> {
     fn was_dropped(&self) -> bool {
         self.rules.last().is_some_and(|(_, rule)| match &rule.verdict {
             Verdict::Drop => true,
-            Verdict::Unknown(words) => effect(words) == target::Effect::Drops,
+            Verdict::Unknown(words) => effect(words) == effect::Effect::Drops,
             _ => false,
         })
     }

@@ -1,9 +1,13 @@
 //! Backends: what reads a plan from the kernel and makes the kernel hold one. They
 //! translate and decide nothing; [`install`] decides what has to be done.
 
+pub mod effect;
+pub mod foreign_text;
 pub mod guard;
+pub mod hook;
 pub mod install;
 pub mod iptables;
+pub mod listing;
 pub mod nftables;
 pub mod node;
 pub mod route_table;

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use podweir::audit::flow::Surroundings;
-use podweir::audit::ruleset::Hook;
+use podweir::audit::ruleset::{Hook, Ruleset};
 use podweir::audit::schema;
 use podweir::audit::source::dump::{self, Text};
-use podweir::audit::source::listing::{self, Holder, ListedChain, ListedHook, ListedTable};
 use podweir::audit::source::{Source, options};
 use podweir::backend::iptables::script;
+use podweir::backend::listing::{self, Holder, ListedChain, ListedHook, ListedTable};
 use podweir::backend::{Kind, nftables};
 use podweir::config::ranges::RangeList;
 use podweir::config::types::{Families, Family, Interface, Mark, Networks, Port};
@@ -153,7 +153,7 @@ fn tables() -> impl Strategy<Value = Vec<ListedTable>> {
 
 fn source(tables: Vec<ListedTable>) -> Source {
     Source {
-        ruleset: listing::ruleset(&tables),
+        ruleset: Ruleset::of_tables(&tables),
         held: listing::held(&tables),
         tables,
         routing: None,

@@ -6,7 +6,6 @@ use podweir::audit::explain::{NoTrace, explain};
 use podweir::audit::flow::{Surroundings, Taker};
 use podweir::audit::ruleset::Ruleset;
 use podweir::audit::source::Source;
-use podweir::audit::source::listing;
 
 use crate::explain::flow;
 use crate::fixture::{Namespace, RESOLV, V4, V6};
@@ -181,7 +180,7 @@ fn add(namespace: &Namespace, name: &str, hook: &str, statement: &str) -> bool {
 fn takers(source: &Source, table: Option<&str>, flows: &[&str]) -> Vec<Taker> {
     let of = |name: &str| name.starts_with("istio-proxy-") || Some(name) == table;
     let tables: Vec<_> = source.tables.iter().filter(|table| of(&table.name)).cloned().collect();
-    let ruleset: Ruleset = listing::ruleset(&tables);
+    let ruleset: Ruleset = Ruleset::of_tables(&tables);
     let pod = Surroundings::of([V4, V6].map(|a| a.split('/').next().unwrap().parse().unwrap()).into());
     flows.iter().map(|text| explain(&ruleset, &pod, &flow(&Probe::parse(text)), &mut NoTrace).taker).collect()
 }

@@ -7,7 +7,7 @@ use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::{Escape, scope_name};
 use crate::audit::flow::Taker;
 use crate::audit::ruleset::{Base, ChainRules, Hook, Order, Ruleset, TableId, redirect_taker};
-use crate::audit::target::{Effect, effect};
+use crate::backend::effect::{Effect, effect};
 use crate::config::types::{Families, Family};
 use crate::plan::canon::{Addresses, CanonMatches, CanonRule, all_addresses};
 use crate::plan::model::{ChainName, Verdict};

@@ -9,9 +9,10 @@ use serde_json::{Map, Value};
 use crate::audit::flow::Surroundings;
 use crate::audit::routes::{Route, Routes};
 use crate::audit::ruleset::Hook;
+use crate::audit::ruleset::Ruleset;
 use crate::audit::source::Source;
-use crate::audit::source::foreign_text::make_printable;
-use crate::audit::source::listing::{self, Holder, ListedChain, ListedHook, ListedTable};
+use crate::backend::foreign_text::make_printable;
+use crate::backend::listing::{self, Holder, ListedChain, ListedHook, ListedTable};
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Families, Family, Interface, Mark, Networks, Port, RouteTable};
 use crate::config::value;
@@ -45,7 +46,7 @@ pub fn read(value: &Value) -> Read<Source> {
     make_printable(&mut tables);
     let pod = object(member(top, "pod")?, "pod")?;
     Ok(Source {
-        ruleset: listing::ruleset(&tables),
+        ruleset: Ruleset::of_tables(&tables),
         held: listing::held(&tables),
         tables,
         routing: match member(top, "routing")? {

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::audit::routes::Route;
 use crate::audit::source::Source;
-use crate::audit::source::listing::{ListedTable, of_plan};
+use crate::backend::listing::{ListedTable, of_plan};
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Families, Interface, Networks};
 use crate::plan::model::{Cond, CtStates, Masked, Matches, Plan, Routing, Rule, Verdict};

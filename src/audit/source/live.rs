@@ -8,19 +8,20 @@ use std::net::IpAddr;
 
 use crate::audit::flow::Surroundings;
 use crate::audit::routes::{Route, Routes};
+use crate::audit::ruleset::Ruleset;
 use crate::backend::iptables::parse;
 use crate::backend::iptables::programs::{ProgramEnvironment, ProgramError, Programs, Variant};
-use crate::backend::nftables::everything;
+use crate::backend::listing::{self, Holder, ListedTable};
+use crate::backend::nftables::{everything, tables};
 use crate::backend::routing::{self, FoundRouting};
-use crate::backend::{Kind, route_table, survey};
+use crate::backend::{Kind, foreign_text, route_table, survey};
 use crate::config::facts;
 use crate::config::types::{Families, Mark};
 use crate::plan::model::Routing;
 use crate::sys::netlink::Netlink;
 use crate::sys::text::printable;
 
-use super::listing::{self, Holder, ListedTable};
-use super::{Source, SourceError, foreign_text, nft};
+use super::{Source, SourceError};
 
 /// How often to begin again when others change the rules at the same time.
 const ATTEMPTS: usize = 20;
@@ -61,7 +62,7 @@ pub fn read(live: &Live) -> Result<Source, SourceError> {
         routes,
         addresses: addresses.into_iter().map(|(_, address)| address).collect(),
     };
-    let ruleset = listing::ruleset(&tables);
+    let ruleset = Ruleset::of_tables(&tables);
     let mut notes = Vec::new();
     if others > 0 && ruleset.tells_interfaces_apart() {
         notes.push(format!("policy routing of others is not looked at ({others} of ip rule): by which interface a flow goes is what the table main says, unless --interface says it"));
@@ -88,7 +89,7 @@ fn nft_tables() -> Result<Vec<ListedTable>, SourceError> {
     let mut attempt = 1;
     loop {
         match everything::list(&mut netlink) {
-            Ok(tables) => return Ok(nft::listed(&tables)),
+            Ok(tables) => return Ok(tables::listed(&tables)),
             Err(e) if e.kind() == io::ErrorKind::Interrupted && attempt < ATTEMPTS => attempt += 1,
             Err(e) if survey::is_unsupported(&e) => return Ok(Vec::new()),
             Err(e) => return Err(SourceError::kernel("nf_tables", e)),

@@ -8,12 +8,8 @@
 //! | [`live`] | the network namespace, and CAP_NET_ADMIN in it |
 //! | [`dump`] | text that iptables-save, nft or podweir printed |
 
-mod devices;
 pub mod dump;
-pub mod foreign_text;
-pub mod listing;
 pub mod live;
-pub mod nft;
 pub mod opaque;
 pub mod options;
 
@@ -30,7 +26,7 @@ use crate::plan::why::Why;
 
 use super::flow::Surroundings;
 use super::ruleset::Ruleset;
-use listing::{Held, ListedTable};
+use crate::backend::listing::{Held, ListedTable};
 
 /// Rules, and what is known around them.
 #[derive(Debug, Clone)]

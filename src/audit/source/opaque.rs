@@ -8,7 +8,7 @@ use crate::plan::model::{Rule, Verdict};
 use crate::plan::words;
 
 use super::Source;
-use super::listing::{ListedChain, ListedTable};
+use crate::backend::listing::{ListedChain, ListedTable};
 
 /// What stands for a target that nft does not print.
 pub const HIDDEN_TARGET: &str = "a target that nft does not show";

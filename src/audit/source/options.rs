@@ -5,13 +5,15 @@ use std::io;
 use std::net::IpAddr;
 
 use crate::audit::flow::Surroundings;
+use crate::audit::ruleset::Ruleset;
+use crate::backend::listing;
 use crate::config::facts::Facts;
 use crate::config::given::Given;
 use crate::config::settings::{Face, Settings, SettingsError};
 use crate::config::types::Families;
 use crate::plan;
 
-use super::{Source, SourceError, listing};
+use super::{Source, SourceError};
 
 /// What is known of a pod that is not here.
 #[derive(Debug, Clone, Default)]
@@ -71,7 +73,7 @@ pub fn of_settings(settings: Settings, pod: Surroundings) -> Source {
     let plan = plan::build(&settings.interception);
     let tables = listing::of_plan(&plan);
     Source {
-        ruleset: listing::ruleset(&tables),
+        ruleset: Ruleset::of_tables(&tables),
         held: listing::held(&tables),
         tables,
         routing: Some(plan.routing.normalised()),

@@ -6,8 +6,8 @@ use crate::backend::Kind;
 use crate::backend::iptables::parse;
 use crate::config::types::Family;
 
-use super::super::listing::{self, Holder};
 use super::Tables;
+use crate::backend::listing::{self, Holder};
 
 /// A family's part of a text, other lines empty, so that line numbers are those of the whole.
 struct Part {

@@ -15,13 +15,16 @@ mod nft_words;
 use serde_json::Value;
 
 use crate::audit::flow::Surroundings;
+use crate::audit::ruleset::Ruleset;
 use crate::audit::schema;
 use crate::backend::Kind;
+use crate::backend::foreign_text;
+use crate::backend::listing::{self, Holder, ListedTable};
 use crate::backend::nftables::everything::FullTable;
+use crate::backend::nftables::tables;
 use crate::config::types::{Families, Family};
 
-use super::listing::{self, Holder, ListedTable};
-use super::{Source, SourceError, foreign_text, nft, opaque};
+use super::{Source, SourceError, opaque};
 
 /// One text, and what it is called.
 #[derive(Debug, Clone)]
@@ -87,7 +90,7 @@ pub fn read(texts: &[Text]) -> Result<Source, SourceError> {
     let mut notes: Vec<String> = opaque::in_any(&tables).into_iter().collect();
     notes.extend(without_legacy(&legacy, &tables));
     Ok(Source {
-        ruleset: listing::ruleset(&tables),
+        ruleset: Ruleset::of_tables(&tables),
         held: listing::held(&tables),
         tables,
         routing: None,
@@ -170,7 +173,7 @@ fn one(text: &Text) -> Result<Told, String> {
 
 /// nft cannot show all that iptables-nft made.
 fn by_nft(tables: &[FullTable]) -> Told {
-    let mut tables = nft::listed(tables);
+    let mut tables = tables::listed(tables);
     tables.iter_mut().for_each(|table| table.as_nft_shows = table.holder == Holder::Kernel(Kind::IptablesNft));
     Told::Tables(Tables { families: Family::BOTH.into(), tables, by_nft: true, ..Tables::default() })
 }

@@ -3,13 +3,12 @@
 //! packet meets, and that leads those of the devices to the chain itself and drops what comes
 //! back if the policy says so.
 
-use crate::audit::ruleset::Hook;
+use crate::backend::hook::Hook;
+use crate::backend::listing::{ListedChain, ListedHook};
 use crate::backend::nftables::read::ListedHook as NumberedHook;
 use crate::config::types::{Families, Interface};
 use crate::plan::model::{ChainName, Cond, Matches, Rule, Verdict};
 use crate::plan::why::Why;
-
-use super::listing::{ListedChain, ListedHook};
 
 /// What stands for devices that a listing does not name.
 const UNNAMED: &str = "the device that the chain is bound to, which this listing does not name (nft list ruleset does)";

@@ -1,7 +1,8 @@
 //! Tables of nf_tables, however they were listed, as [`ListedTable`]s.
 
-use crate::audit::ruleset::Hook;
 use crate::backend::Kind;
+use crate::backend::hook::Hook;
+use crate::backend::listing::{Holder, ListedChain, ListedHook, ListedTable, iptables_names};
 use crate::backend::nftables::everything::{FullChain, FullTable};
 use crate::backend::nftables::names;
 use crate::backend::nftables::read::ListedHook as NumberedHook;
@@ -9,7 +10,6 @@ use crate::config::types::Families;
 use crate::plan::model::{ChainName, Rule, Table, Verdict};
 
 use super::devices;
-use super::listing::{Holder, ListedChain, ListedHook, ListedTable, iptables_names};
 
 /// The tables that a packet of the pod can meet.
 pub fn listed(tables: &[FullTable]) -> Vec<ListedTable> {

@@ -68,7 +68,7 @@ impl Base {
     /// Where on its hook packets meet it. The kernel has one place for all nat chains of a
     /// hook (`NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC`): their priority only orders them
     /// among themselves.
-    pub(super) fn place(&self) -> i32 {
+    pub fn place(&self) -> i32 {
         match self.nat {
             false => self.priority,
             true if self.hook.is_behind_routing() => 100,

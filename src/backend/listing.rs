@@ -1,11 +1,11 @@
 //! Rules as they are listed, of anybody: table by table as their holder keeps them. Every
-//! way to get at rules ends here; from here they go two ways, into the [`Ruleset`] that
-//! packets are walked through and into what each holder has of an interception.
+//! way to get at rules ends here; from here they go two ways, into the rules that an audit
+//! walks packets through and into what each holder has of an interception.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use crate::audit::ruleset::{Base, FoundChain, Hook, Ruleset, TableId};
+use crate::backend::hook::Hook;
 use crate::backend::iptables::parse::{Saved, SavedRule, SavedTable};
 use crate::backend::iptables::{ours, render};
 use crate::backend::nftables::{names, read};
@@ -46,7 +46,8 @@ impl Holder {
         Self::ALL.into_iter().find(|holder| holder.name() == name)
     }
 
-    fn is_nftables(self) -> bool {
+    /// Whether nftables itself is asked, and not iptables by way of it.
+    pub fn is_nftables(self) -> bool {
         self == Holder::Kernel(Kind::Nftables)
     }
 }
@@ -112,17 +113,6 @@ impl ListedTable {
             Holder::Kernel(Kind::Nftables) => self.kind().is_some(),
             _ => self.kind().is_some() && self.chains.iter().any(|chain| chain.name.is_own()),
         }
-    }
-
-    fn id(&self) -> TableId {
-        // Tables of nftables may have one name in several families; of devices it is said.
-        let family = match self.families {
-            _ if !self.holder.is_nftables() || self.name.contains(' ') => "",
-            Families { v4: true, v6: true } => "inet ",
-            Families { v4: true, .. } => "ip ",
-            _ => "ip6 ",
-        };
-        TableId { source: self.holder.name().into(), name: format!("{family}{}", self.name).into() }
     }
 }
 
@@ -198,28 +188,6 @@ fn builtin(table: &str, chain: &str) -> Option<ListedHook> {
         _ => return None,
     };
     Some(ListedHook { hook, priority, kind: kind.into(), drops: false })
-}
-
-/// Everything that packets meet. Tables that are switched off are left out.
-pub fn ruleset(tables: &[ListedTable]) -> Ruleset {
-    let chains = |table: &ListedTable| {
-        let id = table.id();
-        let families = table.families;
-        let found = move |chain: &ListedChain| FoundChain {
-            table: id.clone(),
-            name: chain.name.clone(),
-            base: chain.hook.as_ref().map(|hook| Base {
-                hook: hook.hook,
-                priority: hook.priority,
-                nat: hook.kind == "nat",
-                drops: hook.drops,
-            }),
-            families,
-            rules: chain.rules.clone(),
-        };
-        table.chains.iter().map(found).collect::<Vec<_>>()
-    };
-    Ruleset::new(tables.iter().filter(|table| !table.dormant).flat_map(chains))
 }
 
 /// Gives an interception's rules the reasons that they do not carry.
