@@ -36,9 +36,9 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     }
     let mut route = Netlink::open(Netlink::ROUTE).map_err(CliError::Addresses)?;
     let addresses = routing::addresses(&mut route).map_err(CliError::Addresses)?;
-    let namespace = init::check_namespace(Face::Init, &run, &mut route, &addresses)?;
+    init::check_namespace(Face::Init, &run, &mut route, &addresses)?;
     output::check()?;
-    let mut session = Session::open(init::conditions(&run), namespace, route)?;
+    let mut session = Session::open(init::conditions(&run), route)?;
     let outcome = session.clean()?;
     init::report(&outcome, &Plan::empty(), started);
     match logging::failure() {

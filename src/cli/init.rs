@@ -169,10 +169,10 @@ pub fn programs() -> ProgramEnvironment {
 fn program(face: Face, settings: &Settings, plan: &Plan, system: System, started: Instant) -> Result<(), CliError> {
     let run = &settings.run;
     let (mut route, addresses) = system.into_addresses().map_err(CliError::Addresses)?;
-    let namespace = check_namespace(face, run, &mut route, &addresses)?;
+    check_namespace(face, run, &mut route, &addresses)?;
     output::check()?;
     let mesh_address = routing::has_mesh_address(&addresses);
-    let mut session = Session::open(conditions(run), namespace, route)?;
+    let mut session = Session::open(conditions(run), route)?;
     let outcome = if run.cleanup_only {
         session.clean()?
     } else {
@@ -209,21 +209,21 @@ pub fn check_namespace(
     run: &Run,
     netlink: &mut Netlink,
     addresses: &[(u32, IpAddr)],
-) -> Result<netns::Current, CliError> {
+) -> Result<(), CliError> {
     let unknown = |e| CliError::Failed(format!("cannot tell which network namespace this is: {e}"));
-    let current = netns::current().map_err(unknown)?;
     if run.host_network {
-        return Ok(current);
+        return Ok(());
     }
+    let inode = netns::current().map_err(unknown)?;
     // What the kubelet writes there is about the container's own network.
     let hosts = run.network_namespace.is_none().then_some(Path::new("/etc/hosts"));
-    let Some(evidence) = node::evidence(current.inode, hosts, netlink, addresses).map_err(unknown)? else {
-        return Ok(current);
+    let Some(evidence) = node::evidence(inode, hosts, netlink, addresses).map_err(unknown)? else {
+        return Ok(());
     };
     let is_first = matches!(evidence, Evidence::FirstNamespace { .. });
     if face == Face::IstioIptables && is_first && node::looks_like_a_virtual_machine(netlink).map_err(unknown)? {
         warn!("this is the machine's own network namespace ({evidence}): all of the machine's traffic is diverted");
-        return Ok(current);
+        return Ok(());
     }
     let machine = match face {
         Face::IstioIptables if is_first => {

@@ -12,7 +12,6 @@ use crate::plan::model::{ChainName, Plan, Table};
 use crate::probe::{self, Failure, Path, Route, Setup};
 use crate::sys::caps;
 use crate::sys::netlink::Netlink;
-use crate::sys::netns;
 
 use super::error::CliError;
 use super::init;
@@ -73,8 +72,7 @@ fn explain(failure: &Failure, settings: &Settings, plan: &Plan) -> String {
 
 fn causes(path: Path, settings: &Settings, plan: &Plan) -> Result<Vec<String>, CliError> {
     let route = Netlink::open(Netlink::ROUTE).map_err(CliError::Addresses)?;
-    let namespace = netns::current().map_err(|e| CliError::Failed(e.to_string()))?;
-    let mut session = Session::open(init::conditions(&settings.run), namespace, route)?;
+    let mut session = Session::open(init::conditions(&settings.run), route)?;
     let readings = session.read(&plan.routing)?;
     let Some((kind, reading)) = readings.first() else {
         return Ok(vec!["no rule of an interception is there at all".into()]);

@@ -124,10 +124,9 @@ fn prepare(netns: &Netns, job: &Job) -> Result<Ready, CniError> {
     let facts = PodFacts::new(&job.name_servers);
     let settings = Settings::resolve(&job.options, Face::Init, &facts).map_err(refused)?;
     let plan = plan::build(&settings.interception);
-    let current = netns::current().map_err(io_failed("cannot tell which network namespace this is"))?;
     let (mesh_address, route) = facts.into_mesh_address().map_err(io_failed("cannot list the pod's addresses"))?;
     let conditions = conditions(netns, &settings.run, &job.deadline)?;
-    let session = Session::open(conditions, current, route).map_err(failed)?;
+    let session = Session::open(conditions, route).map_err(failed)?;
     Ok(Ready { settings, plan, session, mesh_address })
 }
 

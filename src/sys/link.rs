@@ -4,7 +4,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use super::netlink::Netlink;
+use super::netlink::{Netlink, attributes};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
@@ -123,17 +123,6 @@ fn parse(payload: &[u8]) -> Option<Link> {
         }
     }
     Some(link)
-}
-
-/// The attributes in a message or in another attribute; stops at the first that does not fit.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let &[a, b, c, d] = bytes.get(..4)? else { return None };
-        let (length, kind) = (usize::from(u16::from_ne_bytes([a, b])), u16::from_ne_bytes([c, d]) & 0x3fff);
-        let value = bytes.get(4..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
 }
 
 /// Makes a pair of connected interfaces.

@@ -1,52 +1,224 @@
-//! Locks: the one that keeps podweir runs in one network namespace apart, and who
-//! holds a lock file.
+//! The lock that keeps podweir runs in one network namespace apart, and who holds a lock
+//! of others.
+//!
+//! Runs that must exclude each other share a network namespace and nothing else: an init
+//! container, a plugin started by the container runtime and a node agent have file
+//! systems, process and user namespaces of their own. What any process of the pod can
+//! take is no lock: it would stop pods. flock(2) works on every file that can be opened,
+//! and everybody can open his own namespace's; abstract socket names (unix(7)), netlink
+//! ports (netlink(7)) and TCP ports go to who asks first. What only a network
+//! administrator of the namespace can do in it, without leaving anything behind when
+//! killed, is little: own a table (`NFT_TABLE_F_OWNER`; its end takes a grace period of
+//! RCU, some 14 ms, and bumps the generation that others' transactions rely on), bind a
+//! queue or log group (modules that not every kernel has), or join a multicast group of
+//! `NETLINK_NETFILTER`, which takes CAP_NET_ADMIN in the user namespace that owns the
+//! network namespace (`netlink_allowed`, net/netlink/af_netlink.c; only families with
+//! `NL_CFG_F_NONROOT_RECV` let others in, and this is none).
+//!
+//! So membership is the lock. A socket joins a group to which nothing is ever sent, then
+//! lists the namespace's sockets (`NETLINK_SOCK_DIAG`, or proc(5)'s `net/netlink`): it
+//! holds the lock if no other one is a member, and leaves again otherwise. Of two that
+//! join at the same time at least one sees the other, since each joins before it looks;
+//! both may have to leave, and try again after pauses of random length.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::time::{Duration, Instant};
+use std::io::{self, BufRead, BufReader};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::fstat;
+
+use super::caps::NET_ADMIN_HINT;
+use super::netlink::{Netlink, attributes};
+
+/// The multicast group. `NFNLGRP_MAX` is 9 (linux/netfilter/nfnetlink.h), while 32 groups
+/// can be joined (`__netlink_kernel_create`); the kernel has no name for this one.
+const GROUP: u32 = 31;
 
 /// A held lock; released when dropped, or when the process ends in any way.
 pub struct Lock {
-    _file: Flock<File>,
+    _member: Option<Socket>,
 }
 
-/// Why a lock could not be had.
+/// Why the lock could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    #[error("cannot lock {name}: {source}")]
-    Lock { name: String, source: io::Error },
-    #[error("{name} is locked by {holder}, still after {waited:?}; end it or allow more time with --lock-timeout")]
-    Held { name: String, holder: String, waited: Duration },
+    #[error("cannot lock the network namespace: {source}{}", hint(.source))]
+    Lock { source: io::Error },
+    #[error(
+        "the network namespace is locked by {holder}, still after {waited:?}; end it or allow more time with --lock-timeout"
+    )]
+    Held { holder: String, waited: Duration },
 }
 
-/// Locks a file, waiting at most `deadline`. flock(2) works on the file that stands for
-/// a namespace as on any other. `name`: what a message calls it.
-pub fn acquire(mut file: File, name: &str, deadline: Duration) -> Result<Lock, LockError> {
+/// The kernel asks for the capability in the namespace's own user namespace.
+fn hint(error: &io::Error) -> String {
+    if error.raw_os_error() == Some(Errno::EPERM as i32) { format!("; {NET_ADMIN_HINT}") } else { String::new() }
+}
+
+/// A netlink socket that is a member of the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Member {
+    inode: u64,
+    port: u32,
+}
+
+/// Takes the lock of the network namespace that the calling thread is in, waiting at most
+/// `deadline`. A kernel without nfnetlink (a sandbox that has iptables-legacy at most)
+/// has nothing to lock with, and nothing that other programs' own locks do not cover.
+///
+/// # Errors
+///
+/// That the process may not take it, or that somebody held it all the time.
+pub fn acquire(deadline: Duration) -> Result<Lock, LockError> {
+    let failed = |source: io::Error| LockError::Lock { source };
     let start = Instant::now();
+    let mut members = Members::open();
     let mut pause = Duration::from_micros(200);
     loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(Lock { _file: lock }),
-            Err((back, Errno::EWOULDBLOCK)) if start.elapsed() < deadline => {
-                file = back;
-                std::thread::sleep(pause.min(deadline.saturating_sub(start.elapsed())));
-                pause = (pause * 2).min(Duration::from_millis(20));
+        let mut socket = match Socket::new(Netlink::NETFILTER) {
+            Ok(socket) => socket,
+            Err(e) if is_unsupported(&e) => return Ok(Lock { _member: None }),
+            Err(e) => return Err(failed(e)),
+        };
+        // One call gives the socket a port and joins.
+        socket.bind(&SocketAddr::new(0, 1 << (GROUP - 1))).map_err(failed)?;
+        let own = fstat(&socket).map_err(|e| failed(e.into()))?.st_ino;
+        let others = members.list().map_err(failed)?;
+        let Some(mut other) = others.into_iter().find(|member| member.inode != own) else {
+            return Ok(Lock { _member: Some(socket) });
+        };
+        drop(socket);
+        // Whoever waits stays out, so that others who try do not see each other only.
+        loop {
+            let left = deadline.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return Err(LockError::Held { holder: name_of(other), waited: deadline });
             }
-            Err((back, Errno::EWOULDBLOCK)) => {
-                return Err(LockError::Held { name: name.into(), holder: holder_of(&back), waited: deadline });
+            std::thread::sleep(about(pause).min(left));
+            pause = (pause * 2).min(Duration::from_millis(20));
+            match members.list().map_err(failed)?.first() {
+                Some(member) => other = *member,
+                None => break,
             }
-            Err((back, Errno::EINTR)) => file = back,
-            Err((_, errno)) => return Err(LockError::Lock { name: name.into(), source: errno.into() }),
         }
     }
 }
 
-fn holder_of(file: &File) -> String {
-    file.metadata().ok().and_then(|meta| holder(meta.ino())).unwrap_or_else(|| "another process".into())
+fn is_unsupported(error: &io::Error) -> bool {
+    [Errno::EPROTONOSUPPORT, Errno::EAFNOSUPPORT].iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
+}
+
+/// Half to one and a half times as long, so that two who meet do not meet again.
+fn about(pause: Duration) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+    let mixed = (now ^ std::process::id().rotate_left(16)).wrapping_mul(0x9e37_79b1) >> 16;
+    pause / 2 + pause * mixed / (1 << 16)
+}
+
+/// The way to list who is a member.
+struct Members {
+    /// `None` where the kernel cannot list its netlink sockets; proc(5) can.
+    diagnosis: Option<Netlink>,
+}
+
+const NETLINK_SOCK_DIAG: isize = 4;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_DUMP: u16 = 0x300;
+const NDIAG_SHOW_GROUPS: u32 = 2;
+const NETLINK_DIAG_GROUPS: u16 = 1;
+
+impl Members {
+    fn open() -> Self {
+        Self { diagnosis: Netlink::open(NETLINK_SOCK_DIAG).ok() }
+    }
+
+    fn list(&mut self) -> io::Result<Vec<Member>> {
+        if let Some(netlink) = &mut self.diagnosis {
+            match listed(netlink) {
+                Ok(members) => return Ok(members),
+                // Its module is not there, or may not be used.
+                Err(_) => self.diagnosis = None,
+            }
+        }
+        from_proc(BufReader::new(File::open("/proc/thread-self/net/netlink")?))
+    }
+}
+
+/// Asks the kernel (`struct netlink_diag_req` and `netlink_diag_msg`, linux/netlink_diag.h).
+fn listed(netlink: &mut Netlink) -> io::Result<Vec<Member>> {
+    let mut request = Vec::with_capacity(36);
+    request.extend(36u32.to_ne_bytes());
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend([nix::libc::AF_NETLINK as u8, Netlink::NETFILTER as u8, 0, 0]);
+    request.extend([0; 4]);
+    request.extend(NDIAG_SHOW_GROUPS.to_ne_bytes());
+    request.extend([0; 8]);
+    let mut members = Vec::new();
+    netlink.dump(&request, |received| {
+        let word = |at: usize| received.payload.get(at..at + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+        let groups = received
+            .payload
+            .get(28..)
+            .and_then(|rest| attributes(rest).find(|(kind, _)| *kind == NETLINK_DIAG_GROUPS).map(|(_, groups)| groups));
+        if received.kind == SOCK_DIAG_BY_FAMILY
+            && let (Some(port), Some(inode)) = (word(4), word(16))
+            && groups.is_some_and(is_member)
+        {
+            members.push(Member { inode: inode.into(), port });
+        }
+    })?;
+    Ok(members)
+}
+
+/// A bitmap of longs, of which group 1 is the first bit.
+fn is_member(groups: &[u8]) -> bool {
+    let first = groups.get(..8).map(|b| u64::from_ne_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]));
+    let first = first.or_else(|| groups.get(..4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]).into()));
+    first.is_some_and(|bits| bits >> (GROUP - 1) & 1 == 1)
+}
+
+/// Lines such as `00000000b053b2e8 12  14108  40000000 0 0 0 2 0 1321465`: the protocol,
+/// the port, the first 32 groups, and the inode at the end.
+fn from_proc(listing: impl BufRead) -> io::Result<Vec<Member>> {
+    let mut members = Vec::new();
+    for line in listing.lines().skip(1) {
+        let line = line?;
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, "12", port, groups, .., inode] = fields[..] else { continue };
+        let groups = u32::from_str_radix(groups, 16).unwrap_or(0);
+        if groups >> (GROUP - 1) & 1 == 1 {
+            let number = |text: &str| text.parse().map_err(|_| io::Error::other(format!("odd line: {line}")));
+            members.push(Member { inode: number(inode)?, port: number(port)? as u32 });
+        }
+    }
+    Ok(members)
+}
+
+/// Who has a socket, as "name (pid N)": a socket's port is its process's number, as long
+/// as that process has no other and is seen from here.
+fn name_of(member: Member) -> String {
+    let pid = member.port;
+    let link = format!("socket:[{}]", member.inode);
+    let sockets = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
+    let has = |entry: io::Result<std::fs::DirEntry>| {
+        entry.ok().and_then(|entry| std::fs::read_link(entry.path()).ok()).is_some_and(|to| to.as_os_str() == &*link)
+    };
+    match sockets.into_iter().any(has) {
+        true => described(&pid.to_string()),
+        false => format!("a process that is not seen from here (netlink port {pid}, socket {})", member.inode),
+    }
+}
+
+fn described(pid: &str) -> String {
+    match std::fs::read_to_string(format!("/proc/{pid}/comm")) {
+        Ok(name) => format!("{} (pid {pid})", name.trim()),
+        Err(_) => format!("pid {pid}"),
+    }
 }
 
 /// Who holds a flock(2) on the file with this inode, as "name (pid N)", if it is to be
@@ -59,11 +231,7 @@ pub fn holder(inode: u64) -> Option<String> {
         let [_, "FLOCK", _, _, pid, file, ..] = fields[..] else { return None };
         (file.rsplit(':').next()?.parse() == Ok(inode)).then_some(pid)
     })?;
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
-    Some(match name {
-        Some(name) => format!("{} (pid {pid})", name.trim()),
-        None => format!("pid {pid}"),
-    })
+    Some(described(pid))
 }
 
 #[cfg(test)]
@@ -71,14 +239,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_taker_waits_and_is_told_who_holds_it() {
-        let path = std::env::temp_dir().join(format!("podweir-lock-{}", std::process::id()));
-        let open = || File::options().create(true).write(true).truncate(false).open(&path).unwrap();
-        let held = acquire(open(), "it", Duration::ZERO).unwrap();
-        let error = acquire(open(), "it", Duration::from_millis(30)).err().unwrap().to_string();
-        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
-        drop(held);
-        assert!(acquire(open(), "it", Duration::ZERO).is_ok());
-        std::fs::remove_file(&path).unwrap();
+    fn members_are_told_from_others_in_both_listings() {
+        let text = "sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode\n\
+            00000000b053b2e8 12  14108      40000000 0        0        0     2        0        1321465\n\
+            00000000f2f05280 12  77         00000040 0        0        0     2        0        1321005\n\
+            00000000486c3ba6 0   78         40000000 0        0        0     2        0        1320999\n";
+        assert_eq!(from_proc(text.as_bytes()).unwrap(), [Member { inode: 1321465, port: 14108 }]);
+        assert!(from_proc("\n0 12 x 40000000 0 0 0 2 0 y\n".as_bytes()).is_err());
+        assert!(is_member(&0x4000_0000u64.to_ne_bytes()) && !is_member(&[0; 8]) && !is_member(&[]));
+    }
+
+    #[test]
+    fn pauses_differ_and_stay_in_bounds() {
+        let pause = Duration::from_millis(10);
+        for _ in 0..100 {
+            assert!((pause / 2..=pause * 3 / 2).contains(&about(pause)));
+        }
     }
 }

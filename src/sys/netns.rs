@@ -95,19 +95,13 @@ impl Netns {
     }
 }
 
-/// The network namespace the calling thread is in.
-pub struct Current {
-    /// Stands for the namespace: the same file for everybody in it.
-    pub file: File,
-    /// The number by which the kernel knows it.
-    pub inode: u64,
-}
-
-/// The network namespace the calling thread is in.
-pub fn current() -> io::Result<Current> {
-    let file = File::open("/proc/thread-self/ns/net")?;
-    let inode = file.metadata()?.ino();
-    Ok(Current { file, inode })
+/// The number by which the kernel knows the network namespace that the calling thread is in.
+///
+/// # Errors
+///
+/// That proc(5) does not tell.
+pub fn current() -> io::Result<u64> {
+    Ok(std::fs::metadata("/proc/thread-self/ns/net")?.ino())
 }
 
 /// How it was found out that this is the node's own namespace.

@@ -12,7 +12,6 @@ use podweir::plan::build;
 use podweir::plan::canon::Canon;
 use podweir::plan::model::Plan;
 use podweir::sys::netlink::Netlink;
-use podweir::sys::netns;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
@@ -44,7 +43,7 @@ fn install(namespace: &Namespace, plan: &Plan, choice: BackendChoice) -> Outcome
     namespace.run(|| {
         let mut route = Netlink::open(Netlink::ROUTE).unwrap();
         let mesh = routing::has_mesh_address(&routing::addresses(&mut route).unwrap());
-        let mut session = Session::open(conditions, netns::current().unwrap(), route).unwrap();
+        let mut session = Session::open(conditions, route).unwrap();
         let request = Request { plan, choice, reconcile: true, force: false };
         session.install(&request, mesh).unwrap_or_else(|e| panic!("{e}"))
     })
@@ -55,7 +54,7 @@ fn read(namespace: &Namespace, kind: Kind, wanted: &Plan) -> Plan {
     let conditions = conditions(namespace);
     namespace.run(|| {
         let route = Netlink::open(Netlink::ROUTE).unwrap();
-        let mut session = Session::open(conditions, netns::current().unwrap(), route).unwrap();
+        let mut session = Session::open(conditions, route).unwrap();
         let found = session.read(&wanted.routing).unwrap();
         let (_, reading) = found.into_iter().find(|(k, _)| *k == kind).expect("the backend holds something");
         assert!(reading.strange.is_empty(), "{:?}", reading.strange);

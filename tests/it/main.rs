@@ -37,6 +37,7 @@ mod kernel;
 mod kill;
 mod large;
 mod lints;
+mod lock;
 mod manifest;
 mod maps;
 mod node;

@@ -27,7 +27,6 @@ use crate::plan::diff;
 use crate::plan::model::{ChainName, Plan, Routing, Table};
 use crate::sys::lock;
 use crate::sys::netlink::Netlink;
-use crate::sys::netns;
 
 pub use error::InstallError;
 use look::marks;
@@ -97,8 +96,8 @@ pub struct Session {
 
 impl Session {
     /// Takes the current namespace's lock and opens sockets; `route` is one that is open already.
-    pub fn open(conditions: Conditions, namespace: netns::Current, route: Netlink) -> Result<Self, InstallError> {
-        let lock = lock::acquire(namespace.file, "the network namespace", conditions.lock_timeout)?;
+    pub fn open(conditions: Conditions, route: Netlink) -> Result<Self, InstallError> {
+        let lock = lock::acquire(conditions.lock_timeout)?;
         let netfilter = match Netlink::open(Netlink::NETFILTER) {
             Ok(netlink) => Some(netlink),
             Err(e) if crate::backend::survey::is_unsupported(&e) => None,
