@@ -148,7 +148,7 @@ pub fn run(face: Face, given: &Given, print: Print) -> Result<(), CliError> {
 
 /// What the iptables programs are started with.
 pub fn conditions(run: &Run) -> Conditions {
-    let mut programs = programs();
+    let mut programs = ProgramEnvironment { host_network: run.host_network, ..programs() };
     if run.cni_mode {
         // The namespace itself is locked; the file is the node's.
         programs.variables.insert("XTABLES_LOCKFILE", NO_LOCK.into());
@@ -162,7 +162,7 @@ pub fn programs() -> ProgramEnvironment {
     ProgramEnvironment {
         path: process_environment("PATH").unwrap_or_default().into(),
         variables: ["XTABLES_LOCKFILE", "XTABLES_LIBDIR"].into_iter().filter_map(variable).collect(),
-        user_namespace: None,
+        ..ProgramEnvironment::default()
     }
 }
 

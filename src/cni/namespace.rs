@@ -141,6 +141,7 @@ fn conditions(netns: &Netns, run: &Run, deadline: &Deadline) -> Result<Condition
             path: process_environment("PATH").unwrap_or_default().into(),
             variables: [("XTABLES_LOCKFILE", NO_LOCK.into())].into(),
             user_namespace: owner.map(Arc::new),
+            host_network: false,
         },
     })
 }

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -180,7 +181,8 @@ fn the_nodes_iptables_lock_is_not_the_pods() {
 #[test]
 fn the_option_cni_mode_leaves_the_lock_file_alone_as_well() {
     let namespace = Namespace::new();
-    let lock = File::options().create(true).truncate(false).write(true).open(namespace.lock_file()).unwrap();
+    let mut options = File::options();
+    let lock = options.create(true).truncate(false).write(true).mode(0o600).open(namespace.lock_file()).unwrap();
     let held = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive).unwrap_or_else(|_| panic!("flock"));
     let init = ["init", "--backend", "iptables-legacy", "--lock-timeout", "1s"];
     assert_eq!(namespace.podweir(&init).status.code(), Some(1));
@@ -196,8 +198,7 @@ fn a_failed_add_leaves_the_namespace_as_it_was() {
     let add = cluster.add().key("backend", json!("iptables-legacy")).variable("PATH", "/nonexistent");
     let (code, message) = add.call().error();
     assert!(code == 100 && message.contains("iptables-legacy-restore"), "{message}");
-    let lock = File::open(path(&cluster.namespace)).unwrap();
-    let held = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive).unwrap_or_else(|_| panic!("flock"));
+    let held = cluster.namespace.run(|| podweir::sys::lock::acquire(Duration::ZERO)).unwrap();
     let started = Instant::now();
     let (code, message) = cluster.add().key("timeout", json!("700ms")).call().error();
     assert!(code == 11 && started.elapsed() < Duration::from_secs(5), "{message}");

@@ -1,7 +1,7 @@
 //! Faults: a clear error, exit status 1, and the state before the call.
 
 use std::fs::File;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -190,7 +190,8 @@ fn a_lock_held_past_the_deadline_names_its_holder() {
     let before = namespace.everything();
     let holder = format!("(pid {})", std::process::id());
     {
-        let file = File::create(namespace.lock_file()).unwrap();
+        let mut options = File::options();
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(namespace.lock_file()).unwrap();
         let _held = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| e).unwrap();
         let output = namespace.podweir(&init("iptables-legacy", &["--lock-timeout", "1s"]));
         fails(&namespace, &before, &output, &["lock", &holder, "--lock-timeout"]);

@@ -32,7 +32,7 @@ fn conditions(namespace: &Namespace) -> Conditions {
         programs: ProgramEnvironment {
             path: std::env::var_os("PATH").unwrap_or_default(),
             variables: [("XTABLES_LOCKFILE", namespace.lock_file().into())].into(),
-            user_namespace: None,
+            ..ProgramEnvironment::default()
         },
     }
 }

@@ -2,6 +2,7 @@
 //! nobody else can take it.
 
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -101,4 +102,33 @@ fn many_takers_exclude_each_other_and_all_get_their_turn() {
         drop(held);
     });
     assert_eq!(turns.load(Ordering::Relaxed), 200);
+}
+
+/// A volume of the type FileOrCreate makes the file for everybody to open.
+#[test]
+fn an_iptables_lock_that_anybody_can_take_stops_nobody_but_on_a_node() {
+    let namespace = Namespace::new();
+    std::fs::write(namespace.lock_file(), "").unwrap();
+    let mode = |mode| std::fs::set_permissions(namespace.lock_file(), PermissionsExt::from_mode(mode)).unwrap();
+    mode(0o644);
+    let mut nobody = namespace.run(|| {
+        let hold = format!("exec 9<{}; flock -x 9; echo held; read -r _", namespace.lock_file().display());
+        let mut command = Command::new("setpriv");
+        command.args(NOBODY).args(["sh", "-c", &hold]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    });
+    let mut said = [0; 5];
+    nobody.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"held\n");
+    let init = ["init", "--backend", "iptables-legacy", "--lock-timeout", "1s"];
+    namespace.ok(&init);
+    namespace.ok(&["clean", "--lock-timeout", "1s"]);
+    let output = namespace.podweir(&[&init[..], &["--host-network"]].concat());
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && log.contains("the iptables lock"), "{log}");
+    // One that is root's alone counts.
+    mode(0o600);
+    assert_eq!(namespace.podweir(&init).status.code(), Some(1));
+    drop(nobody.stdin.take());
+    nobody.wait().unwrap();
+    namespace.ok(&init);
 }

@@ -61,6 +61,8 @@ pub struct ProgramEnvironment {
     pub variables: HashMap<&'static str, OsString>,
     /// The user namespace they are started in, where it is not the process's own.
     pub user_namespace: Option<Arc<File>>,
+    /// The network namespace is the node's, where other programs go by the same lock file.
+    pub host_network: bool,
 }
 
 /// As `XTABLES_LOCKFILE`: a lock that no other program contends for. It is the program's
@@ -183,6 +185,9 @@ impl Programs {
         let mut command = Command::new(program);
         command.args(arguments).env_clear().env("PATH", &self.environment.path);
         command.envs(&self.environment.variables);
+        if self.variant == Variant::Legacy && self.ignores_lock() {
+            command.env("XTABLES_LOCKFILE", NO_LOCK);
+        }
         command.stdin(Stdio::piped()).stdout(printed.as_ref().unwrap_or(&said).try_clone()?).stderr(said.try_clone()?);
         if let Some(namespace) = &self.environment.user_namespace {
             sys::process::in_user_namespace(&mut command, namespace.clone());
@@ -208,9 +213,23 @@ impl Programs {
         Ok(Finished { status, input, printed, said })
     }
 
+    /// The file that the programs of the legacy variant lock (xshared.c of iptables).
+    fn lock_file(&self) -> PathBuf {
+        self.environment.variables.get("XTABLES_LOCKFILE").map_or_else(|| LOCK_FILE.into(), PathBuf::from)
+    }
+
+    /// Whether that file is left alone: one that others than root can open is a lock that
+    /// they can hold for as long as they like. The programs make it for root alone, but a
+    /// volume of a pod that names it (hostPath, FileOrCreate) makes it for everybody.
+    /// Runs of podweir exclude each other all the same, by a lock of their own; only in a
+    /// node's namespace others who change rules go by the file too, and it has to count.
+    fn ignores_lock(&self) -> bool {
+        let open_to_others = |meta: std::fs::Metadata| meta.is_file() && (meta.uid() != 0 || meta.mode() & 0o066 != 0);
+        !self.environment.host_network && std::fs::metadata(self.lock_file()).is_ok_and(open_to_others)
+    }
+
     fn locked(&self, program: String) -> ProgramError {
-        let lock = self.environment.variables.get("XTABLES_LOCKFILE").map(PathBuf::from);
-        let lock = lock.unwrap_or_else(|| LOCK_FILE.into());
+        let lock = self.lock_file();
         let holder = std::fs::metadata(&lock).ok().and_then(|meta| sys::lock::holder(meta.ino()));
         ProgramError::Locked {
             program,
