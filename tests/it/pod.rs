@@ -124,7 +124,8 @@ pub fn be_everyone(outside: &Namespace, device: &str) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn mac(namespace: &Namespace, device: &str) -> String {
+/// The hardware address of a device.
+pub fn mac(namespace: &Namespace, device: &str) -> String {
     let text = namespace.print("ip", &["-o", "link", "show", device]);
     let mut words = text.split_whitespace();
     words.find(|word| *word == "link/ether").unwrap();
