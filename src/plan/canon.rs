@@ -9,6 +9,7 @@
 //! are. Comments and counters are no part of it.
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -56,6 +57,17 @@ pub struct CanonRule {
 }
 
 impl CanonRule {
+    /// A rule's canonical form for one family; `None` where no packet of it can meet the rule.
+    pub fn of(rule: &Rule, family: Family) -> Option<Self> {
+        let matches = CanonMatches::of(&rule.matches, family)?;
+        Some(Self {
+            parts: vec![(rule.why.clone(), matches.clone())],
+            matches,
+            verdict: rule.verdict.clone(),
+            origin: rule.origin.clone(),
+        })
+    }
+
     /// A chain's policy, if that drops, as the rule behind all others.
     pub fn policy(family: Family) -> Option<Self> {
         let matches = CanonMatches::of(&Matches::default(), family)?;
@@ -87,6 +99,13 @@ impl PartialEq for CanonRule {
 }
 
 impl Eq for CanonRule {}
+
+impl Hash for CanonRule {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.matches.hash(state);
+        self.verdict.hash(state);
+    }
+}
 
 /// A plan's chains for one family, in canonical form.
 pub type CanonChains = BTreeMap<(Table, ChainName), Vec<CanonRule>>;
@@ -127,17 +146,8 @@ fn canon_chains(plan: &Plan, family: Family) -> CanonChains {
 
 /// The canonical form of a chain's rules for one family.
 pub fn canon_rules(rules: &[Rule], family: Family) -> Vec<CanonRule> {
-    let rules = rules.iter().filter(|r| r.families.has(family));
-    let canon = rules.filter_map(|rule| {
-        let matches = CanonMatches::of(&rule.matches, family)?;
-        Some(CanonRule {
-            parts: vec![(rule.why.clone(), matches.clone())],
-            matches,
-            verdict: rule.verdict.clone(),
-            origin: rule.origin.clone(),
-        })
-    });
-    fold::folded(canon.collect())
+    let rules = rules.iter().filter(|rule| rule.families.has(family));
+    fold::folded(rules.filter_map(|rule| CanonRule::of(rule, family)).collect())
 }
 
 impl CanonMatches {

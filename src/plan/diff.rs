@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::config::types::Family;
+use crate::plan::align::align;
 use crate::plan::canon::{Canon, CanonMatches, CanonRule};
 use crate::plan::model::{ChainName, Routing, Table};
 use crate::plan::why::Why;
@@ -175,41 +176,14 @@ fn items(one: &Found, other: &Found) -> Option<[(Side, CanonRule, Undo); 2]> {
     same.then(|| Some([only(one, other)?, only(other, one)?]))?
 }
 
-/// The shortest way from one list of rules to the other (longest common subsequence).
+/// What two lists of rules do not have in common, in order: of the rules between two that
+/// both have, the missing ones first.
 fn rules<'a>(want: &'a [CanonRule], have: &'a [CanonRule], mut each: impl FnMut(Found<'a>)) {
-    let start = want.iter().zip(have).take_while(|(a, b)| a == b).count();
-    let (want, all) = (&want[start..], &have[start..]);
-    let end = want.iter().rev().zip(all.iter().rev()).take_while(|(a, b)| a == b).count();
-    let (want, have) = (&want[..want.len() - end], &all[..all.len() - end]);
-    let missing = |rule, at: usize| Found { side: Side::Missing, rule, next: all.get(at) };
-    let unexpected = |rule| Found { side: Side::Unexpected, rule, next: None };
-    if want.len().saturating_mul(have.len()) > 4_000_000 {
-        // Nothing of an interception is that long: what is there is something else.
-        want.iter().for_each(|rule| each(missing(rule, 0)));
-        return have.iter().for_each(|rule| each(unexpected(rule)));
-    }
-    let width = have.len() + 1;
-    let mut common = vec![0u32; (want.len() + 1) * width];
-    for i in (0..want.len()).rev() {
-        for j in (0..have.len()).rev() {
-            common[i * width + j] = if want[i] == have[j] {
-                common[(i + 1) * width + j + 1] + 1
-            } else {
-                common[(i + 1) * width + j].max(common[i * width + j + 1])
-            };
-        }
-    }
     let (mut i, mut j) = (0, 0);
-    while i < want.len() || j < have.len() {
-        if i < want.len() && j < have.len() && want[i] == have[j] {
-            (i, j) = (i + 1, j + 1);
-        } else if j == have.len() || (i < want.len() && common[(i + 1) * width + j] >= common[i * width + j + 1]) {
-            each(missing(&want[i], j));
-            i += 1;
-        } else {
-            each(unexpected(&have[j]));
-            j += 1;
-        }
+    for (next_i, next_j) in align(want, have, |_| 1).into_iter().chain([(want.len(), have.len())]) {
+        want[i..next_i].iter().for_each(|rule| each(Found { side: Side::Missing, rule, next: have.get(j) }));
+        have[j..next_j].iter().for_each(|rule| each(Found { side: Side::Unexpected, rule, next: None }));
+        (i, j) = (next_i + 1, next_j + 1);
     }
 }
 

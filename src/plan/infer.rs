@@ -1,332 +1,254 @@
-//! Reasons for rules that carry none: iptables rules usually have no comment, and those
-//! of istio-iptables never do. A reason is given only to a rule that some plan has in just
-//! this form and in this place among the others; whatever else stands there is somebody
-//! else's, and stays without one:
+//! Reasons for rules that carry none: iptables rules usually have no comment, and those of
+//! istio-iptables never do.
 //!
-//! - in a table whose other rules say their reasons, one that does not is of another hand;
-//! - a rule asks neither more nor less than the plan's (the lists of [`Ask`]s below);
-//! - it stands where the plan's would ([`order`]): an exclusion does not come behind the
-//!   rule that takes everything;
-//! - what the plan writes twice is there twice: a port left alone for TCP and for UDP, an
-//!   interface both ways.
+//! Nothing is decided here a second time. The rules tell what a builder must have been given
+//! to write them ([`recover`]); the builder writes its plan for that; the plan is aligned
+//! with what is there, and a rule that has a counterpart in the plan gets its reason. What
+//! has none is somebody else's: it asks for more or less than the plan's rule, or stands in
+//! another place. In a table whose other rules say their reasons, one that says nothing is
+//! of another hand as well.
 
 use std::collections::HashSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use crate::config::types::Family;
 
-use crate::config::ranges::RangeList;
-use crate::config::types::{Family, Interface, Mark, Networks, Port, PortList};
-
-use super::ask::{Ask, asks};
-use super::model::{Chain, ChainName, Cond, Matches, Rule, Table, Verdict};
-use super::order;
+use super::align::align;
+use super::canon::CanonRule;
+use super::lower::lower;
+use super::model::{Chain, ChainName, Plan, Rule, Table};
+use super::recover;
 use super::why::Why;
+
+/// What a builder would have written in one family, had it written these rules. Where they
+/// can be read in several ways, each of them; the first is the likeliest.
+type Builder = fn(&Rules, Family) -> Vec<Plan>;
+
+/// Every builder whose rules are known by their form.
+const BUILDERS: &[Builder] = &[recover::sidecar];
+
+/// A rule that was found: the chain's index among those given to [`infer`], and the rule's.
+struct Found<'a> {
+    place: (usize, usize),
+    rule: &'a Rule,
+    canon: CanonRule,
+}
+
+/// Rules of one family that may be of one hand, by chain and in order.
+#[derive(Clone)]
+pub(super) struct Rules<'a>(Vec<(Table, &'a ChainName, Vec<&'a Found<'a>>)>);
+
+impl<'a> Rules<'a> {
+    /// The rules of a chain, in order.
+    pub(super) fn of(&self, table: Table, name: ChainName) -> impl Iterator<Item = &'a Rule> + Clone {
+        let chains = self.0.iter().filter(move |chain| chain.0 == table && *chain.1 == name);
+        chains.flat_map(|chain| &chain.2).map(|found| found.rule)
+    }
+
+    fn len(&self) -> usize {
+        self.0.iter().map(|(.., found)| found.len()).sum()
+    }
+}
+
+/// The reason of the rule at a place: the chain's index, and the rule's in its chain.
+type Reason = ((usize, usize), Why);
 
 /// Gives rules without a comment the reason that they must have, if they have one.
 pub fn infer(chains: &mut [Chain]) {
-    let says = |rule: &Rule| !matches!(rule.why, Why::Foreign(_));
     let commented: HashSet<Table> =
-        chains.iter().filter(|chain| chain.rules.iter().any(says)).map(|chain| chain.table).collect();
+        chains.iter().filter(|chain| chain.rules.iter().any(says_why)).map(|chain| chain.table).collect();
     if chains.iter().all(|chain| commented.contains(&chain.table)) {
         return;
     }
-    let facts = Facts::of(chains);
-    let guess = |chain: &Chain, at: usize, rule: &Rule| {
-        let nameless = rule.why == Why::Foreign("".into()) && !commented.contains(&chain.table);
-        nameless.then(|| why(chain.table, &chain.name, rule, at == 0, &facts))?
-    };
-    let of_chain = |chain: &Chain| {
-        let mut reasons: Vec<_> = chain.rules.iter().enumerate().map(|(at, rule)| guess(chain, at, rule)).collect();
-        for family in Family::BOTH {
-            order::keep_ordered(chain, family, &mut reasons);
-        }
-        reasons
-    };
-    let mut reasons: Vec<Vec<Option<Why>>> = chains.iter().map(of_chain).collect();
-    without_twin(chains, &facts, &mut reasons);
-    for (chain, reasons) in chains.iter_mut().zip(reasons) {
-        for (rule, why) in chain.rules.iter_mut().zip(reasons) {
-            rule.why = why.unwrap_or_else(|| rule.why.clone());
+    let mut reasons: Vec<Reason> = Vec::new();
+    for family in Family::BOTH {
+        let found: Vec<Vec<Found>> =
+            chains.iter().enumerate().map(|(at, chain)| found(at, chain, family, &commented)).collect();
+        let rules = chains.iter().zip(&found).map(|(chain, found)| (chain.table, &chain.name, found.iter().collect()));
+        let rules = Rules(rules.collect());
+        let explained = BUILDERS.iter().map(|builder| explain(*builder, rules.clone(), family));
+        reasons.extend(explained.max_by_key(Vec::len).unwrap_or_default());
+    }
+    for ((chain, at), why) in reasons {
+        let rule = &mut chains[chain].rules[at];
+        if !says_why(rule) {
+            rule.why = why;
         }
     }
 }
 
-/// Takes the reason from rules of which the plan would have written a second one.
-fn without_twin(chains: &[Chain], facts: &Facts, reasons: &mut [Vec<Option<Why>>]) {
-    let mut seen = HashSet::new();
-    let halves = |chain: &Chain, rule: &Rule, why: &Why| -> Vec<(Half, Half)> {
-        let m = &rule.matches;
-        let half = |of: Of, ask: Ask, family| Half { table: chain.table, family, of, ask };
-        let pair = |of: Of, one, other| {
-            let both = |family| (half(of.clone(), one, family), half(of.clone(), other, family));
-            rule.families.iter().map(both).collect::<Vec<_>>()
-        };
-        match (why, &m.destination_port, &m.in_interface, &m.out_interface, asks(m).first()) {
-            (Why::ExcludedOutboundPort, Some(ports), .., Some(Ask::Tcp)) => {
-                pair(Of::Ports(ports.value.clone()), Ask::Tcp, Ask::Udp)
-            }
-            (Why::ExcludedOutboundPort, Some(ports), .., Some(Ask::Udp)) => {
-                pair(Of::Ports(ports.value.clone()), Ask::Udp, Ask::Tcp)
-            }
-            (Why::ExcludedInterface, _, Some(names), ..) => pair(Of::Names(names.value.clone()), Ask::In, Ask::Out),
-            (Why::ExcludedInterface, _, _, Some(names), _) => pair(Of::Names(names.value.clone()), Ask::Out, Ask::In),
-            // One of the two may be taken for a virtual machine's, if the interface is both.
-            (Why::VirtualInterfaceRest, _, Some(names), ..) => pair(Of::Names(names.value.clone()), Ask::In, Ask::In),
-            _ => Vec::new(),
-        }
+fn says_why(rule: &Rule) -> bool {
+    !matches!(rule.why, Why::Foreign(_))
+}
+
+/// The rules of a chain that may be a builder's: those that say so, which help to tell what
+/// was asked for, and those without a comment where no rule has one.
+fn found<'a>(index: usize, chain: &'a Chain, family: Family, commented: &HashSet<Table>) -> Vec<Found<'a>> {
+    let may_be_ours = |rule: &Rule| match &rule.why {
+        Why::Foreign(comment) => comment.is_empty() && !commented.contains(&chain.table),
+        _ => true,
     };
-    for (chain, reasons) in chains.iter().zip(&*reasons) {
-        for (rule, why) in chain.rules.iter().zip(reasons) {
-            let own = why.iter().flat_map(|why| halves(chain, rule, why)).map(|(own, _)| own);
-            seen.extend(own);
+    let rules = chain.rules.iter().enumerate().filter(|(_, rule)| rule.families.has(family) && may_be_ours(rule));
+    rules
+        .filter_map(|(at, rule)| Some(Found { place: (index, at), rule, canon: CanonRule::of(rule, family)? }))
+        .collect()
+}
+
+/// The reasons of those rules that a builder would have written, had it written just them.
+fn explain(builder: Builder, mut rules: Rules, family: Family) -> Vec<Reason> {
+    loop {
+        let readings = builder(&rules, family).into_iter().map(|plan| Reading::of(&plan, &rules, family));
+        // Of readings that explain as much the first one.
+        let best = readings.reduce(|best, other| if other.weight > best.weight { other } else { best });
+        let Some(best) = best else { return Vec::new() };
+        // A stranger's rules may have told something wrong. What the others tell is right if
+        // the plan for it has them all.
+        if best.ours.len() == rules.len() {
+            return best.reasons;
         }
+        rules = best.ours;
     }
-    for (chain, reasons) in chains.iter().zip(reasons) {
-        for (rule, reason) in chain.rules.iter().zip(reasons) {
-            let lacks = |why: &Why| halves(chain, rule, why).iter().any(|(_, other)| !seen.contains(other));
-            if reason.as_ref().is_some_and(lacks) {
-                // Of a virtual machine's interface, where no range is taken, only this is left.
-                let of_vm = chain.table == Table::Nat && rule.matches.in_interface.is_some() && !facts.takes_ranges;
-                *reason = of_vm.then_some(Why::VirtualInterfaceRest);
-            }
+}
+
+/// What one plan explains of the rules that are there.
+struct Reading<'a> {
+    weight: u64,
+    ours: Rules<'a>,
+    reasons: Vec<Reason>,
+}
+
+impl<'a> Reading<'a> {
+    fn of(plan: &Plan, rules: &Rules<'a>, family: Family) -> Self {
+        // As nftables holds a plan, with lists, and as iptables does, a rule for each item.
+        let forms = [plan.chains.clone(), lower(plan, family)];
+        let mut reading = Self { weight: 0, ours: Rules(Vec::new()), reasons: Vec::new() };
+        for (table, name, found) in &rules.0 {
+            let have: Vec<&CanonRule> = found.iter().map(|found| &found.canon).collect();
+            let forms = forms.iter().flatten().filter(|chain| chain.table == *table && chain.name == **name);
+            let aligned = forms.map(|chain| {
+                let want: Vec<CanonRule> = chain.rules.iter().filter_map(|rule| CanonRule::of(rule, family)).collect();
+                let pairs = align(&want.iter().collect::<Vec<_>>(), &have, |rule| weight(rule.why()));
+                pairs.into_iter().map(|(i, j)| (found[j], want[i].why().clone())).collect::<Vec<_>>()
+            });
+            let aligned = aligned.max_by_key(Vec::len).unwrap_or_default();
+            reading.ours.0.push((*table, name, aligned.iter().map(|(found, _)| *found).collect()));
+            reading.weight += aligned.iter().map(|(_, why)| weight(why)).sum::<u64>();
+            reading.reasons.extend(aligned.into_iter().map(|(found, why)| (found.place, why)));
         }
+        reading
     }
 }
 
-/// One of two rules that a plan writes together.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Half {
-    table: Table,
-    family: Family,
-    of: Of,
-    ask: Ask,
+/// How much a rule is to be believed where two cannot both be in their place: the ways into
+/// an interception's chains and what they end in are beyond doubt, exclusions are not.
+fn weight(why: &Why) -> u64 {
+    match why {
+        Why::ExcludedInterface
+        | Why::VirtualInterfaceRest
+        | Why::ExcludedInboundPort
+        | Why::ExcludedOutboundPort
+        | Why::ExcludedUser
+        | Why::ExcludedGroup
+        | Why::NotIncludedGroup
+        | Why::ExcludedRange => 1,
+        _ => 1_000_000,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Of {
-    Ports(PortList),
-    Names(Vec<Interface>),
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::interception::{Interception, OwnerGroups};
+    use crate::config::ranges::RangeList;
+    use crate::config::types::{
+        Families, Mark, Mode, Networks, Port, PortList, PortSelection, RangeSelection, RouteTable,
+    };
+    use crate::plan::build;
+    use crate::plan::model::{Matches, Verdict};
 
-/// What one rule tells about another.
-struct Facts {
-    /// Owners of the proxy: those whose calls to themselves go back in.
-    uids: Vec<RangeList<u32>>,
-    gids: Vec<RangeList<u32>>,
-    virtual_interfaces: Vec<Interface>,
-    /// Ports, each by itself, that the proxy's calls to the pod's own service leave alone.
-    tunnel: Vec<PortList>,
-    /// Some destinations are redirected whichever their port.
-    takes_ranges: bool,
-}
-
-impl Facts {
-    fn of(chains: &[Chain]) -> Self {
-        let mut facts = Self {
-            uids: Vec::new(),
-            gids: Vec::new(),
+    fn interception() -> Interception {
+        Interception {
+            families: Families::V4,
+            outbound_port: Port::literal(15001),
+            inbound_port: Port::literal(15006),
+            tunnel_port: Port::literal(15008),
+            proxy_uids: vec![1337],
+            proxy_gids: vec![1337],
+            mode: Mode::Redirect,
+            inbound_ports: PortSelection::All,
+            inbound_ports_exclude: RangeList::of([15020, 15090]),
+            exclude_interfaces: Vec::new(),
             virtual_interfaces: Vec::new(),
-            tunnel: Vec::new(),
-            takes_ranges: false,
-        };
-        let to_proxy =
-            |rule: &Rule| rule.verdict == Verdict::Jump(ChainName::Redirect) && rule.matches.destination_port.is_none();
-        let main = chains.iter().filter(|c| c.table == Table::Nat && c.name == ChainName::OutputMain);
-        facts.takes_ranges = main.flat_map(|c| &c.rules).any(to_proxy);
-        for rule in chains.iter().filter(|c| c.table == Table::Nat).flat_map(|c| &c.rules) {
-            let m = &rule.matches;
-            match &rule.verdict {
-                Verdict::Jump(ChainName::InRedirect) => {
-                    facts.uids.extend(m.uid.iter().map(|c| c.value.clone()));
-                    facts.gids.extend(m.gid.iter().map(|c| c.value.clone()));
-                    let left = m.destination_port.iter().filter(|c| c.negated).flat_map(|c| c.value.iter());
-                    facts.tunnel.extend(
-                        left.flat_map(|(first, last)| first..=last)
-                            .filter(|port| *port != Port::DNS.get())
-                            .map(|port| PortList::of([port])),
-                    );
-                }
-                Verdict::Jump(ChainName::Redirect) => {
-                    facts.virtual_interfaces.extend(m.in_interface.iter().flat_map(|c| c.value.clone()));
-                }
-                _ => {}
+            outbound_ranges: RangeSelection::All,
+            outbound_ranges_exclude: Networks::default(),
+            outbound_ports: PortList::default(),
+            outbound_ports_exclude: PortList::default(),
+            owner_groups: OwnerGroups::Except(vec![7, 8]),
+            outbound_uids_exclude: RangeList::default(),
+            loopback: "127.0.0.1/32".parse().unwrap(),
+            dns: None,
+            drop_invalid: false,
+            mark: Mark::new(1337),
+            route_table: RouteTable::new(133),
+        }
+    }
+
+    /// The rules of an interception as iptables holds them, with and without their reasons.
+    fn held(interception: &Interception) -> (Vec<Chain>, Vec<Chain>) {
+        let known = lower(&build(interception), Family::V4);
+        let mut nameless = known.clone();
+        for rule in nameless.iter_mut().flat_map(|chain| &mut chain.rules) {
+            rule.why = Why::Foreign("".into());
+        }
+        (known, nameless)
+    }
+
+    fn main_chain(chains: &mut [Chain]) -> &mut Vec<Rule> {
+        let main = chains.iter_mut().find(|chain| chain.table == Table::Nat && chain.name == ChainName::OutputMain);
+        &mut main.unwrap().rules
+    }
+
+    #[test]
+    fn rules_of_earlier_releases_of_istio_iptables_get_their_reasons() {
+        let (known, mut chains) = held(&interception());
+        for rule in main_chain(&mut chains).iter_mut() {
+            if rule.verdict == Verdict::Jump(ChainName::InRedirect) {
+                rule.matches = Matches { protocol: None, destination_port: None, ..rule.matches.clone() };
             }
         }
-        facts.tunnel.sort();
-        facts.tunnel.dedup();
-        facts
+        let hook =
+            chains.iter_mut().find(|chain| chain.table == Table::Nat && chain.name == ChainName::Output).unwrap();
+        hook.rules[0].matches = Matches::tcp();
+        infer(&mut chains);
+        let reasons = |chains: &[Chain]| -> Vec<Why> {
+            chains.iter().flat_map(|chain| &chain.rules).map(|rule| rule.why.clone()).collect()
+        };
+        assert_eq!(reasons(&chains), reasons(&known));
     }
-}
 
-fn is_agent(port: Port) -> bool {
-    port == Port::AGENT_DNS
-}
-
-/// Whether the conditions are of one of these forms.
-fn is(m: &Matches, forms: &[&[Ask]]) -> bool {
-    let asks = asks(m);
-    forms.contains(&&asks[..])
-}
-
-fn ports_are(cond: &Option<Cond<PortList>>, port: Port) -> bool {
-    cond.as_ref().is_some_and(|cond| cond.value.normalised() == PortList::of([port.get()]))
-}
-
-fn why(table: Table, chain: &ChainName, rule: &Rule, first: bool, facts: &Facts) -> Option<Why> {
-    match table {
-        Table::Raw => raw(chain, rule),
-        Table::Mangle => mangle(chain, rule),
-        Table::Nat => nat(chain, rule, first, facts),
+    /// Rules that can be read as two values of one option: what explains most is taken.
+    #[test]
+    fn a_strangers_rule_takes_no_reason_from_the_others() {
+        let only_ranges: Networks = ["10.0.0.0/8", "192.168.0.0/16"].iter().map(|net| net.parse().unwrap()).collect();
+        let all_returned = (Matches::default(), Verdict::Return);
+        let all_taken = (Matches::default(), Verdict::Jump(ChainName::Redirect));
+        let taken_port =
+            Matches { destination_port: Some(crate::plan::model::Cond::is(RangeList::of([80]))), ..Matches::tcp() };
+        for (interception, chain, (matches, verdict)) in [
+            (interception(), ChainName::OutputMain, all_returned),
+            (
+                Interception { outbound_ranges: RangeSelection::Only(only_ranges), ..interception() },
+                ChainName::OutputMain,
+                all_taken,
+            ),
+            (interception(), ChainName::Inbound, (taken_port, Verdict::Jump(ChainName::InRedirect))),
+        ] {
+            let (known, mut chains) = held(&interception);
+            let rules = &mut chains.iter_mut().find(|c| c.table == Table::Nat && c.name == chain).unwrap().rules;
+            rules.insert(0, Rule { matches, verdict, ..rules[0].clone() });
+            infer(&mut chains);
+            let at = chains.iter().position(|c| c.table == Table::Nat && c.name == chain).unwrap();
+            assert_eq!(chains[at].rules.remove(0).why, Why::Foreign("".into()), "{chain}");
+            assert_eq!(chains, known, "{chain}");
+        }
     }
-}
-
-fn raw(chain: &ChainName, rule: &Rule) -> Option<Why> {
-    use Ask::{From, FromPort, Group, To, Udp, User};
-    use ChainName as C;
-    let m = &rule.matches;
-    let (query, answer) = (ports_are(&m.destination_port, Port::DNS), ports_are(&m.source_port, Port::DNS));
-    let from_agent = ports_are(&m.source_port, Port::AGENT_DNS);
-    let (why, forms): (Why, &[&[Ask]]) = match (chain, &rule.verdict) {
-        (C::Prerouting, Verdict::Jump(C::Inbound)) => (Why::DnsEntry, &[&[]]),
-        (C::Output, Verdict::Jump(C::OutputDns)) => (Why::DnsEntry, &[&[]]),
-        (C::Inbound, Verdict::CtZone(1)) if answer => (Why::DnsZoneAnswer, &[&[Udp, FromPort], &[Udp, From, FromPort]]),
-        (C::OutputDns, Verdict::CtZone(1)) if query => {
-            (Why::DnsZoneUpstream, &[&[Udp, Ask::Port, User], &[Udp, Ask::Port, Group]])
-        }
-        (C::OutputDns, Verdict::CtZone(2)) if query => {
-            (Why::DnsZoneClient, &[&[Udp, Ask::Port], &[Udp, To, Ask::Port]])
-        }
-        (C::OutputDns, Verdict::CtZone(2)) if from_agent => {
-            (Why::DnsZoneClient, &[&[Udp, FromPort, User], &[Udp, FromPort, Group]])
-        }
-        _ => return None,
-    };
-    is(m, forms).then_some(why)
-}
-
-fn mangle(chain: &ChainName, rule: &Rule) -> Option<Why> {
-    use Ask::*;
-    use ChainName as C;
-    let m = &rule.matches;
-    let (why, forms): (Why, &[&[Ask]]) = match (chain, &rule.verdict) {
-        (C::Prerouting, Verdict::Return) => (Why::ExcludedInterface, &[&[In], &[InLo]]),
-        (C::Prerouting, Verdict::Jump(C::Drop)) => (Why::InvalidEntry, &[&[State]]),
-        (C::Prerouting, Verdict::Jump(C::Inbound)) => (Why::InboundEntry, &[&[Tcp]]),
-        (C::Prerouting, Verdict::SaveMark) => (Why::TproxySaveMark, &[&[Tcp, Marked]]),
-        (C::Output, Verdict::Return) if m.mark.is_some() => (Why::TproxyProxyMarked, &[&[Tcp, OutLo, Marked]]),
-        (C::Output, Verdict::Return) => (Why::ExcludedInterface, &[&[Out], &[OutLo]]),
-        (C::Output, Verdict::SetMark(mark)) if *mark == Mark::OUTBOUND.into() => {
-            (Why::TproxyProxyOut, &[&[Tcp, NotTo, OutLo, User], &[Tcp, NotTo, OutLo, Group]])
-        }
-        (C::Output, Verdict::RestoreMark) => (Why::TproxyRestoreMark, &[&[Tcp, ConnectionMarked]]),
-        (C::Inbound, Verdict::Return) => match &m.mark {
-            Some(mark) if mark.negated => (Why::TproxyLocal, &[&[Tcp, InLo, NotMarked]]),
-            Some(_) => (Why::TproxyMarked, &[&[Tcp, Marked]]),
-            None if m.source.is_some() => (Why::TproxyProxyToApp, &[&[Tcp, From, InLo]]),
-            None => (Why::ExcludedInboundPort, &[&[Tcp, Port]]),
-        },
-        (C::Inbound, Verdict::Jump(C::Divert)) => (Why::TproxyEstablished, &[&[Tcp, State], &[Tcp, Port, State]]),
-        (C::Inbound, Verdict::Jump(C::Tproxy)) => (Why::TproxyNew, &[&[Tcp], &[Tcp, Port]]),
-        (C::Divert, Verdict::SetMark(_)) => (Why::TproxyDivertMark, &[&[]]),
-        (C::Divert, Verdict::Accept) => (Why::TproxyDivertAccept, &[&[]]),
-        (C::Tproxy, Verdict::Tproxy { .. }) => (Why::TproxyHandOver, &[&[Tcp, NotTo]]),
-        (C::Drop, Verdict::Drop) => (Why::InvalidDrop, &[&[]]),
-        _ => return None,
-    };
-    is(m, forms).then_some(why)
-}
-
-fn nat(chain: &ChainName, rule: &Rule, first: bool, facts: &Facts) -> Option<Why> {
-    use Ask::*;
-    use ChainName as C;
-    let m = &rule.matches;
-    let (why, forms): (Why, &[&[Ask]]) = match (chain, &rule.verdict) {
-        (C::Prerouting, Verdict::Jump(C::Redirect)) => {
-            (Why::VirtualInterface, &[&[In], &[InLo], &[To, In], &[To, InLo]])
-        }
-        (C::Prerouting, Verdict::Jump(C::Inbound)) => (Why::InboundEntry, &[&[Tcp]]),
-        (C::Prerouting, Verdict::Return) => {
-            let names = m.in_interface.as_ref()?;
-            let of_vm = names.value.iter().all(|i| facts.virtual_interfaces.contains(i));
-            (if of_vm { Why::VirtualInterfaceRest } else { Why::ExcludedInterface }, &[&[In], &[InLo]])
-        }
-        // Until 1.13 istio-iptables looked at TCP only.
-        (C::Output, Verdict::Jump(C::OutputMain)) => (Why::OutboundEntry, &[&[], &[Tcp]]),
-        (C::Output, Verdict::Return) => (Why::ExcludedInterface, &[&[Out], &[OutLo]]),
-        (C::Inbound, Verdict::Return) => {
-            let ports = m.destination_port.as_ref()?;
-            let tunnel = match &facts.tunnel[..] {
-                // Without a loop rule nothing else tells the port.
-                [] => first,
-                known => known.contains(&ports.value.normalised()),
-            };
-            (if tunnel { Why::TunnelPort } else { Why::ExcludedInboundPort }, &[&[Tcp, Port]])
-        }
-        (C::Inbound, Verdict::Jump(C::InRedirect)) if m.destination_port.is_some() => {
-            (Why::InboundPort, &[&[Tcp, Port]])
-        }
-        (C::Inbound, Verdict::Jump(C::InRedirect)) => (Why::AllInbound, &[&[Tcp]]),
-        (C::InRedirect, Verdict::Redirect(_)) => (Why::ToInboundProxy, &[&[Tcp]]),
-        (C::Redirect, Verdict::Redirect(_)) => (Why::ToOutboundProxy, &[&[Tcp]]),
-        (C::OutputDns, Verdict::Redirect(to)) if is_agent(*to) => {
-            (Why::DnsToAgent, &[&[Tcp, Port], &[Udp, Port], &[Tcp, To, Port], &[Udp, To, Port]])
-        }
-        (C::OutputMain, verdict) => return output_main(m, verdict, facts),
-        _ => return None,
-    };
-    is(m, forms).then_some(why)
-}
-
-fn output_main(m: &Matches, verdict: &Verdict, facts: &Facts) -> Option<Why> {
-    use Ask::*;
-    let loopback = m.destination.as_ref().is_some_and(|c| c.value.has_loopback());
-    let of_proxy = |of: &[RangeList<u32>], cond: &Option<Cond<RangeList<u32>>>| {
-        cond.as_ref().is_some_and(|cond| of.contains(&cond.value))
-    };
-    let (why, forms): (Why, &[&[Ask]]) = match verdict {
-        // Without a protocol: istio-iptables before it left the tunnel port alone.
-        Verdict::Jump(ChainName::InRedirect) => (
-            Why::AppToItself,
-            &[
-                &[Tcp, NotTo, NotPort, OutLo, User],
-                &[Tcp, NotTo, NotPort, OutLo, Group],
-                &[NotTo, OutLo, User],
-                &[NotTo, OutLo, Group],
-            ],
-        ),
-        Verdict::Jump(ChainName::OutputDns) => (Why::DnsEntry, &[&[]]),
-        Verdict::Jump(ChainName::Redirect) if m.destination_port.is_some() => (Why::IncludedPort, &[&[Tcp, Port]]),
-        Verdict::Jump(ChainName::Redirect) if m.destination.is_some() => (Why::IncludedRange, &[&[To]]),
-        Verdict::Jump(ChainName::Redirect) => (Why::AllOutbound, &[&[]]),
-        Verdict::Return if m.source.is_some() => {
-            let ours = m.source.as_ref().is_some_and(|cond| mesh_source(&cond.value));
-            (Why::ProxyToApp, if ours { &[&[From, OutLo]] } else { &[] })
-        }
-        Verdict::Return if m.out_interface.is_some() => (
-            Why::LocalTraffic,
-            &[&[OutLo, NotUser], &[OutLo, NotGroup], &[Tcp, NotPort, OutLo, NotUser], &[Tcp, NotPort, OutLo, NotGroup]],
-        ),
-        Verdict::Return if m.destination_port.is_some() => {
-            (Why::ExcludedOutboundPort, &[&[Tcp, Port], &[Udp, Port], &[TcpAndUdp, Port]])
-        }
-        Verdict::Return if m.uid.is_some() => {
-            (if of_proxy(&facts.uids, &m.uid) { Why::ProxyOwn } else { Why::ExcludedUser }, &[&[User]])
-        }
-        Verdict::Return if m.gid.as_ref().is_some_and(|cond| !cond.negated) => {
-            (if of_proxy(&facts.gids, &m.gid) { Why::ProxyOwn } else { Why::ExcludedGroup }, &[&[Group]])
-        }
-        Verdict::Return if m.destination.is_some() && loopback => (Why::Loopback, &[&[To]]),
-        Verdict::Return if m.destination.is_some() => (Why::ExcludedRange, &[&[To]]),
-        Verdict::Return => (Why::NotIncludedGroup, &[&[NotGroup], &[]]),
-        _ => return None,
-    };
-    is(m, forms).then_some(why)
-}
-
-/// 127.0.0.6, ::6 or both.
-fn mesh_source(networks: &Networks) -> bool {
-    let v4 = networks.v4.iter().all(|net| *net == Ipv4Net::from(Ipv4Addr::new(127, 0, 0, 6)));
-    let v6 = networks.v6.iter().all(|net| *net == Ipv6Net::from(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)));
-    v4 && v6
 }

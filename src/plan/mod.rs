@@ -1,9 +1,10 @@
 //! The plan: what a kernel must hold for an interception. [`model`] is the vocabulary,
 //! [`build`] the decision tree, [`lower`] the form iptables needs, [`canon`] the form
 //! in which plans are compared and hashed whichever backend holds them, [`diff`] how two
-//! of them differ, [`words`] how rules are told to people.
+//! of them differ, [`infer`] what tells the reasons of rules that were found, [`words`] how
+//! rules are told to people.
 
-mod ask;
+pub mod align;
 pub mod build;
 pub mod canon;
 pub mod diff;
@@ -11,7 +12,7 @@ mod fold;
 pub mod infer;
 pub mod lower;
 pub mod model;
-mod order;
+mod recover;
 pub mod why;
 pub mod words;
 

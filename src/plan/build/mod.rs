@@ -138,7 +138,7 @@ impl Matches {
         Self::default()
     }
 
-    fn tcp() -> Self {
+    pub(super) fn tcp() -> Self {
         Self { protocol: Some(Cond::is(RangeList::of([protocol::TCP]))), ..Self::default() }
     }
 
