@@ -23,6 +23,7 @@ fuzz_target!(|bytes: &str| {
         source: &source,
         wanted: None,
         manifest: None,
+        established: None,
         accepted: &accepted,
         today: date(2026, 1, 1),
     };

@@ -70,6 +70,7 @@ fuzz_target!(|bytes: &[u8]| {
         source: &source,
         wanted: Some(&wanted),
         manifest: None,
+        established: None,
         accepted: &Accepted::default(),
         today: date(2026, 1, 1),
     };

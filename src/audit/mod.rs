@@ -6,6 +6,7 @@ pub mod ask;
 pub mod digest;
 pub mod draw;
 pub mod escapes;
+pub mod established;
 pub mod explain;
 pub mod flow;
 pub mod lints;

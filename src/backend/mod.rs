@@ -1,6 +1,7 @@
 //! Backends: what reads a plan from the kernel and makes the kernel hold one. They
 //! translate and decide nothing; [`install`] decides what has to be done.
 
+pub mod connections;
 pub mod effect;
 pub mod foreign_text;
 pub mod guard;

@@ -6,6 +6,7 @@ use std::io;
 use crate::config::types::{Families, Family};
 use crate::plan::model::Table;
 use crate::sys::netlink::Netlink;
+use crate::sys::proc_net;
 
 use super::nftables::read::{self, Tables};
 
@@ -57,7 +58,7 @@ pub fn any_legacy_tables() -> io::Result<Families> {
 /// The kernel lists tables in proc(5) from the moment the module is there; without the
 /// file there is no iptables-legacy.
 fn legacy_families(counts: impl Fn(&str) -> bool) -> io::Result<Families> {
-    let lists = |name: &str| match std::fs::read_to_string(format!("/proc/thread-self/net/{name}")) {
+    let lists = |name: &str| match proc_net::read(name) {
         Ok(text) => Ok(text.lines().any(&counts)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(io::Error::new(e.kind(), format!("cannot read /proc/net/{name}: {e}"))),

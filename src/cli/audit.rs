@@ -10,10 +10,12 @@ use jiff::tz::TimeZone;
 
 use crate::audit::accept::Accepted;
 use crate::audit::escapes::kind::Severity;
+use crate::audit::established::{self, Established};
 use crate::audit::manifest::Manifest;
 use crate::audit::partition::Space;
 use crate::audit::report::{Input, Report, html, json, sarif, text};
 use crate::audit::source::Source;
+use crate::backend::connections::{self, Kernel};
 
 use super::error::CliError;
 use super::manifest::Asked;
@@ -90,7 +92,8 @@ pub fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> {
     let asked = manifest::asked(matches)?;
     let manifest = asked.as_ref().map(|asked| &asked.manifest);
     let accepted = path("accept").map(accepted).transpose()?.unwrap_or_default();
-    let (main, wanted) = sources(matches, has_options, asked.as_ref())?;
+    let (mut main, wanted) = sources(matches, has_options, asked.as_ref())?;
+    let established = established(matches, &mut main);
     let space = Space::telling_apart(&[&main.ruleset], &main.pod, &accepted.interfaces());
     let input = Input {
         about: about(matches, has_options, manifest),
@@ -98,6 +101,7 @@ pub fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> {
         source: &main,
         wanted: wanted.as_ref(),
         manifest,
+        established: established.as_ref(),
         accepted: &accepted,
         today: Timestamp::now().to_zoned(TimeZone::UTC).date(),
     };
@@ -117,6 +121,15 @@ pub fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> {
         }
         _ => Ok(()),
     }
+}
+
+/// The connections of the namespace that the rules come from, which the process is in.
+fn established(matches: &ArgMatches, source: &mut Source) -> Option<Established> {
+    if matches.contains_id("dump") || !source::names_found(matches) || !connections::possible() {
+        return None;
+    }
+    let found = Kernel::open().and_then(|mut kernel| established::look(&mut kernel, &source.ruleset, &source.pod));
+    found.inspect_err(|e| source.notes.push(format!("established connections cannot be listed: {e}"))).ok()
 }
 
 /// The rules to look at, and what they should be where both are known.

@@ -7,12 +7,14 @@ use std::time::Instant;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use tracing::{info, warn};
 
+use crate::audit::established;
 use crate::backend::install::{Action, Conditions, Outcome, Request, Session};
 use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
 use crate::backend::node::{self, Evidence};
 use crate::backend::routing;
 use crate::config::given::{Given, process_environment};
 use crate::config::settings::{Face, Run, Settings};
+use crate::config::types::OlderConnections;
 use crate::plan::{self, model::Plan};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns;
@@ -181,10 +183,14 @@ fn program(face: Face, settings: &Settings, plan: &Plan, system: System, started
     };
     report(&outcome, plan, started);
     match logging::failure() {
-        None if run.run_validation => Ok(()),
         None => {
-            // The process ends now; the kernel closes what is open, faster than we would.
-            std::mem::forget(session);
+            if !run.cleanup_only {
+                settle_established(plan, run.established)?;
+            }
+            if !run.run_validation {
+                // The process ends now; the kernel closes what is open, faster than we would.
+                std::mem::forget(session);
+            }
             Ok(())
         }
         Some(error) => {
@@ -193,6 +199,17 @@ fn program(face: Face, settings: &Settings, plan: &Plan, system: System, started
             })?;
             Err(CliError::Log(error))
         }
+    }
+}
+
+/// What is there already when the rules come.
+fn settle_established(plan: &Plan, what: OlderConnections) -> Result<(), CliError> {
+    let said = established::settle(plan, what, "--established reset ends them");
+    said.infos.iter().for_each(|info| info!("{info}"));
+    said.warnings.iter().for_each(|warning| warn!("{warning}"));
+    match logging::failure() {
+        None => Ok(()),
+        Some(e) => Err(CliError::Failed(format!("cannot write the log: {e}; the rules are installed"))),
     }
 }
 

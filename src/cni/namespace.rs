@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::audit::established::{self, Said};
 use crate::backend::install::{Conditions, InstallError, Outcome, Request, Session};
 use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
 use crate::backend::{Kind, Reading};
@@ -49,6 +50,8 @@ pub struct Job {
 pub struct Done {
     pub outcome: Outcome,
     pub warnings: Vec<String>,
+    /// What came of connections that were there before the rules.
+    pub established: Said,
     pub families: String,
     pub rules: usize,
     pub read: Duration,
@@ -168,7 +171,9 @@ pub fn program(netns: Netns, job: Job, answer: &Arc<Answer>, result: &str) -> Re
                 Err((problem, _)) => error.details(format!("going back failed too: {problem}")),
             });
         }
+        let cure = "\"interception\": {\"established\": \"reset\"} in the netconf ends them";
         let done = Done {
+            established: established::settle(&ready.plan, ready.settings.run.established, cure),
             read: outcome.read,
             apply: took.saturating_sub(outcome.read),
             warnings: ready.settings.warnings.iter().chain(&outcome.warnings).cloned().collect(),

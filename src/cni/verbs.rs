@@ -211,7 +211,8 @@ impl Call {
 
 /// One line that says what was decided, why, and what was done.
 fn report(done: &Done, why: &str, lookup_ms: f64, started: Instant) {
-    done.warnings.iter().for_each(|warning| warn!("{warning}"));
+    done.warnings.iter().chain(&done.established.warnings).for_each(|warning| warn!("{warning}"));
+    done.established.infos.iter().for_each(|info| info!("{info}"));
     let action = match done.outcome.action {
         Action::Installed => "installed",
         Action::Replaced => "replaced",

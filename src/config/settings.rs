@@ -10,7 +10,7 @@ use super::given::{Given, Origin};
 use super::interception::{DnsCapture, Interception};
 use super::options::Opt;
 use super::owners::{owner_groups, proxy_owners};
-use super::types::{Families, Port, PortSelection, RangeSelection};
+use super::types::{Families, OlderConnections, Port, PortSelection, RangeSelection};
 use super::value::{self, Invalid, Parsed};
 
 /// Which set of defaults applies.
@@ -81,6 +81,7 @@ pub struct Run {
     pub reconcile: bool,
     pub cleanup_only: bool,
     pub force_apply: bool,
+    pub established: OlderConnections,
     pub run_validation: bool,
     pub skip_rule_apply: bool,
     pub probe_port: Port,
@@ -146,6 +147,7 @@ impl Run {
             reconcile: reader.flag(Opt::Reconcile)?,
             cleanup_only: reader.flag(Opt::CleanupOnly)?,
             force_apply: reader.flag(Opt::ForceApply)?,
+            established: reader.read(Opt::Established, value::older_connections)?,
             run_validation: reader.flag(Opt::RunValidation)?,
             skip_rule_apply: reader.flag(Opt::SkipRuleApply)?,
             probe_port: reader.read(Opt::ProbePort, value::port)?,

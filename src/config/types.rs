@@ -206,6 +206,16 @@ impl fmt::Display for Mode {
     }
 }
 
+/// What happens to established connections that are older than the rules, and that these
+/// would take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OlderConnections {
+    /// They go on as they can.
+    Leave,
+    /// They are ended, so that they begin again by way of the proxy.
+    Reset,
+}
+
 /// Inbound ports to take.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum PortSelection {

@@ -8,7 +8,8 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::ranges::RangeList;
 use super::types::{
-    IdList, Interface, Mark, Mode, Networks, Port, PortList, PortSelection, RangeSelection, RouteTable,
+    IdList, Interface, Mark, Mode, Networks, OlderConnections, Port, PortList, PortSelection, RangeSelection,
+    RouteTable,
 };
 
 /// A piece of text that is no valid value.
@@ -45,6 +46,15 @@ fn digits(text: &str) -> Option<u64> {
 const ONE_PORT: &str = "one port from 1 to 65535, for example 15001";
 const PORTS: &str = "ports from 1 to 65535 and ranges of them, comma separated, for example 80,8000-8100";
 const INBOUND_PORTS: &str = "'*' for all, or ports from 1 to 65535 and ranges of them, comma separated, for example 80,8000-8100; empty for none";
+
+/// What to do with connections that are older than the rules.
+pub fn older_connections(text: &str) -> Parsed<OlderConnections> {
+    match text {
+        "leave" => Ok(OlderConnections::Leave),
+        "reset" => Ok(OlderConnections::Reset),
+        _ => invalid(text, "is nothing that is done with connections", "leave or reset"),
+    }
+}
 
 /// One port, 1 to 65535.
 pub fn port(text: &str) -> Parsed<Port> {

@@ -4,16 +4,13 @@
 use std::io;
 use std::net::IpAddr;
 
-use super::netlink::{Netlink, attributes};
+use super::netlink::{NLM_F_ACK, NLM_F_DUMP, Netlink, attribute, attributes, request};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWNEIGH: u16 = 28;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
 const IFLA_ADDRESS: u16 = 1;
@@ -35,16 +32,6 @@ const NUD_PERMANENT: u16 = 0x80;
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
-/// An attribute, padded.
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(8 + value.len());
-    out.extend((4 + value.len() as u16).to_ne_bytes());
-    out.extend(kind.to_ne_bytes());
-    out.extend(value);
-    out.resize(out.len().next_multiple_of(4), 0);
-    out
-}
-
 fn name(name: &str) -> Vec<u8> {
     attribute(IFLA_IFNAME, &[name.as_bytes(), &[0]].concat())
 }
@@ -58,23 +45,8 @@ fn link_header(index: u32, flags: u32) -> Vec<u8> {
     out
 }
 
-/// A netlink message, with its header.
-fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
-    let mut message = Vec::with_capacity(16 + body.len());
-    message.extend((16 + body.len() as u32).to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
-    message.extend([0; 8]);
-    message.extend(body);
-    message
-}
-
 fn transact(netlink: &mut Netlink, kind: u16, flags: u16, body: &[&[u8]]) -> io::Result<()> {
-    let message = message(kind, flags | NLM_F_REQUEST | NLM_F_ACK, &body.concat());
-    match netlink.transact(&message, 0)?.first() {
-        None => Ok(()),
-        Some(refusal) => Err(io::Error::from_raw_os_error(refusal.errno)),
-    }
+    netlink.command(&request(kind, flags | NLM_F_ACK, body))
 }
 
 /// A link, as far as it tells what its namespace is.
@@ -95,7 +67,7 @@ pub struct Link {
 pub fn list(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
     let body = [link_header(0, 0), attribute(IFLA_EXT_MASK, &SKIP_STATS.to_ne_bytes())].concat();
     let mut links = Vec::new();
-    netlink.dump(&message(RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, &body), |received| {
+    netlink.dump(&request(RTM_GETLINK, NLM_F_DUMP, &[&body]), |received| {
         if received.kind == RTM_NEWLINK {
             links.extend(parse(received.payload));
         }

@@ -2,12 +2,16 @@
 //! `unsafe`, if any, is here.
 
 pub mod caps;
+pub mod conntrack;
 pub mod file;
+pub mod inet_diag;
 pub mod link;
 pub mod lock;
 pub mod netlink;
 pub mod netns;
 pub mod packet;
+pub mod proc_net;
 pub mod process;
+pub mod socket_owner;
 pub mod start;
 pub mod text;

@@ -12,6 +12,14 @@ const NLMSG_DONE: u16 = 3;
 const NLM_F_CAPPED: u16 = 0x100;
 const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLM_F_DUMP_INTR: u16 = 0x10;
+const NLMSGERR_ATTR_MSG: u16 = 1;
+/// A kind without its flags (`NLA_TYPE_MASK`).
+const NLA_TYPE_MASK: u16 = 0x3fff;
+
+/// Flags of requests (netlink(7)).
+pub const NLM_F_REQUEST: u16 = 1;
+pub const NLM_F_ACK: u16 = 4;
+pub const NLM_F_DUMP: u16 = 0x300;
 /// As large as any datagram the kernel makes: it fits a listing to the reader's buffer,
 /// up to this (`netlink_recvmsg`, af_netlink.c).
 const BUFFER: usize = 32 * 1024;
@@ -45,17 +53,10 @@ impl<'a> Received<'a> {
         } else {
             u32::from_ne_bytes(self.payload.get(4..8)?.try_into().ok()?) as usize
         };
-        let mut rest = self.payload.get(4 + echoed.next_multiple_of(4)..)?;
-        while let Some(&[a, b, c, d]) = rest.get(..4) {
-            let (length, kind) = (usize::from(u16::from_ne_bytes([a, b])), u16::from_ne_bytes([c, d]));
-            let value = rest.get(4..length)?;
-            if kind & 0x3fff == 1 {
-                let end = value.iter().position(|&b| b == 0).unwrap_or(value.len());
-                return Some(String::from_utf8_lossy(&value[..end]).into_owned());
-            }
-            rest = rest.get(length.next_multiple_of(4)..)?;
-        }
-        None
+        let rest = self.payload.get(4 + echoed.next_multiple_of(4)..)?;
+        let (_, text) = attributes(rest).find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG)?;
+        let end = text.iter().position(|&b| b == 0).unwrap_or(text.len());
+        Some(String::from_utf8_lossy(&text[..end]).into_owned())
     }
 }
 
@@ -72,16 +73,38 @@ pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
     })
 }
 
-/// The attributes in a message, or in another attribute, with their kinds; stops at the
-/// first that does not fit.
+/// One attribute, padded (`struct nlattr`).
+pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(8 + value.len());
+    out.extend((4 + value.len() as u16).to_ne_bytes());
+    out.extend(kind.to_ne_bytes());
+    out.extend(value);
+    out.resize(out.len().next_multiple_of(4), 0);
+    out
+}
+
+/// The attributes in some bytes, by their kind without flags; stops at the first one that
+/// does not fit.
 pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let &[a, b, c, d] = bytes.get(..4)? else { return None };
-        let (length, kind) = (usize::from(u16::from_ne_bytes([a, b])), u16::from_ne_bytes([c, d]) & 0x3fff);
+        let (length, kind) = (usize::from(u16::from_ne_bytes([a, b])), u16::from_ne_bytes([c, d]));
         let value = bytes.get(4..length)?;
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
+        Some((kind & NLA_TYPE_MASK, value))
     })
+}
+
+/// A request of one message: a header, numbered 0, and what follows it.
+pub fn request(kind: u16, flags: u16, body: &[&[u8]]) -> Vec<u8> {
+    let length = 16 + body.iter().map(|part| part.len()).sum::<usize>();
+    let mut message = Vec::with_capacity(length);
+    message.extend((length as u32).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend((flags | NLM_F_REQUEST).to_ne_bytes());
+    message.extend([0; 8]);
+    body.iter().for_each(|part| message.extend(*part));
+    message
 }
 
 /// The kernel's answer to one message of a request.
@@ -104,6 +127,8 @@ pub struct Netlink {
 impl Netlink {
     /// `NETLINK_ROUTE`.
     pub const ROUTE: isize = 0;
+    /// `NETLINK_SOCK_DIAG`.
+    pub const SOCK_DIAG: isize = 4;
     /// `NETLINK_NETFILTER`.
     pub const NETFILTER: isize = 12;
 
@@ -178,6 +203,17 @@ impl Netlink {
             }
         }
         Ok(())
+    }
+
+    /// Sends a request of one message that asks for an acknowledgement.
+    ///
+    /// # Errors
+    /// The kernel's refusal, or that of the socket.
+    pub fn command(&mut self, request: &[u8]) -> io::Result<()> {
+        match self.transact(request, 0)?.first() {
+            None => Ok(()),
+            Some(refusal) => Err(io::Error::from_raw_os_error(refusal.errno)),
+        }
     }
 
     /// Sends messages of which the one numbered `last` asks for an acknowledgement, and

@@ -28,6 +28,7 @@ mod draw;
 mod dumps;
 mod envoy;
 mod escapes;
+mod established;
 mod examples;
 mod explain;
 mod faces;

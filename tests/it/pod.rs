@@ -85,6 +85,12 @@ impl Pod {
 
 /// A veth pair between the two, routes, and an outside that takes every address for its own.
 fn connect(pod: &Namespace, outside: &Namespace, addresses: &[&str]) {
+    wire(pod, outside, addresses);
+    be_everyone(outside, "up0");
+}
+
+/// The pair and the routes alone.
+pub fn wire(pod: &Namespace, outside: &Namespace, addresses: &[&str]) {
     let file: &File = outside.net();
     let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
     pod.print("ip", &["link", "add", "eth0", "type", "veth", "peer", "name", "up0", "netns", &path]);
@@ -108,7 +114,6 @@ fn connect(pod: &Namespace, outside: &Namespace, addresses: &[&str]) {
     }
     pod.batch(&inside);
     outside.batch(&outer);
-    be_everyone(outside, "up0");
 }
 
 /// Makes a namespace answer for every address that is asked for through a device.

@@ -11,10 +11,12 @@
 //! | `order-not-known` | chains of iptables-legacy and nftables want the same place: which comes first is not known |
 //! | `option-without-effect` | an option that changes nothing, because of another one or of the pod |
 //! | `options-contradict` | two options that want opposite things; one of them wins |
+//! | `established-past-proxy` | connections are older than the rules, which would take them, and pass the proxy by |
 //! | `shares-proxy-user` | an app container runs as the proxy's user or group: all its traffic escapes |
 //! | `can-become-proxy` | an app container may change the rules, or become the proxy's user |
 //! | `host-network` | the pod has no network of its own to intercept |
 
+pub mod established;
 pub mod foreign;
 pub mod marks;
 pub mod options;
@@ -36,7 +38,7 @@ pub struct Lint {
 }
 
 /// Every lint's name, the severity it has (or the worst), and what it is about.
-pub const LINTS: [(&str, Severity, &str); 12] = [
+pub const LINTS: &[(&str, Severity, &str)] = &[
     ("rule-never-matches", Severity::Info, "earlier rules take every packet that the rule is for"),
     ("rule-loop-shadowed", Severity::Low, "a proxy owner's loop rule that never matches"),
     ("chain-never-entered", Severity::Info, "rules in a chain that no rule jumps to"),
@@ -46,6 +48,7 @@ pub const LINTS: [(&str, Severity, &str); 12] = [
     ("order-not-known", Severity::Medium, "chains of iptables-legacy and nftables in one place"),
     ("option-without-effect", Severity::Low, "an option that changes nothing"),
     ("options-contradict", Severity::Medium, "two options that want opposite things"),
+    ("established-past-proxy", Severity::High, "connections older than the rules that pass the proxy by"),
     ("shares-proxy-user", Severity::High, "an app container that runs as the proxy's user or group"),
     ("can-become-proxy", Severity::Medium, "an app container that may change the rules or become the proxy's user"),
     ("host-network", Severity::High, "a pod without a network of its own"),

@@ -21,6 +21,7 @@ use super::accept::{Accepted, Entry};
 use super::draw::{self, Format};
 use super::escapes::kind::Severity;
 use super::escapes::{self, Escape};
+use super::established::{self, Established, Fate};
 use super::flow::Surroundings;
 use super::lints::{self, Lint};
 use super::manifest::Manifest;
@@ -39,6 +40,8 @@ pub struct Input<'a> {
     /// What it should be, where that is known.
     pub wanted: Option<&'a Source>,
     pub manifest: Option<&'a Manifest>,
+    /// The connections of a pod that is there.
+    pub established: Option<&'a Established>,
     pub accepted: &'a Accepted,
     pub today: Date,
 }
@@ -102,6 +105,11 @@ impl<'a> Report<'a> {
         if !space.pod.addresses.iter().any(is_global) {
             notices.push("the pod's addresses are not known (--pod-ip): traffic to them is taken for outbound".into());
         }
+        if let Some(found) = input.established {
+            let sentences =
+                [Fate::Breaks, Fate::MayBreak].into_iter().filter_map(|fate| established::words::sentence(found, fate));
+            notices.extend(sentences.chain(established::words::aside(found)).chain(established::words::unsure(found)));
+        }
         let mut judge = Judge { accepted: input.accepted, today: input.today, notices, used: Vec::new() };
         let escapes = found.into_iter().flat_map(|escape| judge.escape(escape, space)).collect();
         let lints =
@@ -149,6 +157,7 @@ fn all_lints(input: &Input, space: &Space, families: Families) -> Result<Vec<Lin
     let mut out = lints::shadow::lints(ruleset, &space.interfaces);
     out.extend(lints::foreign::lints(ruleset));
     out.extend(lints::marks::lints(ruleset, space, families)?);
+    out.extend(input.established.into_iter().flat_map(lints::established::lints));
     // Options are those of the source, or those it is compared with.
     for source in [Some(input.source), input.wanted].into_iter().flatten() {
         if let (Some(given), Some(settings)) = (&source.given, &source.settings) {

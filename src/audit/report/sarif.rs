@@ -91,7 +91,7 @@ fn rules() -> Vec<Value> {
             out.push(rule(id, kind.severity(), kind.title(scope), kind.meaning(), kind.closes(scope)));
         }
     }
-    for (id, severity, about) in LINTS {
+    for &(id, severity, about) in LINTS {
         out.push(rule(id.into(), severity, about.into(), about, "see the message"));
     }
     let about = "the rules are not what they should be";

@@ -55,13 +55,8 @@ pub fn read(live: &Live) -> Result<Source, SourceError> {
         routes: routing::local_routes(&mut route)?,
         mesh_address: routing::has_mesh_address(&addresses),
     };
-    let routes = routes(&mut route)?;
-    let pod = Surroundings {
-        dns_servers: live.resolv_conf.map(|text| facts::name_servers(text).0),
-        uplink: uplink(&routes, &addresses),
-        routes,
-        addresses: addresses.into_iter().map(|(_, address)| address).collect(),
-    };
+    let dns_servers = live.resolv_conf.map(|text| facts::name_servers(text).0);
+    let pod = Surroundings { dns_servers, ..surroundings(&mut route, addresses)? };
     let ruleset = Ruleset::of_tables(&tables);
     let mut notes = Vec::new();
     if others > 0 && ruleset.tells_interfaces_apart() {
@@ -77,6 +72,20 @@ pub fn read(live: &Live) -> Result<Source, SourceError> {
         settings: None,
         given: None,
         notes,
+    })
+}
+
+/// What routing tells about the pod; `addresses`: with the index of the interface.
+///
+/// # Errors
+/// Those of listing the routes.
+pub fn surroundings(route: &mut Netlink, addresses: Vec<(u32, IpAddr)>) -> Result<Surroundings, SourceError> {
+    let routes = routes(route)?;
+    Ok(Surroundings {
+        dns_servers: None,
+        uplink: uplink(&routes, &addresses),
+        routes,
+        addresses: addresses.into_iter().map(|(_, address)| address).collect(),
     })
 }
 

@@ -1,0 +1,305 @@
+//! Established TCP connections that are older than the rules. Rules look at the first
+//! packet of a connection; what was begun before they were there is decided by what
+//! connection tracking knows:
+//!
+//! - it knows the connection: packets go on as before, past the proxy, until it ends;
+//! - it does not, as in a namespace without rules until now: the next packet counts as a
+//!   first one, is diverted in the middle of a stream, and breaks the connection. Its
+//!   sender gets a reset, the other end nothing.
+//!
+//! A connection that the proxy has is told by its sockets: the proxy's end of it is on a
+//! port that rules divert to, or has an address that is not the pod's.
+
+#[cfg(test)]
+mod tests;
+pub mod words;
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::SocketAddr;
+
+use crate::backend::connections::{self, Connection, Ended, Kernel};
+use crate::backend::routing;
+use crate::config::types::{Family, OlderConnections};
+use crate::plan::model::{Plan, Verdict, protocol};
+use crate::sys::conntrack::{Ends, Tracked};
+use crate::sys::inet_diag::{State, TcpSocket};
+use crate::sys::netlink::Netlink;
+use crate::sys::netns::Netns;
+use crate::sys::socket_owner::{self, Owner};
+
+use super::explain::{NoTrace, explain};
+use super::flow::{Direction, Flow, Surroundings};
+use super::ruleset::{FamilyRules, Ruleset};
+use super::source::live;
+
+/// What becomes of a connection that is older than the rules that would take it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Fate {
+    /// It goes on past the proxy until it ends.
+    Passes,
+    /// Its next packet breaks it.
+    Breaks,
+    /// Rules leave it alone, but would take a connection begun by its other end: it breaks
+    /// if the next packet comes from there.
+    MayBreak,
+}
+
+/// A connection that is older than the rules.
+#[derive(Debug, Clone)]
+pub struct Older {
+    pub fate: Fate,
+    /// Its first packet, as it would be today.
+    pub flow: Flow,
+    pub connection: Connection,
+}
+
+/// The established connections of a pod.
+#[derive(Debug, Default)]
+pub struct Established {
+    pub older: Vec<Older>,
+    /// How many connections go through the proxy.
+    pub proxied: usize,
+    /// How many may be older or the proxy's own: they have the user whom it runs as, and
+    /// the rest of what rules ask about an owner cannot be seen from here.
+    pub unsure: usize,
+    /// Why connection tracking could not be asked; what it may know of passes the proxy by.
+    pub untold: Option<io::Error>,
+}
+
+/// Looks at the connections of the network namespace that the calling thread is in.
+///
+/// # Errors
+/// Those of listing the sockets.
+pub fn look(kernel: &mut Kernel, ruleset: &Ruleset, pod: &Surroundings) -> io::Result<Established> {
+    let sockets = kernel.sockets()?;
+    let inodes: HashSet<u32> = sockets.iter().filter(|s| s.state != State::Listening).map(|s| s.inode).collect();
+    let owners = socket_owner::owners(&inodes.into_iter().filter(|inode| *inode != 0).collect());
+    let foreign = Netns::open("/proc/thread-self/ns/net".as_ref()).ok().and_then(|n| n.foreign_owner().ok()?).is_some();
+    let known = Known { owners, foreign, tracked: &mut |ends| kernel.tracked(ends) };
+    Ok(judge(ruleset, pod, &sockets, known))
+}
+
+/// Holds the connections of the network namespace that the calling thread is in against a
+/// plan that has just been installed there. `None`: it has no TCP sockets.
+///
+/// # Errors
+/// Those of listing sockets, addresses and routes.
+pub fn look_for(plan: &Plan) -> io::Result<Option<(Kernel, Established)>> {
+    if !connections::possible() {
+        return Ok(None);
+    }
+    let mut route = Netlink::open(Netlink::ROUTE)?;
+    let addresses = routing::addresses(&mut route)?;
+    let pod = live::surroundings(&mut route, addresses).map_err(io::Error::other)?;
+    let mut kernel = Kernel::open()?;
+    let found = look(&mut kernel, &Ruleset::of_plan(plan), &pod)?;
+    Ok(Some((kernel, found)))
+}
+
+/// Ends the connections that rules would take, so that they begin again by way of the proxy.
+pub fn end(kernel: &mut Kernel, found: &Established) -> Ended {
+    connections::end(kernel, words::to_end(found).map(|older| &older.connection))
+}
+
+/// What came of the connections that were there before a plan: for the log.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    pub infos: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+/// Leaves or ends them. `cure`: what would end those that are left.
+pub fn settle(plan: &Plan, what: OlderConnections, cure: &str) -> Said {
+    let mut said = Said::default();
+    match (look_for(plan), what) {
+        (Ok(None), _) => {}
+        (Ok(Some((_, found))), OlderConnections::Leave) => said.warnings = words::warnings(&found, cure),
+        (Ok(Some((mut kernel, mut found))), OlderConnections::Reset) => {
+            let (done, problems) = words::ended(&found, &end(&mut kernel, &found));
+            found.older.retain(|older| older.fate == Fate::MayBreak);
+            said.infos.extend(done);
+            said.warnings.extend(problems.into_iter().chain(words::warnings(&found, cure)));
+        }
+        (Err(e), _) => said.warnings.push(format!(
+            "established connections cannot be listed: {e}; whether any is older than the rules is not known"
+        )),
+    }
+    said
+}
+
+/// What is known around sockets.
+pub struct Known<'a> {
+    /// By inode.
+    pub owners: HashMap<u32, Owner>,
+    /// Whether the network namespace is another user namespace's, so that a socket's user
+    /// goes by another number than rules ask for.
+    pub foreign: bool,
+    pub tracked: &'a mut dyn FnMut(Ends) -> io::Result<Option<Tracked>>,
+}
+
+/// Judges the sockets of a namespace.
+pub fn judge(ruleset: &Ruleset, pod: &Surroundings, sockets: &[TcpSocket], known: Known) -> Established {
+    let is_listening = |s: &&TcpSocket| s.state == State::Listening;
+    let mut judge = Judge {
+        ruleset,
+        pod,
+        known,
+        listening: sockets.iter().filter(is_listening).map(|s| s.local.port()).collect(),
+        by_ends: sockets.iter().map(|s| ((s.local, s.remote), s)).collect(),
+        at_proxy: HashSet::new(),
+        proxy_uids: HashSet::new(),
+        out: Established::default(),
+    };
+    judge.at_proxy = sockets.iter().filter(|s| judge.is_proxy(s.local)).map(|s| s.remote).collect();
+    let listeners = sockets.iter().filter(is_listening).filter(|s| judge.is_proxy(s.local));
+    judge.proxy_uids = listeners.map(|s| s.uid).collect();
+    for socket in sockets {
+        if matches!(socket.state, State::Established | State::HalfClosed | State::Opening) {
+            let older = judge.one(socket);
+            judge.out.older.extend(older);
+        }
+    }
+    judge.out
+}
+
+struct Judge<'a, 'k> {
+    ruleset: &'a Ruleset,
+    pod: &'a Surroundings,
+    known: Known<'k>,
+    /// Ports.
+    listening: HashSet<u16>,
+    by_ends: HashMap<(SocketAddr, SocketAddr), &'a TcpSocket>,
+    /// The other ends of connections that the proxy has.
+    at_proxy: HashSet<SocketAddr>,
+    /// Whom those run as that listen where rules divert to.
+    proxy_uids: HashSet<u32>,
+    out: Established,
+}
+
+impl Judge<'_, '_> {
+    fn one(&mut self, socket: &TcpSocket) -> Option<Older> {
+        let established = socket.state == State::Established;
+        if self.is_proxys(socket) {
+            // The proxy's own connection to the app is none that came to it.
+            self.out.proxied += usize::from(established && self.pod.is_local(socket.local.ip()));
+            return None;
+        }
+        let is_diverted = self.at_proxy.contains(&socket.local);
+        if is_diverted || self.is_proxy(socket.remote) && self.pod.is_local(socket.remote.ip()) {
+            return None;
+        }
+        let other = self.by_ends.get(&(socket.remote, socket.local)).copied();
+        let within = other.is_some() || self.pod.is_local(socket.remote.ip());
+        let accepted = self.listening.contains(&socket.local.port());
+        if within && accepted && !self.listening.contains(&socket.remote.port()) {
+            return None; // it is judged at the end that began it
+        }
+        let (out, back) = (self.outbound(socket), inbound(socket));
+        let begun_here = within || !accepted;
+        let takes = |flow: &Flow| explain(self.ruleset, self.pod, flow, &mut NoTrace).taker.is_proxy();
+        // A packet that stays in the pod is known to connection tracking when it comes in.
+        let (takes_out, takes_back) = (takes(&out), !within && takes(&back));
+        if !takes_out && !takes_back {
+            return None;
+        }
+        let taken = |begun_here: bool| if begun_here { takes_out } else { takes_back };
+        let ends = Ends { from: socket.local, to: socket.remote };
+        let (tracked, begun_here, fate) = match (self.known.tracked)(ends) {
+            Ok(Some(tracked)) if self.leads_to_proxy(&tracked) => return None,
+            Ok(Some(tracked)) => {
+                let begun_here = tracked.original == ends;
+                (Some(tracked), begun_here, taken(begun_here).then_some(Fate::Passes)?)
+            }
+            // One that is not tracked and half closed may have been the proxy's, and is as
+            // good as over.
+            _ if !established => return None,
+            Ok(None) if taken(begun_here) => (None, begun_here, Fate::Breaks),
+            Ok(None) => (None, begun_here, Fate::MayBreak),
+            Err(e) => {
+                self.out.untold.get_or_insert(e);
+                (None, begun_here, taken(begun_here).then_some(Fate::Passes)?)
+            }
+        };
+        if begun_here && takes_out && self.may_be_the_proxys(socket) {
+            self.out.unsure += 1;
+            return None;
+        }
+        let sockets = [Some(socket), other].into_iter().flatten().cloned().collect();
+        let flow = if begun_here { out } else { back };
+        Some(Older { fate, flow, connection: Connection { sockets, tracked } })
+    }
+
+    /// Whether rules divert to this address's port.
+    fn is_proxy(&self, address: SocketAddr) -> bool {
+        self.rules(address).listeners.iter().any(|(port, _)| *port == address.port())
+    }
+
+    /// Whether it is the proxy's end of a connection that was diverted to it, or of one to
+    /// the app in a client's name.
+    fn is_proxys(&self, socket: &TcpSocket) -> bool {
+        let taken_by_tproxy = match socket.transparent {
+            Some(transparent) => transparent,
+            None => self.tproxy_marks(socket.local).next().is_some() && self.proxy_uids.contains(&socket.uid),
+        };
+        taken_by_tproxy || self.is_proxy(socket.local)
+    }
+
+    /// What rules mark connections with that they hand to the proxy's socket.
+    fn tproxy_marks(&self, address: SocketAddr) -> impl Iterator<Item = u32> {
+        let rules = self.rules(address).chains.iter().flat_map(|chain| &chain.rules);
+        rules.filter_map(|rule| match rule.verdict {
+            Verdict::Tproxy { mark, .. } => Some(mark.get()),
+            _ => None,
+        })
+    }
+
+    fn rules(&self, address: SocketAddr) -> &FamilyRules {
+        self.ruleset.family(if address.is_ipv4() { Family::V4 } else { Family::V6 })
+    }
+
+    /// Whether connection tracking remembers that it was diverted, or that the proxy made it.
+    fn leads_to_proxy(&self, tracked: &Tracked) -> bool {
+        let rewritten = tracked.reply.from != tracked.original.to && self.is_proxy(tracked.reply.from);
+        rewritten || self.tproxy_marks(tracked.original.to).any(|mark| mark == tracked.mark)
+    }
+
+    /// Whether it may be the proxy's own connection to somebody else, as far as can be seen.
+    fn may_be_the_proxys(&self, socket: &TcpSocket) -> bool {
+        let seen = self.known.owners.contains_key(&socket.inode);
+        !seen && (self.known.foreign || self.proxy_uids.contains(&socket.uid))
+    }
+
+    /// Its first packet if it was begun here.
+    fn outbound(&self, socket: &TcpSocket) -> Flow {
+        let owner = self.known.owners.get(&socket.inode);
+        Flow {
+            direction: Direction::Outbound,
+            protocol: protocol::TCP,
+            uid: Some(owner.filter(|owner| owner.foreign).map_or(socket.uid, |owner| owner.uid)),
+            gid: owner.map(|owner| owner.gid),
+            source: Some(socket.local.ip()),
+            source_port: Some(socket.local.port()),
+            destination: socket.remote.ip(),
+            port: socket.remote.port(),
+            interface: None,
+            mark: socket.mark,
+        }
+    }
+}
+
+/// A connection's first packet if its other end began it.
+fn inbound(socket: &TcpSocket) -> Flow {
+    Flow {
+        direction: Direction::Inbound,
+        protocol: protocol::TCP,
+        uid: None,
+        gid: None,
+        source: Some(socket.remote.ip()),
+        source_port: Some(socket.remote.port()),
+        destination: socket.local.ip(),
+        port: socket.local.port(),
+        interface: None,
+        mark: 0,
+    }
+}

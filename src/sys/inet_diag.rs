@@ -1,0 +1,182 @@
+//! The TCP sockets of a network namespace, listed and ended by way of sock_diag(7)
+//! (linux/inet_diag.h). Listing takes no capability, ending CAP_NET_ADMIN.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use nix::libc;
+
+use super::netlink::{NLM_F_ACK, NLM_F_DUMP, Netlink, attributes, request};
+
+/// linux/sock_diag.h.
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+/// Attributes of an answer; the second has been there since Linux 5.10.
+const INET_DIAG_MARK: u16 = 15;
+const INET_DIAG_SOCKOPT: u16 = 22;
+/// `transparent` in the first byte of `struct inet_diag_sockopt`: the sixth field of one bit.
+const TRANSPARENT: u8 = if cfg!(target_endian = "little") { 1 << 5 } else { 1 << 2 };
+/// `struct inet_diag_sockid`, at this place of an answer.
+const KEY: usize = 48;
+const KEY_AT: usize = 4;
+
+/// How far a socket is (`enum` in net/tcp_states.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    Listening,
+    /// The other end has not answered yet.
+    Opening,
+    Established,
+    /// One direction is closed, and the other may go on for as long as it likes.
+    HalfClosed,
+    /// Nothing is sent any more but the packets that end it.
+    Over,
+}
+
+impl State {
+    fn of(number: u8) -> Self {
+        match number {
+            1 => State::Established,
+            2 | 3 | 12 => State::Opening,
+            4 | 5 | 8 => State::HalfClosed,
+            10 => State::Listening,
+            _ => State::Over,
+        }
+    }
+}
+
+/// A socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TcpSocket {
+    pub state: State,
+    /// An IPv4 address of an IPv6 socket is IPv4's.
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    /// Who made it, as the caller's user namespace knows them; 0 for one that no process
+    /// has a descriptor of.
+    pub uid: u32,
+    /// By which /proc/PID/fd names it; 0 where no process has a descriptor of it.
+    pub inode: u32,
+    /// What its packets are marked with, as far as the caller may know.
+    pub mark: u32,
+    /// Whether it may have addresses that are not the host's (`IP_TRANSPARENT`); `None`
+    /// where the kernel does not tell.
+    pub transparent: Option<bool>,
+    family: u8,
+    key: [u8; KEY],
+}
+
+/// Lists the sockets of both families.
+///
+/// # Errors
+/// Those of the socket and the kernel; `NotFound` where the kernel has no tcp_diag.
+pub fn tcp_sockets(netlink: &mut Netlink) -> io::Result<Vec<TcpSocket>> {
+    let mut out = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let message = message(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family as u8, &[0; KEY]);
+        netlink.dump(&message, |received| out.extend(parse(received.payload)))?;
+    }
+    Ok(out)
+}
+
+/// Ends a connection: its process gets ECONNABORTED, the other end a reset (`tcp_abort`).
+///
+/// # Errors
+/// `NotFound`: it is gone already. `Unsupported`: the kernel is built without
+/// CONFIG_INET_DIAG_DESTROY. `PermissionDenied`: CAP_NET_ADMIN is missing.
+pub fn end(netlink: &mut Netlink, socket: &TcpSocket) -> io::Result<()> {
+    netlink.command(&message(SOCK_DESTROY, NLM_F_ACK, socket.family, &socket.key))
+}
+
+/// A request with `struct inet_diag_req_v2`.
+fn message(kind: u16, flags: u16, family: u8, key: &[u8; KEY]) -> Vec<u8> {
+    let head = [family, libc::IPPROTO_TCP as u8, 0, 0];
+    let every_state = u32::MAX.to_ne_bytes();
+    request(kind, flags, &[&head, &every_state, key])
+}
+
+/// A socket as the kernel tells of it: `struct inet_diag_msg`, then attributes.
+fn parse(bytes: &[u8]) -> Option<TcpSocket> {
+    let &[family, state, ..] = bytes else { return None };
+    let key: [u8; KEY] = bytes.get(KEY_AT..KEY_AT + KEY)?.try_into().ok()?;
+    let port = |at: usize| u16::from_be_bytes([key[at], key[at + 1]]);
+    let address = |at: usize| -> Option<IpAddr> {
+        let octets: [u8; 16] = key.get(at..at + 16)?.try_into().ok()?;
+        Some(match i32::from(family) {
+            libc::AF_INET => Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3]).into(),
+            _ => IpAddr::from(Ipv6Addr::from(octets)).to_canonical(),
+        })
+    };
+    let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let mut out = TcpSocket {
+        state: State::of(state),
+        local: SocketAddr::new(address(4)?, port(0)),
+        remote: SocketAddr::new(address(20)?, port(2)),
+        uid: word(64)?,
+        inode: word(68)?,
+        mark: 0,
+        transparent: None,
+        family,
+        key,
+    };
+    for (kind, value) in attributes(bytes.get(72..)?) {
+        match kind {
+            INET_DIAG_MARK => out.mark = value.try_into().map_or(0, u32::from_ne_bytes),
+            INET_DIAG_SOCKOPT => out.transparent = value.first().map(|flags| flags & TRANSPARENT != 0),
+            _ => {}
+        }
+    }
+    Some(out)
+}
+
+/// Sockets for tests, and one of how they are read.
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::sys::netlink::attribute;
+
+    fn answer(state: u8, ends: [SocketAddr; 2], uid: u32, inode: u32, transparent: Option<bool>) -> Vec<u8> {
+        let octets = |address: IpAddr| match address {
+            IpAddr::V4(a) => [&a.octets()[..], &[0; 12]].concat(),
+            IpAddr::V6(a) => a.octets().to_vec(),
+        };
+        let family = if ends[0].is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let mut bytes = vec![family as u8, state, 0, 0];
+        ends.iter().for_each(|end| bytes.extend(end.port().to_be_bytes()));
+        ends.iter().for_each(|end| bytes.extend(octets(end.ip())));
+        bytes.extend([0; 24]);
+        bytes.extend([uid.to_ne_bytes(), inode.to_ne_bytes()].concat());
+        let flags = |transparent: bool| attribute(INET_DIAG_SOCKOPT, &[if transparent { TRANSPARENT } else { 0 }, 0]);
+        bytes.extend(transparent.map(flags).unwrap_or_default());
+        bytes
+    }
+
+    /// A socket with these ends, of this user; its inode is its local port.
+    pub fn socket(state: State, local: &str, remote: &str, uid: u32, transparent: Option<bool>) -> TcpSocket {
+        let ends: [SocketAddr; 2] = [local, remote].map(|end| end.parse().unwrap());
+        let number = match state {
+            State::Established => 1,
+            State::Opening => 2,
+            State::Over => 6,
+            State::HalfClosed => 8,
+            State::Listening => 10,
+        };
+        parse(&answer(number, ends, uid, ends[0].port().into(), transparent)).unwrap()
+    }
+
+    #[test]
+    fn an_answer_is_read_and_one_cut_short_is_none() {
+        let mapped = socket(State::Established, "[::ffff:10.0.0.1]:80", "[::ffff:10.0.0.2]:4000", 7, Some(true));
+        assert_eq!((mapped.local, mapped.remote), ("10.0.0.1:80".parse().unwrap(), "10.0.0.2:4000".parse().unwrap()));
+        assert_eq!((mapped.family, mapped.uid, mapped.inode), (libc::AF_INET6 as u8, 7, 80));
+        assert_eq!((mapped.transparent, mapped.state), (Some(true), State::Established));
+        let plain = socket(State::HalfClosed, "10.0.0.1:80", "10.0.0.2:4000", 0, None);
+        assert_eq!((plain.local, plain.transparent), ("10.0.0.1:80".parse().unwrap(), None));
+        let ends = ["[fd00::1]:1".parse().unwrap(), "[fd00::2]:2".parse().unwrap()];
+        let bytes = answer(1, ends, 1, 2, Some(false));
+        for end in 0..bytes.len() {
+            let read = parse(&bytes[..end]);
+            assert_eq!(read.is_some(), end >= 72, "{end}");
+        }
+    }
+}
