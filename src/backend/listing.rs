@@ -107,6 +107,12 @@ impl ListedTable {
         if self.holder.is_nftables() { names::table_by_name(&self.name) } else { Table::by_name(&self.name) }
     }
 
+    /// Whether nobody but podweir has anything in it: native, and one of ours or the guard.
+    pub fn is_only_ours(&self) -> bool {
+        let native = self.holder.is_nftables() && self.families == Families::BOTH;
+        native && (self.kind().is_some() || self.name == names::GUARD)
+    }
+
     /// Whether a chain is in it that only an interception makes.
     pub fn has_ours(&self) -> bool {
         match self.holder {

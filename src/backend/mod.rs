@@ -7,6 +7,7 @@ pub mod foreign_text;
 pub mod guard;
 pub mod hook;
 pub mod install;
+pub mod interference;
 pub mod iptables;
 pub mod listing;
 pub mod nftables;

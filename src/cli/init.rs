@@ -178,7 +178,8 @@ fn program(face: Face, settings: &Settings, plan: &Plan, system: System, started
     let outcome = if run.cleanup_only {
         session.clean()?
     } else {
-        let request = Request { plan, choice: run.backend, reconcile: run.reconcile, force: run.force_apply };
+        let request =
+            Request { plan, choice: run.backend, reconcile: run.reconcile, force: run.force_apply, strict: run.strict };
         session.install(&request, mesh_address)?
     };
     report(&outcome, plan, started);

@@ -2,14 +2,19 @@
 
 use std::io;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
+use crate::audit::flow::Taker;
+use crate::audit::source::live::{self, Live};
+use crate::audit::source::options;
+use crate::audit::verify::{self, Effect};
 use crate::backend::install::Session;
+use crate::backend::listing::ListedTable;
 use crate::config::settings::Settings;
 use crate::plan::canon::Canon;
 use crate::plan::diff;
 use crate::plan::model::{ChainName, Plan, Table};
-use crate::probe::{self, Failure, Path, Route, Setup};
+use crate::probe::{self, Failure, Path, Route, Setup, Suspect};
 use crate::sys::caps;
 use crate::sys::netlink::Netlink;
 
@@ -21,12 +26,14 @@ const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// Tests the rules that are in the kernel against the plan.
 pub fn run(settings: &Settings, plan: &Plan) -> Result<(), CliError> {
+    let suspects = suspects(settings);
     let setup = Setup {
         interception: &settings.interception,
         plan,
         addresses: &settings.addresses,
         port: settings.run.probe_port,
         timeout: settings.run.probe_timeout,
+        suspects: &suspects,
     };
     let problem = match probe::run(&setup) {
         Ok(Ok(report)) => {
@@ -45,6 +52,33 @@ pub fn run(settings: &Settings, plan: &Plan) -> Result<(), CliError> {
     };
     termination_log(&problem);
     Err(CliError::Validation(problem))
+}
+
+/// The most flows that are tried because of rules of others.
+const MOST_SUSPECTS: usize = 16;
+
+/// Flows that by the plan are the proxy's, and that rules of others may let out. Who may not look
+/// at the rules gets none: the usual ways are tested all the same.
+fn suspects(settings: &Settings) -> Vec<Suspect> {
+    let live = Live { programs: init::programs(), lock_timeout: settings.run.lock_timeout, resolv_conf: None };
+    let found = match live::read(&live) {
+        Ok(found) => found,
+        Err(e) => {
+            debug!("rules of others are not looked for: {e}");
+            return Vec::new();
+        }
+    };
+    if found.tables.iter().all(ListedTable::is_only_ours) {
+        return Vec::new();
+    }
+    let wanted = options::of_settings(settings.clone(), found.pod.clone());
+    let effects = verify::verify(&wanted, &found).effects.into_iter().filter(|effect| {
+        matches!(effect.wanted, Taker::OutboundProxy | Taker::InboundProxy | Taker::DnsProxy)
+            && matches!(effect.found, Taker::Direct | Taker::Unknown)
+            && !effect.ours
+    });
+    let suspect = |effect: Effect| Suspect { flow: effect.example, rule: effect.found_rule.unwrap_or_default() };
+    effects.take(MOST_SUSPECTS).map(suspect).collect()
 }
 
 /// What is the case where the rules cannot be seen: an injector's validation container has

@@ -107,6 +107,8 @@ fn failed(error: InstallError) -> CniError {
                 "delete the pod to have it set up anew, or have such rules replaced: \"interception\": {\"reconcile\": true} in the netconf",
             )
         }
+        InstallError::Interference { problem } => CniError::new(Code::Programming, problem.clone())
+            .details("have whoever makes them make none in pods, or take \"strict\" out of the netconf's interception"),
         _ => CniError::new(Code::Programming, error.to_string()),
     }
 }
@@ -156,8 +158,13 @@ pub fn program(netns: Netns, job: Job, answer: &Arc<Answer>, result: &str) -> Re
         let mut ready = prepare(&netns, &job)?;
         let started = Instant::now();
         let run = &ready.settings.run;
-        let request =
-            Request { plan: &ready.plan, choice: run.backend, reconcile: run.reconcile, force: run.force_apply };
+        let request = Request {
+            plan: &ready.plan,
+            choice: run.backend,
+            reconcile: run.reconcile,
+            force: run.force_apply,
+            strict: run.strict,
+        };
         let outcome = ready.session.install(&request, ready.mesh_address).map_err(failed)?;
         let took = started.elapsed();
         let error = match answer.give(result) {

@@ -280,8 +280,8 @@ fn option(name: &str) -> Result<&'static Spec, CniError> {
     let spec = spec
         .ok_or_else(|| wrong(&key, "is no option; expected the long name of one, as podweir init --help lists them"))?;
     let elsewhere = [Opt::NetworkNamespace, Opt::CniMode, Opt::HostNetwork].contains(&spec.opt);
-    let ours =
-        spec.group != Group::Operation || [Opt::Reconcile, Opt::ForceApply, Opt::Established].contains(&spec.opt);
+    let job = [Opt::Reconcile, Opt::ForceApply, Opt::Established, Opt::Strict];
+    let ours = spec.group != Group::Operation || job.contains(&spec.opt);
     match ours && !elsewhere {
         true => Ok(spec),
         false => Err(wrong(&key, "means nothing to the plugin; leave it out")),

@@ -82,6 +82,8 @@ pub struct Run {
     pub cleanup_only: bool,
     pub force_apply: bool,
     pub established: OlderConnections,
+    /// Whether rules of others that interfere are an error.
+    pub strict: bool,
     pub run_validation: bool,
     pub skip_rule_apply: bool,
     pub probe_port: Port,
@@ -148,6 +150,7 @@ impl Run {
             cleanup_only: reader.flag(Opt::CleanupOnly)?,
             force_apply: reader.flag(Opt::ForceApply)?,
             established: reader.read(Opt::Established, value::older_connections)?,
+            strict: reader.flag(Opt::Strict)?,
             run_validation: reader.flag(Opt::RunValidation)?,
             skip_rule_apply: reader.flag(Opt::SkipRuleApply)?,
             probe_port: reader.read(Opt::ProbePort, value::port)?,

@@ -83,6 +83,17 @@ pub enum Trial {
     Late,
 }
 
+impl Trial {
+    /// The same with the rule named that was put to the test.
+    fn because_of(self, rule: &str) -> Self {
+        match self {
+            Self::Failed(problem) => Self::Failed(format!("{problem}; a rule of somebody else's takes it: {rule}")),
+            Self::Untested(why) => Self::Untested(format!("{why}; a rule of somebody else's may let it out: {rule}")),
+            other => other,
+        }
+    }
+}
+
 /// What a connection has to bring back.
 const TOKEN: &[u8; 16] = b"podweir-probe-01";
 
@@ -95,6 +106,16 @@ pub struct Setup<'a> {
     /// The port that probes are addressed to where the plan leaves a choice.
     pub port: Port,
     pub timeout: Duration,
+    /// Flows that the plan diverts and that rules of others may let out.
+    pub suspects: &'a [Suspect],
+}
+
+/// A flow that a rule of somebody else's catches.
+#[derive(Debug, Clone)]
+pub struct Suspect {
+    pub flow: Flow,
+    /// The rule, in words.
+    pub rule: String,
 }
 
 /// Tests every path that the plan diverts. `Err`: the listeners could not be set up.
@@ -103,15 +124,24 @@ pub fn run(setup: &Setup) -> Result<Result<Report, Failure>, String> {
     let listeners = Listeners::start(setup.interception, setup.plan.families)?;
     let chooser = Chooser::new(setup);
     let mut report = Report::default();
-    for path in paths(setup) {
-        let trial = match chooser.choose(path) {
-            Some(_) if path.route == Route::DnsUdp && !listener::can_answer_dns(setup.interception) => {
-                Trial::Untested("answering takes the proxy's own user, which this process is not".into())
-            }
-            None => Trial::Untested(chooser.why_none(path)),
-            Some(target) if path.route == Route::Inbound => inbound::attempt(target.to, deadline),
-            Some(target) => outbound::attempt(path, &target, deadline),
+    let attempt = |path: Path, target: Option<Target>| match target {
+        Some(_) if path.route == Route::DnsUdp && !listener::can_answer_dns(setup.interception) => {
+            Trial::Untested("answering takes the proxy's own user, which this process is not".into())
+        }
+        None => Trial::Untested(chooser.why_none(path)),
+        Some(target) if path.route == Route::Inbound => inbound::attempt(target.to, deadline),
+        Some(target) => outbound::attempt(path, &target, deadline),
+    };
+    let usual = paths(setup).into_iter().map(|path| (path, attempt(path, chooser.choose(path))));
+    let suspects = setup.suspects.iter().filter_map(|suspect| {
+        let (path, target) = chooser.of_flow(&suspect.flow)?;
+        let trial = match target {
+            Ok(target) => attempt(path, Some(target)),
+            Err(why) => Trial::Untested(why),
         };
+        Some((path, trial.because_of(&suspect.rule)))
+    });
+    for (path, trial) in usual.chain(suspects) {
         match trial {
             Trial::Passed => report.passed.push(path),
             Trial::Untested(why) => report.untested.push((path, why)),
@@ -214,6 +244,35 @@ impl<'a> Chooser<'a> {
             }
         }
         None
+    }
+
+    /// The way that a flow takes by the plan, and the connection to make for it; `Err`: why this
+    /// process cannot make it. `None`: the plan does not divert it.
+    fn of_flow(&self, flow: &Flow) -> Option<(Path, Result<Target, String>)> {
+        let taker = explain(&self.rules, &self.pod, flow, &mut NoTrace).taker;
+        let route = match (taker, flow.direction) {
+            (Taker::OutboundProxy, Direction::Outbound) => Route::Outbound,
+            (Taker::InboundProxy, Direction::Outbound) => Route::Loop,
+            (Taker::InboundProxy, Direction::Inbound) => Route::Inbound,
+            (Taker::DnsProxy, _) if flow.protocol == protocol::UDP => Route::DnsUdp,
+            (Taker::DnsProxy, _) => Route::DnsTcp,
+            _ => return None,
+        };
+        let (uid, gid) = match route {
+            Route::Inbound => (0, 0),
+            _ => (flow.uid.unwrap_or(outbound::me().0), flow.gid.unwrap_or(outbound::me().1)),
+        };
+        let to = SocketAddr::new(flow.destination, flow.port);
+        let target = match () {
+            _ if flow.mark != 0 || flow.source.is_some() || flow.source_port.is_some() => {
+                Err(format!("a packet to {to} with a mark, source address or source port of its own is not made here"))
+            }
+            _ if route != Route::Inbound && !outbound::can_be(uid, gid) => {
+                Err(format!("this process cannot act as user {uid}, group {gid}, to connect to {to}"))
+            }
+            _ => Ok(Target { to, uid, gid }),
+        };
+        Some((Path { route, family: flow.family() }, target))
     }
 
     /// Where a connection could go to take this way.

@@ -1,6 +1,6 @@
 //! Escapes are complete and exact, and read well for the pods people have.
 
-use podweir::audit::escapes::kind::{Kind, Severity};
+use podweir::audit::escapes::kind::Severity;
 use podweir::audit::escapes::{self, Escape, families, words};
 use podweir::audit::explain::{NoTrace, explain};
 use podweir::audit::flow::{Flow, Surroundings, Taker};
@@ -42,7 +42,7 @@ proptest! {
         let mut all = flows;
         for (at, escape) in found.iter().enumerate() {
             let taker = explain(&ruleset, &pod, &escape.example, &mut NoTrace).taker;
-            let wanted = if escape.kind == Kind::Undecided { Taker::Unknown } else { Taker::Direct };
+            let wanted = if escape.is_undecided() { Taker::Unknown } else { Taker::Direct };
             prop_assert_eq!(taker, wanted, "{}: {:?}", escape.id(), escape.example);
             all.push(escape.example.clone());
             for part in &escape.parts {

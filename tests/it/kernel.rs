@@ -44,7 +44,7 @@ fn install(namespace: &Namespace, plan: &Plan, choice: BackendChoice) -> Outcome
         let mut route = Netlink::open(Netlink::ROUTE).unwrap();
         let mesh = routing::has_mesh_address(&routing::addresses(&mut route).unwrap());
         let mut session = Session::open(conditions, route).unwrap();
-        let request = Request { plan, choice, reconcile: true, force: false };
+        let request = Request { plan, choice, reconcile: true, force: false, strict: false };
         session.install(&request, mesh).unwrap_or_else(|e| panic!("{e}"))
     })
 }

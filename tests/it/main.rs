@@ -7,6 +7,7 @@ mod asked;
 mod attribution;
 mod audit;
 mod bad_input;
+mod beside;
 mod busybox;
 mod cli;
 mod closed;

@@ -34,7 +34,10 @@ impl<'a> Sorter<'a> {
         let why = part.decider.as_ref().map(|&(_, why)| why);
         let whole = space.whole(family, scope);
         if part.taker == Taker::Unknown {
-            return self.rest(Kind::Undecided);
+            if matches!(scope, Scope::Outbound | Scope::Inbound) {
+                self.take(Kind::Undecided, Cube { protocol: RangeList::of([protocol::TCP]), ..whole });
+            }
+            return self.rest(Kind::UndecidedOther);
         }
         match scope {
             Scope::Local => {

@@ -4,7 +4,7 @@
 //!
 //! | severity | meaning |
 //! |---|---|
-//! | high | ordinary connections (TCP, by any library) pass the proxy by, and nothing in the options names them |
+//! | high | ordinary connections (TCP, by any library) pass the proxy by, or nobody can tell, and nothing in the options names them |
 //! | medium | the options let them out by name; or it takes just another common protocol (QUIC), or becoming the proxy's user |
 //! | low | it takes intent or a special program: other UDP, DNS, ICMP, other protocols, forwarding |
 //! | info | it never leaves the pod, or the mesh is made that way |
@@ -53,6 +53,7 @@ pub enum Kind {
     TcpNotTaken,
     ForeignRule,
     Undecided,
+    UndecidedOther,
     ExcludedPort,
     ExcludedRange,
     ExcludedInterface,
@@ -74,11 +75,12 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 22] = [
+    pub const ALL: [Kind; 23] = [
         Kind::FamilyLeftOpen,
         Kind::TcpNotTaken,
         Kind::ForeignRule,
         Kind::Undecided,
+        Kind::UndecidedOther,
         Kind::ExcludedPort,
         Kind::ExcludedRange,
         Kind::ExcludedInterface,
@@ -136,7 +138,9 @@ impl Kind {
             Kind::TcpNotTaken if inbound => "--istio-inbound-ports '*' (-b)",
             Kind::TcpNotTaken => "--istio-service-cidr '*' (-i)",
             Kind::ForeignRule => "remove the rule, or move it behind the interception's; find out who makes it",
-            Kind::Undecided => "look at the rule: it uses conditions that are not understood here",
+            Kind::Undecided | Kind::UndecidedOther => {
+                "look at the rule: it uses conditions that are not understood here"
+            }
             Kind::ExcludedPort if inbound => {
                 "take the port out of --istio-local-exclude-ports (-d), or list it in --istio-inbound-ports (-b)"
             }
@@ -183,8 +187,14 @@ impl Kind {
             ),
             Kind::Undecided => (
                 "undecided",
+                High,
+                "TCP that a rule decides about which is not understood",
+                "ordinary connections may escape or not; nothing is guessed",
+            ),
+            Kind::UndecidedOther => (
+                "other-undecided",
                 Medium,
-                "traffic that a rule decides about which is not understood",
+                "traffic within the pod, or not by TCP, that a rule decides about which is not understood",
                 "it may escape or not; nothing is guessed",
             ),
             Kind::ExcludedPort => (

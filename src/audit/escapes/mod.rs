@@ -86,7 +86,7 @@ impl<'a> Escape<'a> {
 
     /// Whether it is not known to escape: a rule decides that is not understood.
     pub fn is_undecided(&self) -> bool {
-        self.kind == Kind::Undecided
+        matches!(self.kind, Kind::Undecided | Kind::UndecidedOther)
     }
 
     pub fn families(&self) -> Families {

@@ -97,7 +97,7 @@ fn nft_tables() -> Result<Vec<ListedTable>, SourceError> {
     };
     let mut attempt = 1;
     loop {
-        match everything::list(&mut netlink) {
+        match everything::list(&mut netlink, usize::MAX) {
             Ok(tables) => return Ok(tables::listed(&tables)),
             Err(e) if e.kind() == io::ErrorKind::Interrupted && attempt < ATTEMPTS => attempt += 1,
             Err(e) if survey::is_unsupported(&e) => return Ok(Vec::new()),

@@ -32,6 +32,8 @@ pub enum InstallError {
         "iptables-legacy has tables in this namespace, but there is no iptables-legacy-save to tell what they hold; install the package iptables here, or run where it is"
     )]
     CannotTellLegacy,
+    #[error("{problem}; remove them, or leave out --strict")]
+    Interference { problem: String },
     #[error("{error}; going back failed too: {undo}; {left}")]
     Stuck { error: Box<InstallError>, undo: String, left: &'static str },
 }

@@ -1,17 +1,28 @@
 //! Looking at what a namespace holds, and choosing the backend by it.
 
+use std::io;
+
 use tracing::debug;
 
 use crate::backend::guard::Guard;
+use crate::backend::interference;
 use crate::backend::iptables::programs::Variant;
+use crate::backend::listing::{self, Holder};
+use crate::backend::nftables::{self, everything, read::Tables};
 use crate::backend::routing::{self, FoundRouting, RoutingError};
 use crate::backend::survey::{self, Survey};
-use crate::backend::{Backup, Kind, Reading};
+use crate::backend::{Backup, Kind, Reading, foreign_text};
 use crate::config::settings::BackendChoice;
 use crate::config::types::{Families, Family, Mark};
 
+use crate::plan::model::Plan;
+
 use super::Session;
 use super::error::{self, InstallError};
+
+/// The most rules and elements of others' that an installation looks at: reading them takes
+/// milliseconds.
+const MOST_OF_OTHERS: usize = 10_000;
 
 /// What is in the kernel.
 pub(super) struct Found {
@@ -103,6 +114,46 @@ impl Session {
         debug!(backend = kind.name(), present = reading.present, rules = reading.plan.rule_count(), "read");
         found.readings.push((kind, reading));
         Ok(())
+    }
+
+    /// What is to be said of rules of others that can keep the plan's from working. Where nobody
+    /// else has a table nothing is read for it.
+    pub(super) fn interference(
+        &mut self,
+        found: &Found,
+        plan: &Plan,
+        kind: Kind,
+    ) -> Result<Option<String>, InstallError> {
+        let mut tables = Vec::new();
+        let saved = |kind| found.readings.iter().find(|(k, _)| *k == kind).map(|(_, reading)| &reading.backup);
+        let of_others = found.survey.nftables.as_ref().is_some_and(Tables::has_others);
+        let unread = !found.survey.iptables_nft_tables().is_empty() && saved(Kind::IptablesNft).is_none();
+        let mut listed = vec![Kind::IptablesLegacy];
+        match self.netfilter.as_mut().filter(|_| of_others || unread) {
+            None => listed.push(Kind::IptablesNft),
+            Some(netlink) => match everything::list(netlink, MOST_OF_OTHERS) {
+                Ok(all) => tables.extend(nftables::tables::listed(&all)),
+                Err(e) if e.kind() == io::ErrorKind::QuotaExceeded => {
+                    return Ok(Some(format!(
+                        "there are more than {MOST_OF_OTHERS} rules and elements of sets of others: whether they keep the interception from working is not looked at"
+                    )));
+                }
+                Err(e) => return Err(error::survey(e)),
+            },
+        }
+        for kind in listed {
+            let Some(Backup::Iptables(saved)) = saved(kind) else { continue };
+            for (family, saved) in saved {
+                tables.extend(listing::of_saved(saved.clone(), *family, Holder::Kernel(kind)));
+            }
+        }
+        if tables.is_empty() {
+            return Ok(None);
+        }
+        debug!(tables = tables.len(), "rules of others are looked at");
+        foreign_text::make_printable(&mut tables);
+        let found = interference::find(&tables, plan, kind);
+        Ok((!found.is_empty()).then(|| interference::told(&found)))
     }
 
     pub(super) fn choose(

@@ -40,6 +40,8 @@ pub struct Request<'a> {
     pub choice: BackendChoice,
     pub reconcile: bool,
     pub force: bool,
+    /// Whether rules of others that interfere are an error rather than a warning.
+    pub strict: bool,
 }
 
 /// How to run in this namespace.
@@ -228,6 +230,14 @@ impl Session {
             warnings.push("iptables-legacy has tables in this namespace, but there is no iptables-legacy-save to tell what they hold: an interception in them, if any, stays".into());
         }
         debug!(backend = kind.name(), asked = ?request.choice, "backend chosen");
+        let interfering = self.interference(&found, plan, kind)?;
+        if let Some(problem) = interfering {
+            if request.strict {
+                return Err(InstallError::Interference { problem });
+            }
+            warnings
+                .push(format!("{problem}; podweir audit --live tells what, --strict refuses to install beside them"));
+        }
         let reading = found.reading(kind);
         let ours = found.routing.ours(&marks(&found), &plan.routing);
         let elsewhere: Vec<Kind> = Kind::ALL.into_iter().filter(|&k| k != kind && found.holds(k)).collect();

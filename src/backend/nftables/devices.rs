@@ -57,3 +57,14 @@ fn shown(devices: &Option<Vec<Interface>>) -> String {
     let names = devices.iter().flatten().map(ToString::to_string).collect::<Vec<_>>();
     if names.is_empty() { "no known device".into() } else { names.join(",") }
 }
+
+/// Where the kernel enters a chain, by nft's name for it, and the priority it was made with.
+pub fn place(hook: &ListedHook) -> (&'static str, i32) {
+    const IN: i32 = i32::MIN + SPAN;
+    const OUT: i32 = i32::MAX - SPAN;
+    match hook.hook {
+        Hook::Prerouting if hook.priority <= IN + SPAN => ("ingress", hook.priority.wrapping_sub(IN)),
+        Hook::Postrouting if hook.priority >= OUT - SPAN => ("egress", hook.priority.wrapping_sub(OUT)),
+        other => (other.name(), hook.priority),
+    }
+}

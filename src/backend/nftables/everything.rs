@@ -126,10 +126,12 @@ impl FullTable {
     }
 }
 
-/// Lists all of it.
+/// Lists all of it, if there are no more than so many rules and elements of sets.
 ///
-/// Errors: `Interrupted` when it changed meanwhile.
-pub fn list(netlink: &mut Netlink) -> io::Result<Vec<FullTable>> {
+/// # Errors
+///
+/// `Interrupted` when it changed meanwhile, `QuotaExceeded` when there is more.
+pub fn list(netlink: &mut Netlink, most: usize) -> io::Result<Vec<FullTable>> {
     let before = read::tables(netlink)?.generation;
     let mut tables = Tables::default();
     let every =
@@ -147,9 +149,11 @@ pub fn list(netlink: &mut Netlink) -> io::Result<Vec<FullTable>> {
         let flags = find(message.attributes(), 3).and_then(|a| a.u32()).unwrap_or(0);
         names.push((message.family(), text(&message, 1), text(&message, 2), flags));
     })?;
+    let mut count = 0;
     for (family, table, name, flags) in names {
         let interval = flags & INTERVAL != 0;
         let elements = elements(netlink, family, &table, &name, flags)?;
+        count += elements.as_ref().map_or(0, Vec::len);
         let Some(table) = tables.table(family, &table) else { continue };
         if flags & MAP == 0 {
             table.sets.insert(name, elements.and_then(|list| sets::keys(list, interval)));
@@ -159,11 +163,18 @@ pub fn list(netlink: &mut Netlink) -> io::Result<Vec<FullTable>> {
     }
     let mut anonymous: HashMap<(u8, String), AnonymousSets> = HashMap::new();
     every(netlink, Msg::GetRule, &mut |message| {
+        count += 1;
+        if count > most {
+            return;
+        }
         let mut listed = read::listed(message.attributes());
         let table = (message.family().0, text(&message, 1));
         xt::translate(&mut listed, message.family(), anonymous.entry(table).or_default());
         tables.add_rule(&message, listed);
     })?;
+    if count > most {
+        return Err(io::ErrorKind::QuotaExceeded.into());
+    }
     for ((family, name), sets) in anonymous {
         if let Some(table) = tables.table(NfFamily(family), &name) {
             sets.into_table(table);

@@ -6,7 +6,7 @@ mod branch;
 pub mod cleanup;
 mod condition;
 pub mod decode;
-mod devices;
+pub(super) mod devices;
 pub mod encode;
 mod errors;
 pub mod everything;

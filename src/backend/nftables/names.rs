@@ -16,6 +16,11 @@ pub fn table_by_name(name: &str) -> Option<Table> {
     Table::ALL.into_iter().find(|&t| table(t) == name)
 }
 
+/// Whether iptables-nft calls a table so, and nobody else should.
+pub fn is_of_iptables(name: &str) -> bool {
+    Table::by_name(name).is_some() || matches!(name, "filter" | "security")
+}
+
 /// The guard: a table that drops everything while iptables rules are being changed.
 pub const GUARD: &str = "podweir-guard";
 

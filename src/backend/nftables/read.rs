@@ -66,6 +66,15 @@ impl Tables {
         inet.filter_map(|(_, name)| names::table_by_name(name))
     }
 
+    /// Whether there are tables of others, but for those that only iptables-nft makes.
+    pub fn has_others(&self) -> bool {
+        self.tables.iter().any(|(family, name)| match family {
+            NfFamilyName::Inet => names::table_by_name(name).is_none() && name != names::GUARD,
+            NfFamilyName::Ip | NfFamilyName::Ip6 => !names::is_of_iptables(name),
+            NfFamilyName::Other => true,
+        })
+    }
+
     /// Whether a killed run left its guard.
     pub fn has_guard(&self) -> bool {
         self.tables.iter().any(|(family, name)| *family == NfFamilyName::Inet && name == names::GUARD)

@@ -7,7 +7,7 @@ use crate::backend::nftables::everything::{FullChain, FullTable};
 use crate::backend::nftables::names;
 use crate::backend::nftables::read::ListedHook as NumberedHook;
 use crate::config::types::Families;
-use crate::plan::model::{ChainName, Rule, Table, Verdict};
+use crate::plan::model::{ChainName, Rule, Verdict};
 
 use super::devices;
 
@@ -54,7 +54,7 @@ fn close(rule: &mut Rule) {
 /// Whether iptables-nft made a table: its name, and nothing hooked under other names than
 /// iptables' own.
 fn is_of_iptables(table: &FullTable) -> bool {
-    let named = Table::by_name(&table.name).is_some() || matches!(table.name.as_str(), "filter" | "security");
+    let named = names::is_of_iptables(&table.name);
     let own = |chain: &FullChain| chain.hook.is_none() || Hook::by_chain(&chain.name).is_some();
     named && matches!(table.families(), Families::V4 | Families::V6) && table.chains.iter().all(own)
 }

@@ -142,7 +142,7 @@ fn essentials(name: &str, data: &[u8]) -> Option<String> {
             let direction = byte(3).map_or("", |direction| if direction == 0 { "original " } else { "reply " });
             format!("ct {direction}{}", named(CT, number(2)?))
         }
-        "payload" if number(5).is_some() => format!("{} set", raw(number(6)?, number(7)?, number(8)?)),
+        "payload" if number(5).is_some() => format!("{} set", raw(number(2)?, number(3)?, number(4)?)),
         "payload" => raw(number(2)?, number(3)?, number(4)?),
         "exthdr" => {
             let header = if number(6) == Some(1) { "tcp option" } else { "exthdr" };

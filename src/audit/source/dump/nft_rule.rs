@@ -4,7 +4,7 @@
 use crate::audit::source::opaque::HIDDEN_TARGET;
 use crate::backend::nftables::decode::Listed;
 use crate::backend::nftables::expr::{Expr, Op, Role, UpdateVerb, code};
-use crate::plan::model::Table;
+use crate::backend::nftables::names;
 
 use super::nft_fields::{self as fields, Field, Right};
 use super::nft_sets::{self, Verdicts, WrittenSets};
@@ -13,7 +13,7 @@ use super::nft_words::{Token, written};
 
 /// Whether nft may have left a target out: it prints nothing for some that iptables-nft made.
 pub fn may_hide_targets(family: u8, table: &str) -> bool {
-    matches!(family, 2 | 10) && (Table::by_name(table).is_some() || matches!(table, "filter" | "security"))
+    matches!(family, 2 | 10) && names::is_of_iptables(table)
 }
 
 /// Reads a rule's words. `may_hide`: see [`may_hide_targets`].
