@@ -3,7 +3,9 @@
 
 use crate::config::given::{Given, Origin};
 use crate::config::options::{Opt, Takes};
+use crate::config::settings::LONGEST_QUOTE;
 use crate::config::value;
+use crate::sys::text::shortened;
 
 use super::pod::{Container, Pod};
 use super::protocol::{CniError, Code};
@@ -59,8 +61,10 @@ pub fn options(pod: &Pod, proxy: &Container, netconf: &Given, warn: &mut dyn FnM
         Some((_, Ok(on))) => on,
         Some((text, Err(invalid))) => {
             warn(format!(
-                "the proxy's variable {name}: '{text}' {}; expected {}; it counts as false",
-                invalid.problem, invalid.expected
+                "the proxy's variable {name}: '{}' {}; expected {}; it counts as false",
+                shortened(text, LONGEST_QUOTE),
+                invalid.problem,
+                invalid.expected
             ));
             false
         }
@@ -102,6 +106,7 @@ fn below(given: &mut Given, netconf: &Given) {
 fn check_items(name: &str, opt: Opt, text: &str) -> Result<(), CniError> {
     let is_list = matches!(opt.spec().takes, Takes::List(_));
     if is_list && !text.trim().is_empty() && text.split(',').any(|item| item.trim().is_empty()) {
+        let text = shortened(text, LONGEST_QUOTE);
         let problem = format!("annotation {name}: '{text}' has an empty item; expected a comma separated list without");
         return Err(CniError::new(Code::Pod, problem).details("correct the pod's annotation"));
     }

@@ -5,27 +5,33 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::state::make_directory;
+use crate::sys::text::one_line;
+use crate::sys::trust::{self, TrustError};
 
 /// The file's name in the run directory; `plugin.log.1` is the one before.
 pub const FILE: &str = "plugin.log";
 /// How long the file may become before it is put aside.
 const LONGEST: u64 = 5 << 20;
+/// How many warnings a call may write, and how many characters a text in a line may have:
+/// the log is everybody's, and what it says of a pod is the pod's to choose.
+const MOST_WARNINGS: u32 = 10;
+const LONGEST_TEXT: usize = 1000;
 /// How long to wait for others that are writing.
 const PATIENCE: Duration = Duration::from_millis(50);
 
@@ -45,7 +51,7 @@ pub fn start(level: &str, caller: Caller, run_dir: Option<&Path>) {
         None => (LevelFilter::INFO, Some(level)),
     };
     let file = run_dir.map(|dir| LogFile::new(dir.join(FILE), LONGEST));
-    let lines = Lines { filter, caller, file, complained: Mutex::new(false) };
+    let lines = Lines { filter, caller, file, warnings: AtomicU32::new(0), complained: Mutex::new(false) };
     if tracing_subscriber::registry().with(lines).try_init().is_ok()
         && let Some(level) = odd
     {
@@ -81,6 +87,8 @@ struct Lines {
     filter: LevelFilter,
     caller: Caller,
     file: Option<LogFile>,
+    /// How many there have been.
+    warnings: AtomicU32,
     /// Whether it was said already that the file cannot be written.
     complained: Mutex<bool>,
 }
@@ -96,32 +104,42 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let line = self.line(event);
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        if *event.metadata().level() == Level::WARN {
+            match self.warnings.fetch_add(1, Ordering::Relaxed) {
+                0..MOST_WARNINGS => {}
+                MOST_WARNINGS => fields = Fields::saying("there are more warnings; they are left out"),
+                _ => return,
+            }
+        }
+        self.write(&self.line(event.metadata().level(), fields));
+    }
+}
+
+impl Lines {
+    fn write(&self, line: &str) {
         let _ = io::stderr().lock().write_all(line.as_bytes());
-        let Some(Err(error)) = self.file.as_ref().map(|file| file.append(&line)) else { return };
+        let Some(Err(error)) = self.file.as_ref().map(|file| file.append(line)) else { return };
         if let Ok(mut complained) = self.complained.lock()
             && !std::mem::replace(&mut *complained, true)
         {
             let _ = writeln!(io::stderr(), "podweir: cannot write the log file: {error}");
         }
     }
-}
 
-impl Lines {
-    fn line(&self, event: &Event) -> String {
+    fn line(&self, level: &Level, fields: Fields) -> String {
         let mut time = String::new();
         // Without the time the rest is still worth having.
         let _ = SystemTime.format_time(&mut Writer::new(&mut time));
-        let mut fields = Fields::default();
-        event.record(&mut fields);
         let mut line = Map::new();
         line.insert("time".into(), time.into());
-        line.insert("level".into(), event.metadata().level().as_str().to_lowercase().into());
+        line.insert("level".into(), level.as_str().to_lowercase().into());
         line.insert("msg".into(), fields.message.into());
         line.insert("verb".into(), self.caller.verb.into());
         for (name, value) in [("pod", &self.caller.pod), ("container_id", &self.caller.container_id)] {
             if !value.is_empty() {
-                line.insert(name.into(), value.as_str().into());
+                line.insert(name.into(), one_line(value, LONGEST_TEXT).into());
             }
         }
         line.insert("pid".into(), std::process::id().into());
@@ -138,7 +156,15 @@ struct Fields {
 }
 
 impl Fields {
+    fn saying(message: &str) -> Self {
+        Self { message: message.into(), ..Self::default() }
+    }
+
     fn put(&mut self, field: &Field, value: Value) {
+        let value = match value {
+            Value::String(text) => one_line(&text, LONGEST_TEXT).into(),
+            other => other,
+        };
         match (field.name(), value) {
             ("message", Value::String(text)) => self.message = text,
             (name, value) => drop(self.others.insert(name.into(), value)),
@@ -184,34 +210,31 @@ impl LogFile {
         Self { path, longest }
     }
 
-    fn append(&self, line: &str) -> io::Result<()> {
+    fn append(&self, line: &str) -> Result<(), TrustError> {
+        let io = |source| TrustError::Io { path: self.path.clone(), source };
+        if let Some(dir) = self.path.parent() {
+            trust::make_directory(dir)?;
+        }
         let until = Instant::now() + PATIENCE;
         loop {
-            let file = self.open()?;
+            let file = trust::append(&self.path, 0o640)?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(mut file) => {
                     if !self.is_current(&file) {
                         continue;
                     }
-                    if file.metadata()?.len() + line.len() as u64 > self.longest && file.metadata()?.len() > 0 {
-                        fs::rename(&self.path, self.path.with_extension("log.1"))?;
+                    let length = file.metadata().map_err(io)?.len();
+                    if length > 0 && length + line.len() as u64 > self.longest {
+                        fs::rename(&self.path, self.path.with_extension("log.1")).map_err(io)?;
                         continue;
                     }
-                    return file.write_all(line.as_bytes());
+                    return file.write_all(line.as_bytes()).map_err(io);
                 }
                 // Whoever holds it that long is stopped; a line appended is whole all the same.
-                Err((mut file, _)) if Instant::now() > until => return file.write_all(line.as_bytes()),
+                Err((mut file, _)) if Instant::now() > until => return file.write_all(line.as_bytes()).map_err(io),
                 Err(_) => std::thread::sleep(Duration::from_micros(200)),
             }
         }
-    }
-
-    fn open(&self) -> io::Result<File> {
-        let open = || File::options().create(true).append(true).mode(0o640).open(&self.path);
-        open().or_else(|e| match (e.kind(), self.path.parent()) {
-            (io::ErrorKind::NotFound, Some(dir)) => make_directory(dir).and_then(|()| open()),
-            _ => Err(e),
-        })
     }
 
     /// Whether a file is still the one by that name.

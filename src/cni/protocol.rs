@@ -7,6 +7,11 @@ use nix::errno::Errno;
 use serde_json::json;
 
 use crate::sys::start::was_closed;
+use crate::sys::text::one_line;
+
+/// How much of a message, and of what there is to say besides, is told. Events hold 1024
+/// characters in all.
+const LONGEST: usize = 1000;
 
 /// The versions of the specification that are spoken, oldest first.
 pub const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -155,8 +160,9 @@ impl CniError {
 
     /// The error object, in the netconf's version where that is known.
     pub fn object(&self, version: Version) -> String {
-        let Self { code, msg, details } = self;
-        let object = json!({ "cniVersion": version.name(), "code": code.number(), "msg": msg, "details": details });
+        let [msg, details] = [&self.msg, &self.details].map(|text| one_line(text, LONGEST));
+        let code = self.code.number();
+        let object = json!({ "cniVersion": version.name(), "code": code, "msg": msg, "details": details });
         format!("{object}\n")
     }
 }
@@ -215,5 +221,9 @@ mod tests {
         let object: serde_json::Value = serde_json::from_str(&error.object(Version::LATEST)).unwrap();
         assert_eq!(object, json!({ "cniVersion": "1.1.0", "code": 7, "msg": "no", "details": "so" }));
         assert_eq!(error.to_string(), "no; so");
+        // Events are shown on terminals: no text of a pod's may write over what is there.
+        let error = CniError::new(Code::Pod, format!("a\u{9b}2J\u{202e}\n{}", "x".repeat(9999)));
+        let object = error.object(Version::LATEST);
+        assert!(!object.contains(['\u{9b}', '\u{202e}']) && object.len() < 1200, "{object}");
     }
 }

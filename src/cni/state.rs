@@ -2,9 +2,9 @@
 //! directory: what was decided, so that CHECK holds the kernel against that and not
 //! against what would be decided today.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::config::given::{Given, Origin};
 use crate::config::options::OPTIONS;
+use crate::sys::trust::{self, TrustError};
 
 use super::netconf::{ValidAttachment, option_name};
 use super::request::Attachment;
@@ -22,6 +23,8 @@ const ORIGIN: &str = "as decided at ADD";
 
 /// An unfinished file this old belongs to a process that was killed.
 const STALE: Duration = Duration::from_secs(600);
+/// How long a state may be: many times what a pod's annotations may hold.
+const LONGEST: u64 = 4 << 20;
 
 /// What was decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,15 +82,20 @@ impl Store {
     }
 
     /// Keeps a state; whoever reads meanwhile sees the old one or the new one, whole.
+    ///
+    /// # Errors
+    /// When the folder is not root's alone, or a file in it cannot be written.
     pub fn save(&self, attachment: &Attachment, state: &State) -> io::Result<()> {
-        let path = self.path(attachment);
+        trust::make_directory(&self.directory)?;
         let unfinished = self.directory.join(format!("{}.{}.new", Self::file_name(attachment), std::process::id()));
-        let create = || fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&unfinished);
+        let create = || File::options().write(true).create_new(true).mode(0o600).open(&unfinished);
         let file = create().or_else(|e| match e.kind() {
-            io::ErrorKind::NotFound => make_directory(&self.directory).and_then(|()| create()),
+            // Of a process with the same id that was killed.
+            io::ErrorKind::AlreadyExists => fs::remove_file(&unfinished).and_then(|()| create()),
             _ => Err(e),
         });
         let text = serde_json::to_vec(state)?;
+        let path = self.path(attachment);
         let written = file.and_then(|mut file| file.write_all(&text)).and_then(|()| fs::rename(&unfinished, path));
         if written.is_err() {
             // The first error is the one to tell.
@@ -97,26 +105,38 @@ impl Store {
     }
 
     /// What was decided, if that is known.
+    ///
+    /// # Errors
+    /// When others than root could have written it, or it is no state.
     pub fn load(&self, attachment: &Attachment) -> io::Result<Option<State>> {
-        match fs::read(self.path(attachment)) {
-            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
+        match trust::read(&self.path(attachment), LONGEST) {
+            Ok(content) => Ok(Some(serde_json::from_slice(&content.bytes)?)),
+            Err(e) if e.is_missing() => Ok(None),
+            Err(e) => Err(e.into()),
         }
     }
 
     /// Forgets an attachment; it may be forgotten already.
+    ///
+    /// # Errors
+    /// When the folder is not root's alone, or does not let go of the file.
     pub fn remove(&self, attachment: &Attachment) -> io::Result<()> {
-        absent_is_fine(fs::remove_file(self.path(attachment)))
+        match trust::directory(&self.directory) {
+            Ok(_) => absent_is_fine(fs::remove_file(self.path(attachment))),
+            Err(e) if e.is_missing() => Ok(()),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Forgets the attachments of a network that are not among the valid ones. Goes on
     /// over errors and gives them back with the number of those forgotten.
     pub fn keep_only(&self, network: &str, valid: &[ValidAttachment]) -> (usize, Vec<String>) {
-        let entries = match fs::read_dir(&self.directory) {
+        let listing = trust::directory(&self.directory)
+            .and_then(|path| fs::read_dir(&path).map_err(|source| TrustError::Io { path, source }));
+        let entries = match listing {
             Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return (0, Vec::new()),
-            Err(e) => return (0, vec![format!("cannot list {}: {e}", self.directory.display())]),
+            Err(e) if e.is_missing() => return (0, Vec::new()),
+            Err(e) => return (0, vec![format!("cannot list the attachments: {e}")]),
         };
         let (mut removed, mut problems) = (0, Vec::new());
         for entry in entries {
@@ -141,11 +161,6 @@ impl Store {
     }
 }
 
-/// Makes a directory that only its owner may write to, whatever the runtime's umask.
-pub fn make_directory(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
-}
-
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -156,7 +171,7 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
 fn is_garbage(path: &Path, network: &str, valid: &[ValidAttachment]) -> io::Result<bool> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if name.ends_with(".new") {
-        let age = fs::metadata(path)?.modified()?;
+        let age = fs::symlink_metadata(path)?.modified()?;
         return Ok(SystemTime::now().duration_since(age).is_ok_and(|age| age > STALE));
     }
     let Some((container_id, ifname)) = name.strip_suffix(".json").and_then(|stem| stem.split_once(':')) else {
@@ -165,10 +180,10 @@ fn is_garbage(path: &Path, network: &str, valid: &[ValidAttachment]) -> io::Resu
     if valid.iter().any(|v| v.container_id == container_id && v.ifname == ifname) {
         return Ok(false);
     }
-    let text = match fs::read(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(e) => return Err(e),
+    let text = match trust::read(path, LONGEST) {
+        Ok(content) => content.bytes,
+        Err(e) if e.is_missing() => return Ok(false),
+        Err(e) => return Err(e.into()),
     };
     let state: State = serde_json::from_slice(&text)?;
     Ok(state.network == network)

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::sys::text::shortened;
+
 use super::facts::{self, Facts};
 use super::given::{Given, Origin};
 use super::interception::{DnsCapture, Interception};
@@ -12,6 +14,12 @@ use super::options::Opt;
 use super::owners::{owner_groups, proxy_owners};
 use super::types::{Families, OlderConnections, Port, PortSelection, RangeSelection};
 use super::value::{self, Invalid, Parsed};
+
+/// How much of a text that is wrong a message quotes: it may be a million characters.
+pub const LONGEST_QUOTE: usize = 80;
+
+/// Of warnings that are alike, about the items of one list, so many are given.
+const MOST_ALIKE: usize = 3;
 
 /// Which set of defaults applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +34,7 @@ pub enum Face {
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// An option's text is no valid value: a usage error.
-    #[error("{option}: '{}' {}; expected {}", .invalid.item, .invalid.problem, .invalid.expected)]
+    #[error("{option}: '{}' {}; expected {}", shortened(&.invalid.item, LONGEST_QUOTE), .invalid.problem, .invalid.expected)]
     Value { option: String, invalid: Invalid },
     /// Two options contradict each other: a usage error.
     #[error("{0}")]
@@ -126,9 +134,17 @@ impl Reader<'_> {
     ) -> Result<T, SettingsError> {
         let (origin, text) = self.given.text(opt);
         let name = origin.name_of(opt);
-        let warnings = &mut self.warnings;
-        parse(text, &mut |warning| warnings.push(format!("{name}: {warning}")))
-            .map_err(|invalid| SettingsError::Value { option: origin.name_of(opt), invalid })
+        let (warnings, mut alike) = (&mut self.warnings, 0);
+        let parsed = parse(text, &mut |warning| {
+            alike += 1;
+            if alike <= MOST_ALIKE {
+                warnings.push(format!("{name}: {warning}"));
+            }
+        });
+        if alike > MOST_ALIKE {
+            warnings.push(format!("{name}: {} more like it", alike - MOST_ALIKE));
+        }
+        parsed.map_err(|invalid| SettingsError::Value { option: origin.name_of(opt), invalid })
     }
 
     fn flag(&self, opt: Opt) -> Result<bool, SettingsError> {

@@ -15,3 +15,4 @@ pub mod process;
 pub mod socket_owner;
 pub mod start;
 pub mod text;
+pub mod trust;

@@ -5,7 +5,9 @@
 #![allow(unsafe_code)]
 
 use std::os::fd::{BorrowedFd, IntoRawFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
@@ -15,10 +17,19 @@ use nix::sys::stat::Mode;
 /// Bit n: descriptor n was closed when the process began.
 static CLOSED: AtomicU8 = AtomicU8::new(0);
 
+/// When the process began.
+static BEGAN: OnceLock<Instant> = OnceLock::new();
+
+/// When the process began: what has to be done within a time counts from here.
+pub fn began() -> Instant {
+    *BEGAN.get_or_init(Instant::now)
+}
+
 /// Prepares the process: a closed pipe is an error to report, not a signal to die from,
 /// and the place of a closed standard descriptor is taken, lest a file or socket opened
 /// later be written to as standard output.
 pub fn prepare() {
+    began();
     // SAFETY: ignoring a signal installs no code of ours that could run in its place.
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) };
     for number in 0..3 {
