@@ -1,8 +1,16 @@
 //! The one answer a call gives, whoever comes first: the work, or the deadline.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
-use super::protocol::{self, CniError, Version};
+use crate::sys::text::rounded;
+
+use super::protocol::{self, CniError, Code, Version};
+use super::request::Deadline;
+
+/// How long work may take to put everything back after the deadline.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// The right to answer, to be had once.
 #[derive(Debug, Default)]
@@ -10,6 +18,7 @@ pub struct Answer {
     /// Held while an answer is written, so that whoever comes second finds it whole.
     said: Mutex<Said>,
     version: OnceLock<Version>,
+    watched: AtomicBool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +68,31 @@ impl Answer {
     /// Answers with an error object.
     pub fn fail(&self, error: &CniError) -> Given {
         self.say(Said::Error, &error.object(self.version()))
+    }
+
+    /// From now on, answers in place of work that is not done by the deadline, and ends
+    /// the process. The work, if it is done a little later, finds that there is an answer
+    /// and takes itself back.
+    ///
+    /// # Errors
+    /// When there can be no thread for it.
+    pub fn watch(self: &Arc<Self>, deadline: Deadline) -> Result<(), CniError> {
+        if self.watched.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let late = CniError::new(Code::TryAgainLater, format!("not done within {}", rounded(deadline.timeout)))
+            .details("the netconf's timeout says how long an ADD may take; the node may be overloaded");
+        let answer = self.clone();
+        let thread = std::thread::Builder::new().name("deadline".into()).spawn(move || {
+            std::thread::sleep(deadline.remaining());
+            if let Given::TooLate = answer.fail(&late) {
+                return;
+            }
+            tracing::error!(code = late.code.number(), "{late}");
+            std::thread::sleep(GRACE);
+            std::process::exit(1);
+        });
+        thread.map(drop).map_err(|e| CniError::new(Code::Io, format!("cannot start a thread: {e}")))
     }
 
     /// Whether the answer was an error object.

@@ -3,99 +3,144 @@
 //! besides (programs that print tokens, providers of clouds) would start programs on the
 //! node, and is a tenth of the binary.
 
-use std::path::Path;
+use std::fmt::Write;
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
+use http::header::{ACCEPT, AUTHORIZATION};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper_rustls::{ConfigBuilderExt, FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use kube::client::ConfigExt;
-use kube::config::AuthInfo;
+use kube::client::Body;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use secrecy::ExposeSecret;
-use tower::{BoxError, ServiceBuilder};
 
-use super::kubeconfig::Unsupported;
+use super::access::{Access, Problem};
 use super::resolver::Resolver;
 
-/// What is wrong with a kubeconfig's contents.
-pub type Problem = Box<dyn std::error::Error + Send + Sync>;
+/// The longest answer: etcd keeps nothing over 1.5 MiB unless told otherwise, and a pod
+/// may grow on its way into JSON.
+const LONGEST: usize = 8 << 20;
+
+/// What the API server said.
+pub struct Answer {
+    pub status: u16,
+    pub body: Vec<u8>,
+}
+
+/// Why there is no answer.
+pub enum NoAnswer {
+    /// The kubeconfig cannot be used for it.
+    Unusable(Problem),
+    /// Nobody there, or nobody to believe, or a connection that broke.
+    Failed(String),
+    TooLong,
+}
+
+impl From<Problem> for NoAnswer {
+    fn from(problem: Problem) -> Self {
+        Self::Unusable(problem)
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            let _ = write!(text, ": {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Asks for what is at a path.
+///
+/// # Errors
+/// When there is no whole answer; one that says no is an answer.
+pub async fn get(access: &Access, path: &str) -> Result<Answer, NoAnswer> {
+    let client = connect(access)?;
+    let mut request = http::Request::get(format!("{}{path}", access.server));
+    request = request.header(ACCEPT, "application/json");
+    // What these are made of was looked at before.
+    let wrong = |_| Problem::new("it makes no request");
+    if let Some(token) = &access.token {
+        let value = HeaderValue::try_from(format!("Bearer {}", token.expose_secret()));
+        let mut value = value.map_err(|e| wrong(e.into()))?;
+        value.set_sensitive(true);
+        request = request.header(AUTHORIZATION, value);
+    }
+    let request = request.body(Body::empty()).map_err(wrong)?;
+    let failed = |error: &dyn std::error::Error| NoAnswer::Failed(chain(error));
+    let answer = client.send(request).await.map_err(|e| failed(&e))?;
+    let status = answer.status().as_u16();
+    match Limited::new(answer.into_body(), LONGEST).collect().await {
+        Ok(body) => Ok(Answer { status, body: body.to_bytes().into() }),
+        Err(e) if e.is::<LengthLimitError>() => Err(NoAnswer::TooLong),
+        Err(e) => Err(failed(&*e)),
+    }
+}
 
 /// Connects as the kubeconfig says.
-pub fn client(config: &kube::Config) -> Result<kube::Client, Problem> {
+fn connect(access: &Access) -> Result<kube::Client, Problem> {
     let mut http = HttpConnector::new_with_resolver(Resolver);
     http.enforce_http(false);
     http.set_nodelay(true);
-    let mut https = HttpsConnectorBuilder::new().with_tls_config(tls(config)?).https_or_http();
-    if let Some(name) = &config.tls_server_name {
-        let name = ServerName::try_from(name.clone())?;
+    // Whether the server may be one without TLS was settled before.
+    let mut https = HttpsConnectorBuilder::new().with_tls_config(tls(access)?).https_or_http();
+    if let Some(name) = &access.tls_name {
+        let name = ServerName::try_from(name.clone());
+        let name = name.map_err(|_| Problem::new("the cluster's tls-server-name is no name of a host"))?;
         https = https.with_server_name_resolver(FixedServerNameResolver::new(name));
     }
     let https = https.enable_http1().wrap_connector(http);
-    let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        .map_err(BoxError::from)
-        .service(HttpClient::builder(TokioExecutor::new()).build::<_, kube::client::Body>(https));
-    Ok(kube::Client::new(service, config.default_namespace.clone()))
+    let service = HttpClient::builder(TokioExecutor::new()).build::<_, Body>(https);
+    Ok(kube::Client::new(service, "default"))
 }
 
-/// Whom to believe, and the certificate to show, if there is one.
-fn tls(config: &kube::Config) -> Result<ClientConfig, Problem> {
-    if config.accept_invalid_certs {
-        return Err(Unsupported("insecure-skip-tls-verify is not supported: the token would go to whoever answers; give the certificate-authority").into());
-    }
+/// Whom to believe, and the certificate to show, if there is one. Errors of parsers may
+/// quote what they read, so they are put into words of our own.
+fn tls(access: &Access) -> Result<ClientConfig, Problem> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    let builder = match &config.root_cert {
-        Some(certificates) => {
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|e| Problem::new(format!("TLS cannot be used: {e}")))?;
+    let builder = match &access.authority {
+        Some(pem) => {
+            let wrong = || Problem::new("the cluster's certificate-authority holds no certificate in PEM form");
             let mut roots = RootCertStore::empty();
-            for certificate in certificates {
-                roots.add(CertificateDer::from(certificate.clone()))?;
+            for certificate in certificates(pem).ok_or_else(wrong)? {
+                roots.add(certificate).map_err(|_| wrong())?;
             }
             builder.with_root_certificates(roots)
         }
-        None => builder.with_native_roots()?,
-    };
-    let AuthInfo { client_certificate, client_certificate_data, client_key, client_key_data, .. } = &config.auth_info;
-    let key_data = client_key_data.as_ref().map(|data| data.expose_secret());
-    let certificate = pem("client-certificate", client_certificate.as_deref(), client_certificate_data.as_deref())?;
-    match (certificate, pem("client-key", client_key.as_deref(), key_data)?) {
-        (None, None) => Ok(builder.with_no_client_auth()),
-        (Some(certificate), Some(key)) => {
-            let chain = CertificateDer::pem_slice_iter(&certificate).collect::<Result<Vec<_>, _>>()?;
-            Ok(builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(&key)?)?)
+        None => {
+            let roots = builder.with_native_roots();
+            roots.map_err(|e| {
+                Problem::new(format!(
+                    "the cluster has no certificate-authority, and the system's certificates cannot be used: {e}"
+                ))
+            })?
         }
-        _ => Err("client-certificate and client-key are of use only together".into()),
-    }
-}
-
-/// What is in the kubeconfig itself, or in the file that it names.
-fn pem(what: &str, path: Option<&str>, data: Option<&str>) -> Result<Option<Vec<u8>>, Problem> {
-    match (data, path) {
-        (Some(data), _) => Ok(Some(STANDARD.decode(data.trim()).map_err(|e| format!("{what}-data: {e}"))?)),
-        (None, Some(path)) => read(what, path).map(Some),
-        (None, None) => Ok(None),
-    }
-}
-
-fn read(what: &str, path: &str) -> Result<Vec<u8>, Problem> {
-    std::fs::read(Path::new(path)).map_err(|e| format!("{what}: cannot read {path}: {e}").into())
-}
-
-/// The value of the Authorization header, read anew for every request.
-pub fn authorization(user: &AuthInfo) -> Result<Option<String>, Problem> {
-    if user.exec.is_some() || user.auth_provider.is_some() || user.username.is_some() {
-        return Err(Unsupported("its user has an exec, auth-provider or username; the plugin takes a token, tokenFile or client-certificate").into());
-    }
-    let token = match (&user.token_file, &user.token) {
-        (Some(path), _) => String::from_utf8(read("tokenFile", path)?)?,
-        (None, Some(token)) => token.expose_secret().to_owned(),
-        (None, None) => return Ok(None),
     };
-    Ok(Some(format!("Bearer {}", token.trim())))
+    let Some(own) = &access.certificate else { return Ok(builder.with_no_client_auth()) };
+    let chain = certificates(&own.chain)
+        .ok_or_else(|| Problem::new("the user's client-certificate holds no certificate in PEM form"))?;
+    let key = PrivateKeyDer::from_pem_slice(own.key.expose_secret())
+        .map_err(|_| Problem::new("the user's client-key holds no private key in PEM form"))?;
+    builder
+        .with_client_auth_cert(chain, key)
+        .map_err(|_| Problem::new("the user's client-certificate and client-key do not belong together"))
+}
+
+/// The certificates in a text; there must be one, and none that is damaged.
+fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+    let all: Vec<CertificateDer> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().ok()?;
+    Some(all).filter(|all| !all.is_empty())
 }

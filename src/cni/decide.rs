@@ -4,11 +4,12 @@
 use crate::config::given::Given;
 
 use super::annotations;
+use super::kubeconfig::Place;
 use super::lookup;
 use super::netconf::Netconf;
-use super::pod::{LeftAlone, STATUS};
+use super::pod::{LeftAlone, Pod, STATUS};
 use super::protocol::CniError;
-use super::request::{Deadline, PodName};
+use super::request::{Deadline, PodId};
 
 /// How the DaemonSets of agents are called; their pods' names begin so.
 const AGENTS: [&str; 2] = ["podweir-node-", "istio-cni-node-"];
@@ -25,31 +26,41 @@ pub enum Decision {
     },
 }
 
-/// Decides; looks the pod up where nothing cheaper tells.
-pub fn decide(netconf: &Netconf, pod: Option<&PodName>, deadline: &Deadline) -> Result<Decision, CniError> {
-    let name = match pod {
-        Some(name) => name,
-        None if netconf.intercepts => {
-            let why = "the netconf has an interception";
-            return Ok(Decision::Intercept { options: netconf.options.clone(), why, warnings: Vec::new() });
-        }
-        None => return Ok(Decision::LeaveAlone(LeftAlone::NotKubernetes)),
-    };
-    if let Some(why) = without_looking(netconf, name) {
-        return Ok(Decision::LeaveAlone(why));
+/// Decides where there is no pod: this is not Kubernetes.
+pub fn without_pod(netconf: &Netconf) -> Decision {
+    let why = "the netconf has an interception";
+    match netconf.intercepts {
+        true => Decision::Intercept { options: netconf.options.clone(), why, warnings: Vec::new() },
+        false => Decision::LeaveAlone(LeftAlone::NotKubernetes),
     }
-    let pod = lookup::pod(name, &netconf.run_dir, deadline)?;
+}
+
+/// Decides about a pod after asking who it is.
+///
+/// # Errors
+/// When nobody can tell, or what the pod asks for makes no sense.
+pub fn by_asking(netconf: &Netconf, pod: &PodId, deadline: &Deadline) -> Result<Decision, CniError> {
+    let place = Place { run_dir: netconf.run_dir.clone(), allow_http: netconf.allow_http };
+    about(&lookup::pod(pod, &place, deadline)?, &netconf.options)
+}
+
+/// Decides about a pod that is known, whoever told of it. `netconf`: the options that the
+/// node sets beneath those of the pod.
+///
+/// # Errors
+/// When an annotation makes no sense.
+pub fn about(pod: &Pod, netconf: &Given) -> Result<Decision, CniError> {
     let proxy = match pod.select() {
         Ok(proxy) => proxy,
         Err(why) => return Ok(Decision::LeaveAlone(why)),
     };
     let mut warnings = Vec::new();
-    let options = annotations::options(&pod, proxy, &netconf.options, &mut |warning| warnings.push(warning))?;
+    let options = annotations::options(pod, proxy, netconf, &mut |warning| warnings.push(warning))?;
     Ok(Decision::Intercept { options, why: "a sidecar was injected", warnings })
 }
 
-/// What can be told of a pod without asking the API server.
-fn without_looking(netconf: &Netconf, pod: &PodName) -> Option<LeftAlone> {
+/// What can be told of a pod without asking anybody.
+pub fn without_asking(netconf: &Netconf, pod: &PodId) -> Option<LeftAlone> {
     if netconf.exclude_namespaces.contains(&pod.namespace) {
         return Some(LeftAlone::ExcludedNamespace(pod.namespace.clone()));
     }

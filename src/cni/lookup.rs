@@ -1,23 +1,41 @@
-//! Looking a pod up: one GET, tried again while it may still work.
+//! Looking a pod up at the API server: one GET, tried again while it may still work. What
+//! comes back is believed only if it is the very pod that was asked for.
 
-use std::fmt::Write;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use kube::core::Request;
-use kube::core::params::GetParams;
-use tracing::{debug, warn};
+use kube::core::Status;
 
-use super::client;
-use super::kubeconfig::{self, KubeconfigError};
-use super::pod::Pod;
+use crate::sys::text::rounded;
+
+use super::client::{self, Answer, NoAnswer};
+use super::kubeconfig::{self, KubeconfigError, Place};
+use super::patience::{self, GaveUp, Patience};
+use super::pod::{Mismatch, Pod};
 use super::protocol::{CniError, Code};
-use super::request::{Deadline, PodName};
+use super::request::{Deadline, PodId};
 
-const TRIES: u32 = 30;
-const PAUSE: Duration = Duration::from_secs(1);
-/// How long one try may take: an API server that has not answered by then will not.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// An API server that has not answered within ten seconds will not.
+const PATIENCE: Patience = Patience { tries: 30, pause: Duration::from_secs(1), patience: Duration::from_secs(10) };
+
+/// The API server's words for why not (`StatusReason`, apimachinery's meta/v1/types.go).
+/// Others are not repeated: something else may have answered, with anything.
+const REASONS: [&str; 15] = [
+    "Unauthorized",
+    "Forbidden",
+    "NotFound",
+    "Conflict",
+    "Gone",
+    "Invalid",
+    "ServerTimeout",
+    "Timeout",
+    "TooManyRequests",
+    "BadRequest",
+    "MethodNotAllowed",
+    "NotAcceptable",
+    "InternalError",
+    "Expired",
+    "ServiceUnavailable",
+];
 
 /// Why one try gave no pod.
 #[derive(Debug, thiserror::Error)]
@@ -26,142 +44,102 @@ enum Failure {
     Kubeconfig(#[from] KubeconfigError),
     /// The API server answered, and no.
     #[error("{reason}; {cure}")]
-    Refused { status: u16, reason: String, cure: &'static str },
-    #[error("{0}; is the API server of the kubeconfig up, and reachable from this node?")]
-    NoAnswer(String),
-    #[error(
-        "the API server's answer makes no sense: {0}; does the kubeconfig point to an API server, or to something before it?"
-    )]
-    Nonsense(String),
+    Refused { status: u16, reason: String, cure: String },
+    #[error("{server} gives no answer: {problem}; is the API server up, and reachable from this node?")]
+    NoAnswer { server: String, problem: String },
+    #[error("the answer of {server} makes no sense: {problem}; is it an API server, or something before it?")]
+    Nonsense { server: String, problem: String },
+    #[error("there is no such pod any more: the one of that name has another uid than {0}, for which this sandbox is")]
+    Another(String),
 }
 
-const EXPIRED: &str = "the agent's token has expired – is the podweir-node pod on this node running?";
-const FORBIDDEN: &str = "the agent's account may not get pods – does the cluster role have the rule for it?";
-const NOT_FOUND: &str = "there is no such pod; it may have been deleted meanwhile";
-const OTHER: &str = "what the API server has to say about it is in its own log";
-
-impl Failure {
-    fn refused(status: &kube::core::Status) -> Self {
-        let reason = match status.reason.as_str() {
-            // One word in the API server's own answers; the client's where there was none.
-            reason if reason.is_empty() || reason.contains(' ') => format!("HTTP status {}", status.code),
-            reason => reason.to_owned(),
-        };
-        let cure = match status.code {
-            401 => EXPIRED,
-            403 => FORBIDDEN,
-            404 => NOT_FOUND,
-            _ => OTHER,
-        };
-        Self::Refused { status: status.code, reason, cure }
-    }
-
-    /// The whole chain of causes: the outermost says least.
-    fn of(error: kube::Error) -> Self {
-        match error {
-            kube::Error::Api(status) => Self::refused(&status),
-            kube::Error::SerdeError(_) | kube::Error::FromUtf8(_) => Self::Nonsense(chain(&error)),
-            error => Self::NoAnswer(chain(&error)),
-        }
-    }
-
-    /// Whether trying again is of no use.
+impl patience::Failure for Failure {
     fn is_final(&self) -> bool {
         match self {
+            // Forbidden may pass: an API server that just started knows no roles yet.
             Self::Refused { status, .. } => *status == 401,
             Self::Kubeconfig(error) => error.is_final(),
-            Self::NoAnswer(_) | Self::Nonsense(_) => false,
+            Self::Another(_) => true,
+            Self::NoAnswer { .. } | Self::Nonsense { .. } => false,
         }
     }
 }
 
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            let _ = write!(text, ": {cause_text}");
-        }
-        source = cause.source();
+impl Failure {
+    fn refused(Answer { status, body }: &Answer, kubeconfig: &str) -> Self {
+        let told = serde_json::from_slice::<Status>(body).unwrap_or_default().reason;
+        let reason = match REASONS.contains(&told.as_str()) {
+            true => told,
+            false => format!("HTTP status {status}"),
+        };
+        let cure = match (status, reason.as_str()) {
+            (401, _) => format!(
+                "the token or certificate in {kubeconfig} has expired or was revoked; make it anew as podweir's cni-conf/README.md says (steps 2 and 3)"
+            ),
+            (403, _) => format!(
+                "the account that {kubeconfig} is for may not get pods; apply podweir's cni-conf/rbac.yaml, or give it a cluster role with that right"
+            ),
+            (404, "NotFound") => "there is no such pod; it may have been deleted meanwhile".into(),
+            (404, _) => format!("is the server in {kubeconfig} an API server, and the path in its address right?"),
+            _ => "what the API server has to say about it is in its own log".into(),
+        };
+        Self::Refused { status: *status, reason, cure }
     }
-    text
+
+    fn code(&self) -> Code {
+        match self {
+            Self::NoAnswer { .. } | Self::Another(_) => Code::TryAgainLater,
+            Self::Refused { status: 404 | 429 | 500.., .. } => Code::TryAgainLater,
+            _ => Code::LookUp,
+        }
+    }
 }
 
 /// Looks a pod up.
-pub fn pod(name: &PodName, run_dir: &Path, deadline: &Deadline) -> Result<Pod, CniError> {
-    runtime()?.block_on(async {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let began = Instant::now();
-            let failure = match once(name, run_dir, deadline).await {
-                Ok(pod) => return Ok(pod),
-                Err(failure) => failure,
-            };
-            // With time left for one more try to make sense.
-            let out_of_time = deadline.remaining() < PAUSE + Duration::from_millis(100);
-            if failure.is_final() || tries == TRIES || out_of_time {
-                return Err(give_up(name, &failure, tries, out_of_time.then_some(deadline)));
-            }
-            if tries == 1 {
-                warn!("cannot read pod {name} yet: {failure}; trying again");
-            } else {
-                debug!(tries, "cannot read pod {name} yet: {failure}");
-            }
-            tokio::time::sleep(PAUSE.saturating_sub(began.elapsed()).max(Duration::from_millis(100))).await;
-        }
+///
+/// # Errors
+/// When it cannot be had within the time, or is not there any more.
+pub fn pod(wanted: &PodId, place: &Place, deadline: &Deadline) -> Result<Pod, CniError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    let runtime = runtime.map_err(|e| CniError::new(Code::Io, format!("cannot start looking the pod up: {e}")))?;
+    let what = format!("cannot read pod {wanted}");
+    let found =
+        runtime.block_on(patience::ask(&what, PATIENCE, deadline, async |limit| once(wanted, place, limit).await));
+    found.map_err(|gave_up: GaveUp<Failure>| {
+        let error =
+            CniError::new(gave_up.failure.code(), format!("podweir cannot read pod {wanted}: {}", gave_up.failure));
+        error.details(gave_up.effort().unwrap_or_default())
     })
 }
 
-fn give_up(name: &PodName, failure: &Failure, tries: u32, late: Option<&Deadline>) -> CniError {
-    let code = match failure {
-        Failure::NoAnswer(_) | Failure::Refused { status: 404 | 429 | 500.., .. } => Code::TryAgainLater,
-        _ => Code::LookUp,
-    };
-    let late = late.map(|deadline| format!(", for which there were {:?}", deadline.timeout)).unwrap_or_default();
-    let error = CniError::new(code, format!("podweir cannot read pod {name}: {failure}"));
-    match failure.is_final() {
-        true => error,
-        false => error.details(format!("{tries} {}{late}", if tries == 1 { "try" } else { "tries" })),
+async fn once(wanted: &PodId, place: &Place, limit: Duration) -> Result<Pod, Failure> {
+    // Everything anew for each try: the token may be another one.
+    let (path, access) = kubeconfig::load(place)?;
+    let server = || access.server.clone();
+    let pod = format!("/api/v1/namespaces/{}/pods/{}", wanted.namespace, wanted.name);
+    let answer = tokio::time::timeout(limit, client::get(&access, &pod)).await;
+    let late = |_| NoAnswer::Failed(format!("nothing came within {}", rounded(limit)));
+    let answer = answer.unwrap_or_else(|e| Err(late(e))).map_err(|error| match error {
+        NoAnswer::Unusable(problem) => KubeconfigError::Invalid { path: path.clone(), problem }.into(),
+        NoAnswer::Failed(problem) => Failure::NoAnswer { server: server(), problem },
+        NoAnswer::TooLong => Failure::Nonsense { server: server(), problem: "it is longer than any pod may be".into() },
+    })?;
+    match answer.status {
+        200 => understand(wanted, &answer.body).map_err(|mismatch| match mismatch {
+            Mismatch::Uid => Failure::Another(wanted.uid.clone().unwrap_or_default()),
+            Mismatch::NoPod(problem) => Failure::Nonsense { server: server(), problem },
+        }),
+        _ => Err(Failure::refused(&answer, &path.display().to_string())),
     }
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, CniError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
-    runtime.map_err(|e| CniError::new(Code::Io, format!("cannot start looking the pod up: {e}")))
-}
-
-async fn once(name: &PodName, run_dir: &Path, deadline: &Deadline) -> Result<Pod, Failure> {
-    let limit = PATIENCE.min(deadline.remaining());
-    let work = async {
-        // Everything anew for each try: the token may be another one.
-        let (path, config) = kubeconfig::load(run_dir).await?;
-        let unusable = |source| KubeconfigError::Invalid { path: path.clone(), source };
-        let client = client::client(&config).map_err(unusable)?;
-        let pods = format!("/api/v1/namespaces/{}/pods", name.namespace);
-        let request = Request::new(pods).get(&name.name, &GetParams::default());
-        let mut request = request.map_err(|e| Failure::Nonsense(chain(&e)))?;
-        if let Some(value) = client::authorization(&config.auth_info).map_err(unusable)? {
-            let value = value.parse().map_err(|_| unusable("its token cannot be sent: it is no plain text".into()))?;
-            request.headers_mut().insert("authorization", value);
-        }
-        client.request(request).await.map_err(Failure::of)
-    };
-    match tokio::time::timeout(limit, work).await {
-        Ok(result) => result,
-        Err(_) => Err(Failure::NoAnswer(format!("the API server has not answered within {limit:?}"))),
-    }
-}
-
-/// Whether pods can be looked up now: asks for a pod that is not there, since whoever is
-/// told so may ask for others.
-pub fn check(namespace: &str, run_dir: &Path, deadline: &Deadline) -> Result<(), String> {
-    let name = PodName { namespace: namespace.into(), name: "podweir-status-check".into() };
-    let result = runtime().map_err(|e| e.to_string())?.block_on(once(&name, run_dir, deadline));
-    match result {
-        Ok(_) | Err(Failure::Refused { status: 404, .. }) => Ok(()),
-        Err(failure) => Err(failure.to_string()),
-    }
+/// The pod that was asked for. The parser's own words may quote it, secrets and all: only
+/// where it stopped is told.
+fn understand(wanted: &PodId, body: &[u8]) -> Result<Pod, Mismatch> {
+    let pod: Pod = serde_json::from_slice(body).map_err(|e| {
+        let what = if e.is_data() { "it is no pod" } else { "it is no JSON" };
+        Mismatch::NoPod(format!("{what} at line {}, column {}", e.line(), e.column()))
+    })?;
+    pod.is(wanted)?;
+    Ok(pod)
 }

@@ -7,10 +7,12 @@
 //! | `protocol` | verbs, versions, results, error objects |
 //! | `request`, `netconf` | what the runtime sends, checked |
 //! | `pod`, `annotations`, `decide` | which pods, and what is done with them |
-//! | `kubeconfig`, `client`, `resolver`, `lookup` | asking the API server for a pod |
+//! | `kubeconfig`, `access`, `client`, `resolver` | whom to ask for a pod, and one request |
+//! | `lookup`, `patience` | asking for a pod, and asking again |
 //! | `facts`, `namespace` | working in a pod's network namespace |
 //! | `verbs`, `state`, `answer`, `log` | what each verb does, remembers and says |
 
+mod access;
 pub(crate) mod annotations;
 mod answer;
 mod client;
@@ -21,6 +23,7 @@ mod log;
 mod lookup;
 mod namespace;
 mod netconf;
+mod patience;
 pub(crate) mod pod;
 pub(crate) mod protocol;
 mod request;
@@ -30,9 +33,9 @@ mod verbs;
 
 use std::any::Any;
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::config::given::{Environment, process_environment};
+use crate::sys::start;
 
 use answer::{Answer, Given as Answered};
 use log::Caller;
@@ -87,7 +90,7 @@ fn internal(panic: &(dyn Any + Send), place: &str) -> CniError {
 }
 
 fn run(answer: &Arc<Answer>) -> Result<(), CniError> {
-    let mut deadline = Deadline { started: Instant::now(), timeout: DEFAULT_TIMEOUT };
+    let mut deadline = Deadline { started: start::began(), timeout: DEFAULT_TIMEOUT };
     let verb = request::verb(&process_environment)?;
     let variables = Variables::read(&process_environment);
     let input = request::read_input(&deadline);

@@ -21,9 +21,6 @@ use super::facts::PodFacts;
 use super::protocol::{CniError, Code};
 use super::request::Deadline;
 
-/// How long work may take to put everything back after the deadline.
-const GRACE: Duration = Duration::from_secs(3);
-
 /// Opens the namespace at a path; refuses the node's own.
 pub fn open(path: &Path) -> Result<Netns, CniError> {
     let failed = |text: String| CniError::new(Code::Environment, format!("CNI_NETNS: {text}"));
@@ -68,26 +65,9 @@ fn inside<T>(
     answer: &Arc<Answer>,
     work: impl FnOnce() -> Result<T, CniError>,
 ) -> Result<T, CniError> {
-    watch(deadline, answer.clone())?;
+    answer.watch(deadline)?;
     netns.enter().map_err(|e| CniError::new(Code::Programming, e.to_string()))?;
     work()
-}
-
-/// Answers in place of work that is not done by the deadline, and ends the process. The
-/// work, if it is done a little later, finds that there is an answer and takes itself back.
-fn watch(deadline: Deadline, answer: Arc<Answer>) -> Result<(), CniError> {
-    let late = CniError::new(Code::TryAgainLater, format!("not done within {:?}", deadline.timeout))
-        .details("the netconf's timeout says how long an ADD may take; the node may be overloaded");
-    let thread = std::thread::Builder::new().name("deadline".into()).spawn(move || {
-        std::thread::sleep(deadline.remaining());
-        if let Answered::TooLate = answer.fail(&late) {
-            return;
-        }
-        tracing::error!(code = late.code.number(), "{late}");
-        std::thread::sleep(GRACE);
-        std::process::exit(1);
-    });
-    thread.map(drop).map_err(|e| CniError::new(Code::Io, format!("cannot start a thread: {e}")))
 }
 
 fn refused(error: SettingsError) -> CniError {

@@ -39,7 +39,10 @@ pub struct Netconf {
     pub version: Version,
     /// The network's name.
     pub name: String,
+    /// Where the kubeconfig is, and the plugin keeps its state.
     pub run_dir: PathBuf,
+    /// A kubeconfig may name a server without TLS.
+    pub allow_http: bool,
     pub exclude_namespaces: Vec<String>,
     /// The agent's own namespace.
     pub pod_namespace: String,
@@ -144,6 +147,7 @@ impl Raw {
             version,
             name: get(keys, "name")?.unwrap_or_default(),
             run_dir,
+            allow_http: get(keys, "allow_http")?.unwrap_or_default(),
             exclude_namespaces: get(keys, "exclude_namespaces")?.unwrap_or_default(),
             pod_namespace: get(keys, "pod_namespace")?.unwrap_or_default(),
             timeout: timeout.map_or(Ok(DEFAULT_TIMEOUT), |value| duration(&value))?,

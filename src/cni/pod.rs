@@ -6,9 +6,16 @@ use std::fmt;
 
 use serde::Deserialize;
 
+use crate::config::settings::LONGEST_QUOTE;
 use crate::config::value;
+use crate::sys::text::shortened;
+
+use super::request::PodId;
 
 pub const STATUS: &str = "sidecar.istio.io/status";
+/// On what the API server shows of a static pod: the uid by which the kubelet knows it
+/// (`ConfigMirrorAnnotationKey`, pkg/kubelet/types).
+const MIRROR_OF: &str = "kubernetes.io/config.mirror";
 const INJECT: &str = "sidecar.istio.io/inject";
 const PROXY: &str = "istio-proxy";
 const INIT: &str = "istio-init";
@@ -19,6 +26,8 @@ type Texts = Option<BTreeMap<String, String>>;
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Pod {
     #[serde(default)]
+    kind: Option<String>,
+    #[serde(default)]
     pub metadata: Metadata,
     #[serde(default)]
     pub spec: PodSpec,
@@ -26,6 +35,12 @@ pub struct Pod {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Metadata {
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    namespace: Option<String>,
+    #[serde(default)]
+    uid: Option<String>,
     #[serde(default)]
     annotations: Texts,
     #[serde(default)]
@@ -70,6 +85,15 @@ struct SecurityContext {
     run_as_group: Option<i64>,
 }
 
+/// Why what was found is not the pod that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mismatch {
+    /// It is something else.
+    NoPod(String),
+    /// Another pod of that name, made after the one that was asked for was deleted.
+    Uid,
+}
+
 /// Why a pod's traffic is not diverted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LeftAlone {
@@ -95,7 +119,9 @@ impl fmt::Display for LeftAlone {
             Self::HasInit => write!(f, "it has an init container {INIT}, which does the work"),
             Self::NoProxy => write!(f, "it has no container {PROXY}"),
             Self::ProxyDisabled => write!(f, "DISABLE_ENVOY is true for its container {PROXY}"),
-            Self::NoSidecar(kind) => write!(f, "its proxy is no sidecar, but '{kind}'"),
+            Self::NoSidecar(kind) => {
+                write!(f, "its proxy is no sidecar, but '{}'", shortened(kind, LONGEST_QUOTE))
+            }
             Self::InjectFalse => write!(f, "{INJECT} is false"),
             Self::NotInjected => write!(f, "it lacks the annotation {STATUS}: no sidecar was injected"),
         }
@@ -123,6 +149,36 @@ impl Container {
 impl Pod {
     pub fn annotation(&self, name: &str) -> Option<&str> {
         self.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+    }
+
+    /// Whether this is a certain pod. To be left alone it is enough that containers are
+    /// missing, so anything could pass for a pod without a sidecar.
+    ///
+    /// # Errors
+    /// When it is another one, or none.
+    pub fn is(&self, wanted: &PodId) -> Result<(), Mismatch> {
+        let Metadata { name, namespace, uid, .. } = &self.metadata;
+        for (what, found, wanted) in [
+            ("kind", &self.kind, "Pod"),
+            ("namespace", namespace, wanted.namespace.as_str()),
+            ("name", name, wanted.name.as_str()),
+        ] {
+            // What it is instead is not repeated: it may be anything, what was sent included.
+            match found.as_deref() {
+                Some(found) if found == wanted => {}
+                Some(_) => return Err(Mismatch::NoPod(format!("its {what} is another than {wanted}"))),
+                None => return Err(Mismatch::NoPod(format!("it has no {what}; expected {wanted}"))),
+            }
+        }
+        let Some(wanted) = &wanted.uid else { return Ok(()) };
+        // What the API server shows of a pod from a file on the node has a uid of its own.
+        if [uid.as_deref(), self.annotation(MIRROR_OF)].contains(&Some(wanted)) {
+            return Ok(());
+        }
+        match uid {
+            Some(_) => Err(Mismatch::Uid),
+            None => Err(Mismatch::NoPod("it has no uid".into())),
+        }
     }
 
     fn label(&self, name: &str) -> Option<&str> {
@@ -178,6 +234,28 @@ mod tests {
         let nulls = json!({ "metadata": { "annotations": null, "labels": null },
             "spec": { "containers": [{ "name": "istio-proxy", "args": null, "env": null, "securityContext": null }] } });
         assert_eq!(pod(nulls).select().unwrap_err(), LeftAlone::NotInjected);
+    }
+
+    #[test]
+    fn a_pod_is_known_by_kind_namespace_name_and_uid() {
+        let wanted =
+            |uid: Option<&str>| PodId { namespace: "shop".into(), name: "web-0".into(), uid: uid.map(str::to_owned) };
+        let good = json!({ "kind": "Pod", "metadata": { "name": "web-0", "namespace": "shop", "uid": "7" } });
+        let is =
+            |value: &serde_json::Value, uid| serde_json::from_value::<Pod>(value.clone()).unwrap().is(&wanted(uid));
+        assert_eq!((is(&good, Some("7")), is(&good, None), is(&good, Some("8"))), (Ok(()), Ok(()), Err(Mismatch::Uid)));
+        for key in ["/kind", "/metadata/name", "/metadata/namespace"] {
+            for other in [json!(null), json!("Status")] {
+                let mut odd = good.clone();
+                *odd.pointer_mut(key).unwrap() = other;
+                assert!(matches!(is(&odd, None), Err(Mismatch::NoPod(_))), "{odd}");
+            }
+        }
+        let mut mirror = good.clone();
+        mirror["metadata"]["annotations"] = json!({ "kubernetes.io/config.mirror": "8" });
+        assert_eq!(is(&mirror, Some("8")), Ok(()));
+        mirror["metadata"]["uid"] = json!(null);
+        assert!(matches!(is(&mirror, Some("9")), Err(Mismatch::NoPod(_))));
     }
 
     #[test]

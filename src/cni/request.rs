@@ -10,7 +10,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::config::given::Environment;
+use crate::config::settings::LONGEST_QUOTE;
 use crate::sys::start::was_closed;
+use crate::sys::text::{rounded, shortened};
 
 use super::protocol::{CniError, Code, Verb};
 
@@ -34,13 +36,15 @@ impl Deadline {
 }
 
 /// Which pod, where the runtime says so.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PodName {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodId {
     pub namespace: String,
     pub name: String,
+    /// Another pod of the same name has another one; not every runtime tells it.
+    pub uid: Option<String>,
 }
 
-impl std::fmt::Display for PodName {
+impl std::fmt::Display for PodId {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
     }
@@ -100,8 +104,8 @@ impl Variables {
     }
 
     /// The pod that `CNI_ARGS` names; `None` where this is not Kubernetes.
-    pub fn pod(&self) -> Result<Option<PodName>, CniError> {
-        let (mut namespace, mut name) = (None, None);
+    pub fn pod(&self) -> Result<Option<PodId>, CniError> {
+        let (mut namespace, mut name, mut uid) = (None, None, None);
         for pair in self.args.split(';').filter(|pair| !pair.is_empty()) {
             let Some((key, value)) = pair.split_once('=') else {
                 return Err(invalid("CNI_ARGS", pair, "pairs such as K8S_POD_NAME=web-0, separated by ';'"));
@@ -109,6 +113,7 @@ impl Variables {
             match key {
                 "K8S_POD_NAMESPACE" => namespace = Some(value),
                 "K8S_POD_NAME" => name = Some(value),
+                "K8S_POD_UID" => uid = Some(value),
                 _ => {}
             }
         }
@@ -124,7 +129,8 @@ impl Variables {
                 return Err(invalid(&format!("CNI_ARGS: {key}"), value, "a name as Kubernetes gives them"));
             }
         }
-        Ok(Some(PodName { namespace: namespace.into(), name: name.into() }))
+        let uid = uid.filter(|uid| !uid.is_empty()).map(str::to_owned);
+        Ok(Some(PodId { namespace: namespace.into(), name: name.into(), uid }))
     }
 }
 
@@ -134,7 +140,7 @@ fn missing(variable: &str) -> CniError {
 }
 
 fn invalid(variable: &str, value: &str, expected: &str) -> CniError {
-    let value: String = value.chars().take(80).collect();
+    let value = shortened(value, LONGEST_QUOTE);
     CniError::new(Code::Environment, format!("{variable}: {value:?} makes no sense; expected {expected}"))
 }
 
@@ -161,7 +167,7 @@ pub fn read_input(deadline: &Deadline) -> Result<Vec<u8>, CniError> {
             Ok(0) if deadline.remaining().is_zero() => {
                 return Err(failed(io::Error::new(
                     io::ErrorKind::TimedOut,
-                    format!("it was still open after {:?}", deadline.timeout),
+                    format!("it was still open after {}", rounded(deadline.timeout)),
                 )));
             }
             Ok(0) | Err(Errno::EINTR) => continue,
@@ -194,7 +200,10 @@ mod tests {
     fn pods_are_named_by_the_arguments() {
         let pod = |args: &str| variables(&[("CNI_ARGS", args)]).pod();
         let both = "K8S_POD_UID=1;K8S_POD_NAME=web-0;IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;";
-        assert_eq!(pod(both).unwrap().unwrap().to_string(), "shop/web-0");
+        let full = pod(both).unwrap().unwrap();
+        assert_eq!((full.to_string().as_str(), full.uid.as_deref()), ("shop/web-0", Some("1")));
+        let bare = pod("K8S_POD_NAME=web-0;K8S_POD_NAMESPACE=shop;K8S_POD_UID=").unwrap().unwrap();
+        assert_eq!(bare.uid, None);
         for other in ["", "IgnoreUnknown=1", "K8S_POD_NAME=web-0", "K8S_POD_NAMESPACE=;K8S_POD_NAME=a"] {
             assert!(pod(other).unwrap().is_none(), "{other}");
         }

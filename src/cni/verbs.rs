@@ -13,19 +13,15 @@ use crate::config::settings::{BackendChoice, Face, Run};
 use crate::config::types::Family;
 use crate::sys::caps;
 use crate::sys::netlink::Netlink;
+use crate::sys::trust;
 
 use super::answer::{Answer, Given as Answered};
-use super::decide::{Decision, decide};
-use super::kubeconfig::{self, KubeconfigError};
-use super::lookup;
+use super::decide::{self, Decision};
 use super::namespace::{self, Done, Job};
 use super::netconf::Netconf;
 use super::protocol::{self, CniError, Code};
-use super::request::{Attachment, Deadline, PodName, Variables};
+use super::request::{Attachment, Deadline, PodId, Variables};
 use super::state::{self, State, Store};
-
-/// How long STATUS may wait for the API server: runtimes ask every few seconds.
-const STATUS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A call, understood.
 pub struct Call {
@@ -44,7 +40,7 @@ impl Call {
         Store::new(&self.netconf.run_dir)
     }
 
-    fn state(&self, pod: Option<&PodName>) -> State {
+    fn state(&self, pod: Option<&PodId>) -> State {
         State {
             network: self.netconf.name.clone(),
             pod: pod.map(ToString::to_string),
@@ -58,6 +54,16 @@ impl Call {
         if let Err(e) = self.store().save(attachment, state) {
             warn!("cannot keep state in {}: {e}; CHECK will decide anew", self.netconf.run_dir.display());
         }
+    }
+
+    fn decide(&self, pod: Option<&PodId>) -> Result<Decision, CniError> {
+        let Some(pod) = pod else { return Ok(decide::without_pod(&self.netconf)) };
+        if let Some(why) = decide::without_asking(&self.netconf, pod) {
+            return Ok(Decision::LeaveAlone(why));
+        }
+        // From here on there are files and servers that may keep us waiting.
+        self.answer.watch(self.deadline)?;
+        decide::by_asking(&self.netconf, pod, &self.deadline)
     }
 
     fn job(&self, options: crate::config::given::Given) -> Job {
@@ -75,7 +81,7 @@ impl Call {
             None => format!("{}\n", protocol::empty_result(self.netconf.version)),
         };
         let started = Instant::now();
-        let decision = decide(&self.netconf, pod.as_ref(), &self.deadline)?;
+        let decision = self.decide(pod.as_ref())?;
         let lookup_ms = ms(started.elapsed());
         let mut state = self.state(pod.as_ref());
         match decision {
@@ -117,7 +123,7 @@ impl Call {
         });
         let (left_alone, options) = match remembered {
             Some(decided) => decided,
-            None => match decide(&self.netconf, pod.as_ref(), &self.deadline)? {
+            None => match self.decide(pod.as_ref())? {
                 Decision::LeaveAlone(why) => (Some(why.to_string()), Default::default()),
                 Decision::Intercept { options, .. } => (None, options),
             },
@@ -145,7 +151,10 @@ impl Call {
         }
     }
 
-    /// STATUS: whether a pod could be set up now.
+    /// STATUS: whether a pod could be set up now, as far as this node alone tells. A
+    /// credential or an API server that is away is no reason: from version 1.1.0 on the
+    /// runtime makes the node NotReady by this answer, and pods without a sidecar would be
+    /// evicted with the others. A pod that needs to be looked up waits in its own ADD.
     pub fn status(self) -> Result<(), CniError> {
         let mut problems = Vec::new();
         match caps::missing_for_namespaces() {
@@ -156,7 +165,9 @@ impl Call {
             Err(e) => problems.push(format!("cannot tell the plugin's capabilities: {e}")),
         }
         problems.extend(self.backend_problem());
-        problems.extend(self.lookup_problem());
+        // A folder that is not there yet is made when there is something to put into it.
+        let run_dir = trust::directory(&self.netconf.run_dir);
+        problems.extend(run_dir.err().filter(|e| !e.is_missing()).map(|e| format!("the run directory: {e}")));
         if problems.is_empty() {
             debug!("ready");
             return Ok(());
@@ -189,23 +200,6 @@ impl Call {
                 .map_err(|e| format!("the kernel's nf_tables cannot be used, and there is {e}")),
         };
         result.err()
-    }
-
-    fn lookup_problem(&self) -> Option<String> {
-        let run_dir = &self.netconf.run_dir;
-        match kubeconfig::open(run_dir) {
-            // Without Kubernetes the netconf says all there is to say.
-            Err(KubeconfigError::Missing(_)) if self.netconf.intercepts => None,
-            Err(e) => Some(format!("pods cannot be looked up: {e}")),
-            Ok(_) => {
-                let deadline = Deadline { timeout: self.deadline.timeout.min(STATUS_PATIENCE), ..self.deadline };
-                let namespace = match self.netconf.pod_namespace.as_str() {
-                    "" => "default",
-                    namespace => namespace,
-                };
-                lookup::check(namespace, run_dir, &deadline).err().map(|e| format!("pods cannot be looked up: {e}"))
-            }
-        }
     }
 }
 

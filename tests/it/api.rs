@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -19,7 +20,12 @@ pub const TOKEN: &str = "the-plugin's-token";
 /// What a request gets.
 #[derive(Clone)]
 pub enum Answer {
+    /// A pod, whatever its name is: the one that was asked for.
     Pod(Value),
+    /// The same, if it is asked for by this name; there is no other.
+    Named(&'static str, Value),
+    /// These words.
+    Json(Value),
     /// A refusal as the API server words it.
     Refuse(u16, &'static str),
     /// A status with a body that is no JSON.
@@ -28,6 +34,8 @@ pub enum Answer {
     Slow(Duration, Value),
     /// Half of the pod, then the end of the connection.
     HalfClosed(Value),
+    /// An answer of so many bytes.
+    Long(usize),
     /// The end of the connection.
     Closed,
 }
@@ -119,7 +127,9 @@ impl Api {
     /// Writes the kubeconfig into a run directory.
     pub fn write_kubeconfig(&self, run_dir: &Path) {
         let server = format!("https://{}", self.address);
-        std::fs::write(run_dir.join("kubeconfig"), kubeconfig(&server, &authority().pem, TOKEN)).unwrap();
+        let path = run_dir.join("kubeconfig");
+        std::fs::write(&path, kubeconfig(&server, &authority().pem, TOKEN)).unwrap();
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).unwrap();
     }
 
     pub fn authority() -> &'static str {
@@ -137,7 +147,7 @@ pub fn kubeconfig(server: &str, authority: &str, token: &str) -> String {
     format!("{config:#}\n")
 }
 
-fn base64(text: &str) -> String {
+pub fn base64(text: &str) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::new();
     for chunk in text.as_bytes().chunks(3) {
@@ -148,6 +158,15 @@ fn base64(text: &str) -> String {
         }
     }
     out
+}
+
+/// A pod with the names that a path asks for.
+fn called_by(path: &str, mut pod: Value) -> Value {
+    if let ["", "api", "v1", "namespaces", namespace, "pods", name] = path.split('/').collect::<Vec<_>>()[..] {
+        pod["metadata"]["namespace"] = json!(namespace);
+        pod["metadata"]["name"] = json!(name);
+    }
+    pod
 }
 
 fn serve(
@@ -171,11 +190,19 @@ fn serve(
         }
     }
     let n = counter.fetch_add(1, Ordering::SeqCst);
-    paths.lock().unwrap().push(first.split(' ').nth(1).unwrap_or_default().to_owned());
+    let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+    paths.lock().unwrap().push(path.clone());
     let allowed = token == format!("bearer {TOKEN}") || tls.get_ref().conn.peer_certificates().is_some();
-    let answer = if allowed { answer(n) } else { Answer::Refuse(401, "Unauthorized") };
+    let answer = match allowed.then(|| answer(n)) {
+        None => Answer::Refuse(401, "Unauthorized"),
+        Some(Answer::Named(name, _)) if !path.ends_with(&format!("/pods/{name}")) => Answer::Refuse(404, "NotFound"),
+        Some(answer) => answer,
+    };
     let (status, body, sent) = match answer {
-        Answer::Pod(pod) => (200, pod.to_string(), usize::MAX),
+        Answer::Pod(pod) => (200, called_by(&path, pod).to_string(), usize::MAX),
+        Answer::Named(_, pod) => (200, called_by(&path, pod).to_string(), usize::MAX),
+        Answer::Json(words) => (200, words.to_string(), usize::MAX),
+        Answer::Long(bytes) => (200, format!("{{\"x\":\"{}\"}}", "x".repeat(bytes)), usize::MAX),
         Answer::Refuse(code, reason) => {
             let status = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
                 "message": reason, "reason": reason, "code": code });
@@ -184,7 +211,7 @@ fn serve(
         Answer::Text(code, text) => (code, text.to_owned(), usize::MAX),
         Answer::Slow(time, pod) => {
             std::thread::sleep(time);
-            (200, pod.to_string(), usize::MAX)
+            (200, called_by(&path, pod).to_string(), usize::MAX)
         }
         Answer::HalfClosed(pod) => {
             let body = pod.to_string();

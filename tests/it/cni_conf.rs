@@ -115,7 +115,7 @@ fn code(step: &str) -> Vec<&'static str> {
 #[test]
 fn the_steps_of_the_page_install_the_plugin_and_take_it_away() {
     let node = Node::start(&bridge_and_portmap());
-    let api = node.run(|| Api::start(|_| Answer::Pod(sidecar(json!({})))));
+    let api = node.run(|| Api::start(|_| Answer::Named("web-0", sidecar(json!({})))));
     // What an engineer has at hand: the files, the binary, and kubectl for the administrator.
     let home = node.folder().join("home");
     std::fs::create_dir(&home).unwrap();
@@ -124,8 +124,9 @@ fn the_steps_of_the_page_install_the_plugin_and_take_it_away() {
         std::fs::write(home.join(name), read(name)).unwrap();
     }
     std::fs::write(home.join("ca.crt"), Api::authority()).unwrap();
+    // Enough of a kubectl for the template: a secret's two values, and who it would be.
     let kubectl = format!(
-        "kubectl() {{ case \"$*\" in *'ca\\.crt'*) base64 -w0 ca.crt ;; *.token*) printf %s \"{TOKEN}\" | base64 -w0 ;; 'config view'*) printf https://{} ;; *) return 1 ;; esac; }}\n",
+        "kubectl() {{ case \"$*\" in *go-template-file=*) sed -e \"s|{{{{ index .data .* }}}}|$(base64 -w0 ca.crt)|\" -e \"s|{{{{ .data.token .* }}}}|{TOKEN}|\" \"${{*##*go-template-file=}}\" ;; 'config view'*) printf https://{} ;; *'auth can-i get pods'*) echo yes ;; *) return 1 ;; esac; }}\n",
         api.address
     );
     let home = home.to_str().unwrap();
@@ -140,10 +141,11 @@ fn the_steps_of_the_page_install_the_plugin_and_take_it_away() {
 
     assert!(run(code("1")[0]).contains("\"1.1.0\""));
     let [fill_in, put] = code("3")[..] else { panic!("step 3 has two parts") };
-    run(fill_in);
+    assert_eq!(run(fill_in), "yes\n");
     run(put);
     assert_eq!(node.print("stat", &["-c", "%a", "/var/lib/podweir", "/var/lib/podweir/kubeconfig"]), "700\n600\n");
-    assert_eq!(run(code("4")[0]).trim(), "ready");
+    let trial = run(code("4")[0]);
+    assert!(trial.starts_with("ready\n") && trial.contains("NotFound; there is no such pod"), "{trial}");
     run(code("5")[0]);
     assert_eq!(chain()["plugins"], json(EXAMPLE)["plugins"]);
 

@@ -217,7 +217,7 @@ fn a_program_that_hangs_does_not_hang_the_pod() {
     let add = cluster.add().key("backend", json!("iptables-legacy")).key("timeout", json!(1));
     let started = Instant::now();
     let (code, message) = add.variable("PATH", cluster.run_dir.path().to_str().unwrap()).call().error();
-    assert!(code == 11 && message.contains("not done within 1s"), "{message}");
+    assert!(code == 11 && message.contains("not done within 1 s"), "{message}");
     assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
 }
 

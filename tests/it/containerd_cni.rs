@@ -128,14 +128,16 @@ fn a_pod_that_cannot_be_set_up_says_why_and_can_be_tried_again() {
         assert_eq!(node.print("ls", &["/run/netns"]), "");
         assert_eq!(names(run_dir(&node).join("attachments")), [""; 0]);
     };
-    fails(&[r#"plugin type="podweir" failed (add)"#, "there is no kubeconfig in /var/lib/podweir", "podweir-node"]);
-    give_kubeconfig(&node, &good, "another token");
-    fails(&["podweir cannot read pod shop/web-0: Unauthorized; the agent's token has expired"]);
+    fails(&[r#"plugin type="podweir" failed (add)"#, "there is no kubeconfig in /var/lib/podweir", "2 tries in 1 s"]);
+    give_kubeconfig(&node, &good, "another-token");
+    fails(&[
+        "podweir cannot read pod shop/web-0: Unauthorized; the token or certificate in /var/lib/podweir/kubeconfig has",
+    ]);
     give_kubeconfig(&node, &bad, TOKEN);
     fails(&["traffic.sidecar.istio.io/excludeOutboundPorts", "'http'", "correct the pod's annotation"]);
     give_kubeconfig(&node, &good, TOKEN);
     std::fs::set_permissions(run_dir(&node).join("kubeconfig"), PermissionsExt::from_mode(0o666)).unwrap();
-    fails(&["/var/lib/podweir/kubeconfig can be written by anybody"]);
+    fails(&["/var/lib/podweir/kubeconfig is not trusted: it can be written by others than root (mode 0666)"]);
 
     give_kubeconfig(&node, &good, TOKEN);
     let pod = node.run_sandbox("shop", "web-0", &[INJECTED], None).unwrap();

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,6 +14,9 @@ use crate::fixture::{Namespace, PODWEIR};
 
 pub const KUBERNETES: &str =
     "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=abc;K8S_POD_UID=6d1f;IgnoreUnknown=1";
+
+/// The pod's.
+pub const UID: &str = "6d1f";
 
 /// The path by which a runtime would name a namespace.
 pub fn path(namespace: &Namespace) -> String {
@@ -28,6 +32,7 @@ impl RunDir {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("podweir-run-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
         Self(path)
     }
 
@@ -61,7 +66,7 @@ pub fn sidecar(annotations: Value) -> Value {
     all.as_object_mut().unwrap().extend(annotations.as_object().unwrap().clone());
     json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": { "name": "web-0", "namespace": "shop", "annotations": all },
+        "metadata": { "name": "web-0", "namespace": "shop", "uid": UID, "annotations": all },
         "spec": { "containers": [
             { "name": "app", "image": "x" },
             { "name": "istio-proxy", "image": "x", "args": ["proxy", "sidecar"], "env": [],

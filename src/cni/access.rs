@@ -1,0 +1,289 @@
+//! What a kubeconfig says: whom to ask for pods, whom to believe, and how to show who
+//! asks. Only what a node's kubeconfig needs is understood, and no message repeats what
+//! is in it: a token may be anywhere in a file that is damaged.
+
+use std::fmt;
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::Uri;
+use http::uri::Scheme;
+use secrecy::{SecretSlice, SecretString};
+use serde_json::Value;
+
+use crate::sys::trust::{self, TrustError};
+
+/// The longest files that are read: a token, and a chain of certificates.
+const LONGEST_TOKEN: u64 = 64 << 10;
+const LONGEST_PEM: u64 = 1 << 20;
+
+/// Where the kubelet and other agents put the tokens of service accounts.
+const TOKEN_FOLDERS: [&str; 4] = [
+    "/run/secrets/kubernetes.io/serviceaccount",
+    "/var/run/secrets/kubernetes.io/serviceaccount",
+    "/run/secrets/tokens",
+    "/var/run/secrets/tokens",
+];
+/// The kubelet's name for volumes that hold such tokens, wherever its own folder is.
+const PROJECTED: &str = "kubernetes.io~projected";
+
+/// Ways to show who asks, or to get to the server, that the plugin does not have.
+const UNSUPPORTED_USER: [&str; 8] =
+    ["exec", "auth-provider", "username", "password", "as", "as-uid", "as-groups", "as-user-extra"];
+
+/// What is wrong with a kubeconfig, without any of its contents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    text: String,
+    /// Somebody has to change the file: it is not one that is just being written.
+    pub is_final: bool,
+}
+
+impl Problem {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), is_final: false }
+    }
+
+    fn lasting(text: impl Into<String>) -> Self {
+        Self { text: text.into(), is_final: true }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Whom to ask, and as whom.
+#[derive(Debug)]
+pub struct Access {
+    /// Scheme, host, port and whatever comes before `/api`.
+    pub server: String,
+    /// The server's certificate is for this name instead of the host's.
+    pub tls_name: Option<String>,
+    /// Certificates to believe, in PEM form; without any, those of the system.
+    pub authority: Option<Vec<u8>>,
+    pub token: Option<SecretString>,
+    pub certificate: Option<Certificate>,
+}
+
+/// A certificate and its key, in PEM form.
+#[derive(Debug)]
+pub struct Certificate {
+    pub chain: Vec<u8>,
+    pub key: SecretSlice<u8>,
+}
+
+impl Access {
+    /// Makes sense of a kubeconfig. `folder`: where it is, without links; paths in it
+    /// start from there.
+    ///
+    /// # Errors
+    /// When a key is missing, empty, or not as it should be, with the key's name.
+    pub fn read(config: &Value, folder: &Path, allow_http: bool) -> Result<Self, Problem> {
+        let root = Key { name: String::new(), value: config };
+        let context = root.named_by(&root, "current-context", "contexts", "context")?;
+        let cluster = root.named_by(&context, "cluster", "clusters", "cluster")?;
+        let user = root.named_by(&context, "user", "users", "user")?;
+        if let Some(name) = UNSUPPORTED_USER.into_iter().find(|name| user.has(name)) {
+            return Err(Problem::lasting(format!(
+                "{}.{name} is not supported; the plugin takes a token, tokenFile or client-certificate",
+                user.name
+            )));
+        }
+        if cluster.has("proxy-url") {
+            return Err(Problem::lasting(format!(
+                "{}.proxy-url is not supported; the API server must be reachable from the node itself",
+                cluster.name
+            )));
+        }
+        if cluster.flag("insecure-skip-tls-verify")? {
+            return Err(Problem::lasting(format!(
+                "{}.insecure-skip-tls-verify is not supported: the token would go to whoever answers; give the certificate-authority",
+                cluster.name
+            )));
+        }
+        let server = server(&cluster, allow_http)?;
+        let authority = cluster.pem("certificate-authority", folder)?;
+        let certificate = match (user.pem("client-certificate", folder)?, user.pem("client-key", folder)?) {
+            (None, None) => None,
+            (Some(chain), Some(key)) => Some(Certificate { chain, key: key.into() }),
+            _ => {
+                let name = &user.name;
+                return Err(Problem::new(format!(
+                    "{name}.client-certificate and {name}.client-key are of use only together"
+                )));
+            }
+        };
+        let token = token(&user, folder)?;
+        if token.is_none() && certificate.is_none() {
+            return Err(Problem::new(format!(
+                "{} has no token, tokenFile or client-certificate, so nobody would be asking",
+                user.name
+            )));
+        }
+        let tls_name = cluster.text("tls-server-name")?.map(str::to_owned);
+        Ok(Self { server, tls_name, authority, token, certificate })
+    }
+}
+
+/// The server's address. It is told in messages later, so there must be nothing else in it.
+fn server(cluster: &Key, allow_http: bool) -> Result<String, Problem> {
+    let name = format!("{}.server", cluster.name);
+    let wrong = || Problem::new(format!("{name} is no address such as https://10.0.0.1:6443"));
+    let text = cluster.needed("server")?;
+    let uri: Uri = text.parse().map_err(|_| wrong())?;
+    let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else { return Err(wrong()) };
+    if authority.as_str().contains('@') || authority.host().is_empty() || uri.query().is_some() || text.contains('#') {
+        return Err(wrong());
+    }
+    if *scheme == Scheme::HTTP && !allow_http {
+        return Err(Problem::lasting(format!(
+            "{name} begins with http://: the token would go over the network for all to read, and anybody could answer; use https://, or set \"allow_http\": true in the netconf"
+        )));
+    }
+    if *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS {
+        return Err(wrong());
+    }
+    Ok(format!("{scheme}://{authority}{}", uri.path().trim_end_matches('/')))
+}
+
+fn token(user: &Key, folder: &Path) -> Result<Option<SecretString>, Problem> {
+    // Both are looked at: what is empty was meant to be something.
+    let (literal, path) = (user.text("token")?, user.text("tokenFile")?);
+    let (name, text) = match (path, literal) {
+        (Some(path), _) => {
+            let name = format!("{}.tokenFile", user.name);
+            let content = read(&name, path, folder, LONGEST_TOKEN)?;
+            if !content.path.starts_with(folder) && !is_among_tokens(&content.path) {
+                return Err(Problem::lasting(format!(
+                    "{name}: {} is neither next to the kubeconfig nor where service account tokens are ({})",
+                    content.path.display(),
+                    TOKEN_FOLDERS[1]
+                )));
+            }
+            let text = String::from_utf8(content.bytes);
+            (name.clone(), text.map_err(|_| Problem::new(format!("{name}: the file holds no text")))?)
+        }
+        (None, Some(token)) => (format!("{}.token", user.name), token.to_owned()),
+        (None, None) => return Ok(None),
+    };
+    // It becomes a line of a request.
+    match text.trim() {
+        "" => Err(Problem::new(format!("{name}: the file is empty"))),
+        token if token.chars().all(|c| c.is_ascii_graphic()) => Ok(Some(token.into())),
+        _ => Err(Problem::new(format!("{name} is no token: it has characters that none has"))),
+    }
+}
+
+/// Whether a file is where tokens are mounted: in a container, or by the kubelet.
+fn is_among_tokens(path: &Path) -> bool {
+    let names: Vec<_> = path.components().map(|part| part.as_os_str()).collect();
+    TOKEN_FOLDERS.iter().any(|folder| path.starts_with(folder))
+        || names.windows(2).any(|pair| pair[0] == "volumes" && pair[1] == PROJECTED)
+}
+
+/// Reads a file that a key names. Where there is none, what the key says may be anything,
+/// so only what is there is told by name.
+fn read(name: &str, path: &str, folder: &Path, limit: u64) -> Result<trust::Content, Problem> {
+    trust::read(&folder.join(path), limit).map_err(|e| match e {
+        e if e.is_missing() => Problem::new(format!("{name} names a file that is not there")),
+        TrustError::Io { source, .. } => Problem::new(format!("{name} names a file that cannot be read: {source}")),
+        e if e.is_distrust() => Problem::lasting(format!("{name}: {e}")),
+        e => Problem::new(format!("{name}: {e}")),
+    })
+}
+
+/// A value with the way to it, by which messages name it.
+struct Key<'a> {
+    name: String,
+    value: &'a Value,
+}
+
+impl<'a> Key<'a> {
+    fn name_of(&self, key: &str) -> String {
+        match self.name.as_str() {
+            "" => key.to_owned(),
+            name => format!("{name}.{key}"),
+        }
+    }
+
+    /// A key's value; `null` counts as absent.
+    fn get(&self, key: &str) -> Option<Key<'a>> {
+        let value = self.value.get(key).filter(|value| !value.is_null())?;
+        Some(Key { name: self.name_of(key), value })
+    }
+
+    /// Whether a key says anything.
+    fn has(&self, key: &str) -> bool {
+        self.get(key).is_some_and(|key| key.value != "")
+    }
+
+    fn expected<T>(&self, what: &str) -> Result<T, Problem> {
+        let kind = match self.value {
+            Value::Null => "null",
+            Value::Bool(_) => "a boolean",
+            Value::Number(_) => "a number",
+            Value::String(_) => "text",
+            Value::Array(_) => "a list",
+            Value::Object(_) => "an object",
+        };
+        let name = if self.name.is_empty() { "the whole" } else { &self.name };
+        Err(Problem::new(format!("{name} is {kind}; expected {what}")))
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&'a str>, Problem> {
+        let Some(key) = self.get(key) else { return Ok(None) };
+        match key.value.as_str().map(str::trim) {
+            None => key.expected("text"),
+            Some("") => Err(Problem::new(format!("{} is empty", key.name))),
+            Some(text) => Ok(Some(text)),
+        }
+    }
+
+    fn needed(&self, key: &str) -> Result<&'a str, Problem> {
+        if !self.value.is_object() {
+            return self.expected("an object");
+        }
+        self.text(key)?.ok_or_else(|| Problem::new(format!("{} is missing", self.name_of(key))))
+    }
+
+    fn flag(&self, key: &str) -> Result<bool, Problem> {
+        let Some(key) = self.get(key) else { return Ok(false) };
+        key.value.as_bool().map_or_else(|| key.expected("true or false"), Ok)
+    }
+
+    /// Of a list of things with names, what the one holds that a key elsewhere names.
+    fn named_by(&self, by: &Key, key: &str, list: &str, inner: &str) -> Result<Key<'a>, Problem> {
+        let wanted = by.needed(key)?;
+        let missing = |name: &str| Problem::new(format!("{name} is missing"));
+        let all = self.get(list).ok_or_else(|| missing(list))?;
+        let Some(items) = all.value.as_array() else { return all.expected("a list") };
+        let is_it = |item: &Value| item.get("name").and_then(Value::as_str).map(str::trim) == Some(wanted);
+        let Some(number) = items.iter().position(is_it) else {
+            return Err(Problem::new(format!("{} names none of the {list}", by.name_of(key))));
+        };
+        let item = Key { name: format!("{list}[{number}]"), value: &items[number] };
+        let found = item.get(inner).ok_or_else(|| missing(&item.name_of(inner)))?;
+        if found.value.is_object() { Ok(found) } else { found.expected("an object") }
+    }
+
+    /// What is in the kubeconfig itself, or in the file that it names.
+    fn pem(&self, key: &str, folder: &Path) -> Result<Option<Vec<u8>>, Problem> {
+        let data_key = format!("{key}-data");
+        match (self.text(&data_key)?, self.text(key)?) {
+            (Some(data), _) => {
+                let letters: Vec<u8> = data.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+                let pem = STANDARD.decode(letters).map(Some);
+                pem.map_err(|_| Problem::new(format!("{} is no base64", self.name_of(&data_key))))
+            }
+            (None, Some(path)) => {
+                let content = read(&self.name_of(key), path, folder, LONGEST_PEM)?;
+                Ok(Some(content.bytes))
+            }
+            (None, None) => Ok(None),
+        }
+    }
+}
