@@ -11,7 +11,6 @@ use crate::audit::verify::{self, Effect};
 use crate::backend::install::Session;
 use crate::backend::listing::ListedTable;
 use crate::config::settings::Settings;
-use crate::plan::canon::Canon;
 use crate::plan::diff;
 use crate::plan::model::{ChainName, Plan, Table};
 use crate::probe::{self, Failure, Path, Route, Setup, Suspect};
@@ -112,7 +111,7 @@ fn causes(path: Path, settings: &Settings, plan: &Plan) -> Result<Vec<String>, C
         return Ok(vec!["no rule of an interception is there at all".into()]);
     };
     let mut out: Vec<String> = reading.strange.iter().map(|s| format!("{kind}: {s}")).collect();
-    let differences = diff::differences(&Canon::of(plan), &Canon::of(&reading.plan));
+    let differences = diff::from_plan(plan, &reading.plan);
     let about = |place: &Option<(crate::config::types::Family, Table, ChainName)>| match place {
         None => true,
         Some((family, _, chain)) => *family == path.family && concerns(path.route, chain),

@@ -10,7 +10,6 @@ use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
 use crate::backend::{Kind, Reading};
 use crate::config::given::{Given, process_environment};
 use crate::config::settings::{BackendChoice, Face, Run, Settings, SettingsError};
-use crate::plan::canon::Canon;
 use crate::plan::diff;
 use crate::plan::{self, model::Plan};
 use crate::sys::lock::LockError;
@@ -201,7 +200,7 @@ fn drift(plan: &Plan, wanted: Option<Kind>, readings: &[(Kind, Reading)]) -> Res
         }
     };
     let hint = "delete the pod to have it set up anew";
-    let differences = diff::differences(&Canon::of(plan), &Canon::of(&reading.plan));
+    let differences = diff::from_plan(plan, &reading.plan);
     let mut all = differences.iter().map(ToString::to_string).chain(reading.strange.iter().map(ToString::to_string));
     let Some(first) = all.next() else { return Ok(kind) };
     let more = all.count();

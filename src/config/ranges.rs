@@ -6,7 +6,7 @@
 //! list stands for: sorted, disjoint, with neighbours merged.
 
 use std::fmt::{self, Debug};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// A number whose neighbours are known.
 pub trait Step: Copy + Ord + Debug + std::hash::Hash + std::fmt::Display {
@@ -16,6 +16,8 @@ pub trait Step: Copy + Ord + Debug + std::hash::Hash + std::fmt::Display {
     fn next(self) -> Option<Self>;
     /// The previous number, or `None` at the smallest.
     fn previous(self) -> Option<Self>;
+    /// The list that holds every number of the type; all copies share one.
+    fn full() -> RangeList<Self>;
 }
 
 macro_rules! step {
@@ -25,6 +27,10 @@ macro_rules! step {
             const MAX: Self = <$t>::MAX;
             fn next(self) -> Option<Self> { self.checked_add(1) }
             fn previous(self) -> Option<Self> { self.checked_sub(1) }
+            fn full() -> RangeList<Self> {
+                static FULL: LazyLock<RangeList<$t>> = LazyLock::new(|| vec![(<$t>::MIN, <$t>::MAX)].into());
+                FULL.clone()
+            }
         }
     )*};
 }
@@ -66,7 +72,7 @@ impl<T: Step> RangeList<T> {
 
     /// The list that holds every number of the type.
     pub fn full() -> Self {
-        vec![(T::MIN, T::MAX)].into()
+        T::full()
     }
 
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (T, T)> + '_ {

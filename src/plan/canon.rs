@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use ipnet::IpNet;
 
@@ -153,17 +153,16 @@ pub fn canon_rules(rules: &[Rule], family: Family) -> Vec<CanonRule> {
 impl CanonMatches {
     /// `None` where no packet of the family can meet the conditions.
     pub fn of(m: &Matches, family: Family) -> Option<Self> {
-        let all_addresses = addresses(&Networks::from_iter([whole(family)]), family);
+        let all_addresses = all_addresses(family);
         let addresses = |cond: &Option<Cond<Networks>>| match cond {
             None => all_addresses.clone(),
             Some(cond) if cond.negated => addresses(&cond.value, family).complement().intersection(&all_addresses),
             Some(cond) => addresses(&cond.value, family),
         };
-        let has_ports = RangeList::of(protocol::WITH_PORTS).normalised();
         let mut protocol = total(&m.protocol);
         let (source_port, destination_port) = (total(&m.source_port), total(&m.destination_port));
         if !(source_port.is_full() && destination_port.is_full()) {
-            protocol = protocol.intersection(&has_ports);
+            protocol = protocol.intersection(&HAVE_PORTS);
         }
         let out = Self {
             source: addresses(&m.source),
@@ -243,12 +242,13 @@ impl CanonMatches {
     }
 }
 
-/// The range that holds every address of a family.
-fn whole(family: Family) -> IpNet {
-    match family {
-        Family::V4 => IpNet::V4(ipnet::Ipv4Net::default()),
-        Family::V6 => IpNet::V6(ipnet::Ipv6Net::default()),
-    }
+/// Protocols whose packets have ports.
+static HAVE_PORTS: LazyLock<RangeList<u8>> = LazyLock::new(|| RangeList::of(protocol::WITH_PORTS).normalised());
+
+/// Every address of a family.
+pub fn all_addresses(family: Family) -> Addresses {
+    static V4: LazyLock<Addresses> = LazyLock::new(|| RangeList::new([(0, u32::MAX.into())]));
+    if family == Family::V4 { V4.clone() } else { RangeList::full() }
 }
 
 /// An address as a number.
@@ -371,11 +371,6 @@ impl Canon {
         };
         Table::ALL.into_iter().filter(|&table| rules(self, table) != rules(other, table)).collect()
     }
-}
-
-/// Every address of a family.
-pub fn all_addresses(family: Family) -> Addresses {
-    RangeList::new([(0, if family == Family::V4 { u32::MAX.into() } else { u128::MAX })])
 }
 
 #[cfg(test)]

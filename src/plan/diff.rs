@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use crate::config::types::Family;
 use crate::plan::align::align;
 use crate::plan::canon::{Canon, CanonMatches, CanonRule};
-use crate::plan::model::{ChainName, Routing, Table};
+use crate::plan::infer::infer;
+use crate::plan::model::{ChainName, Plan, Routing, Table};
 use crate::plan::why::Why;
 use crate::plan::words;
 
@@ -95,6 +96,18 @@ impl std::fmt::Display for Difference {
             None => Ok(()),
         }
     }
+}
+
+/// How what was read from a kernel differs from a plan. Rules that were read carry no reasons
+/// where the backend keeps none; they are looked for only if there is a difference to tell.
+pub fn from_plan(want: &Plan, have: &Plan) -> Vec<Difference> {
+    let want = Canon::of(want);
+    if want == Canon::of(have) {
+        return Vec::new();
+    }
+    let mut named = have.clone();
+    infer(&mut named.chains);
+    differences(&want, &Canon::of(&named))
 }
 
 /// All differences, by family, table and chain, in the order of the rules.

@@ -14,7 +14,7 @@ use crate::config::types::Family;
 
 use super::align::align;
 use super::canon::CanonRule;
-use super::lower::lower;
+use super::lower::lower_rules;
 use super::model::{Chain, ChainName, Plan, Rule, Table};
 use super::recover;
 use super::why::Why;
@@ -118,24 +118,29 @@ struct Reading<'a> {
 
 impl<'a> Reading<'a> {
     fn of(plan: &Plan, rules: &Rules<'a>, family: Family) -> Self {
-        // As nftables holds a plan, with lists, and as iptables does, a rule for each item.
-        let forms = [plan.chains.clone(), lower(plan, family)];
         let mut reading = Self { weight: 0, ours: Rules(Vec::new()), reasons: Vec::new() };
         for (table, name, found) in &rules.0 {
             let have: Vec<&CanonRule> = found.iter().map(|found| &found.canon).collect();
-            let forms = forms.iter().flatten().filter(|chain| chain.table == *table && chain.name == **name);
-            let aligned = forms.map(|chain| {
-                let want: Vec<CanonRule> = chain.rules.iter().filter_map(|rule| CanonRule::of(rule, family)).collect();
-                let pairs = align(&want.iter().collect::<Vec<_>>(), &have, |rule| weight(rule.why()));
-                pairs.into_iter().map(|(i, j)| (found[j], want[i].why().clone())).collect::<Vec<_>>()
-            });
-            let aligned = aligned.max_by_key(Vec::len).unwrap_or_default();
-            reading.ours.0.push((*table, name, aligned.iter().map(|(found, _)| *found).collect()));
+            let planned = plan.chain(*table, name).map_or(&[][..], |chain| &chain.rules);
+            // As nftables holds a plan, with lists; or as iptables does, a rule for each item.
+            let mut aligned = counterparts(planned, &have, family);
+            if aligned.len() < have.len() {
+                let by_item = counterparts(&lower_rules(planned, family), &have, family);
+                aligned = if by_item.len() > aligned.len() { by_item } else { aligned };
+            }
+            reading.ours.0.push((*table, name, aligned.iter().map(|(at, _)| found[*at]).collect()));
             reading.weight += aligned.iter().map(|(_, why)| weight(why)).sum::<u64>();
-            reading.reasons.extend(aligned.into_iter().map(|(found, why)| (found.place, why)));
+            reading.reasons.extend(aligned.into_iter().map(|(at, why)| (found[at].place, why)));
         }
         reading
     }
+}
+
+/// Which of the rules that are there have a counterpart among a plan's, and its reason.
+fn counterparts(planned: &[Rule], have: &[&CanonRule], family: Family) -> Vec<(usize, Why)> {
+    let want: Vec<CanonRule> = planned.iter().filter_map(|rule| CanonRule::of(rule, family)).collect();
+    let pairs = align(&want.iter().collect::<Vec<_>>(), have, |rule| weight(rule.why()));
+    pairs.into_iter().map(|(i, j)| (j, want[i].why().clone())).collect()
 }
 
 /// How much a rule is to be believed where two cannot both be in their place: the ways into
@@ -163,6 +168,7 @@ mod tests {
         Families, Mark, Mode, Networks, Port, PortList, PortSelection, RangeSelection, RouteTable,
     };
     use crate::plan::build;
+    use crate::plan::lower::lower;
     use crate::plan::model::{Matches, Verdict};
 
     fn interception() -> Interception {

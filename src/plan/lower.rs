@@ -21,7 +21,8 @@ pub fn lower(plan: &Plan, family: Family) -> Vec<Chain> {
     lowered.filter(|chain| !chain.rules.is_empty()).collect()
 }
 
-fn lower_rules(rules: &[Rule], family: Family) -> Vec<Rule> {
+/// A chain's rules for one family, lowered.
+pub(super) fn lower_rules(rules: &[Rule], family: Family) -> Vec<Rule> {
     let rules: Vec<&Rule> = rules.iter().filter(|r| r.families.has(family)).collect();
     // Neighbours about the same ports are expanded together, port by port: "port 80 of a
     // known connection, port 80 of a new one, port 81 of a known one, …".

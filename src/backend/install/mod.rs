@@ -252,8 +252,8 @@ impl Session {
         let refuses = kind != Kind::Nftables && differs && !interrupted && !request.reconcile;
         let mut differences: Vec<String> = Vec::new();
         if reading.present && differs && (refuses || enabled!(Level::DEBUG)) {
-            let have = Canon { routing: have_routing, ..Canon::of(&reading.plan) };
-            differences.extend(diff::differences(&Canon::of(plan), &have).iter().map(ToString::to_string));
+            let have = Plan { routing: have_routing, ..reading.plan.clone() };
+            differences.extend(diff::from_plan(plan, &have).iter().map(ToString::to_string));
             differences.extend(reading.strange.iter().map(ToString::to_string));
             differences.iter().for_each(|difference| debug!("{difference}"));
         }

@@ -7,8 +7,6 @@ use crate::backend::Strange;
 use crate::config::types::{Families, Family, Mark};
 use crate::plan::model::{Chain, ChainName, Matches, Plan, Routing, Rule, Table, Verdict};
 
-use crate::plan::infer::infer;
-
 use super::parse::{Saved, SavedRule, SavedTable};
 
 /// A table's part of an interception, as listed.
@@ -145,6 +143,5 @@ pub fn plan(saved: &HashMap<Family, Saved>) -> (Plan, Vec<Strange>) {
         }
     }
     chains.sort_by_key(|c| (c.table, c.name.clone()));
-    infer(&mut chains);
     (Plan { families, chains, routing: Routing::default() }, strange)
 }

@@ -5,7 +5,6 @@ use std::io;
 
 use crate::backend::{Reading, Strange};
 use crate::config::types::{Families, Family, Interface};
-use crate::plan::infer::infer;
 use crate::plan::model::{Chain, ChainName, Plan, Routing, Rule, Table, Verdict};
 use crate::sys::netlink::{Netlink, Received};
 
@@ -232,7 +231,6 @@ pub fn dormant(table: Table) -> Strange {
 /// The chains of our tables as a plan, without routing.
 pub fn plan(mut chains: Vec<Chain>) -> Plan {
     chains.sort_by_key(|c| (c.table, c.name.clone()));
-    infer(&mut chains);
     let of = |which: &dyn Fn(&Rule) -> bool| {
         let hooks = chains.iter().filter(|c| c.name.is_hook());
         let rules = hooks.flat_map(|c| &c.rules).filter(|rule| which(rule));
