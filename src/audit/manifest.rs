@@ -127,6 +127,11 @@ impl Manifest {
         })
     }
 
+    /// Whom the proxy runs as, where the manifest says so.
+    pub fn proxy_user(&self) -> Option<u32> {
+        self.containers(&STARTED).find(|container| container.name == MESH[0])?.id("runAsUser")
+    }
+
     /// Containers that share the proxy's owners, or could take what it has.
     pub fn lints(&self, proxy_uids: &[u32], proxy_gids: &[u32]) -> Vec<Lint> {
         let mut out = Vec::new();

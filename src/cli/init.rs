@@ -8,11 +8,13 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use tracing::{info, warn};
 
 use crate::audit::established;
+use crate::audit::lints::tproxy;
 use crate::backend::install::{Action, Conditions, Outcome, Request, Session};
 use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
 use crate::backend::node::{self, Evidence};
 use crate::backend::routing;
 use crate::config::given::{Given, process_environment};
+use crate::config::interception::Interception;
 use crate::config::settings::{Face, Run, Settings};
 use crate::config::types::OlderConnections;
 use crate::plan::{self, model::Plan};
@@ -186,7 +188,7 @@ fn program(face: Face, settings: &Settings, plan: &Plan, system: System, started
     match logging::failure() {
         None => {
             if !run.cleanup_only {
-                settle_established(plan, run.established)?;
+                settle(face, &settings.interception, plan, run.established)?;
             }
             if !run.run_validation {
                 // The process ends now; the kernel closes what is open, faster than we would.
@@ -203,9 +205,13 @@ fn program(face: Face, settings: &Settings, plan: &Plan, system: System, started
     }
 }
 
-/// What is there already when the rules come.
-fn settle_established(plan: &Plan, what: OlderConnections) -> Result<(), CliError> {
-    let said = established::settle(plan, what, "--established reset ends them");
+/// Sees to what is there already when the rules come, and to the proxy that they are for.
+fn settle(face: Face, interception: &Interception, plan: &Plan, what: OlderConnections) -> Result<(), CliError> {
+    let mut said = established::settle(interception, plan, what, "--established reset ends them");
+    // The arguments of istio-iptables are an injector's, who sees to the proxy as well.
+    if face == Face::Init && !said.proxy_seen {
+        said.warnings.extend(tproxy::warning(interception, tproxy::Proxy::Unknown));
+    }
     said.infos.iter().for_each(|info| info!("{info}"));
     said.warnings.iter().for_each(|warning| warn!("{warning}"));
     match logging::failure() {

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::audit::established::{self, Said};
+use crate::audit::lints::tproxy;
 use crate::backend::install::{Conditions, InstallError, Outcome, Request, Session};
 use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
 use crate::backend::{Kind, Reading};
-use crate::config::given::{Given, process_environment};
+use crate::config::given::{Given, Origin, process_environment};
+use crate::config::interception::Interception;
+use crate::config::options::Opt;
 use crate::config::settings::{BackendChoice, Face, Run, Settings, SettingsError};
 use crate::plan::diff;
 use crate::plan::{self, model::Plan};
@@ -158,8 +161,15 @@ pub fn program(netns: Netns, job: Job, answer: &Arc<Answer>, result: &str) -> Re
             });
         }
         let cure = "\"interception\": {\"established\": \"reset\"} in the netconf ends them";
+        let Settings { interception, run, .. } = &ready.settings;
+        let mut established = established::settle(interception, &ready.plan, run.established, cure);
+        if !established.proxy_seen {
+            established
+                .warnings
+                .extend(proxy(&job.options, interception).and_then(|p| tproxy::warning(interception, p)));
+        }
         let done = Done {
-            established: established::settle(&ready.plan, ready.settings.run.established, cure),
+            established,
             read: outcome.read,
             apply: took.saturating_sub(outcome.read),
             warnings: ready.settings.warnings.iter().chain(&outcome.warnings).cloned().collect(),
@@ -171,6 +181,12 @@ pub fn program(netns: Netns, job: Job, answer: &Arc<Answer>, result: &str) -> Re
         std::mem::forget(ready.session);
         Ok(done)
     })
+}
+
+/// What the pod says of its proxy, if it does.
+fn proxy(options: &Given, interception: &Interception) -> Option<tproxy::Proxy> {
+    let said = matches!(options.get(Opt::ProxyUid), Some((Origin::ProxyField(_), _)));
+    interception.proxy_uids.first().filter(|_| said).map(|&uid| tproxy::Proxy::RunsAs(uid))
 }
 
 /// Holds a namespace against the plan for it; an error names the first difference.

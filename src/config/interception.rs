@@ -20,7 +20,7 @@ pub struct Interception {
     pub outbound_port: Port,
     /// Where the proxy takes inbound TCP.
     pub inbound_port: Port,
-    /// HBONE tunnel port, never intercepted inbound.
+    /// HBONE tunnel port: left alone inbound with REDIRECT, taken like any other with TPROXY.
     pub tunnel_port: Port,
     /// Users whose traffic is the proxy's own.
     pub proxy_uids: Vec<u32>,

@@ -124,7 +124,7 @@ use Takes::{Boolean, List, One};
 pub static OPTIONS: &[Spec] = &[
     spec(OutboundPort, Proxy, Some('p'), "envoy-port", &[], One("PORT"), "15001", "Port on which the proxy takes outbound TCP [default: 15001]"),
     spec(InboundPort, Proxy, Some('z'), "inbound-capture-port", &["INBOUND_CAPTURE_PORT"], One("PORT"), "15006", "Port on which the proxy takes inbound TCP [default: 15006] [INBOUND_CAPTURE_PORT]"),
-    spec(TunnelPort, Proxy, Some('e'), "inbound-tunnel-port", &["INBOUND_TUNNEL_PORT"], One("PORT"), "15008", "HBONE tunnel port: never intercepted inbound [default: 15008] [INBOUND_TUNNEL_PORT]"),
+    spec(TunnelPort, Proxy, Some('e'), "inbound-tunnel-port", &["INBOUND_TUNNEL_PORT"], One("PORT"), "15008", "HBONE tunnel port: left alone inbound by REDIRECT; TPROXY takes it like any other [default: 15008] [INBOUND_TUNNEL_PORT]"),
     spec(ProxyUid, Proxy, Some('u'), "proxy-uid", &["PROXY_UID"], List("UIDS"), "", "Users whose traffic is the proxy's own (default: the user named by ENVOY_USER or istio-proxy, else 1337) [PROXY_UID]"),
     spec(ProxyGid, Proxy, Some('g'), "proxy-gid", &["PROXY_GID"], List("GIDS"), "", "Groups whose traffic is the proxy's own (default: the same numbers as --proxy-uid) [PROXY_GID]"),
     spec(Mode, Inbound, Some('m'), "istio-inbound-interception-mode", &["ISTIO_INBOUND_INTERCEPTION_MODE"], One("MODE"), "REDIRECT", "REDIRECT rewrites the destination; TPROXY keeps both addresses [default: REDIRECT] [ISTIO_INBOUND_INTERCEPTION_MODE]"),

@@ -20,6 +20,7 @@ use std::net::SocketAddr;
 
 use crate::backend::connections::{self, Connection, Ended, Kernel};
 use crate::backend::routing;
+use crate::config::interception::Interception;
 use crate::config::types::{Family, OlderConnections};
 use crate::plan::model::{Plan, Verdict, protocol};
 use crate::sys::conntrack::{Ends, Tracked};
@@ -29,7 +30,8 @@ use crate::sys::netns::Netns;
 use crate::sys::socket_owner::{self, Owner};
 
 use super::explain::{NoTrace, explain};
-use super::flow::{Direction, Flow, Surroundings};
+use super::flow::{Direction, Flow, Surroundings, Taker};
+use super::lints::tproxy;
 use super::ruleset::{FamilyRules, Ruleset};
 use super::source::live;
 
@@ -63,6 +65,8 @@ pub struct Established {
     /// How many may be older or the proxy's own: they have the user whom it runs as, and
     /// the rest of what rules ask about an owner cannot be seen from here.
     pub unsure: usize,
+    /// The sockets that listen where inbound connections are diverted to.
+    pub inbound_listeners: Vec<TcpSocket>,
     /// Why connection tracking could not be asked; what it may know of passes the proxy by.
     pub untold: Option<io::Error>,
 }
@@ -107,23 +111,33 @@ pub fn end(kernel: &mut Kernel, found: &Established) -> Ended {
 pub struct Said {
     pub infos: Vec<String>,
     pub warnings: Vec<String>,
+    /// Whether somebody listens already where inbound connections are diverted to.
+    pub proxy_seen: bool,
 }
 
-/// Leaves or ends them. `cure`: what would end those that are left.
-pub fn settle(plan: &Plan, what: OlderConnections, cure: &str) -> Said {
+/// Leaves or ends the connections that are older than rules just installed, and looks at
+/// the proxy, where one runs already. `cure`: what would end those that are left.
+pub fn settle(interception: &Interception, plan: &Plan, what: OlderConnections, cure: &str) -> Said {
     let mut said = Said::default();
-    match (look_for(plan), what) {
-        (Ok(None), _) => {}
-        (Ok(Some((_, found))), OlderConnections::Leave) => said.warnings = words::warnings(&found, cure),
-        (Ok(Some((mut kernel, mut found))), OlderConnections::Reset) => {
-            let (done, problems) = words::ended(&found, &end(&mut kernel, &found));
-            found.older.retain(|older| older.fate == Fate::MayBreak);
-            said.infos.extend(done);
-            said.warnings.extend(problems.into_iter().chain(words::warnings(&found, cure)));
+    let (mut kernel, mut found) = match look_for(plan) {
+        Ok(Some(found)) => found,
+        Ok(None) => return said,
+        Err(e) => {
+            let unknown = "whether any is older than the rules is not known";
+            said.warnings.push(format!("established connections cannot be listed: {e}; {unknown}"));
+            return said;
         }
-        (Err(e), _) => said.warnings.push(format!(
-            "established connections cannot be listed: {e}; whether any is older than the rules is not known"
-        )),
+    };
+    if what == OlderConnections::Reset {
+        let (done, problems) = words::ended(&found, &end(&mut kernel, &found));
+        found.older.retain(|older| older.fate == Fate::MayBreak);
+        said.infos.extend(done);
+        said.warnings.extend(problems);
+    }
+    said.warnings.extend(words::warnings(&found, cure));
+    if let Some(proxy) = tproxy::Proxy::seen(Some(&found)) {
+        said.proxy_seen = true;
+        said.warnings.extend(tproxy::warning(interception, proxy));
     }
     said
 }
@@ -152,8 +166,10 @@ pub fn judge(ruleset: &Ruleset, pod: &Surroundings, sockets: &[TcpSocket], known
         out: Established::default(),
     };
     judge.at_proxy = sockets.iter().filter(|s| judge.is_proxy(s.local)).map(|s| s.remote).collect();
-    let listeners = sockets.iter().filter(is_listening).filter(|s| judge.is_proxy(s.local));
-    judge.proxy_uids = listeners.map(|s| s.uid).collect();
+    let listeners: Vec<&TcpSocket> = sockets.iter().filter(is_listening).filter(|s| judge.is_proxy(s.local)).collect();
+    judge.proxy_uids = listeners.iter().map(|s| s.uid).collect();
+    let inbound = listeners.into_iter().filter(|s| judge.is_inbound(s.local));
+    judge.out.inbound_listeners = inbound.cloned().collect();
     for socket in sockets {
         if matches!(socket.state, State::Established | State::HalfClosed | State::Opening) {
             let older = judge.one(socket);
@@ -233,6 +249,11 @@ impl Judge<'_, '_> {
     /// Whether rules divert to this address's port.
     fn is_proxy(&self, address: SocketAddr) -> bool {
         self.rules(address).listeners.iter().any(|(port, _)| *port == address.port())
+    }
+
+    /// The same of inbound connections.
+    fn is_inbound(&self, address: SocketAddr) -> bool {
+        self.rules(address).listeners.contains(&(address.port(), Taker::InboundProxy))
     }
 
     /// Whether it is the proxy's end of a connection that was diverted to it, or of one to

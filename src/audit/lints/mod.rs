@@ -12,6 +12,7 @@
 //! | `option-without-effect` | an option that changes nothing, because of another one or of the pod |
 //! | `options-contradict` | two options that want opposite things; one of them wins |
 //! | `established-past-proxy` | connections are older than the rules, which would take them, and pass the proxy by |
+//! | `tproxy-proxy-user` | with TPROXY the proxy runs as a user by which inbound connections hang or loop |
 //! | `shares-proxy-user` | an app container runs as the proxy's user or group: all its traffic escapes |
 //! | `can-become-proxy` | an app container may change the rules, or become the proxy's user |
 //! | `host-network` | the pod has no network of its own to intercept |
@@ -21,6 +22,7 @@ pub mod foreign;
 pub mod marks;
 pub mod options;
 pub mod shadow;
+pub mod tproxy;
 
 use super::escapes::kind::Severity;
 
@@ -49,6 +51,7 @@ pub const LINTS: &[(&str, Severity, &str)] = &[
     ("option-without-effect", Severity::Low, "an option that changes nothing"),
     ("options-contradict", Severity::Medium, "two options that want opposite things"),
     ("established-past-proxy", Severity::High, "connections older than the rules that pass the proxy by"),
+    ("tproxy-proxy-user", Severity::Medium, "a user of the proxy's by which TPROXY's connections hang or loop"),
     ("shares-proxy-user", Severity::High, "an app container that runs as the proxy's user or group"),
     ("can-become-proxy", Severity::Medium, "an app container that may change the rules or become the proxy's user"),
     ("host-network", Severity::High, "a pod without a network of its own"),

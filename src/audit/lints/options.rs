@@ -63,9 +63,11 @@ impl Found<'_> {
                 );
             }
             PortSelection::Only(ports) => {
-                if ports.normalised().holds(i.tunnel_port.get()) {
-                    let message =
-                        format!("port {} is to be taken, but it is the tunnel port, which never is", i.tunnel_port);
+                if i.mode == Mode::Redirect && ports.normalised().holds(i.tunnel_port.get()) {
+                    let message = format!(
+                        "port {} is to be taken, but it is the tunnel port, which REDIRECT leaves alone",
+                        i.tunnel_port
+                    );
                     self.contradict(Opt::InboundPorts, message, "take it out of --istio-inbound-ports (-b)");
                 }
                 for (name, port) in [("outbound", i.outbound_port), ("inbound", i.inbound_port)] {

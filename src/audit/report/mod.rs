@@ -15,7 +15,7 @@ use crate::backend::routing::MESH_ADDRESS;
 use crate::config::facts::is_global;
 use crate::config::types::{Families, Family};
 use crate::plan::canon::CanonMatches;
-use crate::plan::model::{Counters, Origin, Rule};
+use crate::plan::model::{Counters, Origin, Rule, Verdict};
 
 use super::accept::{Accepted, Entry};
 use super::draw::{self, Format};
@@ -23,9 +23,10 @@ use super::escapes::kind::Severity;
 use super::escapes::{self, Escape};
 use super::established::{self, Established, Fate};
 use super::flow::Surroundings;
-use super::lints::{self, Lint};
+use super::lints::{self, Lint, tproxy};
 use super::manifest::Manifest;
 use super::partition::{Space, TooManyParts};
+use super::ruleset::Ruleset;
 use super::source::Source;
 use crate::plan::words;
 use drift::Drift;
@@ -164,15 +165,23 @@ fn all_lints(input: &Input, space: &Space, families: Families) -> Result<Vec<Lin
             out.extend(lints::options::lints(given, &settings.interception));
         }
     }
+    let settings = [input.wanted, Some(input.source)].into_iter().flatten().find_map(|s| s.settings.as_ref());
+    let (uids, gids) = match settings {
+        Some(settings) => (settings.interception.proxy_uids.clone(), settings.interception.proxy_gids.clone()),
+        None => input.source.proxy_owners(),
+    };
+    let proxy = tproxy::Proxy::seen(input.established);
+    let proxy = proxy.or_else(|| input.manifest?.proxy_user().map(tproxy::Proxy::RunsAs));
+    out.extend(tproxy::lint(has_tproxy(ruleset), &uids, &gids, proxy.unwrap_or(tproxy::Proxy::Unknown)));
     if let Some(manifest) = input.manifest {
-        let settings = [input.wanted, Some(input.source)].into_iter().flatten().find_map(|s| s.settings.as_ref());
-        let (uids, gids) = match settings {
-            Some(settings) => (settings.interception.proxy_uids.clone(), settings.interception.proxy_gids.clone()),
-            None => input.source.proxy_owners(),
-        };
         out.extend(manifest.lints(&uids, &gids));
     }
     Ok(out)
+}
+
+fn has_tproxy(ruleset: &Ruleset) -> bool {
+    let rules = Family::BOTH.into_iter().flat_map(|family| &ruleset.family(family).chains).flat_map(|c| &c.rules);
+    rules.into_iter().any(|rule| matches!(rule.verdict, Verdict::Tproxy { .. }))
 }
 
 struct Judge<'a> {
