@@ -13,6 +13,11 @@ use super::protocol::{CniError, Code};
 /// Ports of the proxy itself, never intercepted inbound.
 const PROXY_PORTS: [u16; 3] = [15020, 15021, 15090];
 
+/// How many ports, ranges and interfaces a pod's annotations may list together. A pod is
+/// set up outside its own limits of CPU: so many take 10 ms natively and 0.3 s with
+/// iptables, which makes rules of each, in both families.
+const MOST_ENTRIES: usize = 2000;
+
 /// What the proxy runs as, unless the pod says otherwise.
 const PROXY_ID: &str = "1337";
 
@@ -43,9 +48,14 @@ const DEFAULTS: &[(Opt, &str)] = &[
 /// The options of a pod over those of the netconf. `warn` is told of what does not count.
 pub fn options(pod: &Pod, proxy: &Container, netconf: &Given, warn: &mut dyn FnMut(String)) -> Result<Given, CniError> {
     let mut given = Given::default();
+    let mut entries = 0;
     for (name, opt) in ANNOTATIONS {
         if let Some(text) = pod.annotation(name).filter(|_| !given.has(*opt)) {
             check_items(name, *opt, text)?;
+            entries += entries_of(*opt, text);
+            if entries > MOST_ENTRIES {
+                return Err(too_many(name, entries));
+            }
             given.set(*opt, Origin::Annotation((*name).into()), text);
         }
     }
@@ -111,6 +121,29 @@ fn check_items(name: &str, opt: Opt, text: &str) -> Result<(), CniError> {
         return Err(CniError::new(Code::Pod, problem).details("correct the pod's annotation"));
     }
     Ok(())
+}
+
+/// How many rules or elements of a set a list makes: neighbouring ports are one.
+fn entries_of(opt: Opt, text: &str) -> usize {
+    match opt.spec().takes {
+        Takes::List("PORTS") => {
+            value::port_list(text).map_or_else(|_| value::items(text).count(), |list| list.normalised().len())
+        }
+        Takes::List(_) => value::items(text).count(),
+        Takes::One(_) | Takes::Boolean => 0,
+    }
+}
+
+fn too_many(name: &str, entries: usize) -> CniError {
+    CniError::new(
+        Code::Pod,
+        format!(
+            "annotation {name}: with it the pod's annotations list {entries} ports, ranges and interfaces; a pod may list at most {MOST_ENTRIES}"
+        ),
+    )
+    .details(
+        "the node's kernel goes through each of them while the pod starts, on the node's account: write neighbouring ports as ranges (8000-8100) and neighbouring addresses as one CIDR, list what is to be taken instead of what is not, or have the node's administrator put a long list into the netconf's interception",
+    )
 }
 
 /// Adds the proxy's own ports where they are not in the list yet.

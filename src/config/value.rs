@@ -64,6 +64,10 @@ pub fn port(text: &str) -> Parsed<Port> {
     }
 }
 
+/// From so many entries on the neighbours in a list of ports are put together: a backend
+/// makes a rule, or an element of a set, of each.
+const MANY_PORTS: usize = 300;
+
 /// Ports and ranges of ports.
 pub fn port_list(text: &str) -> Parsed<PortList> {
     ports(text, PORTS)
@@ -80,7 +84,7 @@ fn ports(text: &str, expected: &'static str) -> Parsed<PortList> {
             _ => return invalid(item, "is not a port or range of ports", expected),
         }
     }
-    Ok(list)
+    Ok(if list.len() > MANY_PORTS { list.normalised() } else { list })
 }
 
 /// `*`, or ports.
@@ -308,6 +312,16 @@ mod tests {
         for bad in ["", "0", "70000", "abc", "15001-15010", "*"] {
             assert!(port(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn neighbours_are_put_together_where_there_are_many() {
+        let list = |ports: std::ops::RangeInclusive<u16>| {
+            let text: Vec<String> = ports.rev().map(|port| port.to_string()).collect();
+            port_list(&text.join(",")).unwrap()
+        };
+        assert_eq!(list(1..=300).len(), 300);
+        assert_eq!(list(1..=301).iter().collect::<Vec<_>>(), [(1, 301)]);
     }
 
     #[test]

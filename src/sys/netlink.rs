@@ -1,11 +1,15 @@
 //! A netlink socket, blocking, for requests that are answered at once (netlink(7)).
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
 use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, setsockopt, sockopt};
+
+use super::process;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -25,6 +29,9 @@ pub const NLM_F_DUMP: u16 = 0x300;
 const BUFFER: usize = 32 * 1024;
 /// What fits a socket's default send buffer with room to spare.
 const USUAL_SEND: usize = 128 * 1024;
+/// How long the kernel may take for a long request: as long as a program that changes
+/// rules may (`backend::iptables`).
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A message received.
 #[derive(Debug, Clone, Copy)]
@@ -122,6 +129,9 @@ pub struct Refusal {
 pub struct Netlink {
     socket: Socket,
     buffer: Vec<u8>,
+    /// How long the kernel may take for a long request, such as one with many thousand
+    /// elements of a set. A short one is done before anybody could tell.
+    pub patience: Duration,
 }
 
 impl Netlink {
@@ -138,19 +148,41 @@ impl Netlink {
         // Only words are lost without it.
         let _ = socket.set_ext_ack(true);
         let _ = socket.set_cap_ack(true);
-        Ok(Self { socket, buffer: Vec::with_capacity(BUFFER) })
+        Ok(Self { socket, buffer: Vec::with_capacity(BUFFER), patience: PATIENCE })
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
         if bytes.len() > USUAL_SEND {
             // Needs CAP_NET_ADMIN, like everything sent here.
             setsockopt(&self.socket.as_fd(), sockopt::SndBufForce, &(bytes.len() * 2))?;
+            return self.send_in_time(bytes);
         }
         let sent = self.socket.send(bytes, 0)?;
         if sent != bytes.len() {
             return Err(io::Error::new(io::ErrorKind::WriteZero, "netlink took only part of a request"));
         }
         Ok(())
+    }
+
+    /// Sends by way of a child process: the kernel works on a request before it returns from
+    /// sending, and nothing but the sender's end makes it stop.
+    fn send_in_time(&self, bytes: &[u8]) -> io::Result<()> {
+        let send = || match nix::sys::socket::send(self.socket.as_raw_fd(), bytes, MsgFlags::empty()) {
+            Ok(sent) if sent == bytes.len() => Ok(()),
+            Ok(_) => Err(Errno::EMSGSIZE),
+            Err(errno) => Err(errno),
+        };
+        process::in_child(self.patience, send).map_err(|e| match e.kind() {
+            io::ErrorKind::TimedOut => io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!(
+                    "the kernel was not done with a request of {} KiB after {:?} and was told to stop; ask for less, in shorter lists",
+                    bytes.len() >> 10,
+                    self.patience
+                ),
+            ),
+            _ => e,
+        })
     }
 
     /// Receives one datagram into the buffer; `Ok(false)` when there is none and `flags`
@@ -219,11 +251,24 @@ impl Netlink {
     /// Sends messages of which the one numbered `last` asks for an acknowledgement, and
     /// gives what the kernel refused; nothing refused means done.
     pub fn transact(&mut self, request: &[u8], last: u32) -> io::Result<Vec<Refusal>> {
-        self.send(request)?;
+        match self.send(request) {
+            Ok(()) => Ok(self.answers(last, 0)?.1),
+            // It may have been done a moment before it was to stop.
+            Err(late) if late.kind() == io::ErrorKind::TimedOut => match self.answers(last, libc::MSG_DONTWAIT)? {
+                (false, refused) if refused.is_empty() => Err(late),
+                (_, refused) => Ok(refused),
+            },
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether the kernel acknowledged the message numbered `last`, and what it refused.
+    /// `flags`: of waiting for the first answer.
+    fn answers(&mut self, last: u32, flags: i32) -> io::Result<(bool, Vec<Refusal>)> {
         let mut refused = Vec::new();
         // Without a refusal the acknowledgement must come. After one, whatever else the
         // kernel has to say is there already.
-        while self.receive(if refused.is_empty() { 0 } else { libc::MSG_DONTWAIT })? {
+        while self.receive(if refused.is_empty() { flags } else { libc::MSG_DONTWAIT })? {
             let mut acknowledged = false;
             for message in messages(&self.buffer).filter(|m| m.kind == NLMSG_ERROR) {
                 match message.errno() {
@@ -234,9 +279,9 @@ impl Netlink {
                 }
             }
             if acknowledged && refused.is_empty() {
-                break;
+                return Ok((true, refused));
             }
         }
-        Ok(refused)
+        Ok((false, refused))
     }
 }

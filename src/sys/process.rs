@@ -10,10 +10,14 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
-use nix::unistd::{Gid, Uid, setresgid, setresuid};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Gid, Uid, fork, getpid, getppid, setresgid, setresuid};
 
 /// Waits for a child to end; kills it after `deadline`.
 ///
@@ -35,6 +39,58 @@ pub fn wait(child: &mut Child, deadline: Duration) -> io::Result<ExitStatus> {
             return Err(io::Error::new(io::ErrorKind::TimedOut, format!("it was still running after {deadline:?}")));
         }
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Makes system calls in a child process, and waits for it at most until the deadline. For
+/// calls that no signal interrupts but one that ends the process: a netlink transaction is
+/// taken back when its sender is killed (`nfnetlink_rcv_batch` looks for a fatal signal
+/// before every message, net/netfilter/nfnetlink.c), and then only.
+///
+/// `calls` runs after fork(2) in a process that may have had other threads: it must not
+/// allocate or lock anything.
+///
+/// # Errors
+///
+/// What `calls` gave; `TimedOut`, with the child gone; that there can be no child.
+pub fn in_child(deadline: Duration, calls: impl FnOnce() -> Result<(), Errno>) -> io::Result<()> {
+    let start = Instant::now();
+    let parent = getpid();
+    // SAFETY: the child makes system calls only, as `calls` has to, and ends by _exit(2).
+    let child = match unsafe { fork() }? {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            // Whoever kills the parent means the work. If it is gone already, so are we.
+            let _ = set_pdeathsig(Signal::SIGKILL);
+            let result = if getppid() == parent { calls() } else { Err(Errno::EINTR) };
+            // SAFETY: ends the process at once, without anything of the parent's being run.
+            unsafe { libc::_exit(result.err().map_or(0, |errno| errno as i32)) }
+        }
+    };
+    let late = io::Error::new(io::ErrorKind::TimedOut, format!("it was still not done after {deadline:?}"));
+    if let Ok(pidfd) = pidfd(child.as_raw() as u32) {
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        // An interruption only means that the loop below waits on.
+        let _ = poll(&mut fds, PollTimeout::try_from(deadline).unwrap_or(PollTimeout::MAX));
+    }
+    let mut killed = false;
+    loop {
+        let flag = if killed { None } else { Some(WaitPidFlag::WNOHANG) };
+        match waitpid(child, flag) {
+            Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
+            Ok(WaitStatus::Exited(_, errno)) => return Err(io::Error::from_raw_os_error(errno)),
+            Ok(WaitStatus::Signaled(..)) if killed => return Err(late),
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                return Err(io::Error::other(format!("it was ended by {signal}")));
+            }
+            Ok(_) if start.elapsed() >= deadline => {
+                let _ = kill(child, Signal::SIGKILL);
+                killed = true;
+            }
+            Ok(_) => std::thread::sleep(Duration::from_millis(1)),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
     }
 }
 
@@ -67,6 +123,17 @@ pub fn in_user_namespace(command: &mut Command, namespace: Arc<File>) {
 mod tests {
     use super::*;
     use std::process::Command;
+
+    #[test]
+    fn calls_in_a_child_give_their_error_or_are_ended() {
+        let long = Duration::from_secs(60);
+        in_child(long, || Ok(())).unwrap();
+        assert_eq!(in_child(long, || Err(Errno::EPERM)).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        let never = || loop {
+            nix::unistd::pause();
+        };
+        assert_eq!(in_child(Duration::from_millis(5), never).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
 
     #[test]
     fn a_child_that_does_not_end_is_ended() {

@@ -45,6 +45,7 @@ mod kill;
 mod large;
 mod lints;
 mod lock;
+mod long_lists;
 mod manifest;
 mod maps;
 mod node;
