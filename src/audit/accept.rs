@@ -132,18 +132,19 @@ impl Only {
         let whole = space.whole(family, scope);
         let networks = |set: &Option<Networks>, all| set.as_ref().map_or(all, |nets| addresses(nets, family));
         let ids = |set: &Option<IdList>, all| set.as_ref().map_or(all, |ids| owners(&Cond::is(ids.clone())));
+        let named = self.interfaces.as_ref().map(|names| space.interfaces.meeting(&Cond::is(names.clone())));
+        let (in_interface, out_interface) = if scope.is_outbound() { (None, named) } else { (named, None) };
         Cube {
             protocol: self.protocols.clone().unwrap_or(whole.protocol),
-            interface: self
-                .interfaces
-                .as_ref()
-                .map_or(whole.interface, |names| space.interfaces.meeting(&Cond::is(names.clone()))),
+            in_interface: in_interface.unwrap_or(whole.in_interface),
+            out_interface: out_interface.unwrap_or(whole.out_interface),
             uid: ids(&self.users, whole.uid),
             gid: ids(&self.groups, whole.gid),
             destination: networks(&self.destinations, whole.destination),
             port: self.ports.clone().unwrap_or(whole.port),
             source: networks(&self.sources, whole.source),
             source_port: whole.source_port,
+            state: whole.state,
         }
     }
 }

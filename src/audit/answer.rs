@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use crate::config::types::Family;
 use crate::plan::model::protocol;
 use crate::plan::why::Why;
-
-use super::explain::{Answer, Decider, Lost, Trace};
-use super::flow::{Direction, Flow, Taker};
-use super::ruleset::{ChainRules, Hook};
 use crate::plan::words;
+
+use super::explain::{Answer, Lost, Trace};
+use super::flow::{Direction, Flow, Taker};
+use super::ruleset::{ChainRules, Decider, Hook};
 
 /// "TCP to 10.0.0.1:443 from uid 1000", "inbound UDP from 192.0.2.1 to 10.244.0.6:53".
 impl fmt::Display for Flow {
@@ -114,15 +114,16 @@ pub fn json(answer: &Answer, flow: &Flow) -> Value {
 pub struct Lines {
     pub lines: Vec<String>,
     family: Family,
-    /// Where the lines about later packets start; they stay if a rule says anything.
+    /// Where the lines about other packets than the first start; they stay if a rule says
+    /// anything about these.
     section: Option<usize>,
-    later: bool,
+    following: bool,
 }
 
 impl Lines {
-    /// `later`: about the packets after the first as well.
-    pub fn new(family: Family, later: bool) -> Self {
-        Self { lines: Vec::new(), family, section: None, later }
+    /// With `following` about the packets after the first as well.
+    pub fn new(family: Family, following: bool) -> Self {
+        Self { lines: Vec::new(), family, section: None, following }
     }
 }
 
@@ -142,7 +143,7 @@ impl<'a> Trace<'a> for Lines {
     }
 
     fn passed(&mut self, chain: &'a ChainRules, rule: &'a crate::plan::canon::CanonRule) {
-        self.lines.push(format!("    {}: perhaps {}", chain.name, words::numbered(rule, self.family)));
+        self.lines.push(format!("    {}: may apply: {}", chain.name, words::numbered(rule, self.family)));
         self.section = None;
     }
 
@@ -154,12 +155,12 @@ impl<'a> Trace<'a> for Lines {
         self.lines.push(format!("  > {note}"));
     }
 
-    fn wants_later(&self) -> bool {
-        self.later
+    fn wants_following(&self) -> bool {
+        self.following
     }
 
-    fn later(&mut self, which: &str) {
-        self.later_end();
+    fn section(&mut self, which: &str) {
+        self.end_section();
         self.section = Some(self.lines.len());
         self.lines.push(format!("then {which}:"));
     }
@@ -169,7 +170,7 @@ impl<'a> Trace<'a> for Lines {
         self.note(how);
     }
 
-    fn later_end(&mut self) {
+    fn end_section(&mut self) {
         if let Some(start) = self.section.take() {
             self.lines.truncate(start);
         }

@@ -1,7 +1,7 @@
 //! A flow: a connection or datagram that somebody starts, and who gets it.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::config::types::{Families, Family};
 use crate::plan::model::protocol;
@@ -128,12 +128,29 @@ impl Surroundings {
         loopback || self.addresses.contains(&address)
     }
 
+    /// The source address that the kernel would choose for a flow of the pod; for a flow of
+    /// another host one that is nobody's.
+    pub fn usual_source(&self, flow: &Flow) -> IpAddr {
+        let (to, v4) = (flow.destination, flow.destination.is_ipv4());
+        match flow.direction {
+            Direction::Inbound => nobodys_address(v4),
+            Direction::Outbound if self.is_local(to) && v4 && to.is_loopback() => Ipv4Addr::LOCALHOST.into(),
+            Direction::Outbound if self.is_local(to) => to,
+            Direction::Outbound => {
+                let mut own = self.addresses.iter().filter(|a| a.is_ipv4() == v4 && crate::config::facts::is_global(a));
+                let egress = self.routes.egress_interface(to);
+                let of_egress = own.clone().find(|a| egress.is_some() && self.routes.interface_of(**a) == egress);
+                of_egress.or(own.next()).copied().unwrap_or(nobodys_address(v4))
+            }
+        }
+    }
+
     /// By which interface a flow goes that nobody says it of.
     pub fn interface(&self, direction: Direction, destination: IpAddr) -> &str {
         let known = match direction {
             Direction::Outbound if self.is_local(destination) => Some("lo"),
-            Direction::Outbound => self.routes.to(destination),
-            Direction::Inbound => self.routes.of(destination),
+            Direction::Outbound => self.routes.egress_interface(destination),
+            Direction::Inbound => self.routes.interface_of(destination),
         };
         known.unwrap_or(&self.uplink)
     }
@@ -142,4 +159,9 @@ impl Surroundings {
     pub fn families(&self) -> Families {
         crate::config::facts::families_of(&self.addresses)
     }
+}
+
+/// An address for documentation (RFC 5737, RFC 3849).
+fn nobodys_address(v4: bool) -> IpAddr {
+    if v4 { Ipv4Addr::new(192, 0, 2, 1).into() } else { Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into() }
 }

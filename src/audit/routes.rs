@@ -45,7 +45,7 @@ impl Routes {
     }
 
     /// By which interface packets to an address of others leave.
-    pub fn to(&self, address: IpAddr) -> Option<&str> {
+    pub fn egress_interface(&self, address: IpAddr) -> Option<&str> {
         let family = (address.is_ipv4(), 0)..=(address.is_ipv4(), u8::MAX);
         self.ways.range(family).rev().find_map(|(&(_, length), ways)| {
             let to = IpNet::new(address, length).ok()?.network();
@@ -54,13 +54,13 @@ impl Routes {
     }
 
     /// The interface of the default route.
-    pub fn default_way(&self) -> Option<&str> {
+    pub fn default_interface(&self) -> Option<&str> {
         let default = |v4| self.ways.get(&(v4, 0))?.values().next();
         default(true).or_else(|| default(false)).map(|interface| &**interface)
     }
 
     /// Which interface has an address of the pod's. What is on lo comes in by another one.
-    pub fn of(&self, address: IpAddr) -> Option<&str> {
+    pub fn interface_of(&self, address: IpAddr) -> Option<&str> {
         self.own.get(&address).map(|interface| &**interface).filter(|&interface| interface != "lo")
     }
 

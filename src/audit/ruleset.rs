@@ -3,6 +3,7 @@
 //! list costs no more than a short one.
 
 mod edit;
+mod listeners;
 mod tables;
 
 use std::collections::{BTreeSet, HashMap};
@@ -10,14 +11,21 @@ use std::sync::Arc;
 
 use crate::backend::Kind;
 use crate::backend::nftables::names;
-use crate::config::types::{Families, Family, Interface, Port};
+use crate::config::types::{Families, Family, Interface};
 use crate::plan::canon::{CanonRule, canon_rules};
-use crate::plan::model::{ChainName, CtStates, Masked, Plan, Rule, Table, Verdict, protocol};
+use crate::plan::model::{ChainName, CtStates, Masked, Plan, Rule, Table, Verdict};
 
-use super::explain::Decider;
 use super::flow::Taker;
 use crate::backend::effect::{Effect, effect};
 pub use crate::backend::hook::{Base, Hook, Order, base_of};
+pub use listeners::{Listener, redirect_taker};
+
+/// A rule and where it stands.
+#[derive(Debug, Clone, Copy)]
+pub struct Decider<'a> {
+    pub chain: &'a ChainRules,
+    pub rule: &'a CanonRule,
+}
 
 /// Which table a chain is in, and who made it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -61,6 +69,14 @@ impl ChainRules {
         self.policy.as_ref().map(|rule| Decider { chain: self, rule })
     }
 
+    /// The chain's name for people, with its table's and its holder's in front.
+    pub fn full_name(&self) -> String {
+        match self.table.source.as_ref() {
+            "plan" => format!("{} {}", self.table.name, self.name),
+            source => format!("{source} {} {}", self.table.name, self.name),
+        }
+    }
+
     /// Whether nftables itself asks, and not iptables by way of it.
     pub fn is_native(&self) -> bool {
         &*self.table.source == Kind::Nftables.name()
@@ -69,26 +85,6 @@ impl ChainRules {
     /// Whether it is an interception's, by its name or its table's.
     pub fn is_ours(&self) -> bool {
         self.name.is_own() || names::table_by_name(self.table.name.trim_start_matches("inet ")).is_some()
-    }
-
-    /// Who listens on a port that a rule of it redirects to.
-    pub fn listener_on(&self, port: Port) -> Taker {
-        if let Some(expected) = &self.expected {
-            let known = expected.iter().find(|(known, _)| *known == port.get());
-            return known.map_or(Taker::Direct, |(_, taker)| *taker);
-        }
-        match self.name {
-            ChainName::InRedirect | ChainName::Redirect | ChainName::OutputDns => self.listener,
-            _ => match &self.proxy_ports {
-                // On another port listens nobody knows who.
-                Some(ports) => {
-                    let known = ports.iter().find(|(known, _)| *known == port.get());
-                    known.map_or(Taker::Unknown, |(_, taker)| *taker)
-                }
-                None if port == Port::AGENT_DNS => Taker::DnsProxy,
-                None => self.listener,
-            },
-        }
     }
 }
 
@@ -117,7 +113,7 @@ pub struct FamilyRules {
     /// Whether a rule asks for a connection before conntrack knows it.
     pub asks_before_conntrack: bool,
     /// Ports that connections are redirected to, and who listens there.
-    pub listeners: Vec<(u16, Taker)>,
+    pub listeners: Vec<Listener>,
 }
 
 impl FamilyRules {
@@ -156,16 +152,13 @@ impl FamilyRules {
 
     /// Whether packets can get to each chain: from a hook, by jumps.
     pub fn entered(&self) -> Vec<bool> {
-        let mut entered: Vec<bool> = self.chains.iter().map(|chain| chain.base.is_some()).collect();
-        let mut next: Vec<usize> = (0..entered.len()).filter(|&at| entered[at]).collect();
-        while let Some(at) = next.pop() {
-            for &target in self.chains[at].targets.iter().flatten() {
-                if !std::mem::replace(&mut entered[target], true) {
-                    next.push(target);
-                }
-            }
-        }
-        entered
+        self.entered_from(|_| true)
+    }
+
+    /// Whether packets can get to each chain from any of some base chains, by jumps.
+    pub fn entered_from(&self, from: impl Fn(&Base) -> bool) -> Vec<bool> {
+        let is_from = |&at: &usize| self.chains[at].base.as_ref().is_some_and(&from);
+        self.reached((0..self.chains.len()).filter(is_from).collect())
     }
 
     /// The chain that a rule jumps to; `None` where there is none.
@@ -218,8 +211,7 @@ impl FamilyRules {
             };
             chain.policy.is_some() || (!chain.name.is_own() && chain.rules.iter().any(drops))
         });
-        let early = |chain: &ChainRules| chain.base.is_some_and(|base| base.is_before_conntrack());
-        let early = self.reached((0..self.chains.len()).filter(|&at| early(&self.chains[at])).collect());
+        let early = self.entered_from(Base::is_before_conntrack);
         let asks =
             |rule: &CanonRule| rule.matches.connection_state != CtStates::ALL || rule.matches.connection_mark.is_some();
         let mut asked = self.chains.iter().zip(early).filter(|(_, early)| *early).flat_map(|(chain, _)| &chain.rules);
@@ -239,37 +231,7 @@ impl FamilyRules {
         self.sum_up();
         let inbound = self.reached(self.hooks[Hook::Prerouting as usize].clone());
         for (chain, inbound) in self.chains.iter_mut().zip(inbound) {
-            chain.listener = listener(&chain.name, inbound);
-        }
-    }
-
-    /// The ports that an interception's own chains redirect to, and who listens there.
-    fn proxy_ports(&self) -> impl Iterator<Item = (u16, Taker)> {
-        let own = self.chains.iter().filter(|chain| chain.name.is_own());
-        own.flat_map(|chain| {
-            chain.rules.iter().filter_map(|rule| match &rule.verdict {
-                Verdict::Redirect(port) => Some((port.get(), chain.listener)),
-                Verdict::Tproxy { port, .. } => Some((port.get(), Taker::InboundProxy)),
-                _ => None,
-            })
-        })
-    }
-
-    fn find_listeners(&mut self, proxy_ports: &Arc<[(u16, Taker)]>) {
-        for chain in &mut self.chains {
-            if !proxy_ports.is_empty() && !chain.name.is_own() {
-                chain.proxy_ports = Some(proxy_ports.clone());
-            }
-            for rule in &chain.rules {
-                match &rule.verdict {
-                    Verdict::Redirect(port) if rule.matches.protocol.holds(protocol::TCP) => {
-                        let taker = chain.listener_on(*port);
-                        self.listeners.extend((taker != Taker::Unknown).then_some((port.get(), taker)));
-                    }
-                    Verdict::Tproxy { port, .. } => self.listeners.push((port.get(), Taker::InboundProxy)),
-                    _ => {}
-                }
-            }
+            chain.listener = listeners::by_chain(&chain.name, inbound);
         }
     }
 
@@ -317,37 +279,8 @@ impl Ruleset {
         }
         out.v4.resolve();
         out.v6.resolve();
-        // A proxy listens in both families, whichever of them is redirected to it.
-        let proxy_ports: Arc<[_]> = out.v4.proxy_ports().chain(out.v6.proxy_ports()).collect();
-        out.v4.find_listeners(&proxy_ports);
-        out.v6.find_listeners(&proxy_ports);
-        let mut listeners = std::mem::take(&mut out.v4.listeners);
-        listeners.append(&mut out.v6.listeners);
-        listeners.sort_unstable();
-        listeners.dedup();
-        (out.v4.listeners, out.v6.listeners) = (listeners.clone(), listeners);
+        out.find_listeners();
         out
-    }
-
-    /// Readies both for a comparison: the proxy listens where these rules say, whether the
-    /// other ones redirect there or elsewhere; and where only the other ones tell, there.
-    pub fn set_against(&mut self, other: &mut Self) {
-        let joined = |mut ours: Vec<(u16, Taker)>, theirs: Vec<(u16, Taker)>| {
-            let known: Vec<Taker> = ours.iter().map(|(_, taker)| *taker).collect();
-            ours.extend(theirs.into_iter().filter(|(_, taker)| !known.contains(taker)));
-            ours.sort_unstable();
-            ours.dedup();
-            ours
-        };
-        let ports = |rules: &Self| rules.v4.proxy_ports().chain(rules.v6.proxy_ports()).collect();
-        let expected: Arc<[_]> = joined(ports(self), ports(other)).into();
-        for chain in other.v4.chains.iter_mut().chain(&mut other.v6.chains).filter(|chain| chain.name.is_own()) {
-            chain.expected = Some(expected.clone());
-        }
-        let listeners = joined(self.v4.listeners.clone(), other.v4.listeners.clone());
-        for rules in [&mut self.v4, &mut self.v6, &mut other.v4, &mut other.v6] {
-            rules.listeners.clone_from(&listeners);
-        }
     }
 
     /// Whether it makes a difference by which interface, apart from lo, packets go.
@@ -373,23 +306,5 @@ impl Ruleset {
             families: plan.families,
             rules: chain.rules.clone(),
         }))
-    }
-}
-
-/// Which of the proxy's listeners a redirection leads to, by the chain it stands in.
-pub fn redirect_taker(chain: &ChainName) -> Taker {
-    match chain {
-        ChainName::InRedirect => Taker::InboundProxy,
-        ChainName::OutputDns => Taker::DnsProxy,
-        _ => Taker::OutboundProxy,
-    }
-}
-
-/// The same, in a chain of somebody else's by whether inbound packets get there.
-fn listener(chain: &ChainName, inbound: bool) -> Taker {
-    match chain {
-        ChainName::InRedirect | ChainName::OutputDns | ChainName::Redirect => redirect_taker(chain),
-        _ if inbound => Taker::InboundProxy,
-        _ => Taker::OutboundProxy,
     }
 }

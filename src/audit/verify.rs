@@ -11,11 +11,11 @@ use crate::plan::model::{ChainName, Plan, Table, Verdict};
 
 use super::answer;
 use super::escapes::{example, words};
-use super::explain::{Decider, MOST_AGAIN, Trace, explain};
+use super::explain::{MOST_RULES_AGAIN, Trace, explain};
 use super::flow::{Flow, Surroundings, Taker};
 use super::partition::cube::{self, Cube};
 use super::partition::{Part, Scope, Space};
-use super::ruleset::{ChainRules, Hook, Ruleset};
+use super::ruleset::{ChainRules, Decider, Hook, Ruleset};
 use super::source::Source;
 use super::undo::Undoing;
 use crate::backend::effect::{self, effect};
@@ -208,7 +208,7 @@ fn disagreements<'w, 'f>(
     let mut out: Vec<Disagreement> = Vec::new();
     for family in found.told.iter() {
         let rules: usize = have.family(family).chains.iter().map(|chain| chain.rules.len()).sum();
-        let most = (MOST_LOOKS / (MOST_AGAIN.min(rules * 256) + rules + 1)).min(MOST_EFFECTS);
+        let most = (MOST_LOOKS / (MOST_RULES_AGAIN.min(rules * 256) + rules + 1)).min(MOST_EFFECTS);
         let wanted = space.parts(want, family).map_err(|e| e.to_string())?;
         let had = space.parts(have, family).map_err(|e| e.to_string())?;
         if wanted.len().saturating_mul(had.len()) > MOST_PAIRS {

@@ -136,7 +136,7 @@ fn the_typical_pod() {
         "low inbound-icmp [ICMP to 10.244.0.6] IPv4: ICMP; IPv6: ICMPv6",
         "low outbound-other-protocols [SCTP of user 1000, group 1000, to 203.0.113.10 port 443] IPv4: any protocol but ICMP,TCP,UDP; IPv6: any protocol but TCP,UDP,ICMPv6",
         "low inbound-other-protocols [SCTP to 10.244.0.6 port 8080] IPv4: any protocol but ICMP,TCP,UDP; IPv6: any protocol but TCP,UDP,ICMPv6",
-        "low transit-forwarded [TCP to 203.0.113.10 port 15008] IPv4 and IPv6: any protocol but TCP; IPv4 and IPv6: TCP port 15008,15020-15021,15090",
+        "low transit-forwarded [TCP to 203.0.113.10 port 15008] IPv4 and IPv6: TCP port 15008,15020-15021,15090; IPv4 and IPv6: any protocol but TCP",
     ];
     assert_eq!(lines, expected);
     let inside: Vec<String> = found.iter().filter(|e| e.severity == Severity::Info).map(Escape::id).collect();

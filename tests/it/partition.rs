@@ -156,13 +156,15 @@ pub fn corner(flows: &Cube, ways: &[Index], near: bool) -> Point {
     let mut way = || ways.next().unwrap();
     Point {
         protocol: pick(&flows.protocol, way(), near),
-        interface: RangeList::of([pick(&flows.interface, way(), false)]),
+        in_interface: pick(&flows.in_interface, way(), false),
+        out_interface: pick(&flows.out_interface, way(), false),
         uid: pick(&flows.uid, way(), near).min(NOBODY),
         gid: pick(&flows.gid, way(), near).min(NOBODY),
         destination: pick(&flows.destination, way(), near),
         port: pick(&flows.port, way(), near),
         source: pick(&flows.source, way(), near),
         source_port: pick(&flows.source_port, way(), near),
+        state: pick(&flows.state, way(), false),
     }
 }
 

@@ -3,14 +3,48 @@
 use std::net::IpAddr;
 
 use crate::audit::flow::{Direction, Flow};
-use crate::audit::packet::{EPHEMERAL, usual_source};
 use crate::audit::partition::cube::{Cube, NOBODY, Owners};
 use crate::audit::partition::{Scope, Space};
+use crate::audit::space::EPHEMERAL;
 use crate::config::facts::is_global;
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::Family;
 use crate::plan::canon::{address, number};
 use crate::plan::model::protocol;
+
+/// Of so many sets of a class the most ordinary flow is looked for.
+const MOST_SETS: usize = 100;
+
+/// The most ordinary flow of several sets: TCP if any of them has it, of an ordinary user,
+/// from and to where nothing special need be said.
+pub fn of_any(flows: &[(Family, Cube)], scope: Scope, space: &Space) -> Option<Flow> {
+    let tcp = |(_, cube): &&(Family, Cube)| cube.protocol.holds(protocol::TCP);
+    let some_tcp = flows.iter().any(|set| tcp(&set));
+    let sets = flows.iter().filter(|set| !some_tcp || tcp(set)).take(MOST_SETS);
+    sets.map(|(family, cube)| of(*family, scope, cube, space)).min_by_key(oddity)
+}
+
+/// How much about a flow is out of the ordinary.
+fn oddity(flow: &Flow) -> usize {
+    let outbound = flow.direction == Direction::Outbound;
+    let owners = [flow.uid, flow.gid].iter().filter(|id| outbound && **id != Some(ORDINARY)).count();
+    let said = [flow.source.is_some(), flow.source_port.is_some(), flow.interface.is_some()];
+    let usual = if outbound { OUTBOUND_PORTS } else { INBOUND_PORTS };
+    let port = match usual.iter().position(|&port| port == flow.port) {
+        _ if !flow.has_ports() => 0,
+        // Nobody connects to port 0.
+        None if flow.port == 0 => 100,
+        place => place.unwrap_or(usual.len()),
+    };
+    // What has to be said besides the port counts for more than any port.
+    10 * (owners + said.iter().filter(|said| **said).count()) + port
+}
+
+/// A user or group that is nobody special.
+const ORDINARY: u32 = 1000;
+/// Ports that connections usually go to.
+const OUTBOUND_PORTS: &[u16] = &[443, 80, 53, 5432, 8080];
+const INBOUND_PORTS: &[u16] = &[8080, 80, 443, 9090, 53];
 
 /// An ordinary flow of a set.
 pub fn of(family: Family, scope: Scope, flows: &Cube, space: &Space) -> Flow {
@@ -19,14 +53,15 @@ pub fn of(family: Family, scope: Scope, flows: &Cube, space: &Space) -> Flow {
     let odd = if family == Family::V4 { protocol::ICMPV6 } else { protocol::ICMP };
     let protocol = first(&flows.protocol, protocols.into_iter().filter(|&p| p != odd));
     let ports: &[u16] = match scope.direction() {
-        Direction::Outbound => &[443, 80, 53, 5432, 8080],
-        Direction::Inbound => &[8080, 80, 443, 9090, 53],
+        Direction::Outbound => OUTBOUND_PORTS,
+        Direction::Inbound => INBOUND_PORTS,
     };
     let port = first(&flows.port, ports.iter().copied().chain([1]));
     let destination = address(family, first(&flows.destination, destinations(space, family, scope)));
-    let examples = space.interfaces.examples(&flows.interface);
+    let kinds = flows.interface(scope);
+    let examples = space.interfaces.examples(kinds);
     let usual = space.interfaces.named(space.pod.interface(scope.direction(), destination));
-    let interface = match flows.interface.overlaps(&usual) {
+    let interface = match kinds.overlaps(&usual) {
         true => None,
         false => examples.first().map(|&name| name.into()),
     };
@@ -43,7 +78,7 @@ pub fn of(family: Family, scope: Scope, flows: &Cube, space: &Space) -> Flow {
         interface,
         mark: 0,
     };
-    let source = usual_source(&flow, space.pod, scope.is_local());
+    let source = space.pod.usual_source(&flow);
     if !flows.source.holds(number(source)) {
         flow.source = Some(address(family, first(&flows.source, [])));
     }
@@ -64,7 +99,7 @@ fn first<T: Step>(set: &RangeList<T>, wanted: impl IntoIterator<Item = T>) -> T 
 fn sender(uids: &Owners, gids: &Owners) -> (Option<u32>, Option<u32>) {
     let id = |owners: &Owners| {
         // The last number is no owner's: it means "none" to the kernel's calls.
-        let id = first(owners, [1000, 0, 1337]);
+        let id = first(owners, [ORDINARY.into(), 0, 1337]);
         u32::try_from(id).ok().filter(|&id| id != u32::MAX || !owners.holds(NOBODY))
     };
     match (id(uids), id(gids)) {

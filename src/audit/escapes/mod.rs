@@ -11,14 +11,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::config::types::{Families, Family};
 use crate::plan::canon::CanonRule;
-use crate::plan::model::{Verdict, protocol};
+use crate::plan::model::Verdict;
 use crate::plan::why::Why;
 
-use super::explain::Decider;
 use super::flow::{Flow, Surroundings, Taker};
 use super::partition::cube::{Cube, merged, without};
 use super::partition::{Part, Scope, Space, TooManyParts};
-use super::ruleset::{Ruleset, redirect_taker};
+use super::ruleset::{Decider, Ruleset, redirect_taker};
 use kind::{Kind, Severity};
 
 /// A class of traffic that escapes, or may.
@@ -43,8 +42,7 @@ impl<'a> Escape<'a> {
             let cubes = parts.iter().filter(|part| part.family == family).map(|part| part.flows.clone());
             flows.extend(merged(cubes.collect()).into_iter().map(|cube| (family, cube)));
         }
-        let ordinary = flows.iter().find(|(_, cube)| cube.protocol.holds(protocol::TCP)).or(flows.first())?;
-        let example = example::of(ordinary.0, scope, &ordinary.1, space);
+        let example = example::of_any(&flows, scope, space)?;
         Some(Self { kind, scope, severity: kind.severity(), parts, flows, example })
     }
 

@@ -33,9 +33,9 @@ pub fn set(family: Family, scope: Scope, flows: &Cube, space: &Space) -> String 
         Some(rest) => format!("any {what} but {rest}"),
         None => text,
     };
-    if flows.interface != whole.interface {
+    if flows.interface(scope) != whole.interface(scope) {
         let by = if outbound { "out by" } else { "in by" };
-        out.push(format!("{by} {}", interfaces(&flows.interface, &whole.interface, space)));
+        out.push(format!("{by} {}", interfaces(flows.interface(scope), whole.interface(scope), space)));
     }
     // What comes in has no owner here.
     if outbound {

@@ -248,12 +248,13 @@ impl Judge<'_, '_> {
 
     /// Whether rules divert to this address's port.
     fn is_proxy(&self, address: SocketAddr) -> bool {
-        self.rules(address).listeners.iter().any(|(port, _)| *port == address.port())
+        self.rules(address).listeners.iter().any(|listener| listener.port == address.port())
     }
 
     /// The same of inbound connections.
     fn is_inbound(&self, address: SocketAddr) -> bool {
-        self.rules(address).listeners.contains(&(address.port(), Taker::InboundProxy))
+        let mut listeners = self.rules(address).listeners.iter();
+        listeners.any(|listener| (listener.port, listener.taker) == (address.port(), Taker::InboundProxy))
     }
 
     /// Whether it is the proxy's end of a connection that was diverted to it, or of one to

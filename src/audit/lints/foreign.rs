@@ -10,7 +10,7 @@ use crate::plan::model::Verdict;
 use crate::plan::why::Why;
 
 use super::Lint;
-use super::shadow::{chain_name, place, which};
+use super::shadow::{place, which};
 
 const HOOKS: [Hook; 5] = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
 
@@ -48,7 +48,7 @@ fn order_not_known(ruleset: &Ruleset, family: Family, hook: Hook) -> Option<Lint
     let rules = ruleset.family(family);
     let mut both = rules.on(hook, Order::First).zip(rules.on(hook, Order::Second));
     let (one, other) = both.find(|(one, other)| !std::ptr::eq(*one, *other))?;
-    let [one, other] = [one, other].map(|chain| format!("{} ({})", chain_name(chain), chain.table.source));
+    let [one, other] = [one, other].map(|chain| format!("{} ({})", chain.full_name(), chain.table.source));
     Some(Lint {
         severity: Severity::Medium,
         id: "order-not-known",

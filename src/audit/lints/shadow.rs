@@ -1,239 +1,96 @@
 //! Rules that can never match: every packet that one is for has met an earlier rule of
-//! its chain that it does not come back from. Sets of packets of any state and mark, not
+//! its chain that it does not come back from. The packets are of any state and mark, not
 //! just of new connections as for escapes; where in doubt a rule may match.
 
-use std::cell::{Cell, RefCell};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::rc::Rc;
 
 use crate::audit::escapes::kind::Severity;
-use crate::audit::partition::cube::{Cube, owners};
-use crate::audit::partition::interfaces::{Interfaces, Kinds};
-use crate::audit::ruleset::{ChainRules, FamilyRules, Ruleset};
+use crate::audit::ruleset::{ChainRules, FamilyRules, Order, Ruleset};
+use crate::audit::space::cube::{Cube, Owners, everyone};
+use crate::audit::space::dimensions::{NO_ANSWER, states};
+use crate::audit::space::interfaces::Interfaces;
+use crate::audit::space::known::Known;
+use crate::audit::walk::flows::{Chains, Flows};
+use crate::audit::walk::journey::Journey;
+use crate::audit::walk::limits::Limits;
+use crate::audit::walk::trace::Trace;
+use crate::audit::walk::{Uncertain, Walk};
 use crate::config::ranges::RangeList;
-use crate::config::types::{Families, Family, Interface};
-use crate::plan::canon::{CanonMatches, CanonRule};
-use crate::plan::model::{Cond, CtStates, Verdict};
+use crate::config::types::{Families, Family};
+use crate::plan::canon::CanonRule;
+use crate::plan::model::{CtStates, Verdict};
 use crate::plan::why::Why;
 use crate::plan::words;
 
 use super::Lint;
 
-/// Stands for "no interface" among the kinds.
-const NONE: u32 = u32::MAX;
-/// How deep jumps are followed.
-const DEPTH: usize = 16;
-/// Beyond so many sets it is not worth knowing.
-const ENOUGH: usize = 5_000;
-/// How many times sets of a family's packets are held against others.
-const MOST: usize = 30_000_000;
+/// How much is looked at of a family's chains: what takes more is not worth knowing.
+const MOST_WORK: usize = 50_000_000;
+/// How many sets of packets may be on their way through a chain at once.
+const MOST_SETS: usize = 20_000;
 
-/// Packets: a set of flows by the outgoing interface, and what flows do not have.
-#[derive(Debug, Clone)]
-struct Packets {
-    flows: Cube,
-    in_by: Kinds,
-    states: RangeList<u8>,
-}
+/// Notes which rules packets meet.
+#[derive(Default)]
+struct Met(HashSet<*const CanonRule>);
 
-impl Packets {
-    fn of(m: &CanonMatches, family: Family, interfaces: &Interfaces) -> Self {
-        let by = |cond: &Option<Cond<Vec<Interface>>>| match cond {
-            None => every(interfaces),
-            Some(cond) if cond.negated => every(interfaces).minus(&interfaces.meeting(&Cond::is(cond.value.clone()))),
-            Some(cond) => interfaces.meeting(cond),
-        };
-        let whole = Cube::whole(family);
-        let flows = Cube {
-            protocol: m.protocol.clone(),
-            interface: by(&m.out_interface),
-            uid: m.uid.as_ref().map_or(whole.uid, owners),
-            gid: m.gid.as_ref().map_or(whole.gid, owners),
-            destination: m.destination.clone(),
-            port: m.destination_port.clone(),
-            source: m.source.clone(),
-            source_port: m.source_port.clone(),
-        };
-        let states = CtStates::NAMED.iter().enumerate().filter(|(_, (state, _))| m.connection_state.has(*state));
-        let states = RangeList::of(states.map(|(at, _)| at as u8)).normalised();
-        Self { flows, in_by: by(&m.in_interface), states }
-    }
-
-    fn all(family: Family, interfaces: &Interfaces) -> Self {
-        let flows = Cube { interface: every(interfaces), ..Cube::whole(family) };
-        Self { flows, in_by: every(interfaces), states: RangeList::new([(0, CtStates::NAMED.len() as u8 - 1)]) }
-    }
-
-    fn overlaps(&self, other: &Self) -> bool {
-        self.flows.overlaps(&other.flows) && self.in_by.overlaps(&other.in_by) && self.states.overlaps(&other.states)
-    }
-
-    fn intersection(&self, other: &Self) -> Option<Self> {
-        if !self.overlaps(other) {
-            return None;
-        }
-        let in_by = self.in_by.intersection(&other.in_by);
-        let states = self.states.intersection(&other.states);
-        let flows = self.flows.intersection(&other.flows)?;
-        (!in_by.is_empty() && !states.is_empty()).then_some(Self { flows, in_by, states })
-    }
-
-    fn minus(&self, other: &Self) -> Vec<Self> {
-        let Some(inside) = self.intersection(other) else { return vec![self.clone()] };
-        let mut left = self.clone();
-        let mut out = Vec::new();
-        let in_by = left.in_by.minus(&inside.in_by);
-        if !in_by.is_empty() {
-            out.push(Self { in_by, ..left.clone() });
-            left.in_by = inside.in_by;
-        }
-        let states = left.states.minus(&inside.states);
-        if !states.is_empty() {
-            out.push(Self { states, ..left.clone() });
-            left.states = inside.states;
-        }
-        out.extend(left.flows.clone().around(&inside.flows).into_iter().map(|flows| Self { flows, ..left.clone() }));
-        out
+impl<'a> Trace<'a> for Met {
+    fn met(&mut self, _: &'a ChainRules, rule: &'a CanonRule) {
+        self.0.insert(rule);
     }
 }
 
-fn every(interfaces: &Interfaces) -> Kinds {
-    let mut all = interfaces.all();
-    all.push(NONE, NONE);
-    all
+/// The rules that no packet gets to: in which chain, and which of its rules. All packets
+/// are sent into each chain that is entered at all; where it is not known whether a rule
+/// applies, they go on behind it.
+pub fn never<'a>(ruleset: &'a Ruleset, interfaces: &Interfaces, family: Family) -> Vec<(&'a ChainRules, usize)> {
+    let rules = ruleset.family(family);
+    let chains = Chains::new(rules, interfaces);
+    let mut limits = Limits::new(MOST_WORK, MOST_SETS);
+    let mut out = Vec::new();
+    let inbound = rules.entered_from(|base| !base.hook.is_outbound());
+    let entered = rules.chains.iter().zip(rules.entered()).zip(inbound).filter(|((_, entered), _)| *entered);
+    for ((chain, _), inbound) in entered {
+        let mut walk = Walk::new(rules, Order::First, family, &[], Uncertain::Passed, limits);
+        let unanswered = (chain.is_native() && inbound).then(|| RangeList::of([NO_ANSWER]));
+        for owners in unanswered.into_iter().chain([everyone()]) {
+            let set = all_packets(owners, interfaces, family);
+            walk.start(Journey::within(chain, Flows { set, chains: &chains }, Known::default()));
+        }
+        let mut met = Met::default();
+        while let Some(arrived) = walk.next(&mut met) {
+            if arrived.is_err() {
+                return out;
+            }
+        }
+        let never = chain.rules.iter().enumerate().filter(|(_, rule)| !met.0.contains(&std::ptr::from_ref(*rule)));
+        out.extend(never.map(|(at, _)| (chain, at)));
+        limits = walk.limits;
+    }
+    out
 }
 
-/// Whether a rule applies to just the packets that its set says: it asks nothing else.
-fn is_exact(m: &CanonMatches) -> bool {
-    m.mark.is_none() && m.connection_mark.is_none() && m.unknown.is_empty()
-}
-
-/// Packets by the chain that they stay in, and how deep it is called.
-type Known = HashMap<(*const ChainRules, usize), Rc<[Packets]>>;
-
-struct Chains<'a> {
-    rules: &'a FamilyRules,
-    family: Family,
-    interfaces: &'a Interfaces,
-    /// How many more sets may be held against others.
-    left: Cell<usize>,
-    /// What is known to stay in chains that are jumped to, by depth.
-    known: RefCell<Known>,
-}
-
-impl Chains<'_> {
-    /// What of some packets is left; all that it cannot tell, once too much has been asked.
-    fn without(&self, mut left: Vec<Packets>, taken: &[Packets]) -> Vec<Packets> {
-        for taken in taken {
-            self.left.set(self.left.get().saturating_sub(left.len()));
-            if self.is_worn_out() || left.is_empty() {
-                break;
-            }
-            let met: Vec<Packets> = left.extract_if(.., |packets| packets.overlaps(taken)).collect();
-            left.extend(met.iter().flat_map(|packets| packets.minus(taken)));
-        }
-        left
-    }
-
-    fn is_worn_out(&self) -> bool {
-        self.left.get() == 0
-    }
-
-    fn packets(&self, m: &CanonMatches) -> Packets {
-        Packets::of(m, self.family, self.interfaces)
-    }
-
-    /// Those packets that do not go on after a rule, for sure.
-    fn stopped(&self, chain: &ChainRules, at: usize, depth: usize) -> Vec<Packets> {
-        let rule = &chain.rules[at];
-        if !is_exact(&rule.matches) {
-            return Vec::new();
-        }
-        let here = self.packets(&rule.matches);
-        match &rule.verdict {
-            Verdict::Return | Verdict::Accept | Verdict::Drop | Verdict::Redirect(_) | Verdict::Goto(_) => vec![here],
-            Verdict::Tproxy { closed: true, .. } => vec![here],
-            Verdict::Jump(_) => {
-                let inner = self.rules.target(chain, at).map(|target| self.stay_in(target, depth + 1));
-                inner.iter().flat_map(|inner| inner.iter()).filter_map(|packets| packets.intersection(&here)).collect()
-            }
-            _ => Vec::new(),
-        }
-    }
-
-    /// Those that do not come back from a chain, for sure.
-    fn stay_in(&self, chain: &ChainRules, depth: usize) -> Rc<[Packets]> {
-        let key = (std::ptr::from_ref(chain), depth);
-        if let Some(known) = self.known.borrow().get(&key) {
-            return known.clone();
-        }
-        let packets: Rc<[Packets]> = self.swallowed(chain, depth).into();
-        self.known.borrow_mut().insert(key, packets.clone());
-        packets
-    }
-
-    fn swallowed(&self, chain: &ChainRules, depth: usize) -> Vec<Packets> {
-        let (mut left, mut out) = (vec![Packets::all(self.family, self.interfaces)], Vec::new());
-        for (at, rule) in chain.rules.iter().enumerate() {
-            if depth > DEPTH || left.len() + out.len() > ENOUGH || self.is_worn_out() {
-                return Vec::new();
-            }
-            let here = self.packets(&rule.matches);
-            if matches!(rule.verdict, Verdict::Return | Verdict::Goto(_) | Verdict::Unknown(_)) {
-                // They come back, or may.
-                left = self.without(left, &[here]);
-                continue;
-            }
-            let stopped = self.stopped(chain, at, depth);
-            out.extend(stopped.iter().flat_map(|taken| left.iter().filter_map(|packets| packets.intersection(taken))));
-            left = self.without(left, &stopped);
-        }
-        if self.is_worn_out() { Vec::new() } else { out }
-    }
-
-    /// The rules of a chain that no packet gets to.
-    fn never(&self, chain: &ChainRules) -> Vec<usize> {
-        let mut taken: Vec<Packets> = Vec::new();
-        let mut out = Vec::new();
-        for (at, rule) in chain.rules.iter().enumerate() {
-            if taken.len() > ENOUGH || self.is_worn_out() {
-                break;
-            }
-            if self.without(vec![self.packets(&rule.matches)], &taken).is_empty() {
-                out.push(at);
-            } else {
-                taken.extend(self.stopped(chain, at, 0));
-            }
-        }
-        out
+/// Packets of any connection, by any interfaces, of some owners.
+fn all_packets(owners: Owners, interfaces: &Interfaces, family: Family) -> Cube {
+    Cube {
+        in_interface: interfaces.all_or_none(),
+        out_interface: interfaces.all_or_none(),
+        uid: owners.clone(),
+        gid: owners,
+        state: states(CtStates::ALL),
+        ..Cube::whole(family)
     }
 }
 
 /// A rule and where it stands, for people.
 pub fn place(chain: &ChainRules, rule: &CanonRule, family: Family) -> String {
-    format!("{}: {}", chain_name(chain), words::rule(rule, family))
+    format!("{}: {}", chain.full_name(), words::rule(rule, family))
 }
 
-/// The same rule's number and handle, for a message: what is told twice of one rule should
-/// be known for the same, so they are no part of its place.
+/// A rule's number and handle, for a message. They are no part of its [`place`]: what is told
+/// of one rule in two places is to be known for the same.
 pub fn which(rule: &CanonRule) -> String {
     words::which(rule).map_or_else(String::new, |origin| format!(" ({origin} of its chain)"))
-}
-
-pub fn chain_name(chain: &ChainRules) -> String {
-    match chain.table.source.as_ref() {
-        "plan" => format!("{} {}", chain.table.name, chain.name),
-        source => format!("{source} {} {}", chain.table.name, chain.name),
-    }
-}
-
-/// The rules that no packet gets to: in which chain, and which of its rules.
-pub fn never<'a>(ruleset: &'a Ruleset, interfaces: &Interfaces, family: Family) -> Vec<(&'a ChainRules, usize)> {
-    let rules = ruleset.family(family);
-    let chains = Chains { rules, family, interfaces, left: Cell::new(MOST), known: RefCell::default() };
-    let entered = rules.chains.iter().zip(rules.entered()).filter(|(_, entered)| *entered);
-    entered.flat_map(|(chain, _)| chains.never(chain).into_iter().map(move |at| (chain, at))).collect()
 }
 
 /// Lints about what rules do to each other.
@@ -251,7 +108,7 @@ pub fn lints(ruleset: &Ruleset, interfaces: &Interfaces) -> Vec<Lint> {
         });
         let lost = never_entered(ruleset, family).into_iter().map(|chain| (chain, None, chain_never_entered(chain)));
         for (chain, at, lint) in never.chain(nowhere).chain(lost) {
-            match places.entry((chain_name(chain), at, lint.id)) {
+            match places.entry((chain.full_name(), at, lint.id)) {
                 Entry::Occupied(known) => {
                     let families = &mut found[*known.get()].0;
                     *families = families.union(Families::only(family));
@@ -331,7 +188,7 @@ fn chain_never_entered(chain: &ChainRules) -> Lint {
     Lint {
         severity: Severity::Info,
         id: "chain-never-entered",
-        subject: chain_name(chain),
+        subject: chain.full_name(),
         message: "no rule jumps to the chain, so none of its rules ever matches".into(),
         advice: "nothing, unless it was meant to be entered".into(),
     }

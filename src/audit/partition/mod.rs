@@ -1,70 +1,24 @@
 //! Who gets what, completely: the space of flows (direction, protocol, interface, owner,
-//! destination, port, source) cut by the rules into sets that share a fate. What
-//! `explain` does with one flow, this does with all of them at once, in sets of
-//! intervals; nothing is sampled.
-//!
-//! The space is that of flows that can occur: what a process sends to the pod's own
-//! addresses leaves by lo, all else by another interface; what comes in comes by any
-//! interface but lo, and not for a loopback address; nothing is sent to 0.0.0.0, `::` or
-//! an IPv4 address in IPv6, nor comes from there. Packets start unmarked.
+//! destination, port, source) cut by the rules into sets that share a fate. What `explain`
+//! does with one flow, this does with all of them at once, by the same walk, with sets of
+//! intervals; nothing is sampled. Packets start unmarked, unless a mark is given.
 
-pub mod cube;
-mod guesses;
-pub mod interfaces;
-mod limits;
-mod near;
-mod settle;
-mod state;
-mod walk;
+mod agree;
 
-use std::net::IpAddr;
-
-use crate::config::ranges::RangeList;
-use crate::config::types::{Family, Interface};
-use crate::plan::canon::{Addresses, address, all_addresses, number};
+use crate::config::types::Family;
 use crate::plan::why::Why;
 
-use super::explain::Decider;
-use super::flow::{Direction, Flow, Surroundings, Taker};
-use super::packet::{EPHEMERAL, Packet};
-use super::ruleset::Ruleset;
-use cube::{Cube, NOBODY, Owners, Point, everyone, owner};
-use interfaces::Interfaces;
-pub use limits::TooManyParts;
-
-/// Where a flow starts and ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Scope {
-    /// From a process of the pod to another host.
-    Outbound,
-    /// From a process of the pod to the pod itself.
-    Local,
-    /// From elsewhere to the pod.
-    Inbound,
-    /// From elsewhere, through the pod, to elsewhere.
-    Transit,
-}
-
-impl Scope {
-    pub const ALL: [Scope; 4] = [Scope::Outbound, Scope::Local, Scope::Inbound, Scope::Transit];
-
-    pub fn direction(self) -> Direction {
-        match self {
-            Scope::Outbound | Scope::Local => Direction::Outbound,
-            Scope::Inbound | Scope::Transit => Direction::Inbound,
-        }
-    }
-
-    /// Whether a process of the pod sends its flows.
-    pub fn is_outbound(self) -> bool {
-        self.direction() == Direction::Outbound
-    }
-
-    /// Whether its flows end in the pod.
-    pub fn is_local(self) -> bool {
-        matches!(self, Scope::Local | Scope::Inbound)
-    }
-}
+use super::flow::Taker;
+use super::ruleset::{Decider, FamilyRules, Order, Ruleset};
+use super::space::cube::{Cube, NOBODY};
+use super::space::known::Known;
+pub use super::space::{Scope, Space, cube, interfaces, loopback};
+use super::walk::flows::{Chains, Flows};
+use super::walk::journey::{Connection, Journey};
+use super::walk::limits::Limits;
+use super::walk::trace::NoTrace;
+use super::walk::{Arrived, Uncertain, Walk};
+use agree::{Way, agreed, certain};
 
 /// Flows with one fate.
 #[derive(Debug, Clone)]
@@ -88,35 +42,46 @@ impl Part<'_> {
     }
 }
 
-/// The space of flows around a pod.
-#[derive(Debug, Clone)]
-pub struct Space<'p> {
-    pub pod: &'p Surroundings,
-    pub interfaces: Interfaces,
+/// The rules cut traffic into more parts than can be told apart.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the rules cut {family} traffic into too many parts, most of them in {place}; ask about single flows with 'explain', or look at the rules without these"
+)]
+pub struct TooManyParts {
+    pub family: Family,
+    /// The chain that cuts most, or how many do, in words.
+    pub place: String,
 }
 
-impl<'p> Space<'p> {
-    /// The space that all of these rulesets can be compared in.
-    pub fn of(rulesets: &[&Ruleset], pod: &'p Surroundings) -> Self {
-        Self::telling_apart(rulesets, pod, &[])
-    }
+/// The most sets of flows that a family's traffic is cut into, half a kilobyte each.
+const MOST_SETS: usize = 200_000;
+/// The most work that is done on the way there: a few seconds'.
+const MOST_WORK: usize = 50_000_000;
+/// The most parts of a family and scope that come of uncertain conditions.
+const MOST_UNCERTAIN: usize = 100_000;
 
-    /// The same, where some more interfaces are to be told from others.
-    pub fn telling_apart(rulesets: &[&Ruleset], pod: &'p Surroundings, more: &[Interface]) -> Self {
-        Self { pod, interfaces: Interfaces::of(rulesets, pod, more) }
-    }
-
+impl Space<'_> {
     /// Cuts all flows of a family by a ruleset. The parts share nothing and leave nothing out.
+    ///
+    /// # Errors
+    ///
+    /// The rules cut them into more parts than can be told apart.
     pub fn parts<'a>(&self, ruleset: &'a Ruleset, family: Family) -> Result<Vec<Part<'a>>, TooManyParts> {
         let mut out = Vec::new();
-        let chains = near::Chains::new(ruleset.family(family));
+        let rules = ruleset.family(family);
+        let chains = Chains::new(rules, &self.interfaces);
         for scope in Scope::ALL {
-            walk::walk(self, &chains, family, scope, 0, &mut out)?;
+            out.extend(Flowing { space: self, rules, chains: &chains, family, scope, mark: 0 }.parts()?);
         }
         Ok(out)
     }
 
-    /// The same of one scope's flows, where packets start with a mark.
+    /// Cuts one scope's flows of a family by a ruleset, where packets start with a mark. The
+    /// parts share nothing and leave nothing out.
+    ///
+    /// # Errors
+    ///
+    /// The rules cut them into more parts than can be told apart.
     pub fn parts_of<'a>(
         &self,
         ruleset: &'a Ruleset,
@@ -124,94 +89,76 @@ impl<'p> Space<'p> {
         scope: Scope,
         mark: u32,
     ) -> Result<Vec<Part<'a>>, TooManyParts> {
-        let mut out = Vec::new();
-        walk::walk(self, &near::Chains::new(ruleset.family(family)), family, scope, mark, &mut out)?;
-        Ok(out)
-    }
-
-    /// Every flow of a family and scope.
-    pub fn whole(&self, family: Family, scope: Scope) -> Cube {
-        let (own, lo) = (self.own(family), self.interfaces.lo());
-        let on_wire = all_addresses(family).minus(&on_no_wire(family));
-        let others = on_wire.minus(&own);
-        let nobody: Owners = RangeList::of([NOBODY]);
-        let owners = if scope.direction() == Direction::Outbound { everyone() } else { nobody };
-        Cube {
-            interface: if scope == Scope::Local { lo.clone() } else { self.interfaces.all().minus(lo) },
-            destination: match scope {
-                Scope::Local => own,
-                Scope::Inbound => own.minus(&loopback(family)),
-                Scope::Outbound | Scope::Transit => others,
-            },
-            uid: owners.clone(),
-            gid: owners,
-            source: on_wire,
-            ..Cube::whole(family)
-        }
-    }
-
-    /// The addresses that the pod takes for its own.
-    pub fn own(&self, family: Family) -> Addresses {
-        let mut out = loopback(family);
-        let mesh = IpAddr::V6(crate::backend::routing::MESH_ADDRESS);
-        let own = self.pod.addresses.iter().chain([&mesh]);
-        own.filter(|a| a.is_ipv4() == (family == Family::V4)).for_each(|&a| out.push(number(a), number(a)));
-        out.normalised()
-    }
-
-    /// Where a flow is in the space.
-    pub fn point(&self, flow: &Flow) -> (Scope, Point) {
-        let packet = Packet::of(flow, self.pod);
-        let scope = match (flow.direction, packet.local) {
-            (Direction::Outbound, false) => Scope::Outbound,
-            (Direction::Outbound, true) => Scope::Local,
-            (Direction::Inbound, true) => Scope::Inbound,
-            (Direction::Inbound, false) => Scope::Transit,
-        };
-        let point = Point {
-            protocol: packet.protocol,
-            interface: self.interfaces.named(packet.in_interface.or(packet.out_interface).unwrap_or_default()),
-            uid: owner(packet.uid),
-            gid: owner(packet.gid),
-            destination: packet.destination,
-            port: packet.port,
-            source: packet.source,
-            source_port: packet.source_port.unwrap_or(EPHEMERAL),
-        };
-        (scope, point)
-    }
-
-    /// The flow at a place in the space.
-    pub fn flow(&self, family: Family, scope: Scope, point: &Point) -> Flow {
-        let id = |owner: u64| u32::try_from(owner).ok();
-        Flow {
-            direction: scope.direction(),
-            protocol: point.protocol,
-            uid: id(point.uid),
-            gid: id(point.gid),
-            source: Some(address(family, point.source)),
-            source_port: Some(point.source_port),
-            destination: address(family, point.destination),
-            port: point.port,
-            interface: self.interfaces.examples(&point.interface).first().map(|&name| name.into()),
-            mark: 0,
-        }
+        let rules = ruleset.family(family);
+        let chains = Chains::new(rules, &self.interfaces);
+        Flowing { space: self, rules, chains: &chains, family, scope, mark }.parts()
     }
 }
 
-/// Addresses that no packet of a connection has: a program that asks for them gets others.
-fn on_no_wire(family: Family) -> Addresses {
-    const MAPPED: u128 = 0xffff << 32;
-    match family {
-        Family::V4 => RangeList::of([0]),
-        Family::V6 => RangeList::new([(0, 0), (MAPPED, MAPPED + 0xffff_ffff)]),
-    }
+/// The flows of a family and scope, and the rules that they meet.
+struct Flowing<'a, 's> {
+    space: &'s Space<'s>,
+    rules: &'a FamilyRules,
+    chains: &'s Chains<'s>,
+    family: Family,
+    scope: Scope,
+    mark: u32,
 }
 
-/// The addresses that never leave a host.
-pub fn loopback(family: Family) -> Addresses {
-    match family {
-        Family::V4 => RangeList::new([(0x7f00_0000, 0x7fff_ffff)]),
-        Family::V6 => RangeList::of([1]),
+impl<'a> Flowing<'a, '_> {
+    /// Cuts the flows. Where it is not known whether a rule applies, or in which of two orders
+    /// chains come, flows that end alike all the same are certain, and others are not.
+    fn parts(&self) -> Result<Vec<Part<'a>>, TooManyParts> {
+        let first = self.parts_in(Order::First)?;
+        if self.rules.has_one_order() {
+            return Ok(first);
+        }
+        let second = self.parts_in(Order::Second)?;
+        agreed(first, &second, MOST_UNCERTAIN).ok_or_else(|| TooManyParts {
+            family: self.family,
+            place: "chains of iptables-legacy and nftables in one place".into(),
+        })
+    }
+
+    /// Both possibilities of an uncertain rule are followed; where that leads too far, what
+    /// becomes of flows that may meet such a rule is not known.
+    fn parts_in(&self, order: Order) -> Result<Vec<Part<'a>>, TooManyParts> {
+        let ways = self.walk(order, Uncertain::BothWays);
+        match ways.ok().and_then(|ways| certain(ways, MOST_UNCERTAIN)) {
+            Some(parts) => Ok(parts),
+            None => Ok(self.walk(order, Uncertain::Ends)?.into_iter().map(|way| way.part).collect()),
+        }
+    }
+
+    /// Follows all flows to their ends.
+    fn walk(&self, order: Order, uncertain: Uncertain) -> Result<Vec<Way<'a>>, TooManyParts> {
+        let (space, family, scope) = (self.space, self.family, self.scope);
+        let set = space.whole(family, scope);
+        if set.destination.is_empty() || set.interface(scope).is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut known = Known { mark: Some(self.mark), ..Known::default() };
+        if scope.is_outbound() {
+            known.in_interface = Some(None);
+        } else {
+            known.out_interface = Some(None);
+            // What comes in has no owner here.
+            (known.uid, known.gid) = (Some(NOBODY), Some(NOBODY));
+        }
+        let flows = Flows { set, chains: self.chains };
+        let limits = Limits::new(MOST_WORK, MOST_SETS);
+        let mut walk = Walk::new(self.rules, order, family, &space.pod.addresses, uncertain, limits);
+        walk.start(Journey::new(scope.direction(), flows, known, Connection::NEW, scope.is_local()));
+        let mut ways = Vec::new();
+        while let Some(arrived) = walk.next(&mut NoTrace) {
+            let arrived = arrived.ok().filter(|_| walk.limits.keep());
+            let Some(Arrived { journey, taker }) = arrived else {
+                let place = walk.limits.most_cut().unwrap_or_else(|| "conditions that are not understood".into());
+                return Err(TooManyParts { family, place });
+            };
+            let part = Part { family, scope, flows: journey.traffic.set, taker, decider: journey.decider };
+            ways.push(Way { part, assumed: journey.assumed });
+        }
+        Ok(ways)
     }
 }

@@ -130,8 +130,8 @@ fn flows(report: &Report, scope: Scope, family: Family, cube: &Cube) -> Value {
         }
     };
     add("protocol", !cube.protocol.is_full(), &|| spans(&cube.protocol));
-    add("interface", cube.interface != whole.interface, &|| {
-        let (names, others) = report.space.interfaces.patterns(&cube.interface);
+    add("interface", cube.interface(scope) != whole.interface(scope), &|| {
+        let (names, others) = report.space.interfaces.patterns(cube.interface(scope));
         names.iter().map(ToString::to_string).chain(others.then(|| "*".to_owned())).collect()
     });
     add("user", cube.uid != whole.uid, &|| owners(&cube.uid));

@@ -293,7 +293,7 @@ pub fn exits(escape: &Escape) -> Vec<Exit> {
     let mut out: Vec<Exit> = Vec::new();
     let mut known = HashSet::new();
     for (family, decider, why) in escape.rules() {
-        let place = lints::shadow::chain_name(decider.chain);
+        let place = decider.chain.full_name();
         // Of rules that were put together just the one that has this reason.
         let part = decider.rule.parts.iter().find(|(known, _)| known == why);
         let conditions = words::matches(part.map_or(&decider.rule.matches, |(_, matches)| matches), family);

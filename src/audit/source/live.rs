@@ -137,6 +137,7 @@ fn routes(netlink: &mut Netlink) -> Result<Routes, SourceError> {
 /// The interface of the default route; without one that of the first global address.
 fn uplink(routes: &Routes, addresses: &[(u32, IpAddr)]) -> Box<str> {
     const USUAL: &str = "eth0";
-    let by_address = || addresses.iter().filter(|(_, a)| facts::is_global(a)).find_map(|(_, a)| routes.of(*a));
-    routes.default_way().or_else(by_address).unwrap_or(USUAL).into()
+    let by_address =
+        || addresses.iter().filter(|(_, a)| facts::is_global(a)).find_map(|(_, a)| routes.interface_of(*a));
+    routes.default_interface().or_else(by_address).unwrap_or(USUAL).into()
 }

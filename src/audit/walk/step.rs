@@ -1,26 +1,27 @@
-//! What a rule does with packets that meet it, and how chains end: the same for one packet
-//! (`explain`) and for sets of them (`partition`).
+//! What a rule does with packets that meet it, and how chains end.
 
 use crate::plan::canon::CanonRule;
 use crate::plan::model::{Masked, Verdict};
 
-use super::flow::Taker;
-use super::ruleset::{Base, ChainRules, FamilyRules};
+use crate::audit::flow::Taker;
+use crate::audit::ruleset::{Base, ChainRules, FamilyRules};
 use crate::backend::effect::{Effect, effect};
 
 /// How deep chains may call each other (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;
 
-/// How a chain ended for a packet.
+/// How a chain ends for a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// No rule decided; or one said RETURN.
+    /// No rule decides, or one says RETURN: the chain that jumped here goes on.
     Back,
     Accept,
     Drop,
-    /// The destination became a port of the pod itself.
+    /// The destination becomes a port of the pod itself, where somebody listens.
     Redirect(Taker, u16),
+    /// TPROXY hands it to the proxy's socket.
     Tproxy,
+    /// A rule decides that is not understood.
     Unknown,
 }
 
@@ -35,8 +36,8 @@ impl End {
         }
     }
 
-    /// Who gets the packet, if that is settled where a base chain ends.
-    pub fn fate(self) -> Option<Taker> {
+    /// Who gets the packet, if the end of a base chain decides that.
+    pub fn taker(self) -> Option<Taker> {
         match self {
             End::Drop => Some(Taker::Dropped),
             End::Unknown => Some(Taker::Unknown),
@@ -60,23 +61,36 @@ impl End {
 /// What happens to packets that meet a rule.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Step<'a> {
-    /// Nothing that decides.
+    /// Nothing happens that decides anything.
     Pass,
-    /// Tracked in a conntrack zone.
+    /// They are tracked in a conntrack zone.
     Zone(u16),
+    /// Their mark is changed.
     Mark(Masked),
+    /// Their connection gets their mark.
     SaveMark,
+    /// They get their connection's mark.
     RestoreMark,
     /// The chain ends, because of this rule.
     Ends(End),
     /// The chain ends; the rule that jumped here says more about why than this one. With
     /// TPROXY the packet is marked.
     EndsForCaller(End, Option<u32>),
-    /// Another chain is asked; `goes`: and not come back from.
-    Call {
-        chain: &'a ChainRules,
-        goes: bool,
-    },
+    /// Another chain is asked; with `goes` there is no way back to this one.
+    Call { chain: &'a ChainRules, goes: bool },
+}
+
+impl Step<'_> {
+    /// Whether packets may go on behind a rule that does this: what it does is not known, or
+    /// it is TPROXY and nobody need listen.
+    pub fn may_pass(self, rule: &CanonRule) -> bool {
+        matches!(self, Step::Ends(End::Unknown)) || matches!(rule.verdict, Verdict::Tproxy { closed: false, .. })
+    }
+
+    /// Whether packets may go back to the chain that jumped to this one.
+    pub fn may_return(self) -> bool {
+        matches!(self, Step::Ends(End::Back | End::Unknown) | Step::Call { goes: true, .. })
+    }
 }
 
 /// What a rule of a chain does, at some depth of jumps.

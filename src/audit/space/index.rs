@@ -1,17 +1,15 @@
-//! Which boxes of a long list a set of flows may meet, without looking at all of them: by
-//! destination, port or source, whichever leaves fewest.
+//! An index of a long list of boxes, such as a chain's rules: which of them a set of packets
+//! may overlap, without looking at all of them. It is an interval tree for each of three
+//! dimensions (destination, port and source), and the one that leaves fewest is taken.
 
-use std::collections::HashMap;
-
-use crate::audit::ruleset::{ChainRules, FamilyRules};
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::PortList;
 use crate::plan::canon::{Addresses, CanonMatches};
 
 use super::cube::Cube;
-use super::state::State;
+use super::known::Known;
 
-/// The dimensions in which long lists of rules tell flows apart.
+/// The sides of a box in the dimensions in which long lists of rules tell packets apart.
 #[derive(Debug, Clone)]
 pub struct Sides<'a> {
     pub destination: &'a Addresses,
@@ -31,43 +29,44 @@ impl<'a> Sides<'a> {
 
 /// A list of boxes, ordered by each of their sides.
 #[derive(Debug)]
-pub struct Near {
+pub struct Index {
     boxes: usize,
-    destination: Spans<u128>,
-    port: Spans<u16>,
-    source: Spans<u128>,
+    destination: IntervalTree<u128>,
+    port: IntervalTree<u16>,
+    source: IntervalTree<u128>,
 }
 
-/// Below so many boxes it is quicker to look at all.
-const FEW: usize = 16;
-/// Sets of more ranges than that are taken to be near everything, or for all that is
-/// between their ends.
+/// Below so many boxes it is quicker to look at all of them.
+pub const FEW: usize = 16;
+/// A set of more ranges than that is taken to overlap everything, and a box with so many to
+/// fill all that is between their ends.
 const LONG: usize = 32;
 
-impl Near {
+impl Index {
     pub fn new<'a>(boxes: impl Iterator<Item = Sides<'a>> + Clone) -> Self {
         Self {
             boxes: boxes.clone().count(),
-            destination: Spans::new(boxes.clone().map(|sides| sides.destination)),
-            port: Spans::new(boxes.clone().map(|sides| sides.port)),
-            source: Spans::new(boxes.map(|sides| sides.source)),
+            destination: IntervalTree::new(boxes.clone().map(|sides| sides.destination)),
+            port: IntervalTree::new(boxes.clone().map(|sides| sides.port)),
+            source: IntervalTree::new(boxes.map(|sides| sides.source)),
         }
     }
 
-    /// The boxes from number `from` on that a state may meet, in order; `None` where they
-    /// are not much fewer than `left`.
-    pub fn of_state(&self, state: &State, from: usize, left: usize) -> Option<Vec<u32>> {
-        let (destination, port) =
-            (state.destination.map(|a| RangeList::of([a])), state.port.map(|p| RangeList::of([p])));
+    /// The boxes from number `from` on that packets may overlap, in order; `None` where they
+    /// are not much fewer than `left`. What is known of the packets stands for their set.
+    pub fn of_packets(&self, set: &Cube, known: &Known, from: usize, left: usize) -> Option<Vec<u32>> {
+        let destination = known.destination.map(|address| RangeList::of([address]));
+        let port = known.port.map(|port| RangeList::of([port]));
+        let source = known.source.map(|address| RangeList::of([address]));
         let sides = Sides {
-            destination: destination.as_ref().unwrap_or(&state.flows.destination),
-            port: port.as_ref().unwrap_or(&state.flows.port),
-            source: &state.flows.source,
+            destination: destination.as_ref().unwrap_or(&set.destination),
+            port: port.as_ref().unwrap_or(&set.port),
+            source: source.as_ref().unwrap_or(&set.source),
         };
         self.of_sides(&sides, from, left)
     }
 
-    /// The boxes that a cube may meet, in order; `None`: perhaps all.
+    /// The boxes that a set may overlap, in order; `None` where that may be any.
     pub fn of_cube(&self, cube: &Cube) -> Option<Vec<u32>> {
         self.of_sides(&Sides::of_cube(cube), 0, self.boxes)
     }
@@ -96,37 +95,19 @@ impl Near {
     }
 }
 
-/// A family's chains, the long ones with an index of their rules.
-pub struct Chains<'a> {
-    pub rules: &'a FamilyRules,
-    near: HashMap<*const ChainRules, Near>,
-}
-
-impl<'a> Chains<'a> {
-    pub fn new(rules: &'a FamilyRules) -> Self {
-        let long = rules.chains.iter().filter(|chain| chain.rules.len() > FEW);
-        let near = |chain: &ChainRules| Near::new(chain.rules.iter().map(|rule| Sides::of_rule(&rule.matches)));
-        Self { rules, near: long.map(|chain| (std::ptr::from_ref(chain), near(chain))).collect() }
-    }
-
-    /// The index of a chain, if it has one.
-    pub fn near(&self, chain: &ChainRules) -> Option<&Near> {
-        self.near.get(&std::ptr::from_ref(chain))
-    }
-}
-
-/// Ranges of boxes, ordered by where they begin; those of a stretch are the nodes of a
-/// tree, the middle one on top.
+/// The ranges of all boxes in one dimension, ordered by where they begin: an implicit interval
+/// tree. The ranges of a stretch of the list are the nodes of a subtree, the middle one on top.
 #[derive(Debug)]
-struct Spans<T> {
-    /// First and last value, and the number of the box.
+struct IntervalTree<T> {
+    /// First and last value of each range, and the number of its box.
     spans: Vec<(T, T, u32)>,
-    /// For each span the furthest end in the stretch that it is the middle of.
+    /// For each range the furthest end in the stretch that it is the middle of.
     furthest: Vec<T>,
+    /// All ends, sorted.
     ends: Vec<T>,
 }
 
-impl<T: Step> Spans<T> {
+impl<T: Step> IntervalTree<T> {
     fn new<'a>(lists: impl Iterator<Item = &'a RangeList<T>>) -> Self
     where
         T: 'a,
@@ -147,7 +128,7 @@ impl<T: Step> Spans<T> {
         Self { spans, furthest, ends }
     }
 
-    /// How many ranges share a value with a list; no fewer than there are.
+    /// How many ranges share a value with a list: no fewer than there are.
     fn count(&self, list: &RangeList<T>) -> usize {
         if list.len() > LONG {
             return usize::MAX;
@@ -159,7 +140,7 @@ impl<T: Step> Spans<T> {
         list.iter().map(of_range).sum()
     }
 
-    /// The boxes with such a range; some twice.
+    /// Gives the boxes that have a range in common with a list to `add`; some more than once.
     fn each(&self, list: &RangeList<T>, add: &mut impl FnMut(u32)) {
         for (first, last) in list.iter() {
             let mut open = vec![(0, self.spans.len())];
@@ -184,6 +165,7 @@ impl<T: Step> Spans<T> {
     }
 }
 
+/// Fills in the furthest ends of a stretch; gives back that of all of it.
 fn find_furthest<T: Step>(spans: &[(T, T, u32)], furthest: &mut [T]) -> Option<T> {
     let middle = spans.len() / 2;
     let (_, last, _) = spans.get(middle)?;

@@ -1,4 +1,4 @@
-//! Interface names as numbers. Rules tell names apart by whole names and by beginnings;
+//! Interface names as numbers. Rules tell names apart by whole names and by beginnings:
 //! names that no rule tells apart are one kind, and a set of kinds is a set of numbers.
 
 use std::cmp::Ordering;
@@ -12,6 +12,10 @@ use crate::plan::model::Cond;
 
 /// A set of kinds of interfaces.
 pub type Kinds = RangeList<u32>;
+
+/// The kind that stands for "no interface": that of an incoming packet on its way out, and of
+/// an outgoing one on its way in.
+pub const NO_INTERFACE: u32 = u32::MAX;
 
 /// The longest name an interface can have (`IFNAMSIZ` without its end).
 const LONGEST: usize = 15;
@@ -47,7 +51,7 @@ impl Interfaces {
         }
         let names: Vec<Option<Interface>> = patterns.iter().cloned().map(Some).chain([None]).collect();
         let kind = |pattern: Option<Interface>| {
-            let example = candidates(pattern.as_ref()).find(|name| kind_of(&patterns, name) == pattern)?;
+            let example = candidates(pattern.as_ref()).find(|name| closest(&patterns, name) == pattern)?;
             Some(Kind { pattern, example: example.into() })
         };
         let mut out = Self { kinds: names.into_iter().filter_map(kind).collect(), lo: Kinds::default() };
@@ -55,31 +59,45 @@ impl Interfaces {
         out
     }
 
+    /// All kinds, "no interface" not among them.
     pub fn all(&self) -> Kinds {
         self.where_kind(|_| true)
     }
 
+    /// All kinds, and "no interface".
+    pub fn all_or_none(&self) -> Kinds {
+        let mut all = self.all();
+        all.push(NO_INTERFACE, NO_INTERFACE);
+        all
+    }
+
+    /// The loopback interface.
     pub fn lo(&self) -> &Kinds {
         &self.lo
     }
 
-    /// The kind that a name is of, as a set.
-    pub fn named(&self, name: &str) -> Kinds {
+    /// The kind that a name is of.
+    pub fn kind_of(&self, name: &str) -> u32 {
         let best = self
             .kinds
             .iter()
             .enumerate()
             .filter(|(_, kind)| kind.pattern.as_ref().is_none_or(|p| p.matches(name)))
             .max_by_key(|(_, kind)| kind.pattern.as_ref().map(closeness));
-        RangeList::of(best.map(|(at, _)| at as u32))
+        best.map_or(NO_INTERFACE, |(at, _)| at as u32)
     }
 
-    /// The kinds that meet a condition.
+    /// The kind that a name is of, as a set.
+    pub fn named(&self, name: &str) -> Kinds {
+        RangeList::of([self.kind_of(name)])
+    }
+
+    /// The kinds that meet a condition; "no interface" meets only a negated one.
     pub fn meeting(&self, cond: &Cond<Vec<Interface>>) -> Kinds {
         let mut out = Kinds::default();
         cond.value.iter().for_each(|pattern| out.extend(&self.matching(pattern)));
         let out = out.normalised();
-        if cond.negated { self.all().minus(&out) } else { out }
+        if cond.negated { self.all_or_none().minus(&out) } else { out }
     }
 
     fn matching(&self, pattern: &Interface) -> Kinds {
@@ -129,7 +147,7 @@ fn closeness(pattern: &Interface) -> (bool, usize) {
 }
 
 /// The pattern that says most about a name.
-fn kind_of(patterns: &BTreeSet<Interface>, name: &str) -> Option<Interface> {
+fn closest(patterns: &BTreeSet<Interface>, name: &str) -> Option<Interface> {
     let whole = Interface::new(name, false);
     let beginnings = (0..=name.len()).rev().filter_map(|length| name.get(..length));
     let mut all = std::iter::once(whole).chain(beginnings.map(|beginning| Interface::new(beginning, true)));

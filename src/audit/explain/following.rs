@@ -1,0 +1,126 @@
+//! The packets of a connection after its first: those that follow it, and the replies. Who
+//! gets it is decided by then, and conntrack repeats the rewriting. What is left are marks, by
+//! which TPROXY's packets and the replies to them find the proxy's socket, and filters that
+//! may still drop them.
+
+use crate::audit::flow::{Direction, Flow, Surroundings, Taker};
+use crate::audit::ruleset::{FamilyRules, Order, Ruleset};
+use crate::audit::space::EPHEMERAL;
+use crate::audit::space::cube::{NOBODY, owner};
+use crate::audit::space::known::Known;
+use crate::audit::walk::journey::{Connection, Journey};
+use crate::audit::walk::limits::Limits;
+use crate::audit::walk::trace::Trace;
+use crate::audit::walk::{Arrived, OnePacket, Uncertain, Walk};
+use crate::config::types::IdList;
+use crate::plan::model::{Cond, CtStates, Verdict};
+use crate::plan::why::Why;
+
+use super::{Lost, MOST_RULES};
+
+/// Follows the packets after the first one, which went `first`'s way to `taker`. Tells which
+/// of them do not get through.
+pub(super) fn lost<'a>(
+    order: Order,
+    ruleset: &'a Ruleset,
+    pod: &Surroundings,
+    flow: &Flow,
+    first: Journey<'a, '_, OnePacket>,
+    taker: Taker,
+    trace: &mut dyn Trace<'a>,
+) -> Option<Lost<'a>> {
+    let forwarded = flow.direction == Direction::Inbound && !first.local && first.redirected.is_none();
+    if forwarded || matches!(taker, Taker::Dropped | Taker::Unknown) {
+        return None;
+    }
+    let rules = ruleset.family(flow.family());
+    let sent = Known::of(flow, pod);
+    let connection =
+        Connection { state: CtStates::ESTABLISHED, mark: first.connection.map_or(0, |c| c.mark), ..Connection::NEW };
+    let mut follow = |mut journey: Journey<'a, '_, OnePacket>, which: &str| {
+        trace.section(which);
+        journey.nat_done = true;
+        let limits = Limits::of_rules(MOST_RULES);
+        let mut walk = Walk::new(rules, order, flow.family(), &pod.addresses, Uncertain::BothWays, limits);
+        walk.routed_back = tproxy_marks(rules);
+        walk.start(journey);
+        let (end, by) = match walk.next(trace) {
+            Some(Ok(Arrived { journey, taker })) => (taker, journey.decider.map(|(decider, _)| decider)),
+            Some(Err(exceeded)) => (Taker::Unknown, Some(exceeded.rule)),
+            None => (Taker::Unknown, None),
+        };
+        match end {
+            Taker::Dropped => trace.ended("dropped"),
+            Taker::Unknown => trace.ended("what becomes of them cannot be told"),
+            _ => {}
+        }
+        (end == Taker::Dropped).then_some(by)
+    };
+
+    let to_pod = pod.is_local(flow.destination);
+    let mut next = Journey::new(flow.direction, OnePacket, sent.clone(), connection, to_pod);
+    next.rewritten = first.rewritten;
+    let following = follow(next, "the packets after the first");
+    let following = following.map(|by| Lost { replies: false, by });
+
+    let within = first.local || taker != Taker::Direct;
+    let outbound = flow.direction == Direction::Outbound;
+    let to_itself = outbound && flow.source.is_none_or(|source| pod.is_local(source));
+    let (uid, gid) = if within { owner_of(taker, rules) } else { (NOBODY, NOBODY) };
+    let came_by = if outbound { sent.out_interface } else { sent.in_interface }.flatten();
+    let (direction, in_interface, out_interface) = match within {
+        // A process in the pod replies.
+        true if to_itself => (Direction::Outbound, None, Some("lo")),
+        true if outbound => (Direction::Outbound, None, Some(&*pod.uplink)),
+        true => (Direction::Outbound, None, came_by),
+        // Another host does.
+        false => (Direction::Inbound, came_by, None),
+    };
+    let reply = Known {
+        source: first.known.destination,
+        source_port: first.known.port,
+        destination: first.known.source,
+        port: Some(flow.source_port.unwrap_or(EPHEMERAL)),
+        in_interface: Some(in_interface),
+        out_interface: Some(out_interface),
+        uid: Some(uid),
+        gid: Some(gid),
+        mark: Some(0),
+        ..first.known
+    };
+    let answers_as = first.rewritten.and(sent.destination.zip(sent.port));
+    let mut reply = Journey::new(direction, OnePacket, reply, connection, to_itself || !within);
+    reply.answers_as = answers_as;
+    let replies = follow(reply, "the replies");
+    trace.end_section();
+    following.or(replies.map(|by| Lost { replies: true, by }))
+}
+
+/// Whose socket answers: the proxy's user and group, as far as the rules name them, and for
+/// anybody else nobody that they name.
+fn owner_of(taker: Taker, rules: &FamilyRules) -> (u64, u64) {
+    if taker == Taker::Direct {
+        return (NOBODY, NOBODY);
+    }
+    let rules = rules.chains.iter().flat_map(|chain| &chain.rules);
+    let own = rules.flat_map(|rule| &rule.parts).filter(|(why, _)| *why == Why::ProxyOwn);
+    let (mut uid, mut gid) = (None, None);
+    for (_, matches) in own {
+        let id = |cond: &Option<Cond<IdList>>| {
+            let cond = cond.as_ref().filter(|cond| !cond.negated)?;
+            cond.value.iter().next().map(|(first, _)| first)
+        };
+        (uid, gid) = (uid.or(id(&matches.uid)), gid.or(id(&matches.gid)));
+    }
+    (owner(uid), owner(gid))
+}
+
+/// The marks with which packets are routed to the pod itself: TPROXY's.
+fn tproxy_marks(rules: &FamilyRules) -> Vec<u32> {
+    let rules = rules.chains.iter().flat_map(|chain| &chain.rules);
+    let marks = rules.filter_map(|rule| match rule.verdict {
+        Verdict::Tproxy { mark, .. } => Some(mark.get()),
+        _ => None,
+    });
+    marks.collect()
+}

@@ -1,0 +1,166 @@
+//! A set of packets as the product of one set per dimension. Sets are intervals, so that
+//! a thousand ports or ranges cost one set and not a thousand packets.
+
+use std::collections::HashMap;
+
+use crate::config::ranges::RangeList;
+use crate::config::types::{Family, PortList};
+use crate::plan::canon::{Addresses, CanonMatches, all_addresses};
+
+pub use super::dimensions::{NOBODY, Owners, everyone, owners};
+use super::dimensions::{Narrows, each_dimension};
+use super::interfaces::{Interfaces, Kinds};
+use super::known::Known;
+
+macro_rules! define {
+    ($($name:ident, $asked:ident, $set:ty, $value:ty, $told:ty;)*) => {
+        /// A set of packets of one family. A packet is in it if each of its values is in the
+        /// set of its dimension. No dimension's set is empty: an operation that would leave
+        /// nothing gives no set.
+        #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+        pub struct Cube {
+            $(pub $name: $set,)*
+        }
+
+        /// One packet, as a point of that space.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct Point {
+            $(pub $name: $value,)*
+        }
+
+        impl Cube {
+            /// Whether a packet is in the set.
+            pub fn holds(&self, point: &Point) -> bool {
+                $(self.$name.holds(point.$name))&&*
+            }
+
+            /// Whether a packet is in both sets.
+            pub fn overlaps(&self, other: &Self) -> bool {
+                $(self.$name.overlaps(&other.$name))&&*
+            }
+
+            /// What both sets hold; `None` if that is nothing.
+            pub fn intersection(&self, other: &Self) -> Option<Self> {
+                self.overlaps(other).then(|| Self { $($name: self.$name.intersection(&other.$name),)* })
+            }
+
+            /// Those packets of the set that meet a rule's conditions; `None` if none do. Of
+            /// dimensions with a known value only that counts, and the set keeps its own.
+            pub(in crate::audit) fn inside(
+                &self,
+                known: &Known,
+                asked: &CanonMatches,
+                interfaces: &Interfaces,
+            ) -> Option<Self> {
+                Some(Self {
+                    $($name: match known.$name {
+                        Some(_) => self.$name.clone(),
+                        None => asked.$asked.narrow(&self.$name, interfaces)?,
+                    },)*
+                })
+            }
+
+            /// What is left of this set around a part of it: sets that share nothing.
+            pub fn around(mut self, inside: &Self) -> Vec<Self> {
+                let mut out = Vec::new();
+                $(if self.$name != inside.$name {
+                    let outside = self.$name.minus(&inside.$name);
+                    self.$name = inside.$name.clone();
+                    out.push(Self { $name: outside, ..self.clone() });
+                })*
+                out
+            }
+
+            /// Takes in another set that differs in one dimension at most; says whether it did.
+            fn join(&mut self, other: &Self) -> bool {
+                let mut differing = 0;
+                $(differing += u32::from(self.$name != other.$name);
+                if differing > 1 {
+                    return false;
+                })*
+                $(if self.$name != other.$name {
+                    self.$name.extend(&other.$name);
+                    self.$name = self.$name.normalised();
+                })*
+                true
+            }
+        }
+
+        /// Makes one set of those that are alike but for one dimension, for each dimension in
+        /// one go.
+        fn merged_many(mut cubes: Vec<Cube>) -> Vec<Cube> {
+            $(let mut groups = HashMap::new();
+            for mut cube in cubes {
+                let list = std::mem::take(&mut cube.$name);
+                let at = groups.len();
+                let (_, lists) = groups.entry(cube).or_insert_with(|| (at, RangeList::default()));
+                lists.extend(&list);
+            }
+            let mut merged: Vec<_> = groups.into_iter().collect();
+            merged.sort_unstable_by_key(|(_, (at, _))| *at);
+            cubes = merged.into_iter().map(|(rest, (_, lists))| Cube { $name: lists.normalised(), ..rest }).collect();)*
+            cubes
+        }
+    };
+}
+each_dimension!(define);
+
+impl Cube {
+    /// Every packet of a family; no interface is in it yet.
+    pub fn whole(family: Family) -> Self {
+        Self {
+            protocol: RangeList::full(),
+            in_interface: Kinds::default(),
+            out_interface: Kinds::default(),
+            uid: everyone(),
+            gid: everyone(),
+            destination: all_addresses(family),
+            port: RangeList::full(),
+            source: all_addresses(family),
+            source_port: RangeList::full(),
+            state: RangeList::full(),
+        }
+    }
+
+    /// What is in this set and not in the other: sets that share nothing.
+    pub fn minus(&self, other: &Self) -> Vec<Self> {
+        match self.intersection(other) {
+            Some(inside) => self.clone().around(&inside),
+            None => vec![self.clone()],
+        }
+    }
+}
+
+/// Up to so many sets each is held against all others.
+const FEW: usize = 32;
+
+/// The same packets in fewer sets: those that differ in one dimension only become one.
+pub fn merged(mut cubes: Vec<Cube>) -> Vec<Cube> {
+    loop {
+        let before = cubes.len();
+        cubes = if before <= FEW { merged_few(cubes) } else { merged_many(cubes) };
+        if cubes.len() == before {
+            return cubes;
+        }
+    }
+}
+
+fn merged_few(cubes: Vec<Cube>) -> Vec<Cube> {
+    let mut out: Vec<Cube> = Vec::with_capacity(cubes.len());
+    for cube in cubes {
+        if !out.iter_mut().any(|known| known.join(&cube)) {
+            out.push(cube);
+        }
+    }
+    out
+}
+
+/// What is left of some sets without others.
+pub fn without(cubes: Vec<Cube>, others: &[Cube]) -> Vec<Cube> {
+    others.iter().fold(cubes, |left, other| left.iter().flat_map(|cube| cube.minus(other)).collect())
+}
+
+/// An owner as a number.
+pub fn owner(id: Option<u32>) -> u64 {
+    id.map_or(NOBODY, u64::from)
+}

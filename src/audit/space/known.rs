@@ -1,0 +1,82 @@
+//! What is known of packets on their way: the values that all of those followed together
+//! have in common. Of one packet everything is known; of a set of them what rules have
+//! done to it, and the rest is in the set.
+
+use crate::audit::flow::{Direction, Flow, Surroundings};
+use crate::plan::canon::{CanonMatches, number};
+use crate::plan::model::CtStates;
+
+use super::cube::owner;
+use super::dimensions::{Asks, Name, each_dimension};
+
+/// Whether packets meet a rule's conditions: a three-valued verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::audit) enum Meets {
+    Yes,
+    No,
+    /// Some condition is not understood, or asks for a mark that is not known.
+    Unknown,
+}
+
+macro_rules! define {
+    ($($name:ident, $asked:ident, $set:ty, $value:ty, $told:ty;)*) => {
+        /// Values that packets have in common, by dimension; `None` where they may differ.
+        #[derive(Debug, Clone, Default)]
+        pub struct Known<'n> {
+            $(pub $name: Option<$told>,)*
+            pub mark: Option<u32>,
+            /// The mark of the connection, where there is one already.
+            pub connection_mark: Option<Option<u32>>,
+        }
+
+        impl Known<'_> {
+            /// Whether these values meet a rule's conditions. Conditions on what is not known
+            /// are left to the set of packets.
+            pub(in crate::audit) fn meets(&self, asked: &CanonMatches) -> Meets {
+                $(if let Some(value) = self.$name && !asked.$asked.admits(value) {
+                    return Meets::No;
+                })*
+                let marks = match (self.mark, self.connection_mark) {
+                    _ if asked.mark.is_none() && asked.connection_mark.is_none() => Meets::Yes,
+                    (Some(mark), _) if !asked.mark.admits(mark) => Meets::No,
+                    (_, Some(mark)) if !asked.connection_mark.admits(mark) => Meets::No,
+                    (Some(_), Some(_)) => Meets::Yes,
+                    _ => Meets::Unknown,
+                };
+                if marks == Meets::Yes && !asked.unknown.is_empty() { Meets::Unknown } else { marks }
+            }
+        }
+    };
+}
+each_dimension!(define);
+
+/// A port in the middle of those from which clients connect. Which port a connection comes
+/// from is chance, unless it is said: whoever chooses it chooses neither a low one nor a
+/// well-known one.
+pub const EPHEMERAL: u16 = 45_678;
+
+impl<'n> Known<'n> {
+    /// Everything about the first packet of a flow.
+    pub fn of(flow: &'n Flow, pod: &'n Surroundings) -> Self {
+        let interface = flow.interface.as_deref();
+        let interface = Some(interface.unwrap_or_else(|| pod.interface(flow.direction, flow.destination)));
+        let (in_interface, out_interface) = match flow.direction {
+            Direction::Inbound => (interface, None),
+            Direction::Outbound => (None, interface),
+        };
+        Self {
+            protocol: Some(flow.protocol),
+            in_interface: Some(in_interface),
+            out_interface: Some(out_interface),
+            uid: Some(owner(flow.uid)),
+            gid: Some(owner(flow.gid)),
+            destination: Some(number(flow.destination)),
+            port: Some(flow.port),
+            source: Some(number(flow.source.unwrap_or_else(|| pod.usual_source(flow)))),
+            source_port: Some(flow.source_port.unwrap_or(EPHEMERAL)),
+            state: Some(CtStates::NEW),
+            mark: Some(flow.mark),
+            connection_mark: Some(Some(0)),
+        }
+    }
+}

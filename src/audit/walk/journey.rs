@@ -1,0 +1,266 @@
+//! Packets on their way: what is known of them, what has happened to them, and where they
+//! are. One packet, or a set of them that have been treated alike so far.
+
+use std::rc::Rc;
+
+use crate::audit::flow::{Direction, Taker};
+use crate::audit::ruleset::{Base, ChainRules, Decider, Hook};
+use crate::audit::space::dimensions::{NO_ANSWER, NOBODY};
+use crate::audit::space::known::Known;
+use crate::plan::model::{CtStates, Masked, Verdict};
+use crate::plan::why::Why;
+
+/// A rule that decides, and the reason for that part of it that is met.
+pub type Cause<'a> = (Decider<'a>, &'a Why);
+
+/// How far conntrack is with a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tracking {
+    /// It comes to it at priority -200 (`NF_IP_PRI_CONNTRACK`).
+    NotYet,
+    /// So does this one; but a rule has said in which zone, by a connection that stands for
+    /// the one to come (`xt_CT.c`, `nft_ct.c`).
+    InZone,
+    Known,
+}
+
+/// What conntrack has about a packet's connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Connection {
+    pub tracking: Tracking,
+    /// The state that the packet has in it, once it is known.
+    pub state: CtStates,
+    pub mark: u32,
+}
+
+impl Connection {
+    /// That of the first packet that conntrack has not come to yet.
+    pub const NEW: Connection = Connection { tracking: Tracking::NotYet, state: CtStates::NEW, mark: 0 };
+
+    /// What a rule is told about its state.
+    fn told_state(self) -> CtStates {
+        match self.tracking {
+            Tracking::NotYet => CtStates::INVALID,
+            Tracking::InZone => CtStates::NEW,
+            Tracking::Known => self.state,
+        }
+    }
+
+    /// What a rule is told about its mark.
+    fn told_mark(self) -> Option<u32> {
+        match self.tracking {
+            Tracking::NotYet => None,
+            Tracking::InZone => Some(0),
+            Tracking::Known => Some(self.mark),
+        }
+    }
+}
+
+/// A chain that packets are in.
+#[derive(Debug, Clone)]
+pub struct Frame<'a> {
+    pub chain: &'a ChainRules,
+    /// The number of the rule that comes next.
+    pub rule: usize,
+    /// Of its parts those from this one on; the packets meet none before.
+    pub part: usize,
+    /// The rules that they may meet, where that are few of many.
+    pub ahead: Option<Rc<[u32]>>,
+    /// The rule that jumped here.
+    pub from: Option<Cause<'a>>,
+    /// Whether it came here by "goto", so that the chain before is over with this one.
+    pub goes: bool,
+}
+
+impl<'a> Frame<'a> {
+    fn new(chain: &'a ChainRules, from: Option<Cause<'a>>, goes: bool) -> Self {
+        Self { chain, rule: 0, part: 0, ahead: None, from, goes }
+    }
+
+    /// Goes on to a rule, or to the next one behind it that the packets may meet.
+    pub fn skip_to(&mut self, rule: usize) {
+        let next = match &self.ahead {
+            None => rule,
+            Some(ahead) => {
+                let next = ahead.get(ahead.partition_point(|&at| (at as usize) < rule));
+                next.map_or(self.chain.rules.len(), |&at| at as usize)
+            }
+        };
+        if next != self.rule {
+            (self.rule, self.part) = (next, 0);
+        }
+    }
+}
+
+/// Packets on their way.
+#[derive(Debug, Clone)]
+pub struct Journey<'a, 'n, T> {
+    /// In what the packets differ: nothing, if it is one.
+    pub traffic: T,
+    pub known: Known<'n>,
+    /// `None`: they may be of any connection.
+    pub connection: Option<Connection>,
+    /// Whether they go to the pod itself.
+    pub local: bool,
+    /// Whose socket gets them: they have been redirected, or handed over by TPROXY.
+    pub redirected: Option<Taker>,
+    /// A connection's destination is rewritten once, on its first hook.
+    pub nat_done: bool,
+    /// On which hook it was, and to which port: conntrack does the same with the packets that
+    /// follow.
+    pub rewritten: Option<(Hook, u16)>,
+    /// The conntrack zone that a rule has given them.
+    pub zone: Option<u16>,
+    /// Address and port that they leave the pod with, where they answer a rewritten connection:
+    /// those that it was addressed to.
+    pub answers_as: Option<(u128, u16)>,
+    /// The rule that has decided so far.
+    pub decider: Option<Cause<'a>>,
+    /// The rule that had decided before the base chain that they are in.
+    pub(super) decided_before: Option<Cause<'a>>,
+    /// Of the rules of which it is not known whether they apply, the last one that was taken
+    /// to; `None`: all were taken not to.
+    pub assumed: Option<Cause<'a>>,
+    /// The rule that comes next is taken to apply.
+    pub(super) assume_next: bool,
+    /// The hook that they are on; `None` for those that are just in a chain.
+    pub(super) hook: Option<Hook>,
+    /// How many of the hook's base chains have been entered.
+    pub(super) entered: usize,
+    /// The base chain that they are in.
+    pub(super) base: Option<(&'a ChainRules, Base)>,
+    /// The chains that they are in, from the base chain on.
+    pub(super) frames: Vec<Frame<'a>>,
+}
+
+impl<'a, 'n, T> Journey<'a, 'n, T> {
+    /// Starts with packets that the pod sends or receives.
+    pub fn new(direction: Direction, traffic: T, known: Known<'n>, connection: Connection, local: bool) -> Self {
+        let hook = if direction == Direction::Outbound { Hook::Output } else { Hook::Prerouting };
+        Self { local, ..Self::anywhere(traffic, known, Some(connection), Some(hook)) }
+    }
+
+    /// Starts with packets of any connection that are in a chain, whichever way they came.
+    pub fn within(chain: &'a ChainRules, traffic: T, known: Known<'n>) -> Self {
+        let frames = vec![Frame::new(chain, None, false)];
+        Self { frames, ..Self::anywhere(traffic, known, None, None) }
+    }
+
+    fn anywhere(traffic: T, known: Known<'n>, connection: Option<Connection>, hook: Option<Hook>) -> Self {
+        Self {
+            traffic,
+            known,
+            connection,
+            local: false,
+            redirected: None,
+            nat_done: false,
+            rewritten: None,
+            zone: None,
+            answers_as: None,
+            decider: None,
+            decided_before: None,
+            assumed: None,
+            assume_next: false,
+            hook,
+            entered: 0,
+            base: None,
+            frames: Vec::new(),
+        }
+    }
+
+    /// Comes to a base chain.
+    pub(super) fn enter(&mut self, chain: &'a ChainRules, base: Base) {
+        // A packet that is looped back stays known.
+        if let Some(connection) = self.connection.as_mut().filter(|_| !base.is_before_conntrack()) {
+            connection.tracking = Tracking::Known;
+        }
+        self.tell();
+        let nobody = if chain.is_native() && !base.hook.is_outbound() { NO_ANSWER } else { NOBODY };
+        for owner in [&mut self.known.uid, &mut self.known.gid] {
+            *owner = owner.map(|id| if id >= NOBODY { nobody } else { id });
+        }
+        self.entered += 1;
+        self.decided_before = self.decider.take();
+        self.base = Some((chain, base));
+        self.call(chain, None, false);
+    }
+
+    /// Goes into a chain.
+    pub(super) fn call(&mut self, chain: &'a ChainRules, from: Option<Cause<'a>>, goes: bool) {
+        self.frames.push(Frame::new(chain, from, goes));
+    }
+
+    /// Goes back to the chain that jumped to this one; `false` if none did.
+    pub(super) fn go_back(&mut self) -> bool {
+        while let Some(frame) = self.frames.pop() {
+            if !frame.goes {
+                break;
+            }
+        }
+        !self.frames.is_empty()
+    }
+
+    /// Goes on to another hook.
+    pub(super) fn come_to(&mut self, hook: Hook) {
+        (self.hook, self.entered) = (Some(hook), 0);
+    }
+
+    /// Lets conntrack know them from here on.
+    pub(super) fn be_tracked(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            connection.tracking = Tracking::Known;
+        }
+        self.tell();
+    }
+
+    /// Gives them a conntrack zone; where they have one already, that counts.
+    pub(super) fn give_zone(&mut self, zone: u16) {
+        if let Some(connection) = self.connection.as_mut().filter(|known| known.tracking == Tracking::NotYet) {
+            connection.tracking = Tracking::InZone;
+        }
+        self.zone.get_or_insert(zone);
+        self.tell();
+    }
+
+    /// Changes their mark; gives back to which, if it is known.
+    pub(super) fn change_mark(&mut self, Masked { value, mask }: Masked) -> Option<u32> {
+        self.known.mark = self.known.mark.map(|mark| (mark & !mask) ^ value);
+        self.known.mark
+    }
+
+    /// Saves their mark in their connection; gives back which, if there is one.
+    pub(super) fn save_mark(&mut self) -> Option<u32> {
+        let connection = self.connection.as_mut().filter(|known| known.tracking == Tracking::Known)?;
+        connection.mark = self.known.mark?;
+        self.tell();
+        self.known.mark
+    }
+
+    /// Restores their mark from their connection; gives back which, if there is one.
+    pub(super) fn restore_mark(&mut self) -> Option<u32> {
+        let connection = self.connection.filter(|known| known.tracking == Tracking::Known)?;
+        self.known.mark = Some(connection.mark);
+        self.known.mark
+    }
+
+    /// Whether a verdict leaves them as they are, whether they meet its rule or not.
+    pub(super) fn is_unchanged_by(&self, verdict: &Verdict) -> bool {
+        let (Some(mark), Some(connection)) = (self.known.mark, self.connection) else { return false };
+        match verdict {
+            Verdict::CtZone(_) => connection.tracking != Tracking::NotYet,
+            Verdict::SetMark(Masked { value, mask }) => (mark & !mask) ^ value == mark,
+            Verdict::SaveMark | Verdict::RestoreMark => {
+                connection.tracking != Tracking::Known || mark == connection.mark
+            }
+            _ => false,
+        }
+    }
+
+    /// Tells rules what conntrack has.
+    fn tell(&mut self) {
+        if let Some(connection) = self.connection {
+            self.known.state = Some(connection.told_state());
+            self.known.connection_mark = Some(connection.told_mark());
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! The one walk through hooks and chains, as the kernel takes packets through them, marks and
+//! the second pass of a looped-back packet included. What travels is one packet (`explain`) or
+//! a set of them (`partition`, and lints about single chains): a rule that only some of a set
+//! meet cuts it in two, and both parts are followed, one after the other. So it is where it is
+//! not known whether a rule applies: the walk goes on as if it did not, and comes back for the
+//! other possibility.
+
+mod chains;
+pub mod flows;
+pub mod journey;
+pub mod limits;
+mod step;
+pub mod trace;
+
+use std::net::IpAddr;
+
+use crate::audit::flow::Taker;
+use crate::audit::ruleset::{ChainRules, FamilyRules, Hook, Order};
+use crate::audit::space::dimensions::{NOBODY, Name};
+use crate::audit::space::known::{Known, Meets};
+use crate::config::types::Family;
+use crate::plan::canon::{CanonMatches, number};
+
+use journey::{Cause, Journey};
+use limits::{Exceeded, Limits};
+use step::End;
+use trace::Trace;
+
+/// What travels together: one packet, or a set of packets that a rule may cut in two.
+pub trait Traffic: Clone {
+    /// Those of it that meet a rule's conditions on what is not known; `None` if none do.
+    fn inside(&self, known: &Known, asked: &CanonMatches) -> Option<Self>;
+
+    /// Whether a part of it is all of it.
+    fn is_all(&self, part: &Self) -> bool;
+
+    /// What is left of it around a part: pieces that share nothing.
+    fn around(&self, part: &Self) -> Vec<Self>;
+
+    /// The rules of a chain, from number `from` on, that any of it may meet, where these are
+    /// much fewer than `left`.
+    fn ahead(&self, _known: &Known, _chain: &ChainRules, _from: usize, _left: usize) -> Option<Vec<u32>> {
+        None
+    }
+
+    /// What it costs to make and to keep it.
+    fn size(&self) -> usize;
+}
+
+/// A single packet: nothing of it is not known.
+#[derive(Debug, Clone, Copy)]
+pub struct OnePacket;
+
+impl Traffic for OnePacket {
+    fn inside(&self, _: &Known, _: &CanonMatches) -> Option<Self> {
+        Some(Self)
+    }
+
+    fn is_all(&self, _: &Self) -> bool {
+        true
+    }
+
+    fn around(&self, _: &Self) -> Vec<Self> {
+        Vec::new()
+    }
+
+    fn size(&self) -> usize {
+        0
+    }
+}
+
+/// What is done about a rule of which it is not known whether it applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Uncertain {
+    /// Both possibilities are followed.
+    BothWays,
+    /// The way ends there: what becomes of the packets is not known.
+    Ends,
+    /// It is passed by: it may not apply. Packets that it may send back to the chain that
+    /// jumped here go on there as well.
+    Passed,
+}
+
+/// Packets that have come to the end of their way, and who gets them.
+pub struct Arrived<'a, 'n, T> {
+    pub journey: Journey<'a, 'n, T>,
+    pub taker: Taker,
+}
+
+/// A walk. Each call of [`Walk::next`] follows some packets to their end.
+pub struct Walk<'a, 'n, T> {
+    rules: &'a FamilyRules,
+    order: Order,
+    uncertain: Uncertain,
+    /// Where a redirection sends packets on their way out.
+    loopback: u128,
+    /// Where it sends packets on their way in: to the address of the interface that they came by.
+    own: u128,
+    /// Marks with which packets on their way out come in again instead. The routing rule is no
+    /// rule of the ruleset: it goes with TPROXY.
+    pub routed_back: Vec<u32>,
+    pub limits: Limits<'a>,
+    /// The first rule met of which it is not known whether it applies.
+    pub first_uncertain: Option<Cause<'a>>,
+    /// Packets that are still to be followed, the next ones last.
+    open: Vec<Journey<'a, 'n, T>>,
+}
+
+impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
+    /// A walk of packets of a family, in a pod with these addresses.
+    pub fn new(
+        rules: &'a FamilyRules,
+        order: Order,
+        family: Family,
+        addresses: &[IpAddr],
+        uncertain: Uncertain,
+        limits: Limits<'a>,
+    ) -> Self {
+        let loopback = match family {
+            Family::V4 => IpAddr::from([127, 0, 0, 1]),
+            Family::V6 => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1u16]),
+        };
+        let own = addresses.iter().find(|a| a.is_ipv4() == loopback.is_ipv4()).unwrap_or(&loopback);
+        Self {
+            rules,
+            order,
+            uncertain,
+            loopback: number(loopback),
+            own: number(*own),
+            routed_back: Vec::new(),
+            limits,
+            first_uncertain: None,
+            open: Vec::new(),
+        }
+    }
+
+    /// Has packets to follow.
+    pub fn start(&mut self, journey: Journey<'a, 'n, T>) {
+        self.open.push(journey);
+    }
+
+    /// Follows the next packets to their end; `None` if there are no more. Of one packet's
+    /// possible ways the first is that on which no rule applies of which it is not known.
+    pub fn next(&mut self, trace: &mut dyn Trace<'a>) -> Option<Result<Arrived<'a, 'n, T>, Exceeded<'a>>> {
+        self.open.pop().map(|journey| self.follow(journey, trace))
+    }
+
+    fn follow(
+        &mut self,
+        mut journey: Journey<'a, 'n, T>,
+        trace: &mut dyn Trace<'a>,
+    ) -> Result<Arrived<'a, 'n, T>, Exceeded<'a>> {
+        loop {
+            let taker = match journey.frames.is_empty() {
+                true => self.between_chains(&mut journey, trace),
+                false => {
+                    let end = self.through_chains(&mut journey, trace)?;
+                    self.leave(&mut journey, end, trace)
+                }
+            };
+            if let Some(taker) = taker {
+                return Ok(Arrived { journey, taker });
+            }
+        }
+    }
+
+    /// Goes on to the next base chain, on this hook or a later one; tells who gets the packets
+    /// where there is none.
+    fn between_chains(&mut self, journey: &mut Journey<'a, 'n, T>, trace: &mut dyn Trace<'a>) -> Option<Taker> {
+        let Some(hook) = journey.hook else { return Some(Taker::Direct) };
+        let Some(chain) = self.rules.on(hook, self.order).nth(journey.entered) else {
+            journey.be_tracked();
+            return self.behind(hook, journey, trace);
+        };
+        match chain.base {
+            Some(base) if base.nat && journey.nat_done => {
+                journey.entered += 1;
+                // Conntrack does with a packet what was done with the connection's first one.
+                if let Some((_, port)) = journey.rewritten.filter(|(on, _)| *on == hook) {
+                    self.redirect(hook, port, journey, trace);
+                }
+            }
+            Some(base) => {
+                trace.hook(hook, chain);
+                journey.enter(chain, base);
+                self.look_ahead(journey);
+            }
+            None => journey.entered += 1,
+        }
+        None
+    }
+
+    /// Where packets go that have passed a hook; tells who gets them if that is the last one.
+    fn behind(&mut self, hook: Hook, journey: &mut Journey<'a, 'n, T>, trace: &mut dyn Trace<'a>) -> Option<Taker> {
+        match hook {
+            Hook::Output => journey.come_to(Hook::Postrouting),
+            Hook::Postrouting if !journey.local => return Some(Taker::Direct),
+            Hook::Postrouting => {
+                trace.note("comes in again on lo");
+                let known = &mut journey.known;
+                if let Some((source, port)) = journey.answers_as {
+                    (known.source, known.source_port) = (Some(source), Some(port));
+                }
+                (known.in_interface, known.out_interface) = (Some(LO), Some(None));
+                // The connection is known since it left: it is not rewritten a second time, and
+                // its socket is no longer the sender's.
+                journey.nat_done = true;
+                (known.uid, known.gid) = (Some(NOBODY), Some(NOBODY));
+                journey.come_to(Hook::Prerouting);
+            }
+            Hook::Prerouting if journey.local || journey.redirected.is_some() => journey.come_to(Hook::Input),
+            Hook::Prerouting => journey.come_to(Hook::Forward),
+            Hook::Input | Hook::Forward => {
+                let taker = journey.redirected.or_else(|| self.listener(journey));
+                return Some(taker.unwrap_or(Taker::Direct));
+            }
+        }
+        None
+    }
+
+    /// Who listens where packets to the pod itself are addressed to, if that is the proxy: they
+    /// were sent to its own port in the first place.
+    fn listener(&mut self, journey: &mut Journey<'a, 'n, T>) -> Option<Taker> {
+        if !journey.local {
+            return None;
+        }
+        self.rules.listeners.iter().find_map(|listener| {
+            let part = inside_of(&journey.traffic, &journey.known, &listener.asked)?;
+            self.cut_off(journey, &part);
+            journey.traffic = part;
+            Some(listener.taker)
+        })
+    }
+
+    /// Leaves a base chain; tells who gets the packets, if that decides it.
+    fn leave(&mut self, journey: &mut Journey<'a, 'n, T>, ended: End, trace: &mut dyn Trace<'a>) -> Option<Taker> {
+        let Some((chain, base)) = journey.base.take() else { return Some(Taker::Direct) };
+        let before = journey.decided_before.take();
+        let end = ended.of_base(&base);
+        if end == End::Drop && ended == End::Back {
+            journey.decider = chain.policy().map(|policy| (policy, policy.rule.why()));
+            trace.note("dropped: it is the chain's policy");
+        } else if journey.decider.is_none()
+            || (before.is_some() && end.leaves_decided(&base, journey.redirected.is_some()))
+        {
+            journey.decider = before;
+        }
+        if let Some(taker) = end.taker() {
+            return Some(taker);
+        }
+        match end {
+            End::Tproxy => {
+                journey.redirected = Some(Taker::InboundProxy);
+                trace.note("handed to the proxy's socket");
+            }
+            End::Redirect(taker, port) => {
+                journey.redirected.get_or_insert(taker);
+                journey.nat_done = true;
+                journey.rewritten = Some((base.hook, port));
+                self.redirect(base.hook, port, journey, trace);
+            }
+            _ => {}
+        }
+        if base.hook == Hook::Output {
+            self.route_back(journey, trace);
+        }
+        None
+    }
+
+    /// Addresses packets to the pod itself: those on their way out to loopback, those on their
+    /// way in to the address of the interface that they came by.
+    fn redirect(&self, hook: Hook, port: u16, journey: &mut Journey<'a, 'n, T>, trace: &mut dyn Trace<'a>) {
+        trace.note("now addressed to the pod itself");
+        let known = &mut journey.known;
+        known.destination = Some(if hook == Hook::Output { self.loopback } else { self.own });
+        known.port = Some(port);
+        journey.local = true;
+        if hook == Hook::Output {
+            known.out_interface = Some(LO);
+        }
+    }
+
+    /// Sends packets back in whose mark is routed to the pod itself.
+    fn route_back(&self, journey: &mut Journey<'a, 'n, T>, trace: &mut dyn Trace<'a>) {
+        let is_routed = journey.known.mark.is_some_and(|mark| self.routed_back.contains(&mark));
+        if !journey.local && is_routed {
+            trace.note("routed to the pod itself, by the routing rule for this mark");
+            journey.local = true;
+            journey.known.out_interface = Some(LO);
+        }
+    }
+}
+
+/// The name of the loopback interface.
+const LO: Name<'static> = Some("lo");
+
+/// Those of some packets that meet conditions, on what is known of them and on what is not.
+fn inside_of<T: Traffic>(traffic: &T, known: &Known, asked: &CanonMatches) -> Option<T> {
+    (known.meets(asked) != Meets::No).then(|| traffic.inside(known, asked)).flatten()
+}
