@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kube::core::Status;
 
+use crate::sys::process;
 use crate::sys::text::rounded;
 
 use super::client::{self, Answer, NoAnswer};
@@ -100,7 +101,9 @@ impl Failure {
 /// # Errors
 /// When it cannot be had within the time, or is not there any more.
 pub fn pod(wanted: &PodId, place: &Place, deadline: &Deadline) -> Result<Pod, CniError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    // tokio's runtime takes six descriptors, and panics where it gets only some of them.
+    let runtime = process::spare_descriptors(4)
+        .and_then(|()| tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build());
     let runtime = runtime.map_err(|e| CniError::new(Code::Io, format!("cannot start looking the pod up: {e}")))?;
     let what = format!("cannot read pod {wanted}");
     let found =

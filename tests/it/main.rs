@@ -61,6 +61,7 @@ mod properties;
 mod readings;
 mod readme;
 mod reasons;
+mod scarce;
 mod semantics;
 mod sources;
 mod statements;
