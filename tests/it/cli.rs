@@ -148,7 +148,7 @@ fn a_dry_run_is_what_would_be_done() {
 
 #[test]
 fn one_line_says_what_was_done() {
-    let namespace = Namespace::new();
+    let namespace = Namespace::with(&[V4, V6], RESOLV);
     let output = namespace.podweir(&[&["init"], TYPICAL].concat());
     let log = text(&output.stderr);
     assert!(output.stdout.is_empty());

@@ -43,6 +43,7 @@ mod image;
 mod kernel;
 mod kill;
 mod large;
+mod link_local;
 mod lints;
 mod lock;
 mod long_lists;
