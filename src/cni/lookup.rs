@@ -18,6 +18,9 @@ use super::request::{Deadline, PodId};
 /// An API server that has not answered within ten seconds will not.
 const PATIENCE: Patience = Patience { tries: 30, pause: Duration::from_secs(1), patience: Duration::from_secs(10) };
 
+/// How often to look for a file that is not there, or not whole.
+const FOR_A_FILE: u32 = 10;
+
 /// The API server's words for why not (`StatusReason`, apimachinery's meta/v1/types.go).
 /// Others are not repeated: something else may have answered, with anything.
 const REASONS: [&str; 15] = [
@@ -55,13 +58,15 @@ enum Failure {
 }
 
 impl patience::Failure for Failure {
-    fn is_final(&self) -> bool {
+    fn tries(&self, most: u32) -> u32 {
         match self {
             // Forbidden may pass: an API server that just started knows no roles yet.
-            Self::Refused { status, .. } => *status == 401,
-            Self::Kubeconfig(error) => error.is_final(),
-            Self::Another(_) => true,
-            Self::NoAnswer { .. } | Self::Nonsense { .. } => false,
+            Self::Refused { status: 401, .. } | Self::Another(_) => 1,
+            Self::Kubeconfig(error) if error.is_final() => 1,
+            // Somebody may just be putting it there. Else it takes somebody who reads the
+            // pod's event, which there is only when the pod has failed.
+            Self::Kubeconfig(_) => most.min(FOR_A_FILE),
+            Self::Refused { .. } | Self::NoAnswer { .. } | Self::Nonsense { .. } => most,
         }
     }
 }
