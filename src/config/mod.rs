@@ -3,7 +3,6 @@
 //! make. The only place that reads the environment.
 
 pub mod facts;
-mod families;
 pub mod given;
 pub mod interception;
 pub mod options;

@@ -7,7 +7,6 @@ use crate::backend::nftables::transaction::TransactionError;
 use crate::backend::routing::RoutingError;
 use crate::backend::{BackendError, Kind};
 use crate::sys::lock::LockError;
-use crate::sys::netns;
 
 /// Why nothing was installed or removed. The state before the call is back, unless the
 /// message says otherwise.
@@ -65,9 +64,8 @@ impl InstallError {
 pub(super) fn survey(source: io::Error) -> InstallError {
     // The files of proc(5) are root's: whoever is not gets EACCES rather than EPERM.
     let denied = source.kind() == io::ErrorKind::PermissionDenied;
-    let hint = netns::net_admin_hint()
-        .unwrap_or("the process has CAP_NET_ADMIN: run it as user 0, whose alone some files of proc(5) are");
-    InstallError::Survey { source, hint: if denied { format!("; {hint}") } else { String::new() } }
+    let hint = if denied { format!("; {}", crate::sys::caps::NET_ADMIN_HINT) } else { String::new() };
+    InstallError::Survey { source, hint }
 }
 
 impl From<TransactionError> for InstallError {

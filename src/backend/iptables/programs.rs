@@ -295,8 +295,7 @@ fn hint(message: &str, script: &str, variant: Variant) -> String {
         return format!("{at}; {}", sys::caps::NET_RAW_HINT);
     }
     if lower.contains("permission denied") || lower.contains("operation not permitted") {
-        let cause = sys::netns::net_admin_hint().map(|hint| format!("; {hint}")).unwrap_or_default();
-        return format!("{at}{cause}");
+        return format!("{at}; {}", sys::caps::NET_ADMIN_HINT);
     }
     if lower.contains("do you need to insmod")
         || lower.contains("table does not exist")
