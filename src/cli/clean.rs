@@ -3,27 +3,34 @@
 use std::time::Instant;
 
 use clap::{ArgMatches, Command};
+use tracing::warn;
 
+use crate::audit::established;
 use crate::backend::install::Session;
-use crate::backend::routing;
+use crate::backend::{connections, routing};
 use crate::config::given::{Given, process_environment};
 use crate::config::options::Opt;
 use crate::config::settings::{Face, Run};
-use crate::plan::model::Plan;
+use crate::plan::model::{Plan, Routing};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns;
 
 use super::error::CliError;
 use super::{args, init, logging, output};
 
+const NOTES: &str = "\
+Rules, policy routing and ::6 on lo go; rules of others stay. Nothing there is success.
+
+Connections that go through the proxy break: they are reset, or hang until their ends give
+up. How many there are is said first. To keep them, drain the pod before: take it out of
+its service and let its clients finish.";
+
 /// The `clean` subcommand.
 pub fn command() -> Command {
     let about = "Remove every trace of an interception, of podweir or istio-iptables, from every backend";
     Command::new("clean").about(about).defer(|command| {
         let wanted = [Opt::NetworkNamespace, Opt::HostNetwork, Opt::LockTimeout];
-        command
-            .args(wanted.map(|opt| args::option(opt.spec())))
-            .after_long_help("Rules, policy routing and ::6 on lo go; rules of others stay. Nothing there is success.")
+        command.args(wanted.map(|opt| args::option(opt.spec()))).after_long_help(NOTES)
     })
 }
 
@@ -39,10 +46,28 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     init::check_namespace(Face::Init, &run, &mut route, &addresses)?;
     output::check()?;
     let mut session = Session::open(init::conditions(&run), route)?;
+    say_what_breaks(&mut session);
     let outcome = session.clean()?;
     init::report(&outcome, &Plan::empty(), started);
     match logging::failure() {
         None => Ok(()),
         Some(error) => Err(CliError::Failed(format!("cannot write the log: {error}; everything has been removed"))),
+    }
+}
+
+/// Says how many connections go through the proxy by rules that are about to be removed.
+/// Whoever cannot be asked is no reason to keep the rules.
+pub fn say_what_breaks(session: &mut Session) {
+    if !connections::possible() {
+        return;
+    }
+    let through = |plan: &Plan| established::look_for(plan).ok().flatten().map_or(0, |(_, found)| found.proxied);
+    let readings = session.read(&Routing::default()).unwrap_or_default();
+    match readings.iter().map(|(_, reading)| through(&reading.plan)).max() {
+        None | Some(0) => {}
+        Some(1) => warn!("1 established connection goes through the proxy: without the rules it is reset, or hangs"),
+        Some(n) => {
+            warn!("{n} established connections go through the proxy: without the rules they are reset, or hang")
+        }
     }
 }

@@ -178,6 +178,7 @@ fn program(face: Face, settings: &Settings, plan: &Plan, system: System, started
     let mesh_address = routing::has_mesh_address(&addresses);
     let mut session = Session::open(conditions(run), route)?;
     let outcome = if run.cleanup_only {
+        super::clean::say_what_breaks(&mut session);
         session.clean()?
     } else {
         let request =

@@ -10,10 +10,12 @@ use crate::audit::source::options;
 use crate::audit::verify::{self, Effect};
 use crate::backend::install::Session;
 use crate::backend::listing::ListedTable;
+use crate::config::interception::Interception;
 use crate::config::settings::Settings;
+use crate::config::types::Mode;
 use crate::plan::diff;
 use crate::plan::model::{ChainName, Plan, Table};
-use crate::probe::{self, Failure, Path, Route, Setup, Suspect};
+use crate::probe::{self, Failure, Holder, Path, Route, Setup, Suspect};
 use crate::sys::caps;
 use crate::sys::netlink::Netlink;
 
@@ -39,10 +41,18 @@ pub fn run(settings: &Settings, plan: &Plan) -> Result<(), CliError> {
             for (path, why) in &report.untested {
                 warn!("validation: {path} is not tested: {why}");
             }
+            say_who_has_ports(&report.occupied, settings);
             let passed: Vec<String> = report.passed.iter().map(Path::to_string).collect();
             if !passed.is_empty() {
                 info!(paths = %passed.join(", "), "validated");
                 return Ok(());
+            }
+            if let Some(holder) = report.occupied.first() {
+                // Nothing is known about the rules, least of all that they are wrong.
+                return Err(CliError::Failed(format!(
+                    "cannot validate: port {} is somebody else's already, and nothing else could be tested; validate before the proxy starts",
+                    holder.port
+                )));
             }
             "validation failed: nothing could be tested".into()
         }
@@ -51,6 +61,26 @@ pub fn run(settings: &Settings, plan: &Plan) -> Result<(), CliError> {
     };
     termination_log(&problem);
     Err(CliError::Validation(problem))
+}
+
+/// Who listens where the rules divert to: the proxy, if validation runs after its start; or
+/// somebody who gets its connections.
+fn say_who_has_ports(holders: &[Holder], settings: &Settings) {
+    let Interception { mode, proxy_uids, .. } = &settings.interception;
+    let is_proxys = |user: &u32| proxy_uids.contains(user) || (*mode == Mode::Tproxy && *user == 0);
+    for Holder { port, users } in holders {
+        let others: Vec<String> = users.iter().filter(|user| !is_proxys(user)).map(u32::to_string).collect();
+        if users.is_empty() {
+            info!("somebody listens on port {port} already: that connections get there is validated");
+        } else if others.is_empty() {
+            info!("the proxy listens on port {port} already: that connections get there is validated");
+        } else {
+            warn!(
+                "port {port} is taken by user {}, who is not the proxy's (-u): what the rules divert goes there",
+                others.join(", ")
+            );
+        }
+    }
 }
 
 /// The most flows that are tried because of rules of others.

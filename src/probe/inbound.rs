@@ -12,8 +12,8 @@ use crate::sys::netlink::Netlink;
 use crate::sys::packet::PacketSocket;
 
 use super::outbound::check;
-use super::tcp::{self, ACK, PSH, RST, SYN, Segment};
-use super::{Path, Route, TOKEN, Trial};
+use super::tcp::{self, ACK, FIN, PSH, RST, SYN, Segment};
+use super::{Path, Route, TOKEN, Trial, witness};
 use crate::config::types::Family;
 
 /// The pod's end of the pair: the interface by which the probe comes in.
@@ -46,8 +46,9 @@ fn addresses(v4: bool) -> (IpAddr, IpAddr, u8) {
     }
 }
 
-/// Connects to an address of the pod from outside, and waits for the token.
-pub fn attempt(to: SocketAddr, deadline: Instant) -> Trial {
+/// Connects to an address of the pod from outside, and waits for the token; or where
+/// somebody else listens on the proxy's port, looks whether he has the connection.
+pub fn attempt(to: SocketAddr, occupied: Option<u16>, deadline: Instant) -> Trial {
     let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
     let path = Path { route: Route::Inbound, family };
     let (client, gateway, bits) = addresses(to.is_ipv4());
@@ -63,7 +64,18 @@ pub fn attempt(to: SocketAddr, deadline: Instant) -> Trial {
         return Trial::Late;
     }
     let from = SocketAddr::new(client, 40_000 + (std::process::id() % 20_000) as u16);
-    match exchange(&socket, from, to, deadline) {
+    let mut talk = Talk { socket: &socket, from, to, deadline, expected: 0 };
+    let done = match (talk.open(), occupied) {
+        (Err(e), _) => Err(e),
+        (Ok(()), Some(port)) => {
+            let trial = witness::inbound(from, to, port);
+            return talk
+                .close(TOKEN_AT)
+                .map_or_else(|e| Trial::Untested(format!("a packet cannot be sent: {e}")), |()| trial);
+        }
+        (Ok(()), None) => talk.token(),
+    };
+    match done {
         Ok(answer) => match check(&answer, path, to) {
             None => Trial::Passed,
             Some(problem) => Trial::Failed(format!("a token sent to {to} from outside {problem}")),
@@ -87,50 +99,78 @@ fn pair(client: IpAddr, gateway: IpAddr, bits: u8) -> io::Result<(Pair, PacketSo
     Ok((pair, socket))
 }
 
-fn exchange(socket: &PacketSocket, from: SocketAddr, to: SocketAddr, deadline: Instant) -> io::Result<Vec<u8>> {
-    let mut next = 1000u32;
-    let send = |sequence: u32, acknowledged: u32, flags: u8, data: &[u8]| {
-        let segment = Segment { from, to, sequence, acknowledged, flags, data: data.to_vec() };
-        socket.send(&tcp::frame((CLIENT_MAC, NEAR_MAC), &segment))
-    };
-    let receive = |resend: &dyn Fn() -> io::Result<()>| loop {
-        let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
-            return Err(io::Error::from(io::ErrorKind::TimedOut));
-        };
-        match socket.receive(left.min(Duration::from_millis(300)))? {
-            None => resend()?,
-            Some(frame) => {
-                if let Some(segment) = tcp::parse(&frame).filter(|s| s.from == to && s.to == from) {
-                    return Ok(segment);
+/// Where the client's numbers begin, and where the token does.
+const START: u32 = 1000;
+const TOKEN_AT: u32 = START + 1;
+
+/// A connection, as the client sees it.
+struct Talk<'a> {
+    socket: &'a PacketSocket,
+    from: SocketAddr,
+    to: SocketAddr,
+    deadline: Instant,
+    /// The number that the pod's next byte has.
+    expected: u32,
+}
+
+impl Talk<'_> {
+    fn send(&self, sequence: u32, flags: u8, data: &[u8]) -> io::Result<()> {
+        let acknowledged = if flags & ACK != 0 { self.expected } else { 0 };
+        let segment = Segment { from: self.from, to: self.to, sequence, acknowledged, flags, data: data.to_vec() };
+        self.socket.send(&tcp::frame((CLIENT_MAC, NEAR_MAC), &segment))
+    }
+
+    /// The pod's next segment; what may be lost is sent again.
+    fn receive(&self, resend: impl Fn() -> io::Result<()>) -> io::Result<Segment> {
+        loop {
+            let Some(left) = self.deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
+                return Err(io::Error::from(io::ErrorKind::TimedOut));
+            };
+            match self.socket.receive(left.min(Duration::from_millis(300)))? {
+                None => resend()?,
+                Some(frame) => {
+                    if let Some(segment) = tcp::parse(&frame).filter(|s| s.from == self.to && s.to == self.from) {
+                        return Ok(segment);
+                    }
                 }
             }
         }
-    };
-    send(next, 0, SYN, b"")?;
-    let opened = receive(&|| send(1000, 0, SYN, b""))?;
-    if opened.flags & RST != 0 {
-        return Err(io::ErrorKind::ConnectionRefused.into());
     }
-    next += 1;
-    let mut expected = opened.sequence.wrapping_add(1);
-    send(next, expected, ACK | PSH, TOKEN)?;
-    let mut answer = Vec::new();
-    let wanted = TOKEN.len() + to.to_string().len();
-    let after = next + TOKEN.len() as u32;
-    while answer.len() < wanted {
-        let acknowledged = expected;
-        let segment = receive(&|| send(next, acknowledged, ACK | PSH, TOKEN))?;
-        if segment.flags & RST != 0 {
-            return Err(io::ErrorKind::ConnectionReset.into());
+
+    fn open(&mut self) -> io::Result<()> {
+        self.send(START, SYN, b"")?;
+        let opened = self.receive(|| self.send(START, SYN, b""))?;
+        if opened.flags & RST != 0 {
+            return Err(io::ErrorKind::ConnectionRefused.into());
         }
-        if segment.sequence == expected && !segment.data.is_empty() {
-            expected = expected.wrapping_add(segment.data.len() as u32);
-            answer.extend(segment.data);
-            send(after, expected, ACK, b"")?;
-        } else if segment.flags & 1 != 0 {
-            break; // the end came early
-        }
+        self.expected = opened.sequence.wrapping_add(1);
+        self.send(TOKEN_AT, ACK, b"")
     }
-    send(after, expected, RST | ACK, b"")?;
-    Ok(answer)
+
+    /// Sends the token and gives the answer.
+    fn token(&mut self) -> io::Result<Vec<u8>> {
+        self.send(TOKEN_AT, ACK | PSH, TOKEN)?;
+        let mut answer = Vec::new();
+        let wanted = TOKEN.len() + self.to.to_string().len();
+        let after = TOKEN_AT + TOKEN.len() as u32;
+        while answer.len() < wanted {
+            let segment = self.receive(|| self.send(TOKEN_AT, ACK | PSH, TOKEN))?;
+            if segment.flags & RST != 0 {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            if segment.sequence == self.expected && !segment.data.is_empty() {
+                self.expected = self.expected.wrapping_add(segment.data.len() as u32);
+                answer.extend(segment.data);
+                self.send(after, ACK, b"")?;
+            } else if segment.flags & FIN != 0 {
+                break; // the end came early
+            }
+        }
+        self.close(after)?;
+        Ok(answer)
+    }
+
+    fn close(&self, sequence: u32) -> io::Result<()> {
+        self.send(sequence, RST | ACK, b"")
+    }
 }

@@ -25,6 +25,15 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The listeners; they end when this is dropped.
 pub struct Listeners {
     _stop: OwnedFd,
+    /// Where somebody else listens already.
+    pub occupied: Vec<Occupied>,
+}
+
+/// A place of the proxy's that somebody else has, be it the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Occupied {
+    pub at: SocketAddr,
+    pub udp: bool,
 }
 
 enum Listener {
@@ -42,13 +51,21 @@ impl AsFd for Listener {
 }
 
 impl Listeners {
-    /// Takes the proxy's ports in the families of the plan. An error says which port
-    /// could not be had, and why.
+    /// Takes the proxy's ports in the families of the plan, as far as nobody else has them.
+    /// An error says which port could not be had, and why.
     ///
     /// The answer to a redirected datagram finds its way back only if the proxy's owner
     /// sends it: see [`can_answer_dns`].
     pub fn start(interception: &Interception, families: Families) -> Result<Self, String> {
-        let mut listeners = Vec::new();
+        let (mut listeners, mut occupied) = (Vec::new(), Vec::new());
+        let mut add = |made: Result<Listener, std::io::Error>, at: SocketAddr, udp: bool| {
+            match made {
+                Ok(listener) => listeners.push(listener),
+                Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => occupied.push(Occupied { at, udp }),
+                Err(e) => return Err(format!("cannot listen on {at}: {e}")),
+            }
+            Ok(())
+        };
         let mut ports = vec![interception.outbound_port, interception.inbound_port];
         ports.dedup();
         for family in families.iter() {
@@ -57,7 +74,8 @@ impl Listeners {
                 Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
             };
             for &port in &ports {
-                listeners.push(Listener::Tcp(tcp(SocketAddr::new(any, port.get()))?));
+                let at = SocketAddr::new(any, port.get());
+                add(tcp(at).map(Listener::Tcp), at, false)?;
             }
             if interception.dns.is_some() {
                 // Loopback only, as a mesh agent does: answers leave from where they were asked.
@@ -66,11 +84,11 @@ impl Listeners {
                     Family::V6 => Ipv6Addr::LOCALHOST.into(),
                 };
                 let at = SocketAddr::new(lo, Port::AGENT_DNS.get());
-                listeners.push(Listener::Tcp(tcp(at)?));
+                add(tcp(at).map(Listener::Tcp), at, false)?;
                 let proxy = dns_owner(interception);
                 let bound = proxy.and_then(|(uid, gid)| as_owner(uid, gid, || UdpSocket::bind(at)));
                 if let Some(bound) = bound {
-                    listeners.push(Listener::Udp(bound.map_err(|e| taken(at, &e))?));
+                    add(bound.map(Listener::Udp), at, true)?;
                 }
             }
         }
@@ -78,7 +96,7 @@ impl Listeners {
         std::thread::Builder::new()
             .spawn(move || serve(&listeners, &stopped))
             .map_err(|e| format!("cannot start a thread: {e}"))?;
-        Ok(Self { _stop: stop })
+        Ok(Self { _stop: stop, occupied })
     }
 }
 
@@ -94,16 +112,7 @@ pub fn can_answer_dns(interception: &Interception) -> bool {
     dns_owner(interception).is_some()
 }
 
-fn taken(at: SocketAddr, error: &std::io::Error) -> String {
-    let hint = if error.kind() == std::io::ErrorKind::AddrInUse {
-        "; validation takes the proxy's place, so it must run before the proxy does"
-    } else {
-        ""
-    };
-    format!("cannot listen on {at}: {error}{hint}")
-}
-
-fn tcp(at: SocketAddr) -> Result<TcpListener, String> {
+fn tcp(at: SocketAddr) -> std::io::Result<TcpListener> {
     let make = || -> Result<TcpListener, Errno> {
         let family = if at.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
@@ -121,7 +130,7 @@ fn tcp(at: SocketAddr) -> Result<TcpListener, String> {
         listen(&fd, Backlog::new(16)?)?;
         Ok(TcpListener::from(fd))
     };
-    make().map_err(|errno| taken(at, &errno.into()))
+    Ok(make()?)
 }
 
 fn serve(listeners: &[Listener], stopped: &OwnedFd) {

@@ -9,6 +9,7 @@ mod inbound;
 mod listener;
 mod outbound;
 mod tcp;
+mod witness;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -22,7 +23,7 @@ use crate::config::interception::{DnsCapture, Interception, OwnerGroups};
 use crate::config::types::{Family, Port, RangeSelection};
 use crate::plan::model::{Plan, protocol};
 
-use listener::Listeners;
+use listener::{Listeners, Occupied};
 
 /// A way through the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,17 @@ pub struct Path {
     pub family: Family,
 }
 
+impl Path {
+    /// The proxy's port that it leads to.
+    fn port(&self, interception: &Interception) -> u16 {
+        match self.route {
+            Route::Outbound => interception.outbound_port.get(),
+            Route::Loop | Route::Inbound => interception.inbound_port.get(),
+            Route::DnsUdp | Route::DnsTcp => Port::AGENT_DNS.get(),
+        }
+    }
+}
+
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let route = match self.route {
@@ -63,6 +75,16 @@ pub struct Report {
     pub passed: Vec<Path>,
     /// What could not be, and why.
     pub untested: Vec<(Path, String)>,
+    /// The proxy's ports on which somebody else listens already.
+    pub occupied: Vec<Holder>,
+}
+
+/// Who has a port of the proxy's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    pub port: u16,
+    /// Whom those that listen there run as.
+    pub users: Vec<u32>,
 }
 
 /// The first path on which the token did not come back.
@@ -123,14 +145,33 @@ pub fn run(setup: &Setup) -> Result<Result<Report, Failure>, String> {
     let deadline = Instant::now() + setup.timeout;
     let listeners = Listeners::start(setup.interception, setup.plan.families)?;
     let chooser = Chooser::new(setup);
-    let mut report = Report::default();
+    let mut report = Report { occupied: holders(&listeners.occupied), ..Report::default() };
+    let occupied = |path: Path| {
+        let port = path.port(setup.interception);
+        let is_it = |o: &&Occupied| {
+            o.at.port() == port
+                && o.udp == (path.route == Route::DnsUdp)
+                && o.at.is_ipv4() == (path.family == Family::V4)
+        };
+        listeners.occupied.iter().find(is_it).map(|o| o.at.port())
+    };
     let attempt = |path: Path, target: Option<Target>| match target {
-        Some(_) if path.route == Route::DnsUdp && !listener::can_answer_dns(setup.interception) => {
+        Some(_)
+            if path.route == Route::DnsUdp
+                && occupied(path).is_none()
+                && !listener::can_answer_dns(setup.interception) =>
+        {
             Trial::Untested("answering takes the proxy's own user, which this process is not".into())
         }
         None => Trial::Untested(chooser.why_none(path)),
-        Some(target) if path.route == Route::Inbound => inbound::attempt(target.to, deadline),
-        Some(target) => outbound::attempt(path, &target, deadline),
+        Some(target) => match (path.route, occupied(path)) {
+            (Route::Inbound, port) => inbound::attempt(target.to, port, deadline),
+            (Route::DnsUdp, Some(port)) => {
+                Trial::Untested(format!("somebody listens on port {port} already, and his answers prove nothing"))
+            }
+            (_, Some(port)) => witness::attempt(&target, port, deadline),
+            (_, None) => outbound::attempt(path, &target, deadline),
+        },
     };
     let usual = paths(setup).into_iter().map(|path| (path, attempt(path, chooser.choose(path))));
     let suspects = setup.suspects.iter().filter_map(|suspect| {
@@ -145,10 +186,7 @@ pub fn run(setup: &Setup) -> Result<Result<Report, Failure>, String> {
         match trial {
             Trial::Passed => report.passed.push(path),
             Trial::Untested(why) => report.untested.push((path, why)),
-            Trial::Failed(problem) => {
-                drop(listeners);
-                return Ok(Err(Failure { path, problem, late: false }));
-            }
+            Trial::Failed(problem) => return Ok(Err(Failure { path, problem, late: false })),
             Trial::Late => {
                 let problem =
                     format!("no time was left for it of {:?}: allow more with --probe-timeout", setup.timeout);
@@ -157,6 +195,14 @@ pub fn run(setup: &Setup) -> Result<Result<Report, Failure>, String> {
         }
     }
     Ok(Ok(report))
+}
+
+/// Each port once.
+fn holders(occupied: &[Occupied]) -> Vec<Holder> {
+    let mut ports: Vec<u16> = occupied.iter().map(|o| o.at.port()).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports.into_iter().map(|port| Holder { port, users: witness::listeners(port) }).collect()
 }
 
 /// The ways that the plan diverts, by family.

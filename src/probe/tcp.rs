@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 pub const PSH: u8 = 0x08;

@@ -2,7 +2,7 @@
 //! them, and that they can be ended.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
@@ -10,7 +10,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::fixture::{Namespace, PODWEIR, RESOLV, V4, V6};
 use crate::plugin::{Cluster, Plugin, path, sidecar};
-use crate::pod::wire;
+use crate::pod::{transparent, wire};
 
 /// How long what should come may take, and what should not is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -290,4 +290,77 @@ fn a_kernel_that_cannot_end_sockets_is_said_to_be_one() {
         // It does not go on past the proxy.
         assert_eq!(sent(&pair.near, &pair.far, IMPATIENCE), "is lost", "{log}");
     }
+}
+
+/// Connections that the proxy has, in both directions and families.
+struct Proxied {
+    pairs: Vec<Pair>,
+    _listeners: Vec<Socket>,
+}
+
+impl Proxied {
+    /// The proxy listens in the pod and keeps what it gets.
+    fn new(place: &Place, uid: u32) -> Self {
+        let listen = |port: u16, v4: bool| {
+            place.pod.run(|| {
+                setfsuid(Uid::from_raw(uid));
+                let socket = Socket::new(if v4 { Domain::IPV4 } else { Domain::IPV6 }, Type::STREAM, None).unwrap();
+                setfsuid(Uid::from_raw(0));
+                transparent(&socket, v4);
+                let any: IpAddr = if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+                if !v4 {
+                    socket.set_only_v6(true).unwrap();
+                }
+                socket.bind(&SocketAddr::new(any, port).into()).unwrap();
+                socket.listen(16).unwrap();
+                socket
+            })
+        };
+        let (mut pairs, mut listeners) = (Vec::new(), Vec::new());
+        for (family, v4) in [(0, true), (1, false)] {
+            let outbound = listen(15001, v4);
+            let near = place.pod.run(|| connect_as(1000, 0, SocketAddr::new(SERVER[family].parse().unwrap(), 5432)));
+            let far = outbound.accept().unwrap().0.into();
+            pairs.push(Pair { near, far });
+            let inbound = listen(15006, v4);
+            let near = place.outside.run(|| connect_as(0, 0, SocketAddr::new(BOTH[family].parse().unwrap(), 8080)));
+            let far = inbound.accept().unwrap().0.into();
+            pairs.push(Pair { near, far });
+            listeners.extend([outbound, inbound]);
+        }
+        Self { pairs, _listeners: listeners }
+    }
+}
+
+#[test]
+fn what_the_proxy_has_is_not_older_and_clean_says_first_how_many_break() {
+    for backend in BACKENDS {
+        for (mode, uid) in [("REDIRECT", 1337), ("TPROXY", 0)] {
+            let place = Place::new();
+            let init = ["init", "--backend", backend, "-m", mode];
+            place.pod.ok(&init);
+            let proxied = Proxied::new(&place, uid);
+            assert!(proxied.pairs.iter().all(Pair::works), "{backend} {mode}");
+            for what in ["leave", "reset"] {
+                let log = place.pod.ok(&[&init[..], &["--established", what]].concat());
+                assert!(log.contains("unchanged") && !log.contains("established"), "{backend} {mode}: {log}");
+            }
+            assert_eq!(audited(&place.pod, "established-past-proxy", "high"), (vec![], Some(0)), "{backend} {mode}");
+            assert!(proxied.pairs.iter().all(Pair::works), "{backend} {mode}");
+            let log = match mode {
+                "REDIRECT" => place.pod.ok(&["clean"]),
+                _ => place.pod.ok(&["init", "--cleanup-only"]),
+            };
+            let lines: Vec<&str> = log.lines().collect();
+            let words = "4 established connections go through the proxy: without the rules they are reset, or hang";
+            assert!(lines.len() == 2 && lines[0].contains(words) && lines[1].contains("removed"), "{backend}: {log}");
+            let works = |pair: &&Pair| sent(&pair.near, &pair.far, IMPATIENCE) == "arrives";
+            // With TPROXY nothing of an inbound connection's addresses was rewritten.
+            let left = if mode == "TPROXY" { 2 } else { 0 };
+            assert_eq!(proxied.pairs.iter().filter(works).count(), left, "{backend} {mode}");
+            assert!(!place.pod.ok(&["clean"]).contains("established"), "{backend} {mode}");
+        }
+    }
+    let help = Namespace::bare("").print(PODWEIR, &["clean", "--help"]);
+    assert!(help.contains("Connections that go through the proxy break"), "{help}");
 }

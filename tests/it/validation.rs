@@ -6,6 +6,7 @@ use std::process::Output;
 use nix::mount::{MsFlags, mount};
 
 use crate::fixture::{Namespace, PODWEIR, RESOLV, V4, V6};
+use crate::pod::{Pod, Proxy};
 
 const BACKENDS: [&str; 3] = ["nftables", "iptables-legacy", "iptables-nft"];
 
@@ -131,4 +132,75 @@ fn too_little_time_is_named() {
     let log = log(&output);
     assert_eq!(output.status.code(), Some(126), "{log}");
     assert!(log.contains("--probe-timeout"), "{log}");
+}
+
+const PROXY: Proxy = Proxy { outbound: 15001, inbound: 15006, uid: 1337, gid: 1337 };
+const VALIDATE: [&str; 4] = ["--run-validation", "--skip-rule-apply", "--probe-timeout", "3s"];
+
+#[test]
+fn what_the_proxy_has_already_is_validated_by_its_connections() {
+    for backend in BACKENDS {
+        for (mode, uid) in [("REDIRECT", 1337), ("TPROXY", 0)] {
+            let pod = Pod::new(&[V4, V6], RESOLV, Proxy { uid, ..PROXY });
+            // Each port leads to the app where a rule is missing.
+            let init = ["init", "--backend", backend, "-m", mode, "-b", "8080,9000", "-i", "*", "--redirect-dns"];
+            let output = pod.namespace.podweir(&[&init[..], &["--run-validation"]].concat());
+            let log = log(&output);
+            assert!(output.status.success(), "{backend} {mode}: {log}");
+            for words in [
+                "the proxy listens on port 15001 already",
+                "validated",
+                "IPv4 outbound",
+                "IPv6 outbound",
+                "IPv4 inbound",
+                "IPv6 inbound",
+                "IPv4 proxy to its own pod",
+                "IPv4 DNS over TCP",
+                "IPv4 DNS over UDP is not tested",
+            ] {
+                assert!(log.contains(words), "{backend} {mode}: no '{words}' in {log}");
+            }
+            assert!(!log.contains("is not the proxy's"), "{log}");
+            // As the proxy's user without any capability.
+            let setpriv = ["--reuid", "1337", "--regid", "1337", "--clear-groups", "--bounding-set=-all", PODWEIR];
+            let output = pod.namespace.command("setpriv", &[&setpriv[..], &init, &VALIDATE].concat(), &[]);
+            assert!(output.status.success(), "{backend} {mode}: {}", self::log(&output));
+        }
+    }
+}
+
+#[test]
+fn rules_that_do_not_work_are_told_from_a_port_that_is_taken() {
+    for backend in ["iptables-legacy", "iptables-nft", "nftables"] {
+        for (table, chain, path) in
+            [("nat", "ISTIO_REDIRECT", "IPv4 outbound"), ("nat", "ISTIO_INBOUND", "IPv4 inbound")]
+        {
+            let pod = Pod::new(&[V4], RESOLV, PROXY);
+            let init = ["init", "--backend", backend, "-b", "8080", "-i", "*"];
+            pod.namespace.ok(&init);
+            match backend {
+                "nftables" => {
+                    let chain = chain.to_lowercase().replace('_', "-");
+                    pod.namespace.print("nft", &["flush", "chain", "inet", "istio-proxy-nat", &chain]);
+                }
+                _ => drop(pod.namespace.print(backend, &["-t", table, "-F", chain])),
+            }
+            let output = pod.namespace.podweir(&[&init[..], &VALIDATE].concat());
+            let log = log(&output);
+            assert_eq!(output.status.code(), Some(126), "{backend}: {log}");
+            assert!(log.contains(path) && log.contains("taken by somebody else"), "{backend} {chain}: {log}");
+            assert!(log.contains("missing"), "{backend}: {log}");
+        }
+    }
+}
+
+#[test]
+fn somebody_elses_port_is_named_with_its_user() {
+    let pod = Pod::new(&[V4], RESOLV, Proxy { uid: 1000, ..PROXY });
+    let output = pod.namespace.podweir(&["init", "--run-validation"]);
+    let log = log(&output);
+    assert!(output.status.success(), "{log}");
+    for port in [15001, 15006] {
+        assert!(log.contains(&format!("port {port} is taken by user 1000, who is not the proxy's")), "{log}");
+    }
 }
