@@ -100,7 +100,7 @@ fn verdict(verdict: &Verdict) -> String {
         Verdict::SaveMark => "save mark".into(),
         Verdict::RestoreMark => "restore mark".into(),
         Verdict::CtZone(zone) => format!("zone {zone}"),
-        Verdict::Unknown(text) => format!("unknown {text:?}"),
+        Verdict::Unknown(unknown) => format!("unknown {:?}", unknown.words),
     }
 }
 

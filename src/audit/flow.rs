@@ -134,8 +134,13 @@ impl Surroundings {
         let (to, v4) = (flow.destination, flow.destination.is_ipv4());
         match flow.direction {
             Direction::Inbound => nobodys_address(v4),
-            Direction::Outbound if self.is_local(to) && v4 && to.is_loopback() => Ipv4Addr::LOCALHOST.into(),
-            Direction::Outbound if self.is_local(to) => to,
+            Direction::Outbound if self.is_local(to) => {
+                if v4 && to.is_loopback() {
+                    Ipv4Addr::LOCALHOST.into()
+                } else {
+                    to
+                }
+            }
             Direction::Outbound => {
                 let mut own = self.addresses.iter().filter(|a| a.is_ipv4() == v4 && crate::config::facts::is_global(a));
                 let egress = self.routes.egress_interface(to);

@@ -16,8 +16,8 @@ use crate::plan::canon::{CanonRule, canon_rules};
 use crate::plan::model::{ChainName, CtStates, Masked, Plan, Rule, Table, Verdict};
 
 use super::flow::Taker;
-use crate::backend::effect::{Effect, effect};
 pub use crate::backend::hook::{Base, Hook, Order, base_of};
+use crate::plan::effect::Effect;
 pub use listeners::{Listener, redirect_taker};
 
 /// A rule and where it stands.
@@ -206,7 +206,7 @@ impl FamilyRules {
         self.may_drop = self.chains.iter().any(|chain| {
             let drops = |rule: &CanonRule| match &rule.verdict {
                 Verdict::Drop => true,
-                Verdict::Unknown(words) => effect(words) == Effect::Drops,
+                Verdict::Unknown(unknown) => unknown.effect == Effect::Drops,
                 _ => false,
             };
             chain.policy.is_some() || (!chain.name.is_own() && chain.rules.iter().any(drops))

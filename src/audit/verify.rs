@@ -18,9 +18,9 @@ use super::partition::{Part, Scope, Space};
 use super::ruleset::{ChainRules, Decider, Hook, Ruleset};
 use super::source::Source;
 use super::undo::Undoing;
-use crate::backend::effect::{self, effect};
 use crate::backend::listing::{Held, Holder};
-use crate::plan::diff::{self, Difference, Side};
+use crate::plan::diff::{self, Beside, Difference, Side};
+use crate::plan::effect;
 
 /// The most pairs of sets of flows that are compared.
 const MOST_PAIRS: usize = 20_000_000;
@@ -171,10 +171,10 @@ fn findings(want: &Canon, found: &Source, report: &mut Report) -> Vec<Difference
     report.findings.extend(all.map(|(held, _)| finding(Some(held.holder), What::Second(held.holder))));
     for finding in &mut report.findings {
         let What::Difference(difference) = &finding.what else { continue };
-        if let Difference { place: None, side: Side::Missing, what, .. } = &**difference {
-            finding.consequence = Some(match what.contains("::6") {
-                true => "the proxy has no address from which it can connect to the app over IPv6",
-                false => WITHOUT_MARK_ROUTING,
+        if let Difference { side: Side::Missing, beside: Some(beside), .. } = &**difference {
+            finding.consequence = Some(match beside {
+                Beside::MeshAddress => "the proxy has no address from which it can connect to the app over IPv6",
+                Beside::MarkRouting => WITHOUT_MARK_ROUTING,
             });
         }
     }
@@ -352,7 +352,7 @@ impl Visited<'_> {
     fn was_dropped(&self) -> bool {
         self.rules.last().is_some_and(|(_, rule)| match &rule.verdict {
             Verdict::Drop => true,
-            Verdict::Unknown(words) => effect(words) == effect::Effect::Drops,
+            Verdict::Unknown(unknown) => unknown.effect == effect::Effect::Drops,
             _ => false,
         })
     }

@@ -1,18 +1,9 @@
-//! Targets that the model does not know, by what they do to a packet.
+//! What targets and statements do that the model does not know, by their names.
 
-/// What a target does that the model does not know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
-    Unknown,
-    /// Refused is not delivered.
-    Drops,
-    /// Changes where a packet comes from, not where it goes.
-    Accepts,
-    /// Changes something that decides nothing here, and lets the packet go on.
-    None,
-}
+use crate::plan::effect::Effect;
 
-pub fn effect(words: &str) -> Effect {
+/// What a target of iptables-extensions(8) does.
+pub fn of_target(name: &str) -> Effect {
     const GOES_ON: &[&str] = &[
         "AUDIT",
         "CHECKSUM",
@@ -32,11 +23,19 @@ pub fn effect(words: &str) -> Effect {
         "TOS",
         "TTL",
     ];
-    let words = words.strip_prefix("-j ").or_else(|| words.strip_prefix("xt target ")).unwrap_or(words);
-    match words.split(' ').next().unwrap_or_default() {
-        "REJECT" | "reject" => Effect::Drops,
-        "MASQUERADE" | "SNAT" | "masq" | "masquerade" | "snat" => Effect::Accepts,
+    match name {
+        "REJECT" => Effect::Drops,
+        "MASQUERADE" | "SNAT" => Effect::Accepts,
         name if GOES_ON.contains(&name) => Effect::None,
+        _ => Effect::Unknown,
+    }
+}
+
+/// What a statement of nft(8) does.
+pub fn of_statement(name: &str) -> Effect {
+    match name {
+        "reject" => Effect::Drops,
+        "masquerade" | "snat" => Effect::Accepts,
         _ => Effect::Unknown,
     }
 }

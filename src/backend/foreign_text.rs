@@ -31,7 +31,7 @@ fn rule(rule: &mut Rule) {
     rule.matches.unknown.iter_mut().for_each(text);
     match &mut rule.verdict {
         Verdict::Jump(chain) | Verdict::Goto(chain) => name(chain),
-        Verdict::Unknown(words) => boxed(words),
+        Verdict::Unknown(unknown) => boxed(&mut unknown.words),
         _ => {}
     }
     if let Why::Foreign(comment) = &mut rule.why {

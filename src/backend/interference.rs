@@ -7,11 +7,11 @@ use std::fmt;
 
 use crate::config::types::{Family, Mark};
 use crate::plan::canon::CanonMatches;
+use crate::plan::effect::Effect;
 use crate::plan::model::{ChainName, Plan, Rule, Table, Verdict, protocol};
 use crate::plan::words;
 
 use super::Kind;
-use super::effect::{Effect, effect};
 use super::hook::Hook;
 use super::listing::{Holder, ListedChain, ListedHook, ListedTable};
 use super::nftables::devices::place;
@@ -166,7 +166,7 @@ impl Search<'_> {
     fn decides(&self, verdict: &Verdict, hook: &ListedHook) -> bool {
         match verdict {
             Verdict::Redirect(_) | Verdict::Tproxy { .. } => true,
-            Verdict::Unknown(words) => effect(words) == Effect::Unknown,
+            Verdict::Unknown(unknown) => unknown.effect == Effect::Unknown,
             Verdict::SetMark(set) => {
                 let ours = |mark: &Mark| mark.get() == set.value;
                 !hook.hook.is_behind_routing() && self.plan.marks().iter().any(ours)

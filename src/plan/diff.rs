@@ -37,6 +37,17 @@ pub struct Difference {
     pub rule: Option<CanonRule>,
     /// What would take the difference back where it was found; `None`: not about a rule.
     pub undo: Option<Undo>,
+    /// What stands next to the rules that it is about; `None`: it is about a rule.
+    pub beside: Option<Beside>,
+}
+
+/// What an interception has next to its rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// The routing of marked packets to the pod itself.
+    MarkRouting,
+    /// The address from which the proxy connects to the app over IPv6.
+    MeshAddress,
 }
 
 /// A change of a chain's rules.
@@ -129,6 +140,7 @@ pub fn differences(want: &Canon, have: &Canon) -> Vec<Difference> {
                     why: Some(reason(side, rule.why())),
                     rule: Some(rule),
                     undo: Some(undo),
+                    beside: None,
                 });
             }
         }
@@ -201,17 +213,23 @@ fn rules<'a>(want: &'a [CanonRule], have: &'a [CanonRule], mut each: impl FnMut(
 }
 
 fn routing(want: &Routing, have: &Routing, out: &mut Vec<Difference>) {
-    let mut push =
-        |side, what: String| out.push(Difference { side, place: None, what, why: None, rule: None, undo: None });
+    let mut push = |side, beside, what: String| {
+        let beside = Some(beside);
+        out.push(Difference { side, place: None, what, why: None, rule: None, undo: None, beside });
+    };
     let mut both = |a: &Routing, b: &Routing, side| {
         for rule in a.rules.iter().filter(|r| !b.rules.contains(r)) {
-            push(side, format!("the {} rule 'fwmark {} lookup {}'", rule.family, rule.mark, rule.table));
+            push(
+                side,
+                Beside::MarkRouting,
+                format!("the {} rule 'fwmark {} lookup {}'", rule.family, rule.mark, rule.table),
+            );
         }
         for route in a.routes.iter().filter(|r| !b.routes.contains(r)) {
-            push(side, format!("the {} route 'local default dev lo table {}'", route.0, route.1));
+            push(side, Beside::MarkRouting, format!("the {} route 'local default dev lo table {}'", route.0, route.1));
         }
         if a.mesh_address && !b.mesh_address {
-            push(side, "the address ::6/128 on lo".into());
+            push(side, Beside::MeshAddress, "the address ::6/128 on lo".into());
         }
     };
     both(want, have, Side::Missing);

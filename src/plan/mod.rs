@@ -8,6 +8,7 @@ pub mod align;
 pub mod build;
 pub mod canon;
 pub mod diff;
+pub mod effect;
 mod fold;
 pub mod infer;
 pub mod lower;

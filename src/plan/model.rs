@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::config::ranges::RangeList;
 use crate::config::types::{Families, Family, IdList, Interface, Mark, Networks, Port, PortList, RouteTable};
 
+use super::effect::Unmodelled;
 use super::why::Why;
 
 /// A netfilter table of the kinds an interception uses, in the order packets meet them.
@@ -246,8 +247,8 @@ pub enum Verdict {
     RestoreMark,
     /// Tracked in this conntrack zone.
     CtZone(u16),
-    /// Something the model does not know, in the backend's own words.
-    Unknown(Box<str>),
+    /// Something the model does not know.
+    Unknown(Unmodelled),
 }
 
 /// How often a rule applied.
@@ -266,6 +267,8 @@ pub struct Origin {
     pub handle: Option<u64>,
     /// As it was listed; only of one that is not understood.
     pub text: Option<Box<str>>,
+    /// Whether the listing left a part of it out, so that nobody can tell what it does.
+    pub incomplete: bool,
 }
 
 impl fmt::Display for Origin {

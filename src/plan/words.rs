@@ -102,7 +102,7 @@ pub fn verdict(verdict: &Verdict) -> String {
         Verdict::SaveMark => "save the mark".into(),
         Verdict::RestoreMark => "restore the mark".into(),
         Verdict::CtZone(zone) => format!("conntrack zone {zone}"),
-        Verdict::Unknown(words) => foreign(words),
+        Verdict::Unknown(unknown) => foreign(&unknown.words),
     }
 }
 

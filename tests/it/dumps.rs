@@ -13,6 +13,7 @@ use podweir::backend::{Kind, nftables};
 use podweir::config::ranges::RangeList;
 use podweir::config::types::{Families, Family, Interface, Mark, Networks, Port};
 use podweir::plan::canon::Canon;
+use podweir::plan::effect::{Effect, Unmodelled};
 use podweir::plan::lower::lower;
 use podweir::plan::model::{ChainName, Cond, Counters, CtStates, Masked, Matches, Origin, Plan, Rule, Table, Verdict};
 use podweir::plan::{self, why::Why};
@@ -99,7 +100,8 @@ fn verdict() -> impl Strategy<Value = Verdict> {
         }),
         masked().prop_map(Verdict::SetMark),
         any::<u16>().prop_map(Verdict::CtZone),
-        "[ -~]{1,20}".prop_map(|text| Verdict::Unknown(text.into())),
+        ("[ -~]{1,20}", proptest::sample::select(Effect::ALL.to_vec()))
+            .prop_map(|(text, effect)| Verdict::Unknown(Unmodelled::new(text, effect))),
     ]
 }
 
@@ -108,8 +110,13 @@ fn families() -> impl Strategy<Value = Families> {
 }
 
 fn origin() -> impl Strategy<Value = Option<Arc<Origin>>> {
-    let origin = (1..100usize, option::of(any::<u64>()), option::of("[ -~]{1,20}"));
-    let origin = origin.prop_map(|(number, handle, text)| Origin { number, handle, text: text.map(Into::into) });
+    let origin = (1..100usize, option::of(any::<u64>()), option::of("[ -~]{1,20}"), any::<bool>());
+    let origin = origin.prop_map(|(number, handle, text, incomplete)| Origin {
+        number,
+        handle,
+        text: text.map(Into::into),
+        incomplete,
+    });
     option::of(origin.prop_map(Arc::new))
 }
 

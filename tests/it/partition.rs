@@ -13,6 +13,7 @@ use podweir::config::ranges::{RangeList, Step};
 use podweir::config::types::{Families, Family, Interface, Networks, Port};
 use podweir::plan::build;
 use podweir::plan::canon::address;
+use podweir::plan::effect::{Effect, Unmodelled};
 use podweir::plan::model::{ChainName, Cond, CtStates, Masked, Matches, Plan, Rule, Verdict};
 use podweir::plan::why::Why;
 use proptest::collection::vec;
@@ -70,7 +71,7 @@ fn verdict() -> impl Strategy<Value = Verdict> {
         Verdict::SaveMark,
         Verdict::RestoreMark,
         Verdict::CtZone(3),
-        Verdict::Unknown("something".into()),
+        Verdict::Unknown(Unmodelled::new("something", Effect::Unknown)),
     ])
 }
 

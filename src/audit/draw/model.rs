@@ -7,9 +7,9 @@ use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::{Escape, scope_name};
 use crate::audit::flow::Taker;
 use crate::audit::ruleset::{Base, ChainRules, Hook, Order, Ruleset, TableId, redirect_taker};
-use crate::backend::effect::{Effect, effect};
 use crate::config::types::{Families, Family};
 use crate::plan::canon::{Addresses, CanonMatches, CanonRule, all_addresses};
+use crate::plan::effect::Effect;
 use crate::plan::model::{ChainName, Verdict};
 use crate::plan::words;
 
@@ -341,7 +341,7 @@ fn row(chain: &ChainRules, rule: &CanonRule, family: Family, context: &Context) 
         Verdict::Redirect(port) => Fate::Proxy { taker: redirect_taker(&chain.name), port: port.get() },
         Verdict::Tproxy { port, .. } => Fate::Proxy { taker: Taker::InboundProxy, port: port.get() },
         Verdict::Drop => Fate::Dropped,
-        Verdict::Unknown(words) => match effect(words) {
+        Verdict::Unknown(unknown) => match unknown.effect {
             Effect::Unknown => Fate::CannotTell,
             Effect::Drops => Fate::Dropped,
             Effect::Accepts => exit.unwrap_or(Fate::Back("accepted")),

@@ -43,11 +43,9 @@ pub(super) fn lost<'a>(
         let limits = Limits::of_rules(MOST_RULES);
         let mut walk = Walk::new(rules, order, flow.family(), &pod.addresses, Uncertain::BothWays, limits);
         walk.routed_back = tproxy_marks(rules);
-        walk.start(journey);
-        let (end, by) = match walk.next(trace) {
-            Some(Ok(Arrived { journey, taker })) => (taker, journey.decider.map(|(decider, _)| decider)),
-            Some(Err(exceeded)) => (Taker::Unknown, Some(exceeded.rule)),
-            None => (Taker::Unknown, None),
+        let (end, by) = match walk.follow(journey, trace) {
+            Ok(Arrived { journey, taker }) => (taker, journey.decider.map(|(decider, _)| decider)),
+            Err(exceeded) => (Taker::Unknown, Some(exceeded.rule)),
         };
         match end {
             Taker::Dropped => trace.ended("dropped"),

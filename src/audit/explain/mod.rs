@@ -73,12 +73,11 @@ fn explain_in<'a>(
     let limits = Limits::of_rules(MOST_RULES);
     let mut walk = Walk::new(rules, order, flow.family(), &pod.addresses, Uncertain::BothWays, limits);
     let known = Known::of(flow, pod);
-    walk.start(Journey::new(flow.direction, OnePacket, known, Connection::NEW, pod.is_local(flow.destination)));
+    let journey = Journey::new(flow.direction, OnePacket, known, Connection::NEW, pod.is_local(flow.destination));
     let decider = |cause: Option<Cause<'a>>| cause.map(|(decider, _)| decider);
-    let Arrived { journey, taker } = match walk.next(trace) {
-        Some(Ok(arrived)) => arrived,
-        Some(Err(exceeded)) => return Answer::unknown(Some(exceeded.rule)),
-        None => return Answer::unknown(None),
+    let Arrived { journey, taker } = match walk.follow(journey, trace) {
+        Ok(arrived) => arrived,
+        Err(exceeded) => return Answer::unknown(Some(exceeded.rule)),
     };
     let decided = journey.decider;
     let lost = match trace.wants_following() {

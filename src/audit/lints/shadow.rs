@@ -52,15 +52,17 @@ pub fn never<'a>(ruleset: &'a Ruleset, interfaces: &Interfaces, family: Family) 
     let entered = rules.chains.iter().zip(rules.entered()).zip(inbound).filter(|((_, entered), _)| *entered);
     for ((chain, _), inbound) in entered {
         let mut walk = Walk::new(rules, Order::First, family, &[], Uncertain::Passed, limits);
+        let mut met = Met::default();
         let unanswered = (chain.is_native() && inbound).then(|| RangeList::of([NO_ANSWER]));
         for owners in unanswered.into_iter().chain([everyone()]) {
             let set = all_packets(owners, interfaces, family);
-            walk.start(Journey::within(chain, Flows { set, chains: &chains }, Known::default()));
-        }
-        let mut met = Met::default();
-        while let Some(arrived) = walk.next(&mut met) {
-            if arrived.is_err() {
-                return out;
+            let mut next =
+                Some(walk.follow(Journey::within(chain, Flows { set, chains: &chains }, Known::default()), &mut met));
+            while let Some(arrived) = next {
+                if arrived.is_err() {
+                    return out;
+                }
+                next = walk.next(&mut met);
             }
         }
         let never = chain.rules.iter().enumerate().filter(|(_, rule)| !met.0.contains(&std::ptr::from_ref(*rule)));

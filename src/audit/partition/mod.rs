@@ -148,9 +148,10 @@ impl<'a> Flowing<'a, '_> {
         let flows = Flows { set, chains: self.chains };
         let limits = Limits::new(MOST_WORK, MOST_SETS);
         let mut walk = Walk::new(self.rules, order, family, &space.pod.addresses, uncertain, limits);
-        walk.start(Journey::new(scope.direction(), flows, known, Connection::NEW, scope.is_local()));
+        let journey = Journey::new(scope.direction(), flows, known, Connection::NEW, scope.is_local());
         let mut ways = Vec::new();
-        while let Some(arrived) = walk.next(&mut NoTrace) {
+        let mut next = Some(walk.follow(journey, &mut NoTrace));
+        while let Some(arrived) = next {
             let arrived = arrived.ok().filter(|_| walk.limits.keep());
             let Some(Arrived { journey, taker }) = arrived else {
                 let place = walk.limits.most_cut().unwrap_or_else(|| "conditions that are not understood".into());
@@ -158,6 +159,7 @@ impl<'a> Flowing<'a, '_> {
             };
             let part = Part { family, scope, flows: journey.traffic.set, taker, decider: journey.decider };
             ways.push(Way { part, assumed: journey.assumed });
+            next = walk.next(&mut NoTrace);
         }
         Ok(ways)
     }

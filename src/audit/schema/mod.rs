@@ -21,7 +21,8 @@
 //!         "verdict": { "type": "jump", "chain": "ISTIO_REDIRECT" },
 //!         "why": "included-range: destination is taken",
 //!         "counters": { "packets": 1, "bytes": 60 },   or null
-//!         "origin": { "number": 3, "handle": 12, "text": null }     or null: not read from anywhere
+//!         "origin": { "number": 3, "handle": 12, "text": null,      or null: not read from anywhere
+//!                     "incomplete": false }     true: the listing left a part of the rule out
 //!       } ] } ] } ],
 //!   "routing": { "rules": [ { "family": "IPv4", "mark": 1337, "table": 133 } ],
 //!                "routes": [ { "family": "IPv4", "table": 133 } ],
@@ -35,7 +36,8 @@
 //! the holder's own words. A verdict's `type` is `continue`, `return`, `accept`, `drop`,
 //! `jump` or `goto` (with `chain`), `redirect` (`port`), `tproxy` (`port`, `mark`,
 //! `closed`), `set-mark` (`value`, `mask`), `save-mark`, `restore-mark`, `ct-zone`
-//! (`zone`), or `unknown` (`text`).
+//! (`zone`), or `unknown` (`text`, and `effect`: what becomes of the packet, `drops`, `accepts`,
+//! `none` where it goes on to the next rule, or `unknown`, which is what it is if left out).
 
 mod read;
 mod write;

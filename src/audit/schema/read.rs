@@ -16,6 +16,7 @@ use crate::backend::listing::{self, Holder, ListedChain, ListedHook, ListedTable
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Families, Family, Interface, Mark, Networks, Port, RouteTable};
 use crate::config::value;
+use crate::plan::effect::{Effect, Unmodelled};
 use crate::plan::model::{
     ChainName, Cond, Counters, CtStates, MarkRoute, Masked, Matches, Origin, Routing, Rule, Verdict,
 };
@@ -200,6 +201,7 @@ fn origin(value: &Value) -> Read<Arc<Origin>> {
         number: number.ok_or("\"number\" is no number")?,
         handle: origin.get("handle").and_then(Value::as_u64),
         text: origin.get("text").and_then(Value::as_str).map(Into::into),
+        incomplete: origin.get("incomplete").and_then(Value::as_bool).unwrap_or(false),
     }))
 }
 
@@ -305,7 +307,11 @@ fn verdict(object: &Object) -> Read<Verdict> {
         "save-mark" => Verdict::SaveMark,
         "restore-mark" => Verdict::RestoreMark,
         "ct-zone" => Verdict::CtZone(number(object, "zone")?),
-        "unknown" => Verdict::Unknown(text(object, "text")?.into()),
+        "unknown" => {
+            let effect = object.get("effect").map_or(Some(Effect::Unknown), |name| Effect::by_name(name.as_str()?));
+            let effect = effect.ok_or("\"effect\" is none of unknown, drops, accepts, none")?;
+            Verdict::Unknown(Unmodelled::new(text(object, "text")?, effect))
+        }
         other => return Err(format!("'{other}' is no verdict that podweir knows")),
     })
 }

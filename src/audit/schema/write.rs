@@ -7,7 +7,7 @@ use crate::audit::source::Source;
 use crate::backend::listing::{ListedTable, of_plan};
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Families, Interface, Networks};
-use crate::plan::model::{Cond, CtStates, Masked, Matches, Plan, Routing, Rule, Verdict};
+use crate::plan::model::{Cond, CtStates, Masked, Matches, Origin, Plan, Routing, Rule, Verdict};
 
 use super::{FORMAT, VERSION};
 
@@ -76,8 +76,13 @@ pub fn rule(rule: &Rule) -> Value {
         "verdict": verdict(&rule.verdict),
         "why": rule.why.comment(),
         "counters": rule.counters.map(|c| json!({ "packets": c.packets, "bytes": c.bytes })),
-        "origin": rule.origin.as_ref().map(|o| json!({ "number": o.number, "handle": o.handle, "text": o.text })),
+        "origin": rule.origin.as_deref().map(origin),
     })
+}
+
+fn origin(origin: &Origin) -> Value {
+    let Origin { number, handle, text, incomplete } = origin;
+    json!({ "number": number, "handle": handle, "text": text, "incomplete": incomplete })
 }
 
 fn matches(m: &Matches) -> Value {
@@ -148,7 +153,9 @@ pub fn verdict(verdict: &Verdict) -> Value {
         Verdict::SaveMark => json!({ "type": "save-mark" }),
         Verdict::RestoreMark => json!({ "type": "restore-mark" }),
         Verdict::CtZone(zone) => json!({ "type": "ct-zone", "zone": zone }),
-        Verdict::Unknown(text) => json!({ "type": "unknown", "text": &**text }),
+        Verdict::Unknown(unknown) => {
+            json!({ "type": "unknown", "text": &*unknown.words, "effect": unknown.effect.name() })
+        }
     }
 }
 

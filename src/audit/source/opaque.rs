@@ -4,14 +4,11 @@
 
 use crate::config::types::Family;
 use crate::plan::canon::CanonMatches;
-use crate::plan::model::{Rule, Verdict};
+use crate::plan::model::Rule;
 use crate::plan::words;
 
 use super::Source;
 use crate::backend::listing::{ListedChain, ListedTable};
-
-/// What stands for a target that nft does not print.
-pub const HIDDEN_TARGET: &str = "a target that nft does not show";
 
 /// What to say of the first such rule; `None`: there is none.
 pub fn in_any(tables: &[ListedTable]) -> Option<String> {
@@ -29,14 +26,8 @@ pub fn in_interception(source: &Source) -> Option<String> {
 fn first(table: &ListedTable, of: impl Fn(&ListedChain) -> bool) -> Option<String> {
     let chains = table.chains.iter().filter(|chain| table.as_nft_shows && of(chain));
     let mut rules = chains.flat_map(|chain| chain.rules.iter().map(move |rule| (chain, rule)));
-    let (chain, rule) = rules.find(|(_, rule)| is_opaque(rule))?;
+    let (chain, rule) = rules.find(|(_, rule)| rule.origin.as_ref().is_some_and(|origin| origin.incomplete))?;
     message(table, chain, rule)
-}
-
-fn is_opaque(rule: &Rule) -> bool {
-    let hidden = |words: &str| words.starts_with("xt ") || words == HIDDEN_TARGET;
-    let verdict = matches!(&rule.verdict, Verdict::Unknown(words) if hidden(words));
-    verdict || rule.matches.unknown.iter().any(|words| hidden(words))
 }
 
 fn message(table: &ListedTable, chain: &ListedChain, rule: &Rule) -> Option<String> {

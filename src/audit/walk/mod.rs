@@ -87,7 +87,7 @@ pub struct Arrived<'a, 'n, T> {
     pub taker: Taker,
 }
 
-/// A walk. Each call of [`Walk::next`] follows some packets to their end.
+/// A walk. Each call of [`Walk::follow`] and [`Walk::next`] follows some packets to their end.
 pub struct Walk<'a, 'n, T> {
     rules: &'a FamilyRules,
     order: Order,
@@ -134,18 +134,15 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
         }
     }
 
-    /// Has packets to follow.
-    pub fn start(&mut self, journey: Journey<'a, 'n, T>) {
-        self.open.push(journey);
-    }
-
-    /// Follows the next packets to their end; `None` if there are no more. Of one packet's
-    /// possible ways the first is that on which no rule applies of which it is not known.
+    /// Follows the next of the packets that were put aside; `None` if there are no more.
     pub fn next(&mut self, trace: &mut dyn Trace<'a>) -> Option<Result<Arrived<'a, 'n, T>, Exceeded<'a>>> {
         self.open.pop().map(|journey| self.follow(journey, trace))
     }
 
-    fn follow(
+    /// Follows packets to their end. What is cut off from them on the way is put aside, and so
+    /// is the other possibility where it is not known whether a rule applies: it is taken not
+    /// to.
+    pub fn follow(
         &mut self,
         mut journey: Journey<'a, 'n, T>,
         trace: &mut dyn Trace<'a>,

@@ -1,11 +1,11 @@
 //! What a rule does with packets that meet it, and how chains end.
 
 use crate::plan::canon::CanonRule;
+use crate::plan::effect::Effect;
 use crate::plan::model::{Masked, Verdict};
 
 use crate::audit::flow::Taker;
 use crate::audit::ruleset::{Base, ChainRules, FamilyRules};
-use crate::backend::effect::{Effect, effect};
 
 /// How deep chains may call each other (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;
@@ -118,7 +118,7 @@ pub(super) fn step<'a>(
             };
             Step::EndsForCaller(end, Some(mark.get()))
         }
-        Verdict::Unknown(words) => match effect(words) {
+        Verdict::Unknown(unknown) => match unknown.effect {
             Effect::Unknown => Step::Ends(End::Unknown),
             Effect::Drops => Step::Ends(End::Drop),
             Effect::Accepts => Step::Ends(End::Accept),

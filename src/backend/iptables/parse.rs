@@ -84,7 +84,7 @@ pub fn parse(text: &str, family: Family) -> Result<Saved, ParseError> {
                 let number = numbers.entry(rule.chain.clone()).or_default();
                 *number += 1;
                 let text = (!rule.rule.is_understood()).then(|| format!("-A {} {}", rule.chain, rule.words).into());
-                rule.rule.origin = Some(Arc::new(Origin { number: *number, handle: None, text }));
+                rule.rule.origin = Some(Arc::new(Origin { number: *number, handle: None, text, incomplete: false }));
                 table.rules.push(rule);
             }
         }

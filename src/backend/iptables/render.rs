@@ -139,7 +139,7 @@ fn target(words: &mut Words, verdict: &Verdict, family: Family) {
             words.push(format_args!("-j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff"));
         }
         Verdict::CtZone(zone) => words.push(format_args!("-j CT --zone {zone}")),
-        Verdict::Unknown(text) => words.push(format_args!("{text}")),
+        Verdict::Unknown(unknown) => words.push(format_args!("{}", unknown.words)),
     }
 }
 

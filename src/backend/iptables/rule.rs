@@ -3,9 +3,11 @@
 
 use ipnet::IpNet;
 
+use crate::backend::effect::of_target;
 use crate::config::ranges::RangeList;
 use crate::config::types::{Families, Family, Interface, Mark, Networks, Port};
 use crate::config::value;
+use crate::plan::effect::{Effect, Unmodelled};
 use crate::plan::model::{ChainName, Cond, CtStates, Masked, Matches, Rule, Verdict, protocol};
 use crate::plan::why::Why;
 
@@ -232,7 +234,8 @@ impl<'a> Reader<'a> {
             _ => None,
         };
         let words = || self.words[start..].iter().map(|w| requote(w)).collect::<Vec<_>>().join(" ");
-        self.verdict = Some(verdict.unwrap_or_else(|| Verdict::Unknown(words().into())));
+        let effect = if flag == "-j" { of_target(name) } else { Effect::Unknown };
+        self.verdict = Some(verdict.unwrap_or_else(|| Verdict::Unknown(Unmodelled::new(words(), effect))));
         Ok(())
     }
 }
@@ -322,6 +325,14 @@ mod tests {
         let rule = rule(odd, Family::V4).unwrap();
         assert_eq!(rule.matches.unknown, ["-m string --string \"a b\" --algo bm"]);
         assert_eq!(rule.matches.destination_port.unwrap().value, RangeList::of([80]));
-        assert_eq!(rule.verdict, Verdict::Unknown("-j DNAT --to-destination 1.2.3.4".into()));
+        assert_eq!(
+            rule.verdict,
+            Verdict::Unknown(Unmodelled::new("-j DNAT --to-destination 1.2.3.4", Effect::Unknown))
+        );
+        let refuses = super::rule("-j REJECT --reject-with tcp-reset", Family::V4).unwrap();
+        assert_eq!(
+            refuses.verdict,
+            Verdict::Unknown(Unmodelled::new("-j REJECT --reject-with tcp-reset", Effect::Drops))
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! Maps of verdicts: one rule that goes different ways, as a rule of the model for each.
 
+use crate::plan::effect::{Effect, Unmodelled};
 use crate::plan::model::Verdict;
 
 use super::decode::{Reader, Register, verdict};
@@ -17,7 +18,7 @@ impl Reader<'_> {
         if self.branches(set, from, at).is_none() {
             (self.families, self.matches) = (before.0, before.1);
             self.steps.truncate(before.2);
-            self.does(Verdict::Unknown(statement(exprs, from, at).into()), from, at);
+            self.does(Verdict::Unknown(Unmodelled::new(statement(exprs, from, at), Effect::Unknown)), from, at);
         }
     }
 

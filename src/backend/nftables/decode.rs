@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
+use crate::backend::effect::of_target;
 use crate::config::types::{Families, Family, Mark, Port};
+use crate::plan::effect::{Effect, Unmodelled};
 use crate::plan::model::{Counters, Masked, Matches, Origin, Rule, Verdict};
 use crate::plan::why::Why;
 
@@ -78,14 +80,15 @@ fn rule(number: usize, listed: &Listed, families: Families, around: &dyn Surroun
     let why = listed.comment.as_deref().map_or(Why::Foreign("".into()), Why::from_comment);
     let is_understood = |step: &Step| step.matches.unknown.is_empty() && !matches!(step.verdict, Verdict::Unknown(_));
     let text = listed.text.clone().filter(|_| !steps.iter().all(is_understood));
-    let origin = Arc::new(Origin { number, handle: listed.handle, text });
+    let origin = |incomplete| Arc::new(Origin { number, handle: listed.handle, text: text.clone(), incomplete });
+    let (whole, incomplete) = (origin(false), origin(true));
     let rules = steps.into_iter().map(|step| Rule {
         families: step.families,
         matches: step.matches,
         verdict: step.verdict,
         why: why.clone(),
         counters,
-        origin: Some(origin.clone()),
+        origin: Some(if step.incomplete { &incomplete } else { &whole }.clone()),
     });
     rules.collect()
 }
@@ -129,6 +132,8 @@ pub(super) struct Reader<'a> {
     pub(super) open: Option<Open>,
     /// Nothing that stands behind is ever looked at.
     pub(super) ended: bool,
+    /// The listing leaves a part of the rule out.
+    incomplete: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -151,6 +156,7 @@ impl<'a> Reader<'a> {
             counters: None,
             open: None,
             ended: false,
+            incomplete: false,
         };
         for at in 0..exprs.len() {
             if reader.ended {
@@ -206,10 +212,16 @@ impl<'a> Reader<'a> {
                 self.branch(set, exprs, at);
                 (self.register, self.open) = (Register::Lost, None);
             }
-            Expr::Xt { target: true, .. } => self.decision(exprs, at),
+            Expr::Xt { target: true, .. } => {
+                self.incomplete = true;
+                self.decision(exprs, at);
+            }
             // All that nft tells of a comment of iptables'.
             Expr::Xt { name, .. } if name == "comment" => {}
-            Expr::Xt { .. } => self.matches.unknown.push(phrase(&exprs[at..=at])),
+            Expr::Xt { .. } => {
+                self.incomplete = true;
+                self.matches.unknown.push(phrase(&exprs[at..=at]));
+            }
             Expr::Update { .. } => {
                 let from = self.open.map_or(at, |open| open.from);
                 self.matches.unknown.push(phrase(&exprs[from..=at]));
@@ -231,7 +243,8 @@ impl<'a> Reader<'a> {
                     self.matches.unknown.push(words.clone());
                     (self.register, self.open) = (Register::Lost, None);
                 }
-                Role::Decision => {
+                Role::Decision(_) | Role::Hidden => {
+                    self.incomplete |= *role == Role::Hidden;
                     self.decision(exprs, at);
                     (self.register, self.open) = (Register::Lost, None);
                 }
@@ -261,13 +274,22 @@ impl<'a> Reader<'a> {
     /// Something is decided that is not understood.
     pub(super) fn decision(&mut self, exprs: &[Expr], at: usize) {
         let from = self.open.map_or(at, |open| open.from);
-        self.does(Verdict::Unknown(statement(exprs, from, at).into()), from, at);
+        let is_value = |expr: &Expr| matches!(expr, Expr::Immediate(_) | Expr::Unknown { role: Role::Value, .. });
+        let effect = match &exprs[at] {
+            // What is taken from elsewhere, such as from a map, may not be there.
+            _ if !exprs[from..at].iter().all(is_value) => Effect::Unknown,
+            Expr::Unknown { role: Role::Decision(effect), .. } => *effect,
+            Expr::Xt { name, .. } => of_target(name),
+            _ => Effect::Unknown,
+        };
+        self.does(Verdict::Unknown(Unmodelled::new(statement(exprs, from, at), effect)), from, at);
     }
 
     /// Something is done to what has met the conditions so far.
     pub(super) fn does(&mut self, verdict: Verdict, from: usize, to: usize) {
         self.ended = steps::ends(&verdict);
-        self.steps.push(Step { families: self.families, matches: self.matches.clone(), verdict, from, to });
+        let (families, matches, incomplete) = (self.families, self.matches.clone(), self.incomplete);
+        self.steps.push(Step { families, matches, verdict, incomplete, from, to });
     }
 
     fn load(&mut self, at: usize, field: Option<Field>) {

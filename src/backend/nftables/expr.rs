@@ -1,6 +1,8 @@
 //! nf_tables expressions, the kernel's instructions for one rule, and their bytes
 //! (linux/netfilter/nf_tables.h: `NFTA_EXPR_*` and each expression's attributes).
 
+use crate::plan::effect::Effect;
+
 use super::wire::{Attr, Attrs, attributes, find};
 use super::words;
 
@@ -204,7 +206,9 @@ pub enum Role {
     /// Loads a value that the rule itself says.
     Value,
     /// Decides about the packet, or changes it.
-    Decision,
+    Decision(Effect),
+    /// Does something that the listing does not tell.
+    Hidden,
     /// Writes somewhere, and the packet goes on.
     Nothing,
 }
@@ -428,7 +432,7 @@ mod tests {
             Expr::Redir,
             Expr::Tproxy { family: 0 },
             Expr::Xt { target: true, name: "REDIRECT".into(), revision: 0, info: vec![1, 2, 3, 4] },
-            Expr::Unknown { role: Role::Decision, words: "nothing-known".into() },
+            Expr::Unknown { role: Role::Decision(Effect::Unknown), words: "nothing-known".into() },
         ];
         let mut out = Messages::default();
         out.nft(Msg::NewRule, 0, NfFamily::INET, |a| a.nested(4, |a| write(&exprs, a)));

@@ -4,6 +4,7 @@
 //! later one asks again.
 
 use crate::config::types::{Families, Mark};
+use crate::plan::effect::{Effect, Unmodelled};
 use crate::plan::model::{Matches, Verdict};
 
 use super::expr::{Expr, Role};
@@ -16,6 +17,8 @@ pub(super) struct Step {
     pub(super) families: Families,
     pub(super) matches: Matches,
     pub(super) verdict: Verdict,
+    /// Whether the listing left out a part of it, or of its conditions.
+    pub(super) incomplete: bool,
     /// Its first and last expression.
     pub(super) from: usize,
     pub(super) to: usize,
@@ -32,7 +35,7 @@ pub(super) fn apart(steps: Vec<Step>, exprs: &[Expr]) -> Vec<Step> {
     let mut steps = without_effect_on_the_dropped(join_tproxy(steps, exprs), exprs);
     let asked_again = |at: usize, step: &Step| changes_asked(&step.verdict, &step.matches) && at + 1 < steps.len();
     let Some(at) = steps.iter().enumerate().position(|(at, step)| asked_again(at, step)) else { return steps };
-    let verdict = Verdict::Unknown(told(&steps[at..], exprs).into());
+    let verdict = Verdict::Unknown(Unmodelled::new(told(&steps[at..], exprs), Effect::Unknown));
     steps.truncate(at + 1);
     if let Some(step) = steps.last_mut() {
         step.verdict = verdict;
@@ -53,7 +56,7 @@ fn join_tproxy(mut steps: Vec<Step>, exprs: &[Expr]) -> Vec<Step> {
             steps[0].verdict = Verdict::Tproxy { port, mark: Mark::new(mark.value), closed: false };
         }
         _ => steps.iter_mut().filter(|s| matches!(s.verdict, Verdict::Tproxy { .. })).for_each(|step| {
-            step.verdict = Verdict::Unknown("tproxy".into());
+            step.verdict = Verdict::Unknown(Unmodelled::new("tproxy", Effect::Unknown));
         }),
     }
     steps

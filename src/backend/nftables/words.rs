@@ -4,6 +4,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use crate::plan::effect::Effect;
+
 use super::expr::{Expr, Op, Role, code, meta, payload};
 use super::value::big_endian;
 use super::wire::{Attr, find};
@@ -98,14 +100,18 @@ pub(super) fn unknown(name: &str, data: &[u8]) -> Expr {
     let number = |kind| find(data, kind).and_then(|a| a.u32());
     let role = match name {
         // A verdict that is none of the usual ones, such as one that queues.
-        "immediate" if number(1) == Some(0) => Role::Decision,
+        "immediate" if number(1) == Some(0) => Role::Decision(Effect::Unknown),
         "immediate" => Role::Value,
         "objref" => object_role(number(1)),
         _ if LOADS_OR_WRITES.contains(&name) && number(1).is_some() => Role::Load,
         _ if LOADS.contains(&name) => Role::Load,
         _ if CONDITIONS.contains(&name) => Role::Condition,
         _ if NOTES.contains(&name) => Role::Nothing,
-        _ => Role::Decision,
+        "reject" => Role::Decision(Effect::Drops),
+        "masq" => Role::Decision(Effect::Accepts),
+        // NFTA_NAT_TYPE: NFT_NAT_SNAT.
+        "nat" if number(1) == Some(0) => Role::Decision(Effect::Accepts),
+        _ => Role::Decision(Effect::Unknown),
     };
     Expr::Unknown { role, words: essentials(name, data).unwrap_or_else(|| name.to_owned()) }
 }
@@ -122,7 +128,7 @@ fn object_role(kind: Option<u32>) -> Role {
         Some(COUNTER) => Role::Nothing,
         None | Some(QUOTA | LIMIT | CONNLIMIT) => Role::Condition,
         // A helper, a tunnel, a SYN proxy and the like take part in where the packet goes.
-        Some(_) => Role::Decision,
+        Some(_) => Role::Decision(Effect::Unknown),
     }
 }
 
@@ -374,12 +380,16 @@ mod tests {
             ("exthdr", &[(1, 2), (6, 0)], &[(6, 1)]),
         ] {
             let role = |numbers| if let Expr::Unknown { role, .. } = read(name, numbers) { Some(role) } else { None };
-            assert_eq!((role(loads), role(writes)), (Some(Role::Load), Some(Role::Decision)), "{name}");
+            assert_eq!(
+                (role(loads), role(writes)),
+                (Some(Role::Load), Some(Role::Decision(Effect::Unknown))),
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn what_nobody_has_heard_of_decides() {
-        assert!(matches!(read("teleport", &[]), Expr::Unknown { role: Role::Decision, .. }));
+        assert!(matches!(read("teleport", &[]), Expr::Unknown { role: Role::Decision(Effect::Unknown), .. }));
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
+use crate::backend::effect::of_statement;
 use crate::backend::nftables::decode::Listed;
 use crate::backend::nftables::everything::{FullChain, FullTable};
 use crate::backend::nftables::expr::{Expr, Op, Role, UpdateVerb, code};
@@ -193,7 +194,7 @@ fn statement(statement: &Value, sets: &mut WrittenSets, out: &mut Vec<Expr>) {
         let words = statement.as_str().map_or_else(|| statement.to_string(), str::to_owned);
         match nft_words::all(&words).filter(|tokens| nft_rule::updated(tokens).next().is_some()) {
             Some(tokens) => out.extend(nft_rule::parse(&tokens, None, false, sets).exprs),
-            None => out.push(decision(words)),
+            None => out.push(decision(&words.clone(), words)),
         }
         return;
     };
@@ -217,7 +218,7 @@ fn statement(statement: &Value, sets: &mut WrittenSets, out: &mut Vec<Expr>) {
             Some(exprs) => out.extend(exprs),
             None => {
                 body.get("key").into_iter().for_each(|key| headers(key, out));
-                out.push(decision(words()));
+                out.push(decision(kind, words()));
             }
         },
         "counter" => {
@@ -243,7 +244,7 @@ fn statement(statement: &Value, sets: &mut WrittenSets, out: &mut Vec<Expr>) {
             Some(exprs) => out.extend(exprs),
             None => {
                 headers(body, out);
-                out.push(decision(words()));
+                out.push(decision(kind, words()));
             }
         },
         "xt" => {
@@ -258,7 +259,7 @@ fn statement(statement: &Value, sets: &mut WrittenSets, out: &mut Vec<Expr>) {
         // Whatever else it is, it may decide about the packet.
         _ => {
             headers(body, out);
-            out.push(decision(words()));
+            out.push(decision(kind, words()));
         }
     }
 }
@@ -283,8 +284,8 @@ fn headers(expression: &Value, out: &mut Vec<Expr>) {
     }
 }
 
-fn decision(words: String) -> Expr {
-    Expr::Unknown { role: Role::Decision, words }
+fn decision(statement: &str, words: String) -> Expr {
+    Expr::Unknown { role: Role::Decision(of_statement(statement)), words }
 }
 
 /// The one port of a redirection.

@@ -1,10 +1,12 @@
 //! One rule in nft's words. What is not understood becomes an unknown condition, and
 //! where nothing says what happens then, an unknown verdict.
 
-use crate::audit::source::opaque::HIDDEN_TARGET;
+use crate::backend::effect::of_statement;
 use crate::backend::nftables::decode::Listed;
 use crate::backend::nftables::expr::{Expr, Op, Role, UpdateVerb, code};
 use crate::backend::nftables::names;
+
+use crate::plan::effect::Effect;
 
 use super::nft_fields::{self as fields, Field, Right};
 use super::nft_sets::{self, Verdicts, WrittenSets};
@@ -27,7 +29,7 @@ pub fn parse(words: &[Token], handle: Option<u64>, may_hide: bool, sets: &mut Wr
         }
     }
     if !reader.decided && may_hide {
-        reader.out.push(Expr::Unknown { role: Role::Decision, words: HIDDEN_TARGET.into() });
+        reader.out.push(Expr::Unknown { role: Role::Hidden, words: "a target that nft does not show".into() });
     }
     Listed { exprs: reader.out, comment: reader.comment, handle, text: Some(written(words).into()) }
 }
@@ -341,7 +343,8 @@ impl<'a> Reader<'a, '_> {
         }
         let words = written(&self.words[start..self.at]);
         self.decided |= decides;
-        let role = if decides { Role::Decision } else { Role::Condition };
+        let effect = || self.words.get(start).and_then(|word| word.text()).map_or(Effect::Unknown, of_statement);
+        let role = if decides { Role::Decision(effect()) } else { Role::Condition };
         self.out.extend(headers(&self.words[start..self.at]));
         self.out.push(Expr::Unknown { role, words });
     }
