@@ -1,29 +1,38 @@
-//! The guard: drops every packet of the pod, in and out, while rules change that cannot
-//! change in one step. A killed run leaves it behind, so that nothing escapes; the next
-//! run finds it, finishes the work and takes it away.
+//! The guard: holds back what a plan takes while rules change that cannot change in one
+//! step. A killed run leaves it behind, so that nothing escapes; the next run finds it,
+//! finishes the work and takes it away.
 //!
 //! It is an nftables table, up in both families at once. Where the kernel has no
-//! nf_tables it is a chain in iptables' raw table, family by family.
+//! nf_tables it is two chains in iptables' raw table, family by family.
 
+use std::fmt::Write;
 use std::io;
 
 use crate::config::types::{Families, Family};
-use crate::plan::model::Table;
+use crate::plan::lower::lower;
+use crate::plan::model::{ChainName, Matches, Plan, Routing, Rule, Table, protocol};
 use crate::sys::netlink::Netlink;
 
+use super::held::{Held, Tcp};
 use super::install::Conditions;
 use super::iptables::programs::{ProgramError, Programs, Variant};
-use super::nftables::names::{GUARD, Hook, LOCAL_OUT, PRE_ROUTING};
+use super::iptables::render;
+use super::nftables::names::{self, GUARD, Hook, LOCAL_OUT, PRE_ROUTING};
 use super::nftables::transaction::{Transaction, TransactionError};
 use super::survey::Survey;
 use super::{Backup, Kind, Reading};
 
-/// Before connection tracking (-200) and everything of ours, so that no connection is
-/// remembered that began while the guard was up.
-const PRIORITY: i32 = -500;
+/// Of a guard that holds back every packet: before connection tracking (-200) and
+/// everything of ours, so that no connection is remembered that began while it was up.
+const FIRST: i32 = -500;
+/// Of one that holds back what begins: right behind connection tracking, which tells. A
+/// connection is remembered once its first packet gets through.
+const BEHIND_TRACKING: i32 = -199;
 
-/// The guard's chain where it is an iptables one.
+/// The guard's chains where they are iptables' ones: of what comes in, and of what is sent,
+/// which alone can be asked for its owner.
 const CHAIN: &str = "PODWEIR_GUARD";
+const CHAIN_OUT: &str = "PODWEIR_GUARD_OUT";
 
 /// Why the guard could not be put up or taken away.
 #[derive(Debug, thiserror::Error)]
@@ -58,43 +67,52 @@ impl Guard {
         (!families.is_empty()).then_some(Guard::Iptables { kind: Kind::IptablesLegacy, families })
     }
 
-    /// Puts the guard up: both directions, both families.
+    /// Puts the guard up: both directions, all families at once where that can be.
+    /// `left`: what a killed run left is replaced without a moment between the two.
     pub fn raise(
         netlink: Option<&mut Netlink>,
         conditions: &Conditions,
         kind: Kind,
-        families: Families,
+        held: &Held,
+        left: Option<&Guard>,
     ) -> Result<Self, GuardError> {
         if let Some(netlink) = netlink {
             let mut transaction = Transaction::new(None);
-            transaction.add_table(GUARD);
-            for (chain, number) in [("prerouting", PRE_ROUTING), ("output", LOCAL_OUT)] {
-                let hook = Hook { kind: "filter", number, priority: PRIORITY };
-                transaction.add_hook(GUARD, chain, hook, true);
+            if left == Some(&Guard::Nftables) {
+                transaction.delete_table(GUARD);
             }
+            transaction.add_table(GUARD);
+            let priority = if held.tcp == Tcp::All { FIRST } else { BEHIND_TRACKING };
+            for (chain, number) in [(ChainName::Prerouting, PRE_ROUTING), (ChainName::Output, LOCAL_OUT)] {
+                transaction.add_hook(GUARD, &names::chain(&chain), Hook { kind: "filter", number, priority });
+            }
+            transaction.add_rules(GUARD, &held.chains.iter().collect::<Vec<_>>(), held.families);
             return match transaction.commit(netlink) {
                 Ok(()) => Ok(Guard::Nftables),
                 Err(error) => {
                     // The kernel's answer may have been lost. The first error is the one to tell.
-                    let _ = Guard::Nftables.lower(Some(netlink), conditions);
+                    if left.is_none() && !matches!(error, TransactionError::Refused { .. }) {
+                        let _ = Guard::Nftables.lower(Some(netlink), conditions);
+                    }
                     Err(error.into())
                 }
             };
         }
+        let there = match left {
+            Some(Guard::Iptables { families, .. }) => *families,
+            _ => Families::NONE,
+        };
         let guard = Guard::Iptables { kind, families: Families::NONE };
         let mut up = Families::NONE;
-        for family in families.iter() {
-            let script = format!(
-                "*raw\n:{CHAIN} - [0:0]\n-A {CHAIN} -j DROP\n-I PREROUTING 1 -j {CHAIN}\n-I OUTPUT 1 -j {CHAIN}\nCOMMIT\n"
-            );
-            if let Err(error) = guard.programs(conditions).restore(family, || script) {
+        for family in held.families.iter() {
+            if let Err(error) = guard.programs(conditions).restore(family, || script(held, family, there.has(family))) {
                 // The first error is the one to tell.
                 let _ = Guard::Iptables { kind, families: up }.lower(None, conditions);
                 return Err(error.into());
             }
             up = up.union(Families::only(family));
         }
-        Ok(Guard::Iptables { kind, families: up })
+        Ok(Guard::Iptables { kind, families: up.union(there) })
     }
 
     /// Takes the guard away; it may be gone already.
@@ -112,7 +130,7 @@ impl Guard {
             (Guard::Iptables { families, .. }, _) => {
                 for family in families.iter() {
                     let script = format!(
-                        "*raw\n:{CHAIN} - [0:0]\n-D PREROUTING -j {CHAIN}\n-D OUTPUT -j {CHAIN}\n-X {CHAIN}\nCOMMIT\n"
+                        "*raw\n:{CHAIN} - [0:0]\n:{CHAIN_OUT} - [0:0]\n-D PREROUTING -j {CHAIN}\n-D OUTPUT -j {CHAIN_OUT}\n-X {CHAIN}\n-X {CHAIN_OUT}\nCOMMIT\n"
                     );
                     self.programs(conditions).restore(family, || script)?;
                 }
@@ -128,4 +146,28 @@ impl Guard {
         };
         Programs::new(variant, conditions.programs.clone(), conditions.lock_timeout)
     }
+}
+
+/// The guard's chains for iptables-restore. They stand before connection tracking: what
+/// begins is told by TCP's flags, and of DNS every query is held back.
+fn script(held: &Held, family: Family, is_there: bool) -> String {
+    let plan = Plan { families: held.families, chains: held.chains.clone(), routing: Routing::default() };
+    let mut out = format!("*raw\n:{CHAIN} - [0:0]\n:{CHAIN_OUT} - [0:0]\n");
+    for chain in lower(&plan, family) {
+        let name = if chain.name == ChainName::Prerouting { CHAIN } else { CHAIN_OUT };
+        for rule in chain.rules {
+            let is_tcp = rule.matches.protocol.as_ref().and_then(|c| c.value.single()) == Some(protocol::TCP);
+            let words = if is_tcp && held.tcp == Tcp::Openings {
+                "-p tcp -m tcp --tcp-flags SYN,ACK SYN -j DROP".to_owned()
+            } else {
+                let matches = Matches { connection_state: None, ..rule.matches };
+                render::rule(&Rule { matches, ..rule }, family, false)
+            };
+            let _ = writeln!(out, "-A {name} {words}");
+        }
+    }
+    if !is_there {
+        let _ = writeln!(out, "-I PREROUTING 1 -j {CHAIN}\n-I OUTPUT 1 -j {CHAIN_OUT}");
+    }
+    out + "COMMIT\n"
 }

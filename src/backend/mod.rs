@@ -5,6 +5,7 @@ pub mod connections;
 pub mod effect;
 pub mod foreign_text;
 pub mod guard;
+pub mod held;
 pub mod hook;
 pub mod install;
 pub mod interference;
@@ -21,6 +22,7 @@ use std::fmt;
 use std::io;
 
 use crate::config::types::Family;
+use crate::plan::canon::Canon;
 use crate::plan::model::{ChainName, Plan, Table};
 
 /// The three ways to program a kernel.
@@ -91,6 +93,17 @@ impl Reading {
     /// The reading of a backend that holds nothing.
     pub fn nothing() -> Self {
         Reading { present: false, plan: Plan::empty(), strange: Vec::new(), backup: Backup::Nothing }
+    }
+
+    /// Whether both were read of the same rules, in chains that sit in the same places.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let frames = |reading: &Self| match &reading.backup {
+            Backup::Nftables(tables) => tables.iter().map(|(table, raw)| (*table, raw.frame.clone())).collect(),
+            _ => HashMap::new(),
+        };
+        self.strange == other.strange
+            && frames(self) == frames(other)
+            && Canon::of(&self.plan).same_rules(&Canon::of(&other.plan))
     }
 }
 

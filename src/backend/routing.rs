@@ -206,6 +206,12 @@ impl FoundRouting {
         FoundRouting { rules, routes, mesh_address: self.mesh_address }
     }
 
+    /// Whether a rule or route of it is not wanted any more.
+    pub fn loses_routes(&self, wanted: &Routing) -> bool {
+        self.rules.iter().any(|found| !wanted.rules.contains(&found.rule))
+            || self.routes.iter().any(|found| !wanted.routes.contains(found))
+    }
+
     /// As part of a plan.
     pub fn routing(&self) -> Routing {
         Routing {

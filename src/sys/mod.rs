@@ -4,6 +4,7 @@
 pub mod caps;
 pub mod conntrack;
 pub mod file;
+pub mod grace;
 pub mod inet_diag;
 pub mod link;
 pub mod lock;

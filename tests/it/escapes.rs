@@ -11,6 +11,7 @@ use podweir::config::given::{Given, Origin};
 use podweir::config::options::Opt;
 use podweir::config::settings::{Face, Settings};
 use podweir::plan::build;
+use podweir::plan::model::Plan;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -98,8 +99,12 @@ pub fn given(options: &[(Opt, &str)]) -> Given {
     given
 }
 
+pub fn plan(options: &[(Opt, &str)]) -> Plan {
+    build(&Settings::resolve(&given(options), Face::Init, &Pod).unwrap().interception)
+}
+
 pub fn ruleset(options: &[(Opt, &str)]) -> Ruleset {
-    Ruleset::of_plan(&build(&Settings::resolve(&given(options), Face::Init, &Pod).unwrap().interception))
+    Ruleset::of_plan(&plan(options))
 }
 
 fn ids(options: &[(Opt, &str)]) -> Vec<String> {

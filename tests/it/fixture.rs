@@ -298,22 +298,22 @@ impl Namespace {
     }
 }
 
-/// A listing by nft in which the tables of iptables-nft have no hooks without a rule,
-/// which it never takes away, and their chains stand in one order.
+/// A listing by nft in which the chains of a table stand in one order, which decides nothing,
+/// and the tables of iptables-nft have no hooks without a rule, which it never takes away.
 fn without_empty_hooks(text: &str) -> String {
     let mut out = Vec::new();
     for table in text.split_inclusive("\n}\n") {
-        if !table.starts_with("table ip ") && !table.starts_with("table ip6 ") {
+        let by_iptables = table.starts_with("table ip ") || table.starts_with("table ip6 ");
+        let (head, body) = table.split_once('\n').unwrap();
+        let Some(body) = body.strip_suffix("}\n") else {
             out.push(table.to_owned());
             continue;
-        }
-        let (head, body) = table.split_once('\n').unwrap();
-        let mut chains: Vec<&str> =
-            body.strip_suffix("}\n").unwrap().split_inclusive("\t}\n").map(str::trim_start).collect();
+        };
+        let mut chains: Vec<&str> = body.split_inclusive("\t}\n").map(str::trim_start).collect();
         let empty_hook = |chain: &str| chain.lines().count() == 3 && chain.contains("policy accept;");
-        chains.retain(|chain| !chain.is_empty() && !empty_hook(chain));
+        chains.retain(|chain| !(chain.is_empty() || by_iptables && empty_hook(chain)));
         chains.sort();
-        if !chains.is_empty() {
+        if !chains.is_empty() || !by_iptables {
             out.push(format!("{head}\n{}", chains.concat()));
         }
     }

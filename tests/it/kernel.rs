@@ -25,7 +25,7 @@ const CHOICES: [(Kind, BackendChoice); 3] = [
     (Kind::IptablesLegacy, BackendChoice::IptablesLegacy),
 ];
 
-fn conditions(namespace: &Namespace) -> Conditions {
+pub fn conditions(namespace: &Namespace) -> Conditions {
     Conditions {
         rule_comments: false,
         lock_timeout: Duration::from_secs(10),
@@ -39,13 +39,25 @@ fn conditions(namespace: &Namespace) -> Conditions {
 
 /// Installs a plan in a namespace, replacing whatever is there.
 fn install(namespace: &Namespace, plan: &Plan, choice: BackendChoice) -> Outcome {
+    install_and(namespace, plan, choice, |_| ())
+}
+
+/// Installs a plan, and does something more before the session ends.
+fn install_and(
+    namespace: &Namespace,
+    plan: &Plan,
+    choice: BackendChoice,
+    then: impl FnOnce(&mut Session) + Send,
+) -> Outcome {
     let conditions = conditions(namespace);
     namespace.run(|| {
         let mut route = Netlink::open(Netlink::ROUTE).unwrap();
         let mesh = routing::has_mesh_address(&routing::addresses(&mut route).unwrap());
         let mut session = Session::open(conditions, route).unwrap();
         let request = Request { plan, choice, reconcile: true, force: false, strict: false };
-        session.install(&request, mesh).unwrap_or_else(|e| panic!("{e}"))
+        let outcome = session.install(&request, mesh).unwrap_or_else(|e| panic!("{e}"));
+        then(&mut session);
+        outcome
     })
 }
 
@@ -73,10 +85,28 @@ fn check(interception: &Interception, kind: Kind, choice: BackendChoice) -> Resu
     Ok(())
 }
 
+/// One plan put in the place of another is what it is alone; taken back it has never been.
+fn check_replacing(first: &Interception, second: &Interception, choice: BackendChoice) -> Result<(), TestCaseError> {
+    let (first, second) = (build(first), build(second));
+    let namespace = Namespace::with(&[V4, V6], RESOLV);
+    install(&namespace, &first, choice);
+    let before = namespace.everything();
+    install_and(&namespace, &second, choice, |session| session.undo().unwrap());
+    prop_assert_eq!(before, namespace.everything());
+    install(&namespace, &second, choice);
+    let alone = Namespace::with(&[V4, V6], RESOLV);
+    install(&alone, &second, choice);
+    prop_assert_eq!(alone.everything(), namespace.everything());
+    Ok(())
+}
+
 fn run(kind: Kind, cases: u32, test: impl Fn(&Interception) -> Result<(), TestCaseError>) {
+    run_with(kind, cases, &interceptions(), |interception| test(&interception));
+}
+
+fn run_with<S: Strategy>(kind: Kind, cases: u32, of: &S, test: impl Fn(S::Value) -> Result<(), TestCaseError>) {
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(crate::cases(cases)) };
-    let result = TestRunner::new(config).run(&interceptions(), |interception| test(&interception));
-    if let Err(error) = result {
+    if let Err(error) = TestRunner::new(config).run(of, test) {
         panic!("{kind}: {error}");
     }
 }
@@ -94,4 +124,12 @@ fn what_is_applied_is_read_by_iptables_nft() {
 #[test]
 fn what_is_applied_is_read_by_iptables_legacy() {
     run(Kind::IptablesLegacy, 30, |i| check(i, CHOICES[2].0, CHOICES[2].1));
+}
+
+#[test]
+fn what_is_replaced_is_what_it_is_alone() {
+    let two = (interceptions(), interceptions());
+    for ((kind, choice), cases) in [(CHOICES[0], 60), (CHOICES[2], 10)] {
+        run_with(kind, cases, &two, |(first, second)| check_replacing(&first, &second, choice));
+    }
 }

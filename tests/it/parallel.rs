@@ -67,7 +67,9 @@ fn others_who_change_rules_at_the_same_time_are_no_reason_to_fail() {
         while !busy.is_finished() {
             turn += 1;
             let port = (1000 + turn % 2).to_string();
-            namespace.ok(&["init", "-b", &port, "-i", "*"]);
+            // From one to the other takes a guard, and waits for packets.
+            let mode = ["REDIRECT", "TPROXY"][turn / 2 % 2];
+            namespace.ok(&["init", "-b", &port, "-i", "*", "-m", mode]);
         }
         assert!(turn > 3, "{turn}");
     });

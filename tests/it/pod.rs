@@ -15,7 +15,7 @@ use crate::fixture::Namespace;
 
 pub const APP_PORTS: [u16; 12] = [22, 53, 80, 443, 3306, 8080, 9000, 15008, 15020, 15021, 15090, 25008];
 /// Where everything sent to the outside is answered.
-const OUTSIDE: u16 = 9;
+pub const OUTSIDE: u16 = 9;
 const TIMEOUT: Duration = Duration::from_millis(700);
 
 /// A thread that answers; it ends when this is dropped.
@@ -84,7 +84,7 @@ impl Pod {
 }
 
 /// A veth pair between the two, routes, and an outside that takes every address for its own.
-fn connect(pod: &Namespace, outside: &Namespace, addresses: &[&str]) {
+pub fn connect(pod: &Namespace, outside: &Namespace, addresses: &[&str]) {
     wire(pod, outside, addresses);
     be_everyone(outside, "up0");
 }

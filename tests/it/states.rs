@@ -1,5 +1,6 @@
 //! Again and again: what a run does with what it finds, on every backend and across them.
 
+use std::collections::HashMap;
 use std::process::Output;
 
 use crate::fixture::{Namespace, PODWEIR, RESOLV, V4, V6};
@@ -163,6 +164,56 @@ fn a_native_table_that_is_tampered_with_is_made_whole() {
             assert_eq!(before, namespace.everything(), "{step:?}");
         }
         does(&namespace, "nftables", PLAIN, "unchanged");
+    }
+}
+
+/// The base chains of a namespace, each with the number that the kernel gave it.
+fn base_chains(namespace: &Namespace) -> HashMap<String, String> {
+    let text = namespace.print("nft", &["-a", "list", "chains"]);
+    let (mut table, mut out) = ("", HashMap::new());
+    for line in text.lines().map(str::trim) {
+        if line.starts_with("table ") {
+            table = line;
+        } else if let Some((chain, handle)) = line.strip_prefix("chain ").and_then(|rest| rest.split_once(" { # "))
+            && !chain.contains('-')
+        {
+            out.insert(format!("{table} {chain}"), handle.to_owned());
+        }
+    }
+    out
+}
+
+/// The kernel lets a packet pass the old rules of a base chain that goes and the new ones of
+/// one that comes: so none goes whose place another one takes.
+#[test]
+fn base_chains_stay_while_native_rules_are_replaced() {
+    for mode in ["REDIRECT", "TPROXY"] {
+        let namespace = dual();
+        let plans: [&[&str]; 6] = [
+            &[],
+            &["-x", "10.1.0.0/16,10.3.0.0/16"],
+            &["--redirect-dns", "--drop-invalid"],
+            &["-b", "8080,9000-9100", "-c", "net1"],
+            &["-i", "", "-b", ""],
+            &["--ip-families", "ipv4"],
+        ];
+        does(&namespace, "nftables", &["-m", mode], "installed");
+        for plan in plans.iter().cycle().skip(1).take(2 * plans.len()) {
+            let arguments = [&["-m", mode], *plan].concat();
+            let before = base_chains(&namespace);
+            // Taken back, since nobody hears of it.
+            let all = [&["init", "--backend", "nftables"], arguments.as_slice()].concat().join("' '");
+            let output = namespace.command("sh", &["-c", &format!("'{PODWEIR}' '{all}' 2>/dev/full")], &[]);
+            assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+            let back = base_chains(&namespace);
+            does(&namespace, "nftables", &arguments, "replaced");
+            let after = base_chains(&namespace);
+            assert!(!after.is_empty() && back.len() == before.len());
+            for (chain, handle) in &after {
+                let is = |handles: &HashMap<String, String>| handles.get(chain).is_none_or(|other| other == handle);
+                assert!(is(&before) && is(&back), "{arguments:?}: {before:?} {back:?} {after:?}");
+            }
+        }
     }
 }
 

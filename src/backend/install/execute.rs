@@ -1,15 +1,20 @@
 //! Carrying out: every step is remembered with what it takes to undo it.
 
+use std::collections::BTreeSet;
+
 use tracing::debug;
 
-use crate::backend::guard::Guard;
-use crate::backend::nftables::cleanup;
+use crate::backend::guard::{Guard, GuardError};
+use crate::backend::held::{Held, Tcp};
+use crate::backend::nftables::transaction::TransactionError;
+use crate::backend::nftables::{cleanup, read};
 use crate::backend::routing::{Changes, FoundRouting};
 use crate::backend::{Backend, BackendError, Kind, Reading};
 use crate::config::types::Families;
 use crate::plan::model::{ChainName, Plan, Table};
+use crate::sys::grace;
 
-use super::error::InstallError;
+use super::error::{self, InstallError};
 use super::look::Found;
 use super::{Done, Request, Session, holds};
 
@@ -27,15 +32,10 @@ impl Session {
         let families = found.families(kind);
         let writes = request.force || !holds(reading, plan);
         let in_steps = writes && needs_guard(plan, reading) && self.backend(kind, families)?.steps(plan, reading) > 1;
-        match &found.guard {
-            // A killed run's guard serves this one.
-            Some(guard) => self.done.push(Done::Guard(guard.clone())),
-            None if in_steps => {
-                debug!("the change takes more than one step: all traffic is held back meanwhile");
-                let guard = Guard::raise(self.netfilter.as_mut(), &self.conditions, kind, plan.families)?;
-                self.done.push(Done::Guard(guard));
-            }
-            None => {}
+        let moves = !elsewhere.is_empty() || ours.loses_routes(&plan.routing);
+        // What a killed run left goes on, as this one needs it.
+        if in_steps || found.guard.is_some() || two_at_once(plan, found, moves) {
+            self.raise_guard(kind, found, Held::of(plan, found.plans()))?;
         }
         let changes = Changes::apply(&mut self.route, ours, &plan.routing)?;
         debug!(?changes, "routing done");
@@ -83,13 +83,66 @@ impl Session {
         self.change(kind, &reading, found.families(kind), |backend| backend.remove(&reading))
     }
 
-    pub(super) fn lower_guard(&mut self) -> Result<(), InstallError> {
-        if let Some(Done::Guard(guard)) = self.done.first() {
-            guard.lower(self.netfilter.as_mut(), &self.conditions)?;
-            self.done.remove(0);
+    fn raise_guard(&mut self, kind: Kind, found: &Found, held: Held) -> Result<(), InstallError> {
+        debug!(tcp = ?held.tcp, "traffic is held back meanwhile");
+        let guard = Guard::raise(self.netfilter.as_mut(), &self.conditions, kind, &held, found.guard.as_ref())?;
+        if found.plans().next().is_some() {
+            let_packets_pass(&held);
         }
+        let form = std::mem::discriminant::<Guard>;
+        let replaced = found.guard.as_ref().is_some_and(|left| form(left) == form(&guard));
+        if let Some(other) = found.guard.clone().filter(|_| !replaced) {
+            self.done.push(Done::Guard { guard: other, held: held.clone(), left: true });
+        }
+        self.done.push(Done::Guard { guard, held, left: replaced });
+        if kind == Kind::Nftables { self.look_again(found) } else { Ok(()) }
+    }
+
+    /// The native transaction demands that nobody has changed anything since the tables were
+    /// listed, and the guard has changed something.
+    fn look_again(&mut self, found: &Found) -> Result<(), InstallError> {
+        let netlink = self.netfilter.as_mut().ok_or(InstallError::NoNftables)?;
+        self.tables = read::tables(netlink).map_err(error::survey)?;
+        let (before, now) = (found.reading(Kind::Nftables), self.backend(Kind::Nftables, Families::NONE)?.read()?);
+        if now.says_the_same(&before) { Ok(()) } else { Err(TransactionError::Raced.into()) }
+    }
+
+    /// Puts up a guard that has been taken away, to go back to what was there before it.
+    pub(super) fn raise_again(&mut self, guard: &Guard, held: &Held) -> Result<(), GuardError> {
+        let kind = if let Guard::Iptables { kind, .. } = guard { *kind } else { Kind::Nftables };
+        Guard::raise(self.netfilter.as_mut(), &self.conditions, kind, held, None)?;
+        let_packets_pass(held);
         Ok(())
     }
+
+    pub(super) fn lower_guard(&mut self) -> Result<(), InstallError> {
+        let mut lowered = None;
+        for done in &self.done {
+            let Done::Guard { guard, held, .. } = done else { break };
+            guard.lower(self.netfilter.as_mut(), &self.conditions)?;
+            lowered = Some(Done::Lowered { guard: guard.clone(), held: held.clone() });
+        }
+        self.done.extend(lowered);
+        Ok(())
+    }
+}
+
+/// Packets that met the hook before the guard was in it are among the old rules still. Where
+/// each packet of a connection is decided about anew, they must be through first.
+fn let_packets_pass(held: &Held) {
+    if held.tcp == Tcp::All {
+        grace::let_packets_pass();
+    }
+}
+
+/// Whether packets could meet two sets of rules that both mark, and leave their connection
+/// with a mark that neither would have given it: rules stand in more than one backend for a
+/// while, or what marks comes, goes, or takes another mark. The nat table decides about a
+/// connection once, whoever is asked first, and there a change needs nothing.
+fn two_at_once(plan: &Plan, found: &Found, moves: bool) -> bool {
+    let marks = |plan: &Plan| plan.marks().into_iter().collect::<BTreeSet<_>>();
+    let wanted = marks(plan);
+    found.plans().map(marks).any(|other| other != wanted || (moves && !other.is_empty()))
 }
 
 /// Whether a stop between the steps of an installation could let traffic escape that is

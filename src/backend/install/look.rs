@@ -14,7 +14,6 @@ use crate::backend::survey::{self, Survey};
 use crate::backend::{Backup, Kind, Reading, foreign_text};
 use crate::config::settings::BackendChoice;
 use crate::config::types::{Families, Family, Mark};
-
 use crate::plan::model::Plan;
 
 use super::Session;
@@ -42,6 +41,11 @@ impl Found {
 
     pub(super) fn holds(&self, kind: Kind) -> bool {
         self.readings.iter().any(|(k, reading)| *k == kind && reading.present)
+    }
+
+    /// What the backends that hold something hold.
+    pub(super) fn plans(&self) -> impl Iterator<Item = &Plan> {
+        self.readings.iter().filter(|(_, reading)| reading.present).map(|(_, reading)| &reading.plan)
     }
 
     /// The families in which an iptables variant has tables.

@@ -3,7 +3,7 @@
 //!
 //! Order: the guard, if one is needed; routing, which without rules does nothing; the
 //! rules; what another backend holds; the guard goes. Everything done is undone in
-//! reverse order on failure.
+//! reverse order on failure, behind the same guard.
 
 mod error;
 mod execute;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tracing::{Level, debug, enabled};
 
 use crate::backend::guard::Guard;
+use crate::backend::held::Held;
 use crate::backend::iptables::backend::Iptables;
 use crate::backend::iptables::programs::{ProgramEnvironment, Programs, Variant};
 use crate::backend::nftables::backend::Nftables;
@@ -78,9 +79,23 @@ pub struct Outcome {
 
 /// Something done, with what it takes to undo it.
 enum Done {
-    Guard(Guard),
+    /// `left`: by a killed run, so that it was there before.
+    Guard {
+        guard: Guard,
+        held: Held,
+        left: bool,
+    },
+    /// The guard went. To go back takes one as well.
+    Lowered {
+        guard: Guard,
+        held: Held,
+    },
     Routing(Changes),
-    Rules { kind: Kind, found: Reading, families: Families },
+    Rules {
+        kind: Kind,
+        found: Reading,
+        families: Families,
+    },
 }
 
 /// A network namespace being worked on: the current one.
@@ -161,7 +176,7 @@ impl Session {
                 error: Box::new(error),
                 undo,
                 left: if guarded {
-                    "all traffic of the namespace is dropped (table inet podweir-guard) until podweir init or podweir clean succeeds"
+                    "what the rules take is dropped (by table inet podweir-guard, or iptables' chains PODWEIR_GUARD) until podweir init or podweir clean succeeds"
                 } else {
                     "the rules may be incomplete: run podweir init or podweir clean"
                 },
@@ -175,13 +190,17 @@ impl Session {
         let mut guarded = false;
         for done in std::mem::take(&mut self.done).into_iter().rev() {
             match done {
-                Done::Guard(guard) if problems.is_empty() => {
+                Done::Lowered { guard, held } => {
+                    problems.extend(self.raise_again(&guard, &held).err().map(|e| e.to_string()));
+                }
+                Done::Guard { left: true, .. } => {}
+                Done::Guard { guard, .. } if problems.is_empty() => {
                     if let Err(e) = guard.lower(self.netfilter.as_mut(), &self.conditions) {
                         problems.push(e.to_string());
                         guarded = true;
                     }
                 }
-                Done::Guard(_) => guarded = true,
+                Done::Guard { .. } => guarded = true,
                 Done::Routing(changes) => problems.extend(changes.undo(&mut self.route).err().map(|e| e.to_string())),
                 Done::Rules { kind, found, families } => {
                     let result = self.backend(kind, families).and_then(|mut b| Ok(b.restore(&found)?));
@@ -288,7 +307,10 @@ impl Session {
         let ours = found.routing.ours(&marks(&found), &Routing::default());
         let holders: Vec<Kind> = Kind::ALL.into_iter().filter(|&kind| found.holds(kind)).collect();
         let nothing = holders.is_empty() && ours.routing().is_empty() && found.guard.is_none();
-        self.done.extend(found.guard.clone().map(Done::Guard));
+        if let Some(guard) = found.guard.clone() {
+            let held = Held::of(&Plan::empty(), found.plans());
+            self.done.push(Done::Guard { guard, held, left: true });
+        }
         for &kind in &holders {
             self.remove(kind, &found)?;
         }

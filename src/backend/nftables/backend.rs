@@ -1,6 +1,6 @@
 //! The native backend: the kernel's nf_tables over netlink.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io;
 
 use crate::backend::{Backend, BackendError, Backup, Kind, Reading};
@@ -9,8 +9,9 @@ use crate::plan::canon::Canon;
 use crate::plan::model::{Chain, Plan, Table};
 use crate::sys::netlink::Netlink;
 
-use super::read::{self, Tables};
-use super::transaction::Transaction;
+use super::frame::Frame;
+use super::read::{self, Raw, Tables};
+use super::transaction::{Transaction, TransactionError};
 use super::{errors, names};
 
 /// The native backend, on an open socket.
@@ -28,6 +29,30 @@ impl<'a> Nftables<'a> {
     fn list_error(source: io::Error) -> BackendError {
         let hint = errors::hint(source.raw_os_error().unwrap_or(0), "", None);
         BackendError::List { backend: Kind::Nftables.name(), source, hint }
+    }
+
+    /// The tables as they stand, listed anew: our own guard, or an iptables-nft run of
+    /// ours, may have changed the generation.
+    fn list_again(&mut self) -> Result<(), BackendError> {
+        self.tables = read::tables(self.netlink).map_err(Self::list_error)?;
+        Ok(())
+    }
+
+    /// Lets our tables be as they were listed once.
+    fn put_back<'f>(
+        &mut self,
+        wanted: &HashMap<Table, Raw>,
+        stands: impl Fn(Table) -> Option<&'f Frame>,
+    ) -> Result<(), TransactionError> {
+        let mut transaction = self.transaction();
+        for table in Table::ALL {
+            match (wanted.get(&table), stands(table)) {
+                (Some(listed), stands) => transaction.restore(table, stands, listed),
+                (None, Some(_)) => transaction.delete_table(names::table(table)),
+                (None, None) => {}
+            }
+        }
+        transaction.commit(self.netlink)
     }
 
     /// Commits only if nobody has changed anything since the tables were listed.
@@ -74,23 +99,15 @@ impl Backend for Nftables<'_> {
     }
 
     fn apply(&mut self, plan: &Plan, found: &Reading) -> Result<(), BackendError> {
-        let present: HashSet<Table> = self.tables.ours().collect();
         let mut transaction = self.transaction();
         for table in changed(plan, found) {
-            if present.contains(&table) {
-                transaction.delete_table(names::table(table));
-            }
-            let chains = chains_of(plan, table);
-            if !chains.is_empty() {
-                transaction.add_plan_table(table, &chains, plan.families);
-            }
+            transaction.set_plan_table(table, frame(found, table), &chains_of(plan, table), plan.families);
         }
         Ok(transaction.commit(self.netlink)?)
     }
 
     fn remove(&mut self, _found: &Reading) -> Result<(), BackendError> {
-        // Our own guard, or an iptables-nft run of ours, may have changed the generation.
-        self.tables = read::tables(self.netlink).map_err(Self::list_error)?;
+        self.list_again()?;
         let mut transaction = self.transaction();
         for table in self.tables.ours() {
             transaction.delete_table(names::table(table));
@@ -99,20 +116,37 @@ impl Backend for Nftables<'_> {
     }
 
     fn restore(&mut self, found: &Reading) -> Result<(), BackendError> {
-        self.tables = read::tables(self.netlink).map_err(Self::list_error)?;
-        let mut transaction = self.transaction();
-        for table in self.tables.ours() {
-            transaction.delete_table(names::table(table));
-        }
-        if let Backup::Nftables(tables) = &found.backup {
-            for raw in tables.values() {
-                transaction.restore(raw);
+        self.list_again()?;
+        let nothing = HashMap::new();
+        let wanted = if let Backup::Nftables(tables) = &found.backup { tables } else { &nothing };
+        let now = self.read()?;
+        let stands = |table| frame(&now, table);
+        match self.put_back(wanted, stands) {
+            // Before Linux 6.4 a set's name is free again only once its rules are gone for good.
+            Err(TransactionError::Refused { .. }) if !wanted.is_empty() => {
+                self.list_again()?;
+                let odd: HashMap<Table, Frame> =
+                    self.tables.ours().map(|table| (table, Frame { odd: true, ..Frame::default() })).collect();
+                Ok(self.put_back(wanted, |table| odd.get(&table))?)
             }
+            result => Ok(result?),
         }
-        Ok(transaction.commit(self.netlink)?)
     }
 
-    fn steps(&self, _plan: &Plan, _found: &Reading) -> usize {
-        1
+    fn steps(&self, plan: &Plan, found: &Reading) -> usize {
+        let at_once = |table: Table| {
+            let chains = chains_of(plan, table);
+            chains.is_empty() || frame(found, table).is_none_or(|stands| stands.fits(&Frame::of(table, &chains)))
+        };
+        // A base chain that is made again is there twice for a moment.
+        if changed(plan, found).into_iter().all(at_once) { 1 } else { 2 }
+    }
+}
+
+/// The chains of a table that was found.
+fn frame(found: &Reading, table: Table) -> Option<&Frame> {
+    match &found.backup {
+        Backup::Nftables(tables) => tables.get(&table).map(|raw| &raw.frame),
+        _ => None,
     }
 }

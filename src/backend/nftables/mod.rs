@@ -12,6 +12,7 @@ mod errors;
 pub mod everything;
 pub mod expr;
 mod field;
+pub mod frame;
 pub mod links;
 mod marks;
 pub mod names;

@@ -21,7 +21,7 @@ pub fn is_of_iptables(name: &str) -> bool {
     Table::by_name(name).is_some() || matches!(name, "filter" | "security")
 }
 
-/// The guard: a table that drops everything while iptables rules are being changed.
+/// The guard: a table that holds back what is taken while rules are being changed.
 pub const GUARD: &str = "podweir-guard";
 
 /// A chain's name: the iptables one in lower case with dashes.

@@ -10,6 +10,7 @@ use crate::sys::netlink::{Netlink, Received};
 
 use super::decode::{self, Listed, Surroundings};
 use super::expr;
+use super::frame::Frame;
 use super::links::Links;
 use super::names;
 use super::sets::{self, Element, Elements, VerdictMap};
@@ -23,6 +24,7 @@ pub type RawAttributes = Vec<(u16, Vec<u8>)>;
 #[derive(Debug, Clone, Default)]
 pub struct Raw {
     pub messages: Vec<(Msg, RawAttributes)>,
+    pub frame: Frame,
 }
 
 impl Raw {
@@ -174,13 +176,19 @@ pub struct ListedHook {
     pub devices: Option<Vec<Interface>>,
 }
 
+impl From<names::Hook> for ListedHook {
+    /// As a chain of ours is listed, which lets pass what no rule takes.
+    fn from(hook: names::Hook) -> Self {
+        let names::Hook { kind, number, priority } = hook;
+        Self { number, priority, kind: kind.to_owned(), drops: false, devices: None }
+    }
+}
+
 /// A table as listed, on the way to a plan.
 #[derive(Default)]
 struct Listing {
     raw: Raw,
     dormant: bool,
-    /// In the kernel's order.
-    chains: Vec<(String, Option<ListedHook>)>,
     sets: HashMap<String, SetListing>,
     rules: HashMap<String, Vec<Listed>>,
     links: Links,
@@ -211,7 +219,7 @@ pub fn read(netlink: &mut Netlink, present: &[Table]) -> io::Result<Reading<Hash
         if listing.dormant {
             strange.push(dormant(table));
         }
-        for (name, hook) in &listing.chains {
+        for (name, hook) in &listing.raw.frame.chains {
             let chain = names::chain_by_name(name);
             check_hook(table, &chain, hook.as_ref(), &mut strange);
             let rules = listing.rules.get(name).map(Vec::as_slice).unwrap_or_default();
@@ -278,8 +286,8 @@ fn list(netlink: &mut Netlink, table: &str) -> io::Result<Listing> {
         out.raw.keep(Msg::NewTable, &message);
         out.dormant = find(message.attributes(), 2).and_then(|a| a.u32()).unwrap_or(0) & 1 == 1;
     })?;
+    out.raw.frame.odd = out.dormant;
     let raw = &mut out.raw;
-    let chains = &mut out.chains;
     dump(
         netlink,
         Msg::GetChain,
@@ -290,7 +298,7 @@ fn list(netlink: &mut Netlink, table: &str) -> io::Result<Listing> {
                 return;
             }
             raw.keep(Msg::NewChain, &message);
-            chains.push((name_of(&message, 3), hook_of(&message)));
+            raw.frame.chains.push((name_of(&message, 3), hook_of(&message)));
         },
     )?;
     let sets = &mut out.sets;
@@ -302,6 +310,8 @@ fn list(netlink: &mut Netlink, table: &str) -> io::Result<Listing> {
         |message| {
             raw.keep(Msg::NewSet, &message);
             let flags = find(message.attributes(), 3).and_then(|a| a.u32()).unwrap_or(0);
+            // Only an anonymous one (1) goes with the rule that looks into it.
+            raw.frame.odd |= flags & 1 == 0;
             // A map (8) or an object map (64) is no set of ours.
             let interval = flags & 4 != 0;
             let elements = (flags & (8 | 64) == 0).then(Vec::new);

@@ -8,11 +8,13 @@ use crate::sys::netlink::Netlink;
 
 use super::encode::{ANONYMOUS, Encoder, NftRule, Set};
 use super::expr;
+use super::frame::Frame;
 use super::names;
-use super::read::Raw;
+use super::read::{Raw, RawAttributes};
 use super::sets;
 use super::wire::{
-    Attrs, Messages, Msg, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NfFamily,
+    Attr, Attrs, Messages, Msg, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL,
+    NfFamily,
 };
 
 /// `NFNL_SUBSYS_NFTABLES`, the resource id of a batch.
@@ -36,6 +38,7 @@ pub enum TransactionError {
 enum About {
     Transaction,
     RemovedTable(String),
+    Cleared { table: &'static str },
     Table(&'static str),
     Chain { table: &'static str, chain: String, kind: &'static str },
     Set { table: &'static str, elements: usize },
@@ -48,6 +51,7 @@ impl std::fmt::Display for About {
         match self {
             About::Transaction => f.write_str("the transaction"),
             About::RemovedTable(table) => write!(f, "removing table {table}"),
+            About::Cleared { table } => write!(f, "taking away what table inet {table} holds"),
             About::Table(table) => write!(f, "table inet {table}"),
             About::Chain { table, chain, kind: "" } => write!(f, "chain {chain} of table inet {table}"),
             About::Chain { table, chain, kind } => write!(f, "chain {chain} (a {kind} chain) of table inet {table}"),
@@ -115,7 +119,7 @@ impl Transaction {
     }
 
     /// Adds a base chain.
-    pub fn add_hook(&mut self, table: &'static str, chain: &str, hook: names::Hook, drop: bool) {
+    pub fn add_hook(&mut self, table: &'static str, chain: &str, hook: names::Hook) {
         let about = About::Chain { table, chain: chain.to_owned(), kind: hook.kind };
         self.push(Msg::NewChain, NLM_F_CREATE | NLM_F_EXCL, about, |a| {
             a.string(1, table);
@@ -124,37 +128,69 @@ impl Transaction {
                 a.u32(1, hook.number);
                 a.u32(2, hook.priority as u32);
             });
-            a.u32(5, u32::from(!drop)); // NF_DROP is 0, NF_ACCEPT 1
+            a.u32(5, 1); // NF_ACCEPT
             a.string(7, hook.kind);
         });
     }
 
-    /// Adds one of our tables: chains first, then what they hold, since rules jump around.
-    pub fn add_plan_table(&mut self, table: Table, chains: &[&Chain], families: Families) {
+    fn add_chain(&mut self, table: &'static str, chain: &str) {
+        let about = About::Chain { table, chain: chain.to_owned(), kind: "" };
+        self.push(Msg::NewChain, NLM_F_CREATE | NLM_F_EXCL, about, |a| {
+            a.string(1, table);
+            a.string(3, chain);
+        });
+    }
+
+    /// Takes all rules of a table away, and the chains that are not wanted.
+    fn clear(&mut self, table: &'static str, stands: &Frame, wanted: &Frame) {
+        self.push(Msg::DelRule, 0, About::Cleared { table }, |a| a.string(1, table));
+        for (chain, _) in stands.chains.iter().filter(|(name, _)| !wanted.has(name)) {
+            self.push(Msg::DelChain, 0, About::Cleared { table }, |a| {
+                a.string(1, table);
+                a.string(3, chain);
+            });
+        }
+    }
+
+    /// Lets one of our tables hold what a plan wants of it. `stands`: the table that is there.
+    pub fn set_plan_table(&mut self, table: Table, stands: Option<&Frame>, chains: &[&Chain], families: Families) {
         let name = names::table(table);
-        self.add_table(name);
+        let wanted = Frame::of(table, chains);
+        let stays = stands.filter(|stands| stands.fits(&wanted) && !chains.is_empty());
+        match (stands, stays) {
+            (_, Some(stays)) => self.clear(name, stays, &wanted),
+            (Some(_), None) => self.delete_table(name),
+            (None, None) => {}
+        }
+        if chains.is_empty() {
+            return;
+        }
+        if stays.is_none() {
+            self.add_table(name);
+        }
+        // Chains first, then what they hold, since rules jump around.
         for chain in chains {
             let chain_name = names::chain(&chain.name);
             match names::hook(table, &chain.name) {
-                Some(hook) => self.add_hook(name, &chain_name, hook, false),
-                None => {
-                    let about = About::Chain { table: name, chain: chain_name.clone(), kind: "" };
-                    self.push(Msg::NewChain, NLM_F_CREATE | NLM_F_EXCL, about, |a| {
-                        a.string(1, name);
-                        a.string(3, &chain_name);
-                    });
-                }
+                _ if stays.is_some_and(|stays| stays.has(&chain_name)) => {}
+                Some(hook) => self.add_hook(name, &chain_name, hook),
+                None => self.add_chain(name, &chain_name),
             }
         }
+        self.add_rules(name, chains, families);
+    }
+
+    /// Adds rules to chains of a table.
+    pub fn add_rules(&mut self, table: &'static str, chains: &[&Chain], families: Families) {
         let mut encoder = Encoder::starting_at(families, self.next_set);
         for chain in chains {
             let chain_name = names::chain(&chain.name);
             for rule in &chain.rules {
                 for rule in encoder.rule(rule, chain.name.is_hook()) {
                     for set in encoder.take_sets() {
-                        self.add_set(name, &set);
+                        self.add_set(table, &set);
                     }
-                    self.add_rule(name, &chain_name, &rule);
+                    self.add_rule(table, &chain_name, &rule);
                 }
             }
         }
@@ -217,9 +253,24 @@ impl Transaction {
         });
     }
 
-    /// Adds a table as it was listed.
-    pub fn restore(&mut self, raw: &Raw) {
-        for (msg, attributes) in &raw.messages {
+    /// Lets one of our tables hold what was listed of it, or makes it again. `stands`: the
+    /// table that is there.
+    pub fn restore(&mut self, table: Table, stands: Option<&Frame>, listed: &Raw) {
+        let stays = stands.filter(|stands| stands.fits(&listed.frame));
+        match (stands, stays) {
+            (_, Some(stays)) => self.clear(names::table(table), stays, &listed.frame),
+            (Some(_), None) => self.delete_table(names::table(table)),
+            (None, None) => {}
+        }
+        for (msg, attributes) in &listed.messages {
+            let is_there = match msg {
+                Msg::NewTable => stays.is_some(),
+                Msg::NewChain => stays.is_some_and(|stays| chain_of(attributes).is_some_and(|c| stays.has(&c))),
+                _ => false,
+            };
+            if is_there {
+                continue;
+            }
             let flags = NLM_F_CREATE | if *msg == Msg::NewRule { NLM_F_APPEND } else { 0 };
             let id = self.next_set;
             self.push(*msg, flags, About::Restored, |a| {
@@ -254,6 +305,12 @@ impl Transaction {
         let detail = super::errors::hint(first.errno, &what, first.message);
         Err(TransactionError::Refused { what, source: io::Error::from_raw_os_error(first.errno), detail })
     }
+}
+
+/// The name of the chain that a listed message is about (`NFTA_CHAIN_NAME`, 3).
+fn chain_of(attributes: &RawAttributes) -> Option<String> {
+    let (kind, value) = attributes.iter().find(|(kind, _)| kind & 0x3fff == 3)?;
+    Some(Attr { kind: *kind, value }.string())
 }
 
 /// A rule's user data: one comment (`NFTNL_UDATA_RULE_COMMENT`), as nft writes it.
