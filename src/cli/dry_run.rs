@@ -1,29 +1,89 @@
-//! `--dry-run`: what would be done, as scripts that the backends' own programs load.
+//! `--dry-run`: what would be done here, as a script that the backend's own program loads.
 
 use std::fmt::Write;
 
+use tracing::{info, warn};
+
+use crate::backend::Kind;
+use crate::backend::install::{self, Action, Prospect, Request, Session};
 use crate::backend::iptables::script;
 use crate::backend::nftables;
 use crate::backend::routing;
-use crate::config::settings::{BackendChoice, Settings};
+use crate::config::settings::{Face, Settings};
 use crate::config::types::Family;
 use crate::plan::lower::lower;
-use crate::plan::model::{Plan, Table};
+use crate::plan::model::{Plan, Routing, Table};
 
 use super::error::CliError;
-use super::output;
+use super::facts::System;
+use super::{init, output};
 
-/// Prints the scripts. Nothing is read that could differ between two runs.
-pub fn print(plan: &Plan, settings: &Settings) -> Result<(), CliError> {
-    output::print(&text(plan, settings))
+/// Prints the script, and says on stderr which backend it is for, how that is known, and
+/// what a run would do to the rules that are here.
+///
+/// # Errors
+///
+/// That the script cannot be written.
+pub fn print(face: Face, plan: &Plan, settings: &Settings, system: System) -> Result<(), CliError> {
+    if settings.run.cleanup_only {
+        say_cleanup(settings, system);
+        return output::print("# podweir: every trace of an interception would be removed from every backend\n");
+    }
+    let backend = foresee(face, plan, settings, system);
+    output::print(&text(plan, backend, settings.run.rule_comments))
 }
 
-fn text(plan: &Plan, settings: &Settings) -> String {
-    if settings.run.cleanup_only {
-        return "# podweir: every trace of an interception would be removed from every backend\n".into();
+/// Looks, if this process may, and gives the backend that would be used.
+fn foresee(face: Face, plan: &Plan, settings: &Settings, system: System) -> Kind {
+    let run = &settings.run;
+    let request =
+        Request { choice: run.backend, reconcile: run.reconcile, force: run.force_apply, strict: run.strict, plan };
+    let looked = || -> Result<(Prospect, Option<CliError>), CliError> {
+        let (mut route, addresses) = system.into_addresses().map_err(CliError::Addresses)?;
+        let refused = init::check_namespace(face, run, &mut route, &addresses).err();
+        Ok((Session::open(init::conditions(run), route)?.foresee(&request)?, refused))
+    };
+    let (prospect, refused, decided_by) = match looked() {
+        Ok((prospect, refused)) => (prospect, refused, "this kernel"),
+        Err(why) => {
+            info!("this kernel's rules cannot be looked at, so the options alone decide: {why}");
+            (install::choose_unseen(&init::conditions(run), run.backend), None, "the options alone")
+        }
+    };
+    for warning in &prospect.warnings {
+        warn!("{warning}");
     }
-    let native = matches!(settings.run.backend, BackendChoice::Auto | BackendChoice::Nftables);
-    let mut out = if native { nftables_script(plan) } else { iptables_scripts(plan, settings.run.rule_comments) };
+    let backend = prospect.backend.name();
+    match (refused, prospect.would) {
+        (Some(error), _) => warn!(backend, decided_by, "would fail: {error}"),
+        (None, Err(error)) => warn!(backend, decided_by, "would fail: {error}"),
+        (None, Ok(Action::Unchanged)) => {
+            info!(backend, decided_by, "would change nothing: the kernel holds it already")
+        }
+        (None, Ok(Action::Replaced)) => info!(backend, decided_by, "would replace what is there"),
+        (None, Ok(_)) => info!(backend, decided_by, "would be installed"),
+    }
+    prospect.backend
+}
+
+fn say_cleanup(settings: &Settings, system: System) {
+    let looked = || -> Result<Vec<&'static str>, CliError> {
+        let (route, _) = system.into_addresses().map_err(CliError::Addresses)?;
+        let held = Session::open(init::conditions(&settings.run), route)?.read(&Routing::default())?;
+        Ok(held.iter().map(|(kind, _)| kind.name()).collect())
+    };
+    match looked() {
+        Ok(held) if held.is_empty() => info!(decided_by = "this kernel", "no rules to remove"),
+        Ok(held) => info!(from = %held.join(", "), decided_by = "this kernel", "would be removed"),
+        Err(why) => info!("this kernel's rules cannot be looked at: {why}"),
+    }
+}
+
+fn text(plan: &Plan, backend: Kind, comments: bool) -> String {
+    let mut out = match backend {
+        Kind::Nftables => nftables_script(plan),
+        Kind::IptablesNft | Kind::IptablesLegacy => iptables_scripts(plan, comments),
+    };
     let commands = routing::commands(&plan.routing);
     if !commands.is_empty() {
         out.push_str("# routing\n");

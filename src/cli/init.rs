@@ -137,7 +137,7 @@ pub fn run(face: Face, given: &Given, print: Print) -> Result<(), CliError> {
     }
     let plan = plan::build(&settings.interception);
     if run.dry_run {
-        return dry_run::print(&plan, &settings);
+        return dry_run::print(face, &plan, &settings, system);
     }
     if run.skip_rule_apply {
         info!("nothing is programmed: --skip-rule-apply");

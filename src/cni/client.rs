@@ -3,6 +3,7 @@
 //! besides (programs that print tokens, providers of clouds) would start programs on the
 //! node, and is a tenth of the binary.
 
+use std::error::Error;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -47,8 +48,14 @@ impl From<Problem> for NoAnswer {
     }
 }
 
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error with its causes, from the first that says more than which layer it came from.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let is_wrapping =
+        |error: &(dyn Error + 'static)| error.is::<kube::Error>() || error.is::<hyper_util::client::legacy::Error>();
+    let mut error = error;
+    while let Some(cause) = error.source().filter(|_| is_wrapping(error)) {
+        error = cause;
+    }
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -78,7 +85,7 @@ pub async fn get(access: &Access, path: &str) -> Result<Answer, NoAnswer> {
         request = request.header(AUTHORIZATION, value);
     }
     let request = request.body(Body::empty()).map_err(wrong)?;
-    let failed = |error: &dyn std::error::Error| NoAnswer::Failed(chain(error));
+    let failed = |error: &(dyn Error + 'static)| NoAnswer::Failed(chain(error));
     let answer = client.send(request).await.map_err(|e| failed(&e))?;
     let status = answer.status().as_u16();
     match Limited::new(answer.into_body(), LONGEST).collect().await {

@@ -24,6 +24,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::sys::text::one_line;
 use crate::sys::trust::{self, TrustError};
 
+use super::rotate;
+
 /// The file's name in the run directory; `plugin.log.1` is the one before.
 pub const FILE: &str = "plugin.log";
 /// How long the file may become before it is put aside.
@@ -224,12 +226,13 @@ impl LogFile {
                         continue;
                     }
                     let length = file.metadata().map_err(io)?.len();
-                    if length > 0 && length + line.len() as u64 > self.longest {
-                        fs::rename(&self.path, self.path.with_extension("log.1")).map_err(io)?;
+                    let full = length > 0 && length + line.len() as u64 > self.longest;
+                    if full && rotate::rotate(&self.path, self.longest)? {
                         continue;
                     }
                     return file.write_all(line.as_bytes()).map_err(io);
                 }
+                Err((file, _)) if !self.is_current(&file) => continue,
                 // Whoever holds it that long is stopped; a line appended is whole all the same.
                 Err((mut file, _)) if Instant::now() > until => return file.write_all(line.as_bytes()).map_err(io),
                 Err(_) => std::thread::sleep(Duration::from_micros(200)),
@@ -260,6 +263,25 @@ mod tests {
     }
 
     #[test]
+    fn one_pod_does_not_rotate_the_lines_of_others_away() {
+        let dir = std::env::temp_dir().join(format!("podweir-loud-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        let file = LogFile::new(dir.join(FILE), 32_000);
+        let line = |pod: &str, n: usize| format!("{{\"msg\":\"{n}\",\"pod\":\"{pod}\"}}\n");
+        (0..10).for_each(|n| file.append(&line("shop/quiet", n)).unwrap());
+        // A process that was killed while it put the log aside.
+        fs::write(dir.join("plugin.log.full"), line("shop/left", 0)).unwrap();
+        (0..5000).for_each(|n| file.append(&line("shop/loud", n)).unwrap());
+        let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
+        let (aside, all) = (read("plugin.log.1"), read("plugin.log.1") + &read(FILE));
+        assert!((0..10).all(|n| all.matches(&line("shop/quiet", n)).count() == 1), "{aside}");
+        assert!(all.contains(&line("shop/left", 0)) && all.contains(&line("shop/loud", 4999)));
+        assert!(aside.len() < 2000 && read(FILE).len() <= 32_000, "{}", aside.len());
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 2);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
     fn many_writers_lose_and_break_no_line() {
         let dir = std::env::temp_dir().join(format!("podweir-log-{}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
@@ -271,7 +293,8 @@ mod tests {
                 let (path, filler) = (&path, &filler);
                 scope.spawn(move || {
                     for n in 0..100 {
-                        LogFile::new(path.clone(), 40_000).append(&format!("{writer} {n} {filler}\n")).unwrap();
+                        let line = format!("{writer} {n},\"pod\":\"{writer}-{}\" {filler}\n", n % 20);
+                        LogFile::new(path.clone(), 40_000).append(&line).unwrap();
                     }
                 });
             }

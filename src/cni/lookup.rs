@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kube::core::Status;
 
+use crate::sys::process;
 use crate::sys::text::rounded;
 
 use super::client::{self, Answer, NoAnswer};
@@ -16,6 +17,9 @@ use super::request::{Deadline, PodId};
 
 /// An API server that has not answered within ten seconds will not.
 const PATIENCE: Patience = Patience { tries: 30, pause: Duration::from_secs(1), patience: Duration::from_secs(10) };
+
+/// How often to look for a file that is not there, or not whole.
+const FOR_A_FILE: u32 = 10;
 
 /// The API server's words for why not (`StatusReason`, apimachinery's meta/v1/types.go).
 /// Others are not repeated: something else may have answered, with anything.
@@ -54,13 +58,15 @@ enum Failure {
 }
 
 impl patience::Failure for Failure {
-    fn is_final(&self) -> bool {
+    fn tries(&self, most: u32) -> u32 {
         match self {
             // Forbidden may pass: an API server that just started knows no roles yet.
-            Self::Refused { status, .. } => *status == 401,
-            Self::Kubeconfig(error) => error.is_final(),
-            Self::Another(_) => true,
-            Self::NoAnswer { .. } | Self::Nonsense { .. } => false,
+            Self::Refused { status: 401, .. } | Self::Another(_) => 1,
+            Self::Kubeconfig(error) if error.is_final() => 1,
+            // Somebody may just be putting it there. Else it takes somebody who reads the
+            // pod's event, which there is only when the pod has failed.
+            Self::Kubeconfig(_) => most.min(FOR_A_FILE),
+            Self::Refused { .. } | Self::NoAnswer { .. } | Self::Nonsense { .. } => most,
         }
     }
 }
@@ -100,7 +106,9 @@ impl Failure {
 /// # Errors
 /// When it cannot be had within the time, or is not there any more.
 pub fn pod(wanted: &PodId, place: &Place, deadline: &Deadline) -> Result<Pod, CniError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    // tokio's runtime takes six descriptors, and panics where it gets only some of them.
+    let runtime = process::spare_descriptors(4)
+        .and_then(|()| tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build());
     let runtime = runtime.map_err(|e| CniError::new(Code::Io, format!("cannot start looking the pod up: {e}")))?;
     let what = format!("cannot read pod {wanted}");
     let found =

@@ -10,7 +10,7 @@
 //! | `kubeconfig`, `access`, `client`, `resolver` | whom to ask for a pod, and one request |
 //! | `lookup`, `patience` | asking for a pod, and asking again |
 //! | `facts`, `namespace` | working in a pod's network namespace |
-//! | `verbs`, `state`, `answer`, `log` | what each verb does, remembers and says |
+//! | `verbs`, `state`, `answer`, `log`, `rotate` | what each verb does, remembers and says |
 
 mod access;
 pub(crate) mod annotations;
@@ -28,6 +28,7 @@ pub(crate) mod pod;
 pub(crate) mod protocol;
 mod request;
 mod resolver;
+mod rotate;
 mod state;
 mod verbs;
 

@@ -31,8 +31,9 @@ pub struct Patience {
 
 /// Why a try did not work.
 pub trait Failure: Display {
-    /// Whether trying again is of no use.
-    fn is_final(&self) -> bool;
+    /// How often to try in all when this is what comes of it: 1 where it is of no use to
+    /// try again.
+    fn tries(&self, most: u32) -> u32;
 }
 
 /// The last try's failure, and what was tried.
@@ -47,7 +48,7 @@ impl<F: Failure> GaveUp<F> {
     /// What was tried, where it was more than once or could have been.
     pub fn effort(&self) -> Option<String> {
         let tries = if self.tries == 1 { "try" } else { "tries" };
-        (!self.failure.is_final()).then(|| format!("{} {tries} in {}", self.tries, rounded(self.took)))
+        (self.failure.tries(2) > 1).then(|| format!("{} {tries} in {}", self.tries, rounded(self.took)))
     }
 }
 
@@ -73,7 +74,7 @@ pub async fn ask<T, F: Failure>(
             Ok(found) => return Ok(found),
             Err(failure) => failure,
         };
-        if failure.is_final() || tries >= how.tries || deadline.remaining() < how.pause + margin {
+        if tries >= failure.tries(how.tries) || deadline.remaining() < how.pause + margin {
             return Err(GaveUp { failure, tries, took: started.elapsed() });
         }
         let text = failure.to_string();

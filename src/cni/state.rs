@@ -226,6 +226,20 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_written_through_what_somebody_put_in_the_way() {
+        let store = store("link");
+        store.save(&attachment("a"), &state("n")).unwrap();
+        let victim = store.directory.join("victim");
+        fs::write(&victim, "precious").unwrap();
+        let unfinished = store.directory.join(format!("a:eth0.json.{}.new", std::process::id()));
+        std::os::unix::fs::symlink(&victim, unfinished).unwrap();
+        store.save(&attachment("a"), &state("other")).unwrap();
+        assert_eq!(store.load(&attachment("a")).unwrap(), Some(state("other")));
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+        fs::remove_dir_all(store.directory.parent().unwrap()).unwrap();
+    }
+
+    #[test]
     fn only_the_networks_own_garbage_goes() {
         let store = store("gc");
         assert_eq!(store.keep_only("n", &[]), (0, Vec::new()));

@@ -72,6 +72,11 @@ pub fn is_global(address: &IpAddr) -> bool {
     }
 }
 
+/// Whether it is an IPv6 address that means something on one link only.
+pub fn is_link_local_v6(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(a) if a.is_unicast_link_local())
+}
+
 /// The families in which the pod has a global address.
 pub fn families_of(addresses: &[IpAddr]) -> Families {
     addresses

@@ -3,6 +3,7 @@
 //! make. The only place that reads the environment.
 
 pub mod facts;
+mod families;
 pub mod given;
 pub mod interception;
 pub mod options;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::sys::text::shortened;
 
 use super::facts::{self, Facts};
+use super::families::{families, family_choice};
 use super::given::{Given, Origin};
 use super::interception::{DnsCapture, Interception};
 use super::options::Opt;
@@ -54,18 +55,6 @@ impl SettingsError {
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::Value { .. } | Self::Contradiction(_))
     }
-}
-
-/// Which IP families to program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FamilyChoice {
-    /// Every family the pod has a global address in.
-    Auto,
-    /// What the first global address tells: IPv4 alone, or both when it is an IPv6 address.
-    First,
-    /// IPv4, and IPv6 where the pod has it.
-    DualStack,
-    Exactly(Families),
 }
 
 /// What programs the kernel.
@@ -147,7 +136,7 @@ impl Reader<'_> {
         parsed.map_err(|invalid| SettingsError::Value { option: origin.name_of(opt), invalid })
     }
 
-    fn flag(&self, opt: Opt) -> Result<bool, SettingsError> {
+    pub(super) fn flag(&self, opt: Opt) -> Result<bool, SettingsError> {
         self.read(opt, value::boolean)
     }
 }
@@ -240,7 +229,7 @@ impl Settings {
             proxy_owners(&mut reader, Opt::ProxyGid, facts)?
         };
         let uid_by_name = |name: &str| facts::uid_by_name(facts, name);
-        let choice = family_choice(&reader, face)?;
+        let choice = family_choice(&reader)?;
         let dns_wanted = reader.flag(Opt::RedirectDns)?;
         let dns_all = reader.flag(Opt::CaptureAllDns)?;
         let mut interception = Interception {
@@ -300,58 +289,6 @@ pub fn with_face_defaults(given: &Given, face: Face) -> Given {
         _ => {}
     }
     given
-}
-
-/// The proxy's uids or gids: numbers or names, at least one.
-fn family_choice(reader: &Reader, _face: Face) -> Result<FamilyChoice, SettingsError> {
-    let dual_stack = reader.flag(Opt::DualStack)?;
-    let choice = reader.read(Opt::IpFamilies, |text| match text {
-        "auto" => Ok(FamilyChoice::Auto),
-        "first" => Ok(FamilyChoice::First),
-        "ipv4" => Ok(FamilyChoice::Exactly(Families::V4)),
-        "ipv6" => Ok(FamilyChoice::Exactly(Families::V6)),
-        "both" => Ok(FamilyChoice::Exactly(Families::BOTH)),
-        _ => Err(Invalid {
-            item: text.into(),
-            problem: "is no choice of families".into(),
-            expected: "auto, first, ipv4, ipv6 or both",
-        }),
-    })?;
-    let named = reader.given.get(Opt::IpFamilies).is_some_and(|(origin, _)| *origin != Origin::Default);
-    Ok(if dual_stack && !named { FamilyChoice::DualStack } else { choice })
-}
-
-fn families(
-    choice: FamilyChoice,
-    addresses: &[IpAddr],
-    facts: &dyn Facts,
-    warnings: &mut Vec<String>,
-) -> Result<Families, SettingsError> {
-    let has = super::facts::families_of(addresses);
-    let chosen = match choice {
-        FamilyChoice::Exactly(families) => families,
-        FamilyChoice::Auto if has.is_empty() => {
-            warnings.push(format!("{}: both IP families are programmed", facts.without_address()));
-            Families::BOTH
-        }
-        FamilyChoice::Auto => has,
-        FamilyChoice::DualStack => Families { v4: true, v6: has.v6 },
-        FamilyChoice::First => match addresses.iter().find(|a| super::facts::is_global(a)) {
-            None => return Err(SettingsError::NoAddress),
-            Some(IpAddr::V4(_)) => Families::V4,
-            Some(IpAddr::V6(_)) => Families::BOTH,
-        },
-    };
-    for family in has.iter().filter(|&f| !chosen.has(f)) {
-        let cure = match choice {
-            FamilyChoice::First => "give --dual-stack (or --ip-families auto) to take it too",
-            _ => "give --ip-families auto to take it too",
-        };
-        warnings.push(format!(
-            "the pod has an {family} address, but {family} is not programmed: all its {family} traffic passes the proxy by; {cure}"
-        ));
-    }
-    Ok(chosen)
 }
 
 fn dns_capture(all: bool, facts: &dyn Facts, warnings: &mut Vec<String>) -> Result<Option<DnsCapture>, SettingsError> {

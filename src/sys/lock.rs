@@ -29,8 +29,8 @@ use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
 
-use super::caps::NET_ADMIN_HINT;
 use super::netlink::{Netlink, attributes};
+use super::netns;
 
 /// The multicast group. `NFNLGRP_MAX` is 9 (linux/netfilter/nfnetlink.h), while 32 groups
 /// can be joined (`__netlink_kernel_create`); the kernel has no name for this one.
@@ -54,7 +54,8 @@ pub enum LockError {
 
 /// The kernel asks for the capability in the namespace's own user namespace.
 fn hint(error: &io::Error) -> String {
-    if error.raw_os_error() == Some(Errno::EPERM as i32) { format!("; {NET_ADMIN_HINT}") } else { String::new() }
+    let denied = error.raw_os_error() == Some(Errno::EPERM as i32);
+    netns::net_admin_hint().filter(|_| denied).map(|hint| format!("; {hint}")).unwrap_or_default()
 }
 
 /// A netlink socket that is a member of the group.

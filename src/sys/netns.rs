@@ -12,6 +12,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
 
+use super::caps;
+
 /// Why a namespace could not be entered.
 #[derive(Debug, thiserror::Error)]
 pub enum NetnsError {
@@ -67,7 +69,9 @@ impl Netns {
     /// Moves the calling thread into it, for good: for a thread that ends after its work.
     pub fn enter(&self) -> Result<(), NetnsError> {
         setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|errno| {
-            let hint = if errno == Errno::EPERM { format!("; {}", super::caps::SYS_ADMIN_HINT) } else { String::new() };
+            let lacks = || !caps::has(caps::CAP_SYS_ADMIN).unwrap_or(false);
+            let denied = errno == Errno::EPERM && lacks();
+            let hint = if denied { format!("; {}", caps::SYS_ADMIN_HINT) } else { String::new() };
             NetnsError::Enter { path: self.path.clone(), source: errno.into(), hint }
         })
     }
@@ -79,20 +83,45 @@ impl Netns {
 
     /// The user namespace that owns it, where that is another than the process's own.
     pub fn foreign_owner(&self) -> io::Result<Option<File>> {
+        match self.owner()? {
+            // It is none of ours to look at, so it is no child of ours to enter.
+            None => Ok(None),
+            Some(owner) if is_own(&owner)? => Ok(None),
+            Some(owner) => Ok(Some(owner)),
+        }
+    }
+
+    /// The user namespace that owns it; `None`: one above the process's own.
+    fn owner(&self) -> io::Result<Option<File>> {
         // SAFETY: the request takes no argument, and gives a new descriptor or an error.
         let raw = unsafe { libc::ioctl(self.file.as_raw_fd(), NS_GET_USERNS as _) };
         if raw < 0 {
             return match Errno::last() {
-                // It is none of ours to look at, so it is no child of ours to enter.
                 Errno::EPERM => Ok(None),
                 errno => Err(errno.into()),
             };
         }
         // SAFETY: a descriptor that was just made and that nobody else has.
-        let owner = unsafe { File::from_raw_fd(raw) };
-        let (theirs, own) = (owner.metadata()?, std::fs::metadata("/proc/self/ns/user")?);
-        Ok(((theirs.dev(), theirs.ino()) != (own.dev(), own.ino())).then_some(owner))
+        Ok(Some(unsafe { File::from_raw_fd(raw) }))
     }
+}
+
+/// Whether a user namespace is the process's own.
+fn is_own(namespace: &File) -> io::Result<bool> {
+    let (theirs, own) = (namespace.metadata()?, std::fs::metadata("/proc/self/ns/user")?);
+    Ok((theirs.dev(), theirs.ino()) == (own.dev(), own.ino()))
+}
+
+/// What to do about a refusal in the network namespace that the calling thread is in, where it is
+/// the capability that is missing: the process lacks it, or has it only in a user namespace that
+/// does not own the network namespace. `None`: the refusal has another cause.
+pub fn net_admin_hint() -> Option<&'static str> {
+    let owned = || {
+        let current = Netns::open(Path::new("/proc/thread-self/ns/net")).ok()?;
+        current.owner().ok()?.map(|owner| is_own(&owner).unwrap_or(false))
+    };
+    let has = caps::has(caps::CAP_NET_ADMIN).unwrap_or(false);
+    (!has || owned() != Some(true)).then_some(caps::NET_ADMIN_HINT)
 }
 
 /// The number by which the kernel knows the network namespace that the calling thread is in.

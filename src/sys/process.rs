@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
@@ -103,6 +104,15 @@ fn pidfd(pid: u32) -> io::Result<OwnedFd> {
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Tells whether so many more descriptors can be opened, for code that panics where they cannot.
+///
+/// # Errors
+///
+/// The kernel's reason why not, such as `EMFILE`.
+pub fn spare_descriptors(pairs: usize) -> io::Result<()> {
+    (0..pairs).map(|_| UnixStream::pair()).collect::<io::Result<Vec<_>>>().map(drop)
 }
 
 /// Makes a child start inside a user namespace, as its user 0. Matches on packet owners

@@ -139,6 +139,7 @@ fn every_flag_beats_its_variable_and_every_variable_the_default() {
         let (one, two) = match spec.opt {
             Opt::OutboundPort | Opt::InboundPort | Opt::TunnelPort | Opt::ProbePort => ("1111", "2222"),
             Opt::Mode => ("TPROXY", "REDIRECT"),
+            Opt::Established => ("reset", "leave"),
             Opt::TproxyMark | Opt::TproxyTable => ("77", "78"),
             Opt::LoopbackCidr => ("127.0.0.0/8", "127.0.0.0/16"),
             Opt::IpFamilies => ("ipv4", "both"),

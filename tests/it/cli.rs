@@ -146,9 +146,61 @@ fn a_dry_run_is_what_would_be_done() {
     }
 }
 
+/// The backend that a log line names.
+fn backend_of(log: &str) -> &str {
+    let (_, rest) = log.split_once("backend=\"").unwrap_or_else(|| panic!("no backend in: {log}"));
+    rest.split_once('"').unwrap().0
+}
+
+/// Without --backend it is the kernel, and what programs there are, that decide.
+#[test]
+fn a_dry_run_is_for_the_backend_that_a_run_takes() {
+    const NO_PROGRAMS: &[(&str, &str)] = &[("PATH", "/nonexistent")];
+    let legacy: &[&str] = &["init", "--backend", "iptables-legacy", "-i", "*"];
+    let nft: &[&str] = &["init", "--backend", "iptables-nft", "-i", "*"];
+    let same = ["init", "-i", "*"];
+    for (there, arguments, variables, backend, prospect) in [
+        (None, &["istio-iptables", "-i", "*"][..], NO_PROGRAMS, "nftables", "would be installed"),
+        (None, &["istio-iptables", "-i", "*"], &[], "iptables-nft", "would be installed"),
+        (None, &same, &[], "nftables", "would be installed"),
+        (Some(legacy), &same, &[], "iptables-legacy", "would change nothing"),
+        (Some(nft), &same, &[], "iptables-nft", "would change nothing"),
+        (Some(nft), &["init", "-b", "*"], &[], "iptables-nft", "would fail: the rules in iptables-nft differ"),
+        (Some(nft), &["init", "-b", "*", "--reconcile"], &[], "iptables-nft", "would replace"),
+        (Some(legacy), &["istio-iptables", "-i", "*"], &[], "iptables-legacy", "would change nothing"),
+    ] {
+        let namespace = Namespace::new();
+        let name = format!("{arguments:?} over {there:?}");
+        if let Some(there) = there {
+            namespace.ok(there);
+        }
+        let before = namespace.everything();
+        let dry = namespace.command(PODWEIR, &[arguments, &["--dry-run"]].concat(), variables);
+        assert!(dry.status.success(), "{name}: {}", text(&dry.stderr));
+        assert_eq!(before, namespace.everything(), "{name}");
+        let (script, said) = (text(&dry.stdout), text(&dry.stderr));
+        assert!(said.contains(prospect) && said.contains("decided_by=\"this kernel\""), "{name}: {said}");
+        assert_eq!(backend_of(&said), backend, "{name}: {said}");
+        let loader = if backend == "nftables" { "load with nft -f" } else { "load with iptables-restore" };
+        assert!(script.lines().next().unwrap().ends_with(loader) || script.contains(&format!("{loader} ")), "{script}");
+        let run = namespace.command(PODWEIR, arguments, variables);
+        let log = text(&run.stderr);
+        assert_eq!(run.status.success(), !prospect.contains("fail"), "{name}: {log}");
+        if run.status.success() {
+            assert_eq!(backend_of(&log), backend, "{name}: {log}");
+            let kept = log.contains("unchanged");
+            assert_eq!(kept, prospect.contains("nothing"), "{name}: {log}");
+        }
+        // Whoever may not look gets what the options alone say, and is told so.
+        let blind = unprivileged(&namespace, &[arguments, &["--dry-run"]].concat());
+        let said = text(&blind.stderr);
+        assert!(blind.status.success() && said.contains("decided_by=\"the options alone\""), "{name}: {said}");
+    }
+}
+
 #[test]
 fn one_line_says_what_was_done() {
-    let namespace = Namespace::new();
+    let namespace = Namespace::with(&[V4, V6], RESOLV);
     let output = namespace.podweir(&[&["init"], TYPICAL].concat());
     let log = text(&output.stderr);
     assert!(output.stdout.is_empty());

@@ -257,7 +257,7 @@ fn kubeconfigs_that_are_no_good_are_told_apart() {
     assert!(message.contains("is no usable kubeconfig: current-context is missing"), "{message}");
     let authority = Api::authority();
     let (code, message) = with(&kubeconfig("https://127.0.0.1:1", authority, TOKEN), 0o600);
-    assert!(code == 11 && message.contains("https://127.0.0.1:1 gives no answer: "), "{message}");
+    assert!(code == 11 && message.contains("https://127.0.0.1:1 gives no answer: tcp connect error: "), "{message}");
     assert!(message.contains("refused") && message.contains("is the API server up"), "{message}");
     let (_, message) = with(&kubeconfig("https://no-such-host.invalid", authority, TOKEN), 0o600);
     assert!(message.contains("https://no-such-host.invalid gives no answer"), "{message}");

@@ -1,6 +1,7 @@
 //! Faults: a clear error, exit status 1, and the state before the call.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -68,9 +69,9 @@ fn net_admin_is_enough_but_for_iptables_legacy() {
 
 #[test]
 fn a_kernel_without_nf_tables() {
-    // The second socket is the netfilter one.
+    // The first socket is for routing, those behind it are for netfilter.
     let without = |namespace: &Namespace, arguments: &[&str]| {
-        let inject = "inject=socket:error=EPROTONOSUPPORT:when=2";
+        let inject = "inject=socket:error=EPROTONOSUPPORT:when=2+";
         let all: Vec<&str> = ["-qq", "-o", "/dev/null", "-e", "trace=socket", "-e", inject, PODWEIR]
             .iter()
             .chain(arguments)
@@ -259,4 +260,22 @@ fn other_namespaces_by_path() {
         assert_eq!(output.status.code(), Some(1));
         assert!(log(&output).contains(word) && log(&output).contains(path), "{}", log(&output));
     }
+}
+
+/// A table with nft's flag owner may be changed by nobody else, whatever they are allowed.
+#[test]
+fn a_refusal_is_not_put_down_to_a_capability_that_is_there() {
+    let namespace = dual();
+    let mut owner = namespace.run(|| Command::new("nft").arg("-i").stdin(Stdio::piped()).spawn().unwrap());
+    let mut commands = owner.stdin.take().unwrap();
+    commands.write_all(b"add table inet istio-proxy-nat { flags owner; }\n").unwrap();
+    commands.flush().unwrap();
+    while !namespace.print("nft", &["list", "tables"]).contains("istio-proxy-nat") {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let output = namespace.podweir(&init("nftables", &[]));
+    fails(&namespace, &namespace.everything(), &output, &["istio-proxy-nat", "flag owner"]);
+    assert!(!log(&output).contains("lacks CAP_NET_ADMIN"), "{}", log(&output));
+    drop(commands);
+    owner.wait().unwrap();
 }

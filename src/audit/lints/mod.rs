@@ -11,6 +11,7 @@
 //! | `order-not-known` | chains of iptables-legacy and nftables want the same place: which comes first is not known |
 //! | `option-without-effect` | an option that changes nothing, because of another one or of the pod |
 //! | `options-contradict` | two options that want opposite things; one of them wins |
+//! | `link-local-ipv6` | the pod has IPv6 by link-local addresses only, by which neighbours reach it past the proxy |
 //! | `established-past-proxy` | connections are older than the rules, which would take them, and pass the proxy by |
 //! | `tproxy-proxy-user` | with TPROXY the proxy runs as a user by which inbound connections hang or loop |
 //! | `shares-proxy-user` | an app container runs as the proxy's user or group: all its traffic escapes |
@@ -19,6 +20,7 @@
 
 pub mod established;
 pub mod foreign;
+pub mod link_local;
 pub mod marks;
 pub mod options;
 pub mod shadow;
@@ -50,6 +52,7 @@ pub const LINTS: &[(&str, Severity, &str)] = &[
     ("order-not-known", Severity::Medium, "chains of iptables-legacy and nftables in one place"),
     ("option-without-effect", Severity::Low, "an option that changes nothing"),
     ("options-contradict", Severity::Medium, "two options that want opposite things"),
+    ("link-local-ipv6", Severity::Medium, "IPv6 by link-local addresses only, past the proxy"),
     ("established-past-proxy", Severity::High, "connections older than the rules that pass the proxy by"),
     ("tproxy-proxy-user", Severity::Medium, "a user of the proxy's by which TPROXY's connections hang or loop"),
     ("shares-proxy-user", Severity::High, "an app container that runs as the proxy's user or group"),

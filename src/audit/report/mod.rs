@@ -11,7 +11,6 @@ use std::collections::HashSet;
 
 use jiff::civil::Date;
 
-use crate::backend::routing::MESH_ADDRESS;
 use crate::config::facts::is_global;
 use crate::config::types::{Families, Family};
 use crate::plan::canon::CanonMatches;
@@ -98,11 +97,6 @@ impl<'a> Report<'a> {
         notices.extend(looked_at.iter().filter(|&f| !source.told.has(f)).map(|family| {
             format!("the source tells nothing about {family}, though the pod has it: its escapes are not known")
         }));
-        let link_local =
-            |a: &&std::net::IpAddr| a.is_ipv6() && !a.is_loopback() && !is_global(a) && **a != MESH_ADDRESS;
-        if !looked_at.v6 && space.pod.addresses.iter().any(|a| link_local(&a)) {
-            notices.push("the pod's only IPv6 addresses are link-local: what it can reach on its link by them passes the proxy by".into());
-        }
         if !space.pod.addresses.iter().any(is_global) {
             notices.push("the pod's addresses are not known (--pod-ip): traffic to them is taken for outbound".into());
         }
@@ -158,6 +152,7 @@ fn all_lints(input: &Input, space: &Space, families: Families) -> Result<Vec<Lin
     let mut out = lints::shadow::lints(ruleset, &space.interfaces);
     out.extend(lints::foreign::lints(ruleset));
     out.extend(lints::marks::lints(ruleset, space, families)?);
+    out.extend(lints::link_local::lint(ruleset, space.pod).filter(|_| input.source.told.v6));
     out.extend(input.established.into_iter().flat_map(lints::established::lints));
     // Options are those of the source, or those it is compared with.
     for source in [Some(input.source), input.wanted].into_iter().flatten() {

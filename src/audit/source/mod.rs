@@ -23,6 +23,7 @@ use crate::config::types::Families;
 use crate::plan::canon::Canon;
 use crate::plan::model::{Plan, Routing};
 use crate::plan::why::Why;
+use crate::sys::netns;
 
 use super::flow::Surroundings;
 use super::ruleset::Ruleset;
@@ -123,7 +124,7 @@ impl SourceError {
 
     fn kernel(what: &str, source: io::Error) -> Self {
         let denied = matches!(source.raw_os_error(), Some(nix::libc::EPERM | nix::libc::EACCES));
-        let hint = if denied { format!("; {}", crate::sys::caps::NET_ADMIN_HINT) } else { String::new() };
+        let hint = netns::net_admin_hint().filter(|_| denied).map(|hint| format!("; {hint}")).unwrap_or_default();
         Self::Kernel { what: what.into(), source, hint }
     }
 }

@@ -7,6 +7,7 @@ use crate::backend::nftables::transaction::TransactionError;
 use crate::backend::routing::RoutingError;
 use crate::backend::{BackendError, Kind};
 use crate::sys::lock::LockError;
+use crate::sys::netns;
 
 /// Why nothing was installed or removed. The state before the call is back, unless the
 /// message says otherwise.
@@ -64,8 +65,9 @@ impl InstallError {
 pub(super) fn survey(source: io::Error) -> InstallError {
     // The files of proc(5) are root's: whoever is not gets EACCES rather than EPERM.
     let denied = source.kind() == io::ErrorKind::PermissionDenied;
-    let hint = if denied { format!("; {}", crate::sys::caps::NET_ADMIN_HINT) } else { String::new() };
-    InstallError::Survey { source, hint }
+    let hint = netns::net_admin_hint()
+        .unwrap_or("the process has CAP_NET_ADMIN: run it as user 0, whose alone some files of proc(5) are");
+    InstallError::Survey { source, hint: if denied { format!("; {hint}") } else { String::new() } }
 }
 
 impl From<TransactionError> for InstallError {

@@ -6,7 +6,7 @@ use tracing::debug;
 
 use crate::backend::guard::Guard;
 use crate::backend::interference;
-use crate::backend::iptables::programs::Variant;
+use crate::backend::iptables::programs::{Programs, Variant};
 use crate::backend::listing::{self, Holder};
 use crate::backend::nftables::{self, everything, read::Tables};
 use crate::backend::routing::{self, FoundRouting, RoutingError};
@@ -16,8 +16,8 @@ use crate::config::settings::BackendChoice;
 use crate::config::types::{Families, Family, Mark};
 use crate::plan::model::Plan;
 
-use super::Session;
 use super::error::{self, InstallError};
+use super::{Action, Conditions, Prospect, Session};
 
 /// The most rules and elements of others' that an installation looks at: reading them takes
 /// milliseconds.
@@ -160,45 +160,68 @@ impl Session {
         Ok((!found.is_empty()).then(|| interference::told(&found)))
     }
 
-    pub(super) fn choose(
-        &self,
-        choice: BackendChoice,
-        found: &Found,
-        warnings: &mut Vec<String>,
-    ) -> Result<Kind, InstallError> {
-        let holder = |kinds: &[Kind]| kinds.iter().copied().find(|&kind| found.holds(kind));
-        let iptables = [Kind::IptablesNft, Kind::IptablesLegacy];
-        let installed = |variant| self.programs(variant).exist(Family::V4);
-        Ok(match choice {
-            BackendChoice::Nftables => Kind::Nftables,
-            BackendChoice::IptablesNft => Kind::IptablesNft,
-            BackendChoice::IptablesLegacy => Kind::IptablesLegacy,
-            BackendChoice::Auto => match holder(&Kind::ALL) {
+    /// The backend to use, by what is asked for and what is there.
+    pub(super) fn choose(&self, choice: BackendChoice, found: &Found, warnings: &mut Vec<String>) -> Kind {
+        if found.legacy_unknown {
+            warnings.push("iptables-legacy has tables in this namespace, but there is no iptables-legacy-save to tell what they hold: an interception in them, if any, stays".into());
+        }
+        choose(choice, found, &|variant| self.programs(variant).exist(Family::V4), warnings)
+    }
+}
+
+/// The backend that would be used in a namespace without any rules, on a kernel with
+/// nf_tables: what the options tell where the kernel cannot be looked at.
+pub fn choose_unseen(conditions: &Conditions, choice: BackendChoice) -> Prospect {
+    let nothing = Found {
+        survey: Survey { nftables: Some(Tables::default()), ..Survey::default() },
+        readings: Vec::new(),
+        routing: FoundRouting::default(),
+        guard: None,
+        legacy_unknown: false,
+    };
+    let programs = |variant| Programs::new(variant, conditions.programs.clone(), conditions.lock_timeout);
+    let mut warnings = Vec::new();
+    let backend = choose(choice, &nothing, &|variant| programs(variant).exist(Family::V4), &mut warnings);
+    Prospect { backend, would: Ok(Action::Installed), warnings }
+}
+
+fn choose(
+    choice: BackendChoice,
+    found: &Found,
+    installed: &dyn Fn(Variant) -> bool,
+    warnings: &mut Vec<String>,
+) -> Kind {
+    let holder = |kinds: &[Kind]| kinds.iter().copied().find(|&kind| found.holds(kind));
+    let iptables = [Kind::IptablesNft, Kind::IptablesLegacy];
+    match choice {
+        BackendChoice::Nftables => Kind::Nftables,
+        BackendChoice::IptablesNft => Kind::IptablesNft,
+        BackendChoice::IptablesLegacy => Kind::IptablesLegacy,
+        BackendChoice::Auto => match holder(&Kind::ALL) {
+            Some(kind) => kind,
+            None if found.survey.nftables.is_some() => Kind::Nftables,
+            None if installed(Variant::Nft) => Kind::IptablesNft,
+            None => Kind::IptablesLegacy,
+        },
+        BackendChoice::AutoIptables => {
+            let tables = |kind: &Kind| match kind {
+                Kind::IptablesLegacy => found.legacy_has_rules(),
+                _ => !found.survey.iptables_nft_tables().is_empty(),
+            };
+            let usable = |kind: &Kind| match kind {
+                Kind::IptablesLegacy => installed(Variant::Legacy),
+                _ => found.survey.nftables.is_some() && installed(Variant::Nft),
+            };
+            let in_use = iptables.iter().copied().filter(usable).find(|kind| tables(kind));
+            match holder(&iptables).or(in_use).or_else(|| iptables.iter().copied().find(usable)) {
                 Some(kind) => kind,
-                None if found.survey.nftables.is_some() => Kind::Nftables,
-                None if installed(Variant::Nft) => Kind::IptablesNft,
-                None => Kind::IptablesLegacy,
-            },
-            BackendChoice::AutoIptables => {
-                let tables = |kind: &Kind| match kind {
-                    Kind::IptablesLegacy => found.legacy_has_rules(),
-                    _ => !found.survey.iptables_nft_tables().is_empty(),
-                };
-                let usable = |kind: &Kind| match kind {
-                    Kind::IptablesLegacy => installed(Variant::Legacy),
-                    _ => found.survey.nftables.is_some() && installed(Variant::Nft),
-                };
-                let in_use = iptables.iter().copied().filter(usable).find(|kind| tables(kind));
-                match holder(&iptables).or(in_use).or_else(|| iptables.iter().copied().find(usable)) {
-                    Some(kind) => kind,
-                    None if found.survey.nftables.is_some() => {
-                        warnings.push("there is no iptables program here: native nftables is used".into());
-                        Kind::Nftables
-                    }
-                    None => Kind::IptablesLegacy,
+                None if found.survey.nftables.is_some() => {
+                    warnings.push("there is no iptables program here: native nftables is used".into());
+                    Kind::Nftables
                 }
+                None => Kind::IptablesLegacy,
             }
-        })
+        }
     }
 }
 

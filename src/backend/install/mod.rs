@@ -19,7 +19,7 @@ use crate::backend::iptables::backend::Iptables;
 use crate::backend::iptables::programs::{ProgramEnvironment, Programs, Variant};
 use crate::backend::nftables::backend::Nftables;
 use crate::backend::nftables::read::Tables;
-use crate::backend::routing::Changes;
+use crate::backend::routing::{Changes, FoundRouting};
 use crate::backend::{Backend, BackendError, Kind, Reading};
 use crate::config::settings::BackendChoice;
 use crate::config::types::Families;
@@ -30,7 +30,8 @@ use crate::sys::lock;
 use crate::sys::netlink::Netlink;
 
 pub use error::InstallError;
-use look::marks;
+pub use look::choose_unseen;
+use look::{Found, marks};
 
 /// How often to begin again when others change the rules at the same time.
 const ATTEMPTS: usize = 20;
@@ -75,6 +76,26 @@ pub struct Outcome {
     pub warnings: Vec<String>,
     /// How long it took to read what was there.
     pub read: Duration,
+}
+
+/// What an install would do, as far as looking tells.
+#[derive(Debug)]
+pub struct Prospect {
+    pub backend: Kind,
+    /// What would be done, or what it would fail for.
+    pub would: Result<Action, InstallError>,
+    pub warnings: Vec<String>,
+}
+
+/// What an install has to do, and from where it starts.
+struct Decision {
+    action: Action,
+    /// What the chosen backend holds.
+    reading: Reading,
+    /// Routing of an interception that is there.
+    ours: FoundRouting,
+    /// Other backends with rules of an interception, which go.
+    elsewhere: Vec<Kind>,
 }
 
 /// Something done, with what it takes to undo it.
@@ -241,16 +262,42 @@ impl Session {
         }
         let read = started.elapsed();
         let mut warnings = Vec::new();
-        let kind = self.choose(request.choice, &found, &mut warnings)?;
+        let kind = self.choose(request.choice, &found, &mut warnings);
+        let Decision { action, reading, ours, elsewhere } = self.decide(request, &found, kind, &mut warnings)?;
+        if action != Action::Unchanged {
+            self.execute(request, kind, &found, &reading, &ours, &elsewhere)?;
+        }
+        Ok(Outcome { action, backend: kind, removed_from: elsewhere, warnings, read })
+    }
+
+    /// What [`Session::install`] would do here.
+    ///
+    /// # Errors
+    ///
+    /// That this namespace's rules cannot be looked at. What an install would fail for is no
+    /// error: it is in the prospect.
+    pub fn foresee(&mut self, request: &Request) -> Result<Prospect, InstallError> {
+        let found = self.look(!request.plan.routing.routes.is_empty(), None)?;
+        let mut warnings = Vec::new();
+        let backend = self.choose(request.choice, &found, &mut warnings);
+        let would = self.decide(request, &found, backend, &mut warnings).map(|decision| decision.action);
+        Ok(Prospect { backend, would, warnings })
+    }
+
+    /// What has to be done, by what is there.
+    fn decide(
+        &mut self,
+        request: &Request,
+        found: &Found,
+        kind: Kind,
+        warnings: &mut Vec<String>,
+    ) -> Result<Decision, InstallError> {
+        let plan = request.plan;
         if kind == Kind::Nftables && found.survey.nftables.is_none() {
             return Err(InstallError::NoNftables);
         }
-        if found.legacy_unknown {
-            warnings.push("iptables-legacy has tables in this namespace, but there is no iptables-legacy-save to tell what they hold: an interception in them, if any, stays".into());
-        }
         debug!(backend = kind.name(), asked = ?request.choice, "backend chosen");
-        let interfering = self.interference(&found, plan, kind)?;
-        if let Some(problem) = interfering {
+        if let Some(problem) = self.interference(found, plan, kind)? {
             if request.strict {
                 return Err(InstallError::Interference { problem });
             }
@@ -258,13 +305,13 @@ impl Session {
                 .push(format!("{problem}; podweir audit --live tells what, --strict refuses to install beside them"));
         }
         let reading = found.reading(kind);
-        let ours = found.routing.ours(&marks(&found), &plan.routing);
+        let ours = found.routing.ours(&marks(found), &plan.routing);
         let elsewhere: Vec<Kind> = Kind::ALL.into_iter().filter(|&k| k != kind && found.holds(k)).collect();
         let have_routing = ours.routing().normalised();
         let same_rules = holds(&reading, plan);
         let same = same_rules && have_routing == plan.routing.normalised();
         if same && elsewhere.is_empty() && found.guard.is_none() && !request.force {
-            return Ok(Outcome { action: Action::Unchanged, backend: kind, removed_from: Vec::new(), warnings, read });
+            return Ok(Decision { action: Action::Unchanged, reading, ours, elsewhere });
         }
         let interrupted = found.guard.is_some() || is_unfinished(&reading);
         let differs = (reading.present && !same) || !elsewhere.is_empty();
@@ -280,9 +327,8 @@ impl Session {
             return Err(InstallError::Drift { backend: kind, elsewhere, differences });
         }
         self.check_programs(kind, plan)?;
-        self.execute(request, kind, &found, &reading, &ours, &elsewhere)?;
         let action = if reading.present || !elsewhere.is_empty() { Action::Replaced } else { Action::Installed };
-        Ok(Outcome { action, backend: kind, removed_from: elsewhere, warnings, read })
+        Ok(Decision { action, reading, ours, elsewhere })
     }
 
     /// Whether the programs that a backend needs are there, before anything is touched.

@@ -295,7 +295,8 @@ fn hint(message: &str, script: &str, variant: Variant) -> String {
         return format!("{at}; {}", sys::caps::NET_RAW_HINT);
     }
     if lower.contains("permission denied") || lower.contains("operation not permitted") {
-        return format!("{at}; {}", sys::caps::NET_ADMIN_HINT);
+        let cause = sys::netns::net_admin_hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+        return format!("{at}{cause}");
     }
     if lower.contains("do you need to insmod")
         || lower.contains("table does not exist")

@@ -2,12 +2,19 @@
 
 use nix::libc;
 
+use crate::sys::netns;
+
 /// Words behind "the kernel refused …": the cause and the cure, where they can be told.
 pub fn hint(errno: i32, what: &str, kernel: Option<String>) -> String {
     let mut out = kernel.map(|words| format!(" ({words})")).unwrap_or_default();
     let module = module(what);
     match (errno, module) {
-        (libc::EPERM, _) => out += &format!("; {}", crate::sys::caps::NET_ADMIN_HINT),
+        (libc::EPERM, _) => {
+            let cause = netns::net_admin_hint().unwrap_or(
+                "the process has CAP_NET_ADMIN: the table may belong to another program alone (nft's flag owner, see nft list tables), which has to end first",
+            );
+            out += &format!("; {cause}");
+        }
         (libc::ENOENT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT, Some(module)) => {
             out += &format!(
                 "; the kernel has no module {module}: load it on the node (modprobe {module}), or use --backend iptables-legacy"

@@ -1,20 +1,17 @@
 //! Any line is a question about a flow or an error, and a question has an answer. Seeds:
 //! tests/data/flows.
 
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
 use podweir::audit::ask::{Defaults, Question};
 use podweir::audit::explain::{NoTrace, explain};
 use podweir::audit::source::options::{self, Known};
 use podweir::config::given::Given;
 use podweir::config::settings::Face;
 
-fuzz_target!(|line: &[u8]| {
+pub fn run(line: &[u8]) {
     let Ok(question) = Question::from_json(line) else { return };
     let known = Known { addresses: vec!["10.244.0.6".parse().expect("an address")], ..Known::default() };
     let source = options::read(&Given::default(), Face::Init, &known).expect("defaults");
     if let Ok(flow) = question.flow(&Defaults::of(&source.ruleset, &source.pod)) {
-        drop(explain(&source.ruleset, &source.pod, &flow, &mut NoTrace));
+        let _ = explain(&source.ruleset, &source.pod, &flow, &mut NoTrace);
     }
-});
+}

@@ -1,14 +1,11 @@
 //! What can be read can be audited: every flow is in one part and shares its fate with
 //! what `explain` says, and every report can be written. Seeds: tests/data/dumps.
 
-#![no_main]
-
 use std::net::IpAddr;
 
 use jiff::civil::date;
-use libfuzzer_sys::fuzz_target;
 use podweir::audit::accept::Accepted;
-use podweir::audit::ask::{Defaults, Question};
+use podweir::audit::ask::{Defaults, Protocol, Question};
 use podweir::audit::explain::{NoTrace, explain};
 use podweir::audit::flow::{Direction, Surroundings};
 use podweir::audit::partition::Space;
@@ -23,7 +20,7 @@ use podweir::config::types::Family;
 /// Destinations on both sides of what rules tell apart most often.
 const DESTINATIONS: [&str; 6] = ["203.0.113.10", "127.0.0.1", "10.244.0.6", "2001:db8::10", "::1", "fd00:10:244::6"];
 
-fuzz_target!(|bytes: &[u8]| {
+pub fn run(bytes: &[u8]) {
     let text = Text { name: "fuzz".into(), bytes: bytes.to_vec(), family: None };
     let Ok(mut source) = dump::read(&[text]) else { return };
     let addresses: Vec<IpAddr> = ["10.244.0.6", "fd00:10:244::6"].map(|a| a.parse().expect("an address")).into();
@@ -45,7 +42,7 @@ fuzz_target!(|bytes: &[u8]| {
                 for (protocol, port) in [(6, 443), (6, 15006), (17, 53), (1, 0)] {
                     let question = Question {
                         direction: Some(direction),
-                        protocol: Some(protocol),
+                        protocol: Some(Protocol::Number(protocol)),
                         destination: Some(destination),
                         port: Some(port),
                         ..Question::default()
@@ -79,4 +76,4 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(!written.is_empty());
         }
     }
-});
+}

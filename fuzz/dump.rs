@@ -1,11 +1,8 @@
 //! Any bytes are a dump or an error. Seeds: tests/data/dumps.
 
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
 use podweir::audit::source::dump::{self, Text};
 
-fuzz_target!(|bytes: &[u8]| {
+pub fn run(bytes: &[u8]) {
     let text = Text { name: "fuzz".into(), bytes: bytes.to_vec(), family: None };
     if let Ok(source) = dump::read(&[text]) {
         // What was read can be written, and reads back as the same.
@@ -14,4 +11,4 @@ fuzz_target!(|bytes: &[u8]| {
         let again = dump::read(&[again]).expect("our own JSON");
         assert_eq!(again.canon(), source.canon());
     }
-});
+}

@@ -1,10 +1,7 @@
 //! Any text is an `--accept` file or an error, and what it accepts can be taken out of a
 //! report. Seeds: tests/data/accept.
 
-#![no_main]
-
 use jiff::civil::date;
-use libfuzzer_sys::fuzz_target;
 use podweir::audit::accept::Accepted;
 use podweir::audit::partition::Space;
 use podweir::audit::report::{Input, Report, text};
@@ -12,7 +9,7 @@ use podweir::audit::source::options::{self, Known};
 use podweir::config::given::Given;
 use podweir::config::settings::Face;
 
-fuzz_target!(|bytes: &str| {
+pub fn run(bytes: &str) {
     let Ok(accepted) = Accepted::parse(bytes) else { return };
     let known = Known { addresses: vec!["10.244.0.6".parse().expect("an address")], ..Known::default() };
     let source = options::read(&Given::default(), Face::Init, &known).expect("defaults");
@@ -30,4 +27,4 @@ fuzz_target!(|bytes: &str| {
     if let Ok(report) = Report::new(input, &space) {
         assert!(!text::write(&report).is_empty());
     }
-});
+}
