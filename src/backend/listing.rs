@@ -9,7 +9,7 @@ use crate::backend::hook::Hook;
 use crate::backend::iptables::parse::{Saved, SavedRule, SavedTable};
 use crate::backend::iptables::{ours, render};
 use crate::backend::nftables::{names, read};
-use crate::backend::{Kind, Strange};
+use crate::backend::{Kind, Strange, foreign_text};
 use crate::config::types::{Families, Family};
 use crate::plan::infer::infer;
 use crate::plan::model::{Chain, ChainName, Plan, Routing, Rule, Table, Verdict};
@@ -55,6 +55,25 @@ impl Holder {
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// Everything that was listed, by whomever.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    pub tables: Vec<ListedTable>,
+    /// The families that are told of. Of another one nothing is known.
+    pub told: Families,
+    /// What the user should hear.
+    pub notes: Vec<String>,
+}
+
+impl Listing {
+    /// Makes what was listed fit to be shown, and gives an interception's rules their reasons.
+    pub fn new(mut tables: Vec<ListedTable>, told: Families) -> Self {
+        foreign_text::make_printable(&mut tables);
+        name_reasons(&mut tables);
+        Self { tables, told, notes: Vec::new() }
     }
 }
 

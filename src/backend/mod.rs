@@ -2,6 +2,7 @@
 //! translate and decide nothing; [`install`] decides what has to be done.
 
 pub mod connections;
+pub mod dump;
 pub mod effect;
 pub mod foreign_text;
 pub mod guard;
@@ -13,6 +14,7 @@ pub mod iptables;
 pub mod listing;
 pub mod nftables;
 pub mod node;
+pub mod opaque;
 pub mod route_table;
 pub mod routing;
 pub mod survey;

@@ -6,7 +6,7 @@ use tracing::warn;
 
 use crate::audit::partition::Space;
 use crate::audit::report::html;
-use crate::audit::source::{Source, opaque};
+use crate::audit::source::Source;
 use crate::audit::{digest, draw, escapes, schema, table};
 use crate::backend::nftables;
 use crate::backend::routing;
@@ -127,7 +127,7 @@ fn drawn(source: &Source, format: draw::Format) -> Result<String, CliError> {
 }
 
 fn hash(source: &Source) -> Result<(), CliError> {
-    if let Some(problem) = opaque::in_interception(source) {
+    if let Some(problem) = source.opaque_rule() {
         return Err(CliError::Failed(format!("no digest, because it cannot be told what is there: {problem}")));
     }
     source::warn(source);

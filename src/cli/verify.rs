@@ -2,7 +2,6 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::audit::source::opaque;
 use crate::audit::verify::verify;
 
 use super::error::CliError;
@@ -57,7 +56,7 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
         asked.complete(&mut found);
     }
     // What the options ask for may stand there, unseen: every difference would be made up.
-    if let Some(problem) = opaque::in_interception(&found) {
+    if let Some(problem) = found.opaque_rule() {
         return Err(CliError::Failed(format!("it cannot be told whether the rules are the plan's: {problem}")));
     }
     source::warn(&found);

@@ -1,7 +1,7 @@
 //! Drift as findings: what is not as it should be, and how bad it is by what it changes.
 
 use crate::audit::escapes::kind::Severity;
-use crate::audit::source::{Source, opaque};
+use crate::audit::source::Source;
 use crate::audit::undo::is_policy;
 use crate::audit::verify::{Effect, Finding, Report, What, verify};
 use crate::plan::diff::Side;
@@ -26,7 +26,7 @@ pub const WORST: Severity = Severity::High;
 
 /// Compares, the worst first.
 pub fn drift(wanted: &Source, found: &Source) -> (Vec<Drift>, Vec<String>) {
-    if let Some(problem) = opaque::in_interception(found) {
+    if let Some(problem) = found.opaque_rule() {
         // What is not seen may be anything.
         let unseen = Drift {
             severity: WORST,

@@ -10,11 +10,11 @@
 
 pub mod dump;
 pub mod live;
-pub mod opaque;
 pub mod options;
 
 use std::io;
 
+use crate::backend::dump::DumpError;
 use crate::backend::iptables::programs::ProgramError;
 use crate::backend::routing::RoutingError;
 use crate::config::given::Given;
@@ -27,7 +27,8 @@ use crate::sys::netns;
 
 use super::flow::Surroundings;
 use super::ruleset::Ruleset;
-use crate::backend::listing::{Held, ListedTable};
+use crate::backend::listing::{self, Held, ListedTable, Listing};
+use crate::backend::opaque;
 
 /// Rules, and what is known around them.
 #[derive(Debug, Clone)]
@@ -52,6 +53,26 @@ pub struct Source {
 }
 
 impl Source {
+    /// What somebody listed, of a pod of which nothing else is known.
+    pub fn of_listing(listing: Listing) -> Self {
+        Self {
+            ruleset: Ruleset::of_tables(&listing.tables),
+            held: listing::held(&listing.tables),
+            tables: listing.tables,
+            routing: None,
+            told: listing.told,
+            pod: Surroundings::of(Vec::new()),
+            settings: None,
+            given: None,
+            notes: listing.notes,
+        }
+    }
+
+    /// What to say where nft does not show all of a rule that may be the interception's.
+    pub fn opaque_rule(&self) -> Option<String> {
+        opaque::in_interception(&self.tables).filter(|_| !self.held.is_empty())
+    }
+
     /// What is there of an interception, from all holders together, routing included.
     pub fn plan(&self) -> Plan {
         let mut plan = Plan::empty();
@@ -108,15 +129,15 @@ pub enum SourceError {
     Program(#[from] ProgramError),
     #[error("cannot read {name}: {source}")]
     File { name: String, source: io::Error },
-    #[error("{name}: {problem}")]
-    Dump { name: String, problem: String },
+    #[error(transparent)]
+    Dump(#[from] DumpError),
 }
 
 impl SourceError {
     /// Whether what was typed is at fault (exit status 2) rather than the surroundings (1).
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Usage(_) | Self::NoAddress | Self::Dump { .. } => true,
+            Self::Usage(_) | Self::NoAddress | Self::Dump(_) => true,
             Self::Settings(error) => error.is_usage(),
             _ => false,
         }

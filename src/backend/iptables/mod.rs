@@ -7,3 +7,4 @@ pub mod programs;
 pub mod render;
 pub mod rule;
 pub mod script;
+pub mod text;

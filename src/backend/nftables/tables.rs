@@ -3,9 +3,9 @@
 use crate::backend::Kind;
 use crate::backend::hook::Hook;
 use crate::backend::listing::{Holder, ListedChain, ListedHook, ListedTable, iptables_names};
-use crate::backend::nftables::everything::{FullChain, FullTable};
 use crate::backend::nftables::names;
 use crate::backend::nftables::read::ListedHook as NumberedHook;
+use crate::backend::nftables::table::{FullChain, FullTable};
 use crate::config::types::Families;
 use crate::plan::model::{ChainName, Rule, Verdict};
 

@@ -3,8 +3,8 @@
 //! that nft would have used. What is not known stays as it is.
 
 use super::decode::Listed;
-use super::everything::AnonymousSets;
 use super::expr::{Expr, Op, code, ct, meta, payload};
+use super::table::AnonymousSets;
 use super::wire::NfFamily;
 
 /// Replaces what is known in a rule.

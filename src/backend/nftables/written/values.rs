@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use crate::config::types::Family;
 use crate::plan::model::{CtStates, protocol};
 
-use super::nft_fields::{Class, Item, number};
+use super::fields::{Class, Item};
 
 /// First and last value of an item: a value, a range, or a prefix of addresses.
-pub(super) fn range_bytes(class: Class, (first, last): &Item) -> Option<(Vec<u8>, Vec<u8>)> {
+pub fn range_bytes(class: Class, (first, last): &Item) -> Option<(Vec<u8>, Vec<u8>)> {
     if let (Class::Address(family), None, Some(_)) = (class, last, first.find('/')) {
         let net: ipnet::IpNet = first.parse().ok()?;
         let of_family = net.addr().is_ipv4() == (family == Family::V4);
@@ -27,7 +27,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
 }
 
 /// A value as the kernel compares it.
-pub(super) fn value_bytes(class: Class, text: &str) -> Option<Vec<u8>> {
+pub fn value_bytes(class: Class, text: &str) -> Option<Vec<u8>> {
     match class {
         Class::Name => name(text),
         // Still a number: the interface was gone when the rules were listed.
@@ -70,5 +70,13 @@ fn name(text: &str) -> Option<Vec<u8>> {
             Some(bytes)
         }
         _ => None,
+    }
+}
+
+/// A number in decimal or hexadecimal.
+pub fn number(text: &str) -> Option<u32> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
     }
 }

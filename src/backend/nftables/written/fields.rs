@@ -1,12 +1,8 @@
-//! What nft calls the parts of a packet and their values, as the expressions that the
-//! kernel would have for them. Both of nft's notations, text and JSON, come down to this.
+//! What nft calls the parts of a packet, and the expressions by which the kernel loads them.
 
 use crate::backend::nftables::expr::{Expr, Op, ct, meta, payload};
 use crate::config::types::Family;
-use crate::plan::model::{CtStates, protocol};
-
-use super::nft_sets::WrittenSets;
-use super::nft_values::{range_bytes, value_bytes};
+use crate::plan::model::protocol;
 
 /// A part of a packet that can be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -108,7 +104,7 @@ pub enum Right {
 
 /// Fields whose values are encoded alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Class {
+pub enum Class {
     Name,
     Index,
     Family,
@@ -122,13 +118,13 @@ pub(super) enum Class {
 }
 
 impl Class {
-    pub(super) fn is_name(self) -> bool {
+    pub fn is_name(self) -> bool {
         matches!(self, Class::Name | Class::Index)
     }
 }
 
 impl Field {
-    pub(super) fn class(self) -> Class {
+    pub fn class(self) -> Class {
         match self {
             Field::InInterface | Field::OutInterface => Class::Name,
             Field::InIndex | Field::OutIndex => Class::Index,
@@ -144,7 +140,7 @@ impl Field {
     }
 
     /// The expressions that load it, with what must hold for it to be there at all.
-    pub(super) fn load(self) -> Vec<Expr> {
+    pub fn load(self) -> Vec<Expr> {
         let of_family =
             |family: Family| [Expr::Meta(meta::NFPROTO), equals(vec![if family == Family::V4 { 2 } else { 10 }])];
         let network = |offset, len| Expr::Payload { base: payload::NETWORK, offset, len };
@@ -196,113 +192,7 @@ fn equals(data: Vec<u8>) -> Expr {
     Expr::Cmp { op: Op::Eq, data }
 }
 
-/// "This field is that", or in one of the other relations; `None` where a value is not
-/// understood.
-pub fn condition(field: Field, mask: Option<&str>, op: Op, right: &Right, sets: &mut WrittenSets) -> Option<Vec<Expr>> {
-    let mut out = field.load();
-    let class = field.class();
-    if let Some(mask) = mask {
-        let (Class::Mark, Right::One((value, None))) = (class, right) else { return None };
-        out.push(Expr::Bitwise { mask: number(mask)?.to_ne_bytes().to_vec(), xor: vec![0; 4] });
-        out.push(Expr::Cmp { op, data: value_bytes(class, value)? });
-        return Some(out);
-    }
-    if class == Class::State && !matches!(right, Right::Named(_)) {
-        out.extend(states(op, right)?);
-        return Some(out);
-    }
-    match right {
-        Right::One(item) if class.is_name() => {
-            out.push(Expr::Cmp { op: plain(op)?, data: value_bytes(class, exact(item)?)? });
-        }
-        Right::One(item) => {
-            let (from, to) = range_bytes(class, item)?;
-            out.push(match op {
-                Op::Other(_) if from == to => Expr::Cmp { op, data: from },
-                Op::Other(_) => return None,
-                op if from == to && class != Class::Id => Expr::Cmp { op, data: from },
-                op => Expr::Range { op, from, to },
-            });
-        }
-        Right::Among(items) => {
-            let set = sets.among(class, items)?;
-            out.push(Expr::Lookup { set, id: None, negated: plain(op)? == Op::Neq });
-        }
-        Right::Named(name) => {
-            let set = sets.encoded(name, class)?;
-            out.push(Expr::Lookup { set, id: None, negated: plain(op)? == Op::Neq });
-        }
-    }
-    Some(out)
-}
-
-fn plain(op: Op) -> Option<Op> {
-    matches!(op, Op::Eq | Op::Neq).then_some(op)
-}
-
-/// `ct state`: any of the states, or none of them. A packet is in one.
-fn states(op: Op, right: &Right) -> Option<Vec<Expr>> {
-    let items = match right {
-        Right::One(item) => std::slice::from_ref(item),
-        Right::Among(items) => items,
-        Right::Named(_) => return None,
-    };
-    let mut all = CtStates(0);
-    for item in items {
-        for word in exact(item)?.split(',') {
-            let known = CtStates::NAMED.iter().find(|(_, name)| name.eq_ignore_ascii_case(word.trim()));
-            all = all.union(known?.0);
-        }
-    }
-    let op = if plain(op)? == Op::Eq { Op::Neq } else { Op::Eq };
-    let mask = u32::from(all.0).to_ne_bytes().to_vec();
-    Some(vec![Expr::Bitwise { mask, xor: vec![0; 4] }, Expr::Cmp { op, data: vec![0; 4] }])
-}
-
-pub(super) fn exact((first, last): &Item) -> Option<&str> {
+/// The one value of an item that is no range.
+pub(in crate::backend::nftables) fn exact((first, last): &Item) -> Option<&str> {
     last.is_none().then_some(first)
-}
-
-/// A number in decimal or hexadecimal.
-pub fn number(text: &str) -> Option<u32> {
-    match text.strip_prefix("0x") {
-        Some(hex) => u32::from_str_radix(hex, 16).ok(),
-        None => text.parse().ok(),
-    }
-}
-
-/// `meta mark set VALUE`.
-pub fn set_mark(value: u32) -> Vec<Expr> {
-    vec![Expr::Immediate(value.to_ne_bytes().to_vec()), Expr::MetaSet(meta::MARK)]
-}
-
-/// `meta mark set meta mark & KEEP ^ FLIP`.
-pub fn change_mark(keep: u32, flip: u32) -> Vec<Expr> {
-    let bitwise = Expr::Bitwise { mask: keep.to_ne_bytes().to_vec(), xor: flip.to_ne_bytes().to_vec() };
-    vec![Expr::Meta(meta::MARK), bitwise, Expr::MetaSet(meta::MARK)]
-}
-
-/// `ct mark set meta mark`.
-pub fn save_mark() -> Vec<Expr> {
-    vec![Expr::Meta(meta::MARK), Expr::CtSet(ct::MARK)]
-}
-
-/// `meta mark set ct mark`.
-pub fn restore_mark() -> Vec<Expr> {
-    vec![Expr::Ct(ct::MARK), Expr::MetaSet(meta::MARK)]
-}
-
-/// `ct zone set ZONE`.
-pub fn set_zone(zone: u16) -> Vec<Expr> {
-    vec![Expr::Immediate(zone.to_ne_bytes().to_vec()), Expr::CtSet(ct::ZONE)]
-}
-
-/// `redirect to :PORT`.
-pub fn redirect(port: u16) -> Vec<Expr> {
-    vec![Expr::Immediate(port.to_be_bytes().to_vec()), Expr::Redir]
-}
-
-/// `tproxy to :PORT`.
-pub fn tproxy(port: u16) -> Vec<Expr> {
-    vec![Expr::Immediate(port.to_be_bytes().to_vec()), Expr::Tproxy { family: 0 }]
 }

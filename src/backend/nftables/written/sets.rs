@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use crate::backend::nftables::everything::AnonymousSets;
 use crate::backend::nftables::expr::Expr;
 use crate::backend::nftables::sets::{Elements, MapVerdict, VerdictMap};
+use crate::backend::nftables::table::AnonymousSets;
 
-use super::nft_fields::{Class, Field, Item, exact};
-use super::nft_values::{range_bytes, value_bytes};
+use super::fields::{Class, Field, Item, exact};
+use super::values::{range_bytes, value_bytes};
 
 /// A key of a map, `None` for all that no other entry has, and its verdict.
 pub type Entry = (Option<Item>, MapVerdict);
@@ -51,14 +51,14 @@ impl WrittenSets {
     }
 
     /// A list within a rule.
-    pub(super) fn among(&mut self, class: Class, items: &[Item]) -> Option<String> {
+    pub fn among(&mut self, class: Class, items: &[Item]) -> Option<String> {
         let elements = elements(class, items)?;
         self.spend(elements.len())?;
         Some(self.anonymous.add(elements))
     }
 
     /// A named set with its elements in the form of one class; made once.
-    pub(super) fn encoded(&mut self, name: &str, class: Class) -> Option<String> {
+    pub fn encoded(&mut self, name: &str, class: Class) -> Option<String> {
         let key = (name.to_owned(), class);
         if !self.made.contains_key(&key) {
             let items = self.named.get(name).and_then(Option::as_ref);

@@ -2,16 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::backend::nftables::everything::{FullChain, FullTable};
-use crate::backend::nftables::expr::code;
-
+use crate::backend::nftables::table::{FullChain, FullTable};
+use crate::backend::nftables::written::names;
+use crate::backend::nftables::written::sets::WrittenSets;
 use crate::config::types::Interface;
 
-use super::nft_fields::Item;
-use super::nft_names;
-use super::nft_rule;
-use super::nft_sets::{Entry, WrittenSets};
-use super::nft_words::{Token, Words};
+use super::items::{entries, items};
+use super::tokens::{Token, Words};
+use super::{rule, unknown};
 
 /// Reads a listing. A problem comes with the line it is on.
 pub fn parse(text: &str, budget: usize) -> Result<Vec<FullTable>, (usize, String)> {
@@ -81,7 +79,7 @@ impl<'a> Reader<'a> {
                 (first, name.text().ok_or("a name is missing")?)
             }
         };
-        let number = nft_names::family(family)?;
+        let number = names::family(family)?;
         if self.places.insert((number, name.to_owned()), self.tables.len()).is_some() {
             return Err(format!("table {family} {name} stands here for the second time"));
         }
@@ -113,11 +111,11 @@ impl<'a> Reader<'a> {
                 _ => return Err("a table holds something else than chains and sets".into()),
             }
         }
-        let changed = chains.iter().flat_map(|(_, rules)| rules).flat_map(|(words, _)| nft_rule::updated(words));
+        let changed = chains.iter().flat_map(|(_, rules)| rules).flat_map(|(words, _)| unknown::updated(words));
         changed.for_each(|name| sets.forget(name));
-        let iptables = nft_rule::may_hide_targets(number, name);
+        let iptables = rule::may_hide_targets(number, name);
         for (mut chain, rules) in chains {
-            let rule = |(words, handle): &Line| nft_rule::parse(words, *handle, iptables, &mut sets);
+            let rule = |(words, handle): &Line| rule::parse(words, *handle, iptables, &mut sets);
             chain.rules = rules.iter().map(rule).collect();
             table.chains.push(chain);
         }
@@ -219,14 +217,14 @@ fn hook(family: u8, line: &[Token]) -> Result<crate::backend::nftables::read::Li
     let (kind, at) = (after("type").ok_or("a chain has no type")?, after("hook").ok_or("a chain has no hook")?);
     let from = words.iter().position(|w| *w == "priority").ok_or("a chain has a hook and no priority")?;
     let base = words.get(from + 1).copied().unwrap_or_default();
-    let base = base.parse().ok().or_else(|| nft_names::priority(base));
+    let base = base.parse().ok().or_else(|| names::priority(base));
     let base: i32 = base.ok_or_else(|| format!("'{}' is no priority", words[from..].join(" ")))?;
     let offset: i32 = match words.get(from + 2..from + 4) {
         Some(["+", n]) => n.parse().map_err(|_| format!("'{n}' is no number"))?,
         Some(["-", n]) => n.parse::<i32>().map_err(|_| format!("'{n}' is no number"))?.saturating_neg(),
         _ => 0,
     };
-    nft_names::hook(family, at, base.saturating_add(offset), kind, false, devices(line))
+    names::hook(family, at, base.saturating_add(offset), kind, false, devices(line))
 }
 
 /// `device "lo"`, or `devices = { lo, eth0 }`.
@@ -235,55 +233,9 @@ fn devices(line: &[Token]) -> Option<Vec<Interface>> {
     match line.get(at + 1..)? {
         [Token::Word("="), Token::Sign('{'), list @ ..] => {
             let close = list.iter().position(|token| *token == Token::Sign('}'))?;
-            nft_names::devices(list[..close].iter().filter_map(|token| token.text()))
+            names::devices(list[..close].iter().filter_map(|token| token.text()))
         }
-        [name, ..] => nft_names::devices([name.text()?]),
+        [name, ..] => names::devices([name.text()?]),
         [] => None,
-    }
-}
-
-/// The elements of a set; `None` where one is no plain value.
-pub fn items(tokens: &[Token]) -> Option<Vec<Item>> {
-    tokens.split(|token| *token == Token::Sign(',')).filter(|item| !item.is_empty()).map(item).collect()
-}
-
-/// The entries of a map of verdicts, such as `80 : accept`; `None` where one is something else.
-pub fn entries(tokens: &[Token]) -> Option<Vec<Entry>> {
-    tokens.split(|token| *token == Token::Sign(',')).filter(|entry| !entry.is_empty()).map(entry).collect()
-}
-
-fn entry(tokens: &[Token]) -> Option<Entry> {
-    let colon = tokens.iter().position(|token| *token == Token::Word(":"))?;
-    let (key, verdict) = (tokens.get(..colon)?, tokens.get(colon + 1..)?);
-    let key = match key {
-        [Token::Word("*")] => None,
-        key => Some(item(key)?),
-    };
-    let verdict = match *verdict {
-        [Token::Word(verdict)] => (code::by_name(verdict)?, None),
-        [Token::Word("jump"), chain] => (code::JUMP, Some(chain.text()?.to_owned())),
-        [Token::Word("goto"), chain] => (code::GOTO, Some(chain.text()?.to_owned())),
-        _ => return None,
-    };
-    Some((key, verdict))
-}
-
-/// A value, a range or a prefix, perhaps with a timeout and the like behind it.
-pub fn item(tokens: &[Token]) -> Option<Item> {
-    let (first, rest) = tokens.split_first()?;
-    let known = |token: &Token| matches!(token, Token::Word("timeout" | "expires" | "counter" | "comment"));
-    if rest.first().is_some_and(|token| !known(token)) {
-        return None;
-    }
-    match *first {
-        Token::Quoted(name) => Some((name.to_owned(), None)),
-        // A name may have a dash in it, a number or an address only as a range.
-        Token::Word(word) => match word.split_once('-') {
-            Some((first, last)) if first.starts_with(|c: char| c.is_ascii_hexdigit() || c == ':') => {
-                Some((first.to_owned(), Some(last.to_owned())))
-            }
-            _ => Some((word.to_owned(), None)),
-        },
-        _ => None,
     }
 }

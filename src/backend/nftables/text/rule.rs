@@ -6,12 +6,15 @@ use crate::backend::nftables::decode::Listed;
 use crate::backend::nftables::expr::{Expr, Op, Role, UpdateVerb, code};
 use crate::backend::nftables::names;
 
+use crate::backend::nftables::written::fields::{self, Field, Right};
+use crate::backend::nftables::written::sets::{self, Verdicts, WrittenSets};
+use crate::backend::nftables::written::{conditions, statements, values};
+
 use crate::plan::effect::Effect;
 
-use super::nft_fields::{self as fields, Field, Right};
-use super::nft_sets::{self, Verdicts, WrittenSets};
-use super::nft_text::{entries, item, items};
-use super::nft_words::{Token, written};
+use super::items::{entries, item, items};
+use super::tokens::{Token, written};
+use super::unknown::{BINDING, DECIDING, OPENING, STATEMENTS, headers};
 
 /// Whether nft may have left a target out: it prints nothing for some that iptables-nft made.
 pub fn may_hide_targets(family: u8, table: &str) -> bool {
@@ -101,12 +104,12 @@ impl<'a> Reader<'a, '_> {
             }
             "redirect" => {
                 let port = self.port()?;
-                self.decide(fields::redirect(port))
+                self.decide(statements::redirect(port))
             }
             "tproxy" => {
                 let _ = self.take(&["ip"]) || self.take(&["ip6"]);
                 let port = self.port()?;
-                self.decide(fields::tproxy(port))
+                self.decide(statements::tproxy(port))
             }
             "xt" => {
                 let target = match self.word()? {
@@ -127,11 +130,11 @@ impl<'a> Reader<'a, '_> {
             "ct" if self.take(&["mark", "set"]) => {
                 let _ = self.take(&["meta"]);
                 let saved = self.take(&["mark"]) && self.is_at_statement();
-                saved.then(|| self.decide(fields::save_mark()))?
+                saved.then(|| self.decide(statements::save_mark()))?
             }
             "ct" if self.take(&["zone", "set"]) => {
                 let zone = self.word()?.parse().ok()?;
-                self.decide(fields::set_zone(zone))
+                self.decide(statements::set_zone(zone))
             }
             "meta" => {
                 let field = fields::meta_field(self.word()?)?;
@@ -219,17 +222,17 @@ impl<'a> Reader<'a, '_> {
     fn set_mark(&mut self) -> Option<()> {
         if self.take(&["ct", "mark"]) {
             let whole = self.is_at_statement();
-            return whole.then(|| self.decide(fields::restore_mark()))?;
+            return whole.then(|| self.decide(statements::restore_mark()))?;
         }
         if !(self.take(&["meta", "mark"]) || self.take(&["mark"])) {
-            let value = fields::number(self.word()?)?;
+            let value = values::number(self.word()?)?;
             let whole = self.is_at_statement();
-            return whole.then(|| self.decide(fields::set_mark(value)))?;
+            return whole.then(|| self.decide(statements::set_mark(value)))?;
         }
         let (mut keep, mut flip) = (u32::MAX, 0u32);
         while !self.is_at_statement() {
             let operator = self.word()?;
-            let value = fields::number(self.word()?)?;
+            let value = values::number(self.word()?)?;
             (keep, flip) = match operator {
                 "&" | "and" => (keep & value, flip & value),
                 "|" | "or" => (keep & !value, flip & !value | value),
@@ -237,7 +240,7 @@ impl<'a> Reader<'a, '_> {
                 _ => return None,
             };
         }
-        self.decide(fields::change_mark(keep, flip))
+        self.decide(statements::change_mark(keep, flip))
     }
 
     fn condition(&mut self, field: Field) -> Option<()> {
@@ -247,7 +250,7 @@ impl<'a> Reader<'a, '_> {
                 Token::Word(name) => Verdicts::Named(name.strip_prefix('@')?.to_owned()),
                 _ => return None,
             };
-            let exprs = nft_sets::vmap(field, &map, self.sets)?;
+            let exprs = sets::vmap(field, &map, self.sets)?;
             return self.decide(exprs);
         }
         let mask = if self.take(&["&"]) || self.take(&["and"]) { Some(self.word()?) } else { None };
@@ -262,7 +265,7 @@ impl<'a> Reader<'a, '_> {
         };
         self.at += usize::from(op.is_some());
         let right = self.right(field)?;
-        let exprs = fields::condition(field, mask, op.unwrap_or(Op::Eq), &right, self.sets)?;
+        let exprs = conditions::condition(field, mask, op.unwrap_or(Op::Eq), &right, self.sets)?;
         self.out.extend(exprs);
         Some(())
     }
@@ -349,125 +352,3 @@ impl<'a> Reader<'a, '_> {
         self.out.push(Expr::Unknown { role, words });
     }
 }
-
-/// What must hold for the fields to be there that words ask for or take a value from. A header
-/// within another one (`vxlan ip saddr`), or of another direction, is none of the packet's.
-fn headers(words: &[Token]) -> Vec<Expr> {
-    let mut out = Vec::new();
-    let mut depth = 0usize;
-    for (at, token) in words.iter().enumerate() {
-        let before = at.checked_sub(1).map(|before| words[before]);
-        let is_first = match before {
-            None => true,
-            Some(Token::Word(before)) => matches!(before, "." | "set" | "jhash" | "name" | "to" | ":"),
-            Some(_) => false,
-        };
-        match (token, words.get(at + 1)) {
-            (Token::Sign('{'), _) => depth += 1,
-            (Token::Sign('}'), _) => depth = depth.saturating_sub(1),
-            (Token::Word(header), Some(Token::Word(field))) if depth == 0 && is_first && *field != "option" => {
-                out.extend(fields::of_header(header));
-            }
-            _ => {}
-        }
-    }
-    out
-}
-
-/// The sets and maps that a rule changes.
-pub fn updated<'a>(words: &[Token<'a>]) -> impl Iterator<Item = &'a str> {
-    words.windows(2).filter_map(|two| match two {
-        [Token::Word("add" | "update" | "delete"), Token::Word(set)] => set.strip_prefix('@'),
-        [Token::Word("meter"), name] => name.text(),
-        _ => None,
-    })
-}
-
-/// Words with which conditions begin whose values are no conditions themselves, unlike those
-/// of `ipsec in ip saddr` or `vxlan tcp dport`.
-const OPENING: &[&str] = &[
-    "ip",
-    "ip6",
-    "tcp",
-    "udp",
-    "udplite",
-    "sctp",
-    "dccp",
-    "th",
-    "icmp",
-    "icmpv6",
-    "igmp",
-    "ether",
-    "vlan",
-    "ah",
-    "esp",
-    "comp",
-    "frag",
-    "hbh",
-    "fib",
-    "limit",
-    "quota",
-    "ct",
-    "meta",
-    "socket",
-    "rt",
-    "numgen",
-    "osf",
-    "iif",
-    "oif",
-    "iifname",
-    "oifname",
-    "iifgroup",
-    "oifgroup",
-    "iiftype",
-    "oiftype",
-    "pkttype",
-    "skuid",
-    "skgid",
-    "mark",
-    "cpu",
-    "cgroup",
-    "rtclassid",
-    "day",
-    "hour",
-    "time",
-    "protocol",
-];
-
-/// Words behind which a field stands that belongs to them.
-const BINDING: &[&str] = &[
-    ".", "meta", "ct", "to", "map", "vmap", "mod", "&", "|", "^", "and", "or", "xor", "==", "!=", "<", "<=", ">", ">=",
-    "/",
-];
-
-/// Words with which something begins that is understood by itself.
-const STATEMENTS: &[&str] =
-    &["counter", "comment", "log", "accept", "drop", "return", "continue", "jump", "goto", "redirect", "reject"];
-
-/// Words that say that a packet is being decided about or changed.
-const DECIDING: &[&str] = &[
-    "redirect",
-    "tproxy",
-    "dnat",
-    "snat",
-    "masquerade",
-    "reject",
-    "queue",
-    "vmap",
-    "dup",
-    "fwd",
-    "notrack",
-    "set",
-    "synproxy",
-    "flow",
-    "xt",
-    "accept",
-    "drop",
-    "return",
-    "continue",
-    "jump",
-    "goto",
-    "add",
-    "update",
-    "reset",
-];

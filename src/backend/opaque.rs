@@ -7,20 +7,18 @@ use crate::plan::canon::CanonMatches;
 use crate::plan::model::Rule;
 use crate::plan::words;
 
-use super::Source;
-use crate::backend::listing::{ListedChain, ListedTable};
+use super::listing::{ListedChain, ListedTable};
 
 /// What to say of the first such rule; `None`: there is none.
 pub fn in_any(tables: &[ListedTable]) -> Option<String> {
     tables.iter().find_map(|table| first(table, |_| true))
 }
 
-/// The same, where an interception is there and the rule may be one of its own: what it
-/// holds cannot be told then.
-pub fn in_interception(source: &Source) -> Option<String> {
+/// What to say of the first such rule that may be one of an interception's own: what the
+/// interception holds cannot be told then.
+pub fn in_interception(tables: &[ListedTable]) -> Option<String> {
     let may_be_ours = |chain: &ListedChain| chain.name.is_own() || chain.name.is_hook();
-    let mut tables = source.tables.iter().filter(|table| table.kind().is_some() && !source.held.is_empty());
-    tables.find_map(|table| first(table, may_be_ours))
+    tables.iter().filter(|table| table.kind().is_some()).find_map(|table| first(table, may_be_ours))
 }
 
 fn first(table: &ListedTable, of: impl Fn(&ListedChain) -> bool) -> Option<String> {
