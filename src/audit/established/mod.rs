@@ -201,15 +201,16 @@ impl Judge<'_, '_> {
             self.out.proxied += usize::from(established && self.pod.is_local(socket.local.ip()));
             return None;
         }
-        let is_diverted = self.at_proxy.contains(&socket.local);
+        let other = self.by_ends.get(&(socket.remote, socket.local)).copied();
+        let is_diverted = self.at_proxy.contains(&socket.local) || other.is_some_and(|other| self.is_proxys(other));
         if is_diverted || self.is_proxy(socket.remote) && self.pod.is_local(socket.remote.ip()) {
             return None;
         }
-        let other = self.by_ends.get(&(socket.remote, socket.local)).copied();
         let within = other.is_some() || self.pod.is_local(socket.remote.ip());
         let accepted = self.listening.contains(&socket.local.port());
-        if within && accepted && !self.listening.contains(&socket.remote.port()) {
-            return None; // it is judged at the end that began it
+        // Within the pod it is judged at the end that began it, as long as both are there.
+        if within && (!established || (accepted && !self.listening.contains(&socket.remote.port()))) {
+            return None;
         }
         let (out, back) = (self.outbound(socket), inbound(socket));
         let begun_here = within || !accepted;

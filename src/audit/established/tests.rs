@@ -68,13 +68,17 @@ fn what_the_proxy_has_is_not_older_than_the_rules() {
         socket(Open, "10.244.0.6:8080", "192.0.2.9:50000", 0, Some(true)),
         socket(Open, "192.0.2.9:50001", "10.244.0.6:8080", 0, Some(true)),
         socket(Open, "10.244.0.6:8080", "192.0.2.9:50001", 1000, Some(false)),
+        // The pod calls itself by way of the proxy, which goes in through the inbound side.
+        socket(Open, "10.244.0.6:40000", "10.244.0.6:8080", 0, Some(false)),
+        socket(Open, "10.244.0.6:8080", "10.244.0.6:40000", 0, Some(true)),
     ];
-    let found = judged(TPROXY, &handed_over, &[], false);
-    assert_eq!((fates(&found), found.proxied), (vec![], 1));
+    let owners = [(40000, Owner { uid: 0, gid: 1337, foreign: false })];
+    let found = judged(TPROXY, &handed_over, &owners, false);
+    assert_eq!((fates(&found), found.proxied), (vec![], 2));
     // Before Linux 5.10 it is not told which socket is transparent.
     let mut untold = handed_over;
     untold.iter_mut().for_each(|socket| socket.transparent = None);
-    assert_eq!(fates(&judged(TPROXY, &untold, &[], false)), []);
+    assert_eq!(fates(&judged(TPROXY, &untold, &owners, false)), []);
 }
 
 #[test]
