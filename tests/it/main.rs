@@ -61,6 +61,7 @@ mod partition;
 mod plugin;
 mod pod;
 mod pod_files;
+mod project;
 mod properties;
 mod readings;
 mod readme;
