@@ -3,9 +3,9 @@
 
 use jiff::civil::date;
 use podweir::audit::accept::Accepted;
-use podweir::audit::partition::Space;
 use podweir::audit::report::{Input, Report, text};
 use podweir::audit::source::options::{self, Known};
+use podweir::audit::space::Space;
 use podweir::config::given::Given;
 use podweir::config::settings::Face;
 

@@ -29,8 +29,8 @@ use crate::plan::model::{Cond, protocol};
 use super::escapes::kind::Kind;
 use super::escapes::{Escape, scope_name};
 use super::lints::LINTS;
-use super::partition::cube::{Cube, owners};
-use super::partition::{Scope, Space};
+use super::space::cube::{Cube, owners};
+use super::space::{Scope, Space};
 
 /// What a file accepts.
 #[derive(Debug, Clone, Default)]

@@ -110,7 +110,7 @@ pub struct Surroundings {
     /// The interface by which the pod reaches others, and they it, where routes do not
     /// tell another one.
     pub uplink: Box<str>,
-    /// Which interface is the way to which addresses; empty where that is not known.
+    /// By which interfaces packets leave and come in; empty where that is not known.
     pub routes: Routes,
 }
 
@@ -150,7 +150,7 @@ impl Surroundings {
         }
     }
 
-    /// By which interface a flow goes that nobody says it of.
+    /// The interface by which a flow goes, where none is given.
     pub fn interface(&self, direction: Direction, destination: IpAddr) -> &str {
         let known = match direction {
             Direction::Outbound if self.is_local(destination) => Some("lo"),

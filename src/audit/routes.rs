@@ -12,20 +12,21 @@ use ipnet::IpNet;
 pub struct Route {
     pub to: IpNet,
     pub interface: Box<str>,
-    /// The pod's own address, which the interface has, instead of a way to others.
+    /// Whether it is the pod's own address, which the interface has, instead of a route to others.
     pub own: bool,
 }
 
 /// A routing table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Routes {
-    /// By family (IPv4 or not) and length.
-    ways: BTreeMap<(bool, u8), BTreeMap<IpAddr, Box<str>>>,
+    /// The interfaces of routes, by family (IPv4 or not), length of prefix and prefix.
+    egress: BTreeMap<(bool, u8), BTreeMap<IpAddr, Box<str>>>,
+    /// The interfaces that have the pod's own addresses.
     own: BTreeMap<IpAddr, Box<str>>,
 }
 
 impl Routes {
-    /// Of routes to the same prefix the first one counts.
+    /// The table of these routes. Of several to the same prefix the first one counts.
     pub fn new(routes: impl IntoIterator<Item = Route>) -> Self {
         let mut out = Self::default();
         for Route { to, interface, own } in routes {
@@ -36,7 +37,7 @@ impl Routes {
                 }
                 true => {}
                 false => {
-                    let length = out.ways.entry((to.addr().is_ipv4(), to.prefix_len())).or_default();
+                    let length = out.egress.entry((to.addr().is_ipv4(), to.prefix_len())).or_default();
                     length.entry(to.addr()).or_insert(interface);
                 }
             }
@@ -44,38 +45,39 @@ impl Routes {
         out
     }
 
-    /// By which interface packets to an address of others leave.
+    /// The interface by which packets to an address of others leave, where that is known.
     pub fn egress_interface(&self, address: IpAddr) -> Option<&str> {
         let family = (address.is_ipv4(), 0)..=(address.is_ipv4(), u8::MAX);
-        self.ways.range(family).rev().find_map(|(&(_, length), ways)| {
+        self.egress.range(family).rev().find_map(|(&(_, length), prefixes)| {
             let to = IpNet::new(address, length).ok()?.network();
-            ways.get(&to).map(|interface| &**interface)
+            prefixes.get(&to).map(|interface| &**interface)
         })
     }
 
-    /// The interface of the default route.
+    /// The interface of the default route: of IPv4, or else of IPv6.
     pub fn default_interface(&self) -> Option<&str> {
-        let default = |v4| self.ways.get(&(v4, 0))?.values().next();
+        let default = |v4| self.egress.get(&(v4, 0))?.values().next();
         default(true).or_else(|| default(false)).map(|interface| &**interface)
     }
 
-    /// Which interface has an address of the pod's. What is on lo comes in by another one.
+    /// The interface that has an address of the pod's, and by which packets to it come in: what
+    /// is on lo comes in by another one.
     pub fn interface_of(&self, address: IpAddr) -> Option<&str> {
         self.own.get(&address).map(|interface| &**interface).filter(|&interface| interface != "lo")
     }
 
-    /// All of them, in a stable order.
+    /// All routes, in a stable order.
     pub fn all(&self) -> Vec<Route> {
         let own = self.own.iter().filter_map(|(&address, interface)| {
             let length = if address.is_ipv4() { 32 } else { 128 };
             Some(Route { to: IpNet::new(address, length).ok()?, interface: interface.clone(), own: true })
         });
-        let ways = self.ways.iter().flat_map(|(&(_, length), ways)| {
-            ways.iter().filter_map(move |(&address, interface)| {
+        let egress = self.egress.iter().flat_map(|(&(_, length), prefixes)| {
+            prefixes.iter().filter_map(move |(&address, interface)| {
                 Some(Route { to: IpNet::new(address, length).ok()?, interface: interface.clone(), own: false })
             })
         });
-        let mut all: Vec<Route> = own.chain(ways).collect();
+        let mut all: Vec<Route> = own.chain(egress).collect();
         all.sort_unstable();
         all
     }

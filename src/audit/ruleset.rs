@@ -13,7 +13,7 @@ use crate::backend::Kind;
 use crate::backend::nftables::names;
 use crate::config::types::{Families, Family, Interface};
 use crate::plan::canon::{CanonRule, canon_rules};
-use crate::plan::model::{ChainName, CtStates, Masked, Plan, Rule, Table, Verdict};
+use crate::plan::model::{ChainName, Masked, Plan, Rule, Table, Verdict};
 
 use super::flow::Taker;
 pub use crate::backend::hook::{Base, Hook, Order, base_of};
@@ -196,13 +196,8 @@ impl FamilyRules {
         let (before, after) = (legacy.iter().chain(&others), others.iter().chain(&legacy));
         let possible = [self.hooks(before.copied()), self.hooks(after.copied())];
         self.other_hooks = possible.into_iter().find(|hooks| *hooks != self.hooks);
-        let masks = |rule: &CanonRule| {
-            [&rule.matches.mark, &rule.matches.connection_mark]
-                .into_iter()
-                .flatten()
-                .fold(0, |all, m| all | m.value.mask)
-        };
-        self.marks_asked = self.chains.iter().flat_map(|chain| &chain.rules).fold(0, |all, rule| all | masks(rule));
+        let rules = self.chains.iter().flat_map(|chain| &chain.rules);
+        self.marks_asked = rules.fold(0, |bits, rule| bits | rule.matches.marks_asked());
         self.may_drop = self.chains.iter().any(|chain| {
             let drops = |rule: &CanonRule| match &rule.verdict {
                 Verdict::Drop => true,
@@ -212,10 +207,8 @@ impl FamilyRules {
             chain.policy.is_some() || (!chain.name.is_own() && chain.rules.iter().any(drops))
         });
         let early = self.entered_from(Base::is_before_conntrack);
-        let asks =
-            |rule: &CanonRule| rule.matches.connection_state != CtStates::ALL || rule.matches.connection_mark.is_some();
         let mut asked = self.chains.iter().zip(early).filter(|(_, early)| *early).flat_map(|(chain, _)| &chain.rules);
-        self.asks_before_conntrack = asked.any(asks);
+        self.asks_before_conntrack = asked.any(|rule| rule.matches.asks_conntrack());
     }
 
     fn resolve(&mut self) {

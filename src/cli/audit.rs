@@ -12,9 +12,9 @@ use crate::audit::accept::Accepted;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::established::{self, Established};
 use crate::audit::manifest::Manifest;
-use crate::audit::partition::Space;
 use crate::audit::report::{Input, Report, html, json, sarif, text};
 use crate::audit::source::Source;
+use crate::audit::space::Space;
 use crate::backend::connections::{self, Kernel};
 
 use super::error::CliError;

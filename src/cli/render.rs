@@ -4,9 +4,9 @@ use clap::builder::PossibleValue;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum, value_parser};
 use tracing::warn;
 
-use crate::audit::partition::Space;
 use crate::audit::report::html;
 use crate::audit::source::Source;
+use crate::audit::space::Space;
 use crate::audit::{digest, draw, escapes, schema, table};
 use crate::backend::nftables;
 use crate::backend::routing;

@@ -198,6 +198,16 @@ impl CanonMatches {
             || [&self.in_interface, &self.out_interface].into_iter().flatten().any(|c| !c.negated && c.value.is_empty())
     }
 
+    /// The bits of marks, of packets and of their connections, that the conditions look at.
+    pub fn marks_asked(&self) -> u32 {
+        [&self.mark, &self.connection_mark].into_iter().flatten().fold(0, |bits, cond| bits | cond.value.mask)
+    }
+
+    /// Whether conntrack has to know a packet's connection to answer the conditions.
+    pub fn asks_conntrack(&self) -> bool {
+        self.connection_state != CtStates::ALL || self.connection_mark.is_some()
+    }
+
     /// Whether every packet that meets the other conditions meets these. Errs on the side
     /// of "some could not".
     pub fn covers(&self, other: &Self) -> bool {

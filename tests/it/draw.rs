@@ -3,8 +3,8 @@
 use podweir::audit::draw::{Format, draw};
 use podweir::audit::escapes;
 use podweir::audit::flow::Surroundings;
-use podweir::audit::partition::Space;
 use podweir::audit::ruleset::Ruleset;
+use podweir::audit::space::Space;
 use podweir::config::options::Opt;
 
 use crate::escapes::ruleset;

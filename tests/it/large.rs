@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use podweir::audit::explain::{NoTrace, explain};
 use podweir::audit::flow::{Direction, Flow, Surroundings, Taker};
-use podweir::audit::partition::Space;
 use podweir::audit::report::by;
+use podweir::audit::space::Space;
 use podweir::config::types::Family;
 
 use crate::fixture::{Namespace, PODWEIR};

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 
 use podweir::audit::explain::{Answer, NoTrace, explain};
 use podweir::audit::flow::{Direction, Flow, Surroundings, Taker};
-use podweir::audit::partition::cube::{Cube, NOBODY, Point};
-use podweir::audit::partition::{Part, Space};
+use podweir::audit::partition::Part;
 use podweir::audit::routes::{Route, Routes};
 use podweir::audit::ruleset::{Base, FoundChain, Hook, Ruleset, TableId, base_of};
+use podweir::audit::space::Space;
+use podweir::audit::space::cube::{Cube, NOBODY, Point};
 use podweir::config::ranges::{RangeList, Step};
 use podweir::config::types::{Families, Family, Interface, Networks, Port};
 use podweir::plan::build;

@@ -3,8 +3,9 @@
 //! whichever rule it meets last.
 
 use crate::audit::flow::Taker;
-use crate::audit::partition::cube::Cube;
-use crate::audit::partition::{Part, Scope, Space, loopback};
+use crate::audit::partition::Part;
+use crate::audit::space::cube::Cube;
+use crate::audit::space::{Scope, Space, loopback};
 use crate::config::ranges::RangeList;
 use crate::config::types::Family;
 use crate::plan::model::protocol;

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use crate::audit::flow::{Direction, Flow};
-use crate::audit::partition::cube::{Cube, NOBODY, Owners};
-use crate::audit::partition::{Scope, Space};
 use crate::audit::space::EPHEMERAL;
+use crate::audit::space::cube::{Cube, NOBODY, Owners};
+use crate::audit::space::{Scope, Space};
 use crate::config::facts::is_global;
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::Family;

@@ -11,7 +11,7 @@
 
 use std::fmt;
 
-use crate::audit::partition::Scope;
+use crate::audit::space::Scope;
 
 /// How bad an escape is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -15,9 +15,10 @@ use crate::plan::model::Verdict;
 use crate::plan::why::Why;
 
 use super::flow::{Flow, Surroundings, Taker};
-use super::partition::cube::{Cube, merged, without};
-use super::partition::{Part, Scope, Space, TooManyParts};
+use super::partition::{Part, TooManyParts};
 use super::ruleset::{Decider, Ruleset, redirect_taker};
+use super::space::cube::{Cube, merged, without};
+use super::space::{Scope, Space};
 use kind::{Kind, Severity};
 
 /// A class of traffic that escapes, or may.

@@ -1,9 +1,9 @@
 //! Sets of flows in words.
 
 use crate::audit::flow::{Direction, Flow};
-use crate::audit::partition::cube::{Cube, NOBODY, Owners, everyone};
-use crate::audit::partition::interfaces::Kinds;
-use crate::audit::partition::{Scope, Space};
+use crate::audit::space::cube::{Cube, NOBODY, Owners, everyone};
+use crate::audit::space::interfaces::Kinds;
+use crate::audit::space::{Scope, Space};
 use crate::config::ranges::RangeList;
 use crate::config::types::{Families, Family};
 use crate::plan::model::protocol;

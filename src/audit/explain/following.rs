@@ -6,9 +6,10 @@
 use crate::audit::flow::{Direction, Flow, Surroundings, Taker};
 use crate::audit::ruleset::{FamilyRules, Order, Ruleset};
 use crate::audit::space::EPHEMERAL;
+use crate::audit::space::connection::Connection;
 use crate::audit::space::cube::{NOBODY, owner};
 use crate::audit::space::known::Known;
-use crate::audit::walk::journey::{Connection, Journey};
+use crate::audit::walk::journey::Journey;
 use crate::audit::walk::limits::Limits;
 use crate::audit::walk::trace::Trace;
 use crate::audit::walk::{Arrived, OnePacket, Uncertain, Walk};
@@ -18,8 +19,8 @@ use crate::plan::why::Why;
 
 use super::{Lost, MOST_RULES};
 
-/// Follows the packets after the first one, which went `first`'s way to `taker`. Tells which
-/// of them do not get through.
+/// Follows the packets after the first one, whose journey ended with `taker`. Tells which of
+/// them do not get through.
 pub(super) fn lost<'a>(
     order: Order,
     ruleset: &'a Ruleset,
@@ -41,7 +42,7 @@ pub(super) fn lost<'a>(
         trace.section(which);
         journey.nat_done = true;
         let limits = Limits::of_rules(MOST_RULES);
-        let mut walk = Walk::new(rules, order, flow.family(), &pod.addresses, Uncertain::BothWays, limits);
+        let mut walk = Walk::new(rules, order, flow.family(), &pod.addresses, Uncertain::Both, limits);
         walk.routed_back = tproxy_marks(rules);
         let (end, by) = match walk.follow(journey, trace) {
             Ok(Arrived { journey, taker }) => (taker, journey.decider.map(|(decider, _)| decider)),

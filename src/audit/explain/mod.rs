@@ -8,8 +8,9 @@ use crate::plan::why::Why;
 use super::flow::{Flow, Surroundings, Taker};
 pub use super::ruleset::Decider;
 use super::ruleset::{Order, Ruleset};
+use super::space::connection::Connection;
 use super::space::known::Known;
-use super::walk::journey::{Cause, Connection, Journey};
+use super::walk::journey::{Cause, Journey};
 use super::walk::limits::Limits;
 pub use super::walk::trace::{NoTrace, Trace};
 use super::walk::{Arrived, OnePacket, Uncertain, Walk};
@@ -41,12 +42,12 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// On how many ways a flow is followed, where it is not known whether rules apply.
-const MOST_WAYS: usize = 256;
-/// How many rules a flow may meet on the first one: chains that each jump often to the next
+/// How many outcomes of a flow are looked at, where it is not known whether rules apply.
+const MOST_OUTCOMES: usize = 256;
+/// How many rules a flow may meet for the first one: chains that each jump often to the next
 /// one could lead through more than there is time for.
 const MOST_RULES: usize = 2_000_000;
-/// How many rules it may meet on all others.
+/// How many rules it may meet for all others.
 pub(in crate::audit) const MOST_RULES_AGAIN: usize = 1_000_000;
 
 /// Walks a flow through a ruleset. Where it is not known whether a rule applies, or which
@@ -71,7 +72,7 @@ fn explain_in<'a>(
 ) -> Answer<'a> {
     let rules = ruleset.family(flow.family());
     let limits = Limits::of_rules(MOST_RULES);
-    let mut walk = Walk::new(rules, order, flow.family(), &pod.addresses, Uncertain::BothWays, limits);
+    let mut walk = Walk::new(rules, order, flow.family(), &pod.addresses, Uncertain::Both, limits);
     let known = Known::of(flow, pod);
     let journey = Journey::new(flow.direction, OnePacket, known, Connection::NEW, pod.is_local(flow.destination));
     let decider = |cause: Option<Cause<'a>>| cause.map(|(decider, _)| decider);
@@ -86,7 +87,7 @@ fn explain_in<'a>(
         false => None,
     };
     walk.limits = Limits::of_rules(MOST_RULES_AGAIN);
-    for _ in 0..MOST_WAYS {
+    for _ in 0..MOST_OUTCOMES {
         match walk.next(&mut NoTrace) {
             None => return Answer { taker, decider: decider(decided), why: decided.map(|(_, why)| why), lost },
             Some(Ok(other)) if other.taker == taker => {}

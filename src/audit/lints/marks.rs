@@ -6,8 +6,9 @@ use crate::audit::ask;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::{example, words};
 use crate::audit::flow::Taker;
-use crate::audit::partition::{Part, Scope, Space, TooManyParts};
+use crate::audit::partition::{Part, TooManyParts};
 use crate::audit::ruleset::Ruleset;
+use crate::audit::space::{Scope, Space};
 use crate::config::types::{Families, Family};
 use crate::plan::model::protocol;
 

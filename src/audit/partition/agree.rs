@@ -1,5 +1,5 @@
-//! What becomes of flows that rules may or may not apply to: where all possibilities end alike
-//! that is certain, elsewhere it is not known.
+//! What becomes of flows that rules may or may not apply to: where all possible outcomes are
+//! alike that is certain, elsewhere it is not known.
 
 use crate::audit::flow::Taker;
 use crate::audit::space::index::{Index, Sides};
@@ -7,25 +7,26 @@ use crate::audit::walk::journey::Cause;
 
 use super::Part;
 
-/// Flows that have come to an end, by one of the ways that are possible for them.
-pub struct Way<'a> {
+/// What may become of flows: one of the outcomes that are possible for them.
+pub struct Outcome<'a> {
     pub part: Part<'a>,
-    /// The last rule on the way that was taken to apply although that is not known; `None` on
-    /// the one way of each flow on which no such rule was.
+    /// The last rule before it that was taken to apply although that is not known; `None` for
+    /// the one outcome of each flow that comes of taking none to.
     pub assumed: Option<Cause<'a>>,
 }
 
 /// The most pairs of a certain part and another one that are held against each other.
 const MOST_PAIRS: usize = 20_000_000;
 
-/// The parts of all flows, of all their ways in the order in which these were followed. Flows
-/// that end alike whichever way they go are certain. What becomes of others is not known,
-/// because of the rule that was taken to apply on the first way that ends elsewhere. `None` if
-/// there are too many ways, or if more than `most` parts would come out.
-pub fn certain<'a>(ways: Vec<Way<'a>>, most: usize) -> Option<Vec<Part<'a>>> {
-    let (first, others): (Vec<_>, Vec<_>) = ways.into_iter().partition(|way| way.assumed.is_none());
-    let others: Vec<Part> = others.into_iter().map(|way| Part { decider: way.assumed, ..way.part }).collect();
-    agreed(first.into_iter().map(|way| way.part).collect(), &others, most)
+/// The parts of all flows, of all their outcomes in the order in which these were found. Flows
+/// whose outcomes are all alike are certain. What becomes of others is not known, because of
+/// the rule that was taken to apply for the first outcome that is another. `None` if there are
+/// too many of them, or if more than `most` parts would come out.
+pub fn certain<'a>(outcomes: Vec<Outcome<'a>>, most: usize) -> Option<Vec<Part<'a>>> {
+    let (first, others): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(|outcome| outcome.assumed.is_none());
+    let others: Vec<Part> =
+        others.into_iter().map(|outcome| Part { decider: outcome.assumed, ..outcome.part }).collect();
+    agreed(first.into_iter().map(|outcome| outcome.part).collect(), &others, most)
 }
 
 /// The parts of all flows, where these may also end as others say: what becomes of those that

@@ -10,15 +10,16 @@ use crate::plan::why::Why;
 
 use super::flow::Taker;
 use super::ruleset::{Decider, FamilyRules, Order, Ruleset};
+use super::space::connection::Connection;
 use super::space::cube::{Cube, NOBODY};
 use super::space::known::Known;
-pub use super::space::{Scope, Space, cube, interfaces, loopback};
+use super::space::{Scope, Space};
 use super::walk::flows::{Chains, Flows};
-use super::walk::journey::{Connection, Journey};
+use super::walk::journey::Journey;
 use super::walk::limits::Limits;
 use super::walk::trace::NoTrace;
 use super::walk::{Arrived, Uncertain, Walk};
-use agree::{Way, agreed, certain};
+use agree::{Outcome, agreed, certain};
 
 /// Flows with one fate.
 #[derive(Debug, Clone)]
@@ -123,15 +124,15 @@ impl<'a> Flowing<'a, '_> {
     /// Both possibilities of an uncertain rule are followed; where that leads too far, what
     /// becomes of flows that may meet such a rule is not known.
     fn parts_in(&self, order: Order) -> Result<Vec<Part<'a>>, TooManyParts> {
-        let ways = self.walk(order, Uncertain::BothWays);
-        match ways.ok().and_then(|ways| certain(ways, MOST_UNCERTAIN)) {
+        let outcomes = self.walk(order, Uncertain::Both);
+        match outcomes.ok().and_then(|outcomes| certain(outcomes, MOST_UNCERTAIN)) {
             Some(parts) => Ok(parts),
-            None => Ok(self.walk(order, Uncertain::Ends)?.into_iter().map(|way| way.part).collect()),
+            None => Ok(self.walk(order, Uncertain::Ends)?.into_iter().map(|outcome| outcome.part).collect()),
         }
     }
 
     /// Follows all flows to their ends.
-    fn walk(&self, order: Order, uncertain: Uncertain) -> Result<Vec<Way<'a>>, TooManyParts> {
+    fn walk(&self, order: Order, uncertain: Uncertain) -> Result<Vec<Outcome<'a>>, TooManyParts> {
         let (space, family, scope) = (self.space, self.family, self.scope);
         let set = space.whole(family, scope);
         if set.destination.is_empty() || set.interface(scope).is_empty() {
@@ -149,7 +150,7 @@ impl<'a> Flowing<'a, '_> {
         let limits = Limits::new(MOST_WORK, MOST_SETS);
         let mut walk = Walk::new(self.rules, order, family, &space.pod.addresses, uncertain, limits);
         let journey = Journey::new(scope.direction(), flows, known, Connection::NEW, scope.is_local());
-        let mut ways = Vec::new();
+        let mut outcomes = Vec::new();
         let mut next = Some(walk.follow(journey, &mut NoTrace));
         while let Some(arrived) = next {
             let arrived = arrived.ok().filter(|_| walk.limits.keep());
@@ -158,9 +159,9 @@ impl<'a> Flowing<'a, '_> {
                 return Err(TooManyParts { family, place });
             };
             let part = Part { family, scope, flows: journey.traffic.set, taker, decider: journey.decider };
-            ways.push(Way { part, assumed: journey.assumed });
+            outcomes.push(Outcome { part, assumed: journey.assumed });
             next = walk.next(&mut NoTrace);
         }
-        Ok(ways)
+        Ok(outcomes)
     }
 }

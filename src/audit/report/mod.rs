@@ -24,9 +24,10 @@ use super::established::{self, Established, Fate};
 use super::flow::Surroundings;
 use super::lints::{self, Lint, tproxy};
 use super::manifest::Manifest;
-use super::partition::{Space, TooManyParts};
+use super::partition::TooManyParts;
 use super::ruleset::Ruleset;
 use super::source::Source;
+use super::space::Space;
 use crate::plan::words;
 use drift::Drift;
 

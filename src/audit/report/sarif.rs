@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::audit::escapes::kind::{Kind, Severity};
 use crate::audit::escapes::{scope_name, words};
 use crate::audit::lints::LINTS;
-use crate::audit::partition::Scope;
+use crate::audit::space::Scope;
 
 use super::drift::WORST;
 use super::{Acceptance, Report, by, exits};

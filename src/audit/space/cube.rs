@@ -7,7 +7,7 @@ use crate::config::ranges::RangeList;
 use crate::config::types::{Family, PortList};
 use crate::plan::canon::{Addresses, CanonMatches, all_addresses};
 
-pub use super::dimensions::{NOBODY, Owners, everyone, owners};
+pub use super::dimensions::{NOBODY, Owners, everyone, owner, owners};
 use super::dimensions::{Narrows, each_dimension};
 use super::interfaces::{Interfaces, Kinds};
 use super::known::Known;
@@ -158,9 +158,4 @@ fn merged_few(cubes: Vec<Cube>) -> Vec<Cube> {
 /// What is left of some sets without others.
 pub fn without(cubes: Vec<Cube>, others: &[Cube]) -> Vec<Cube> {
     others.iter().fold(cubes, |left, other| left.iter().flat_map(|cube| cube.minus(other)).collect())
-}
-
-/// An owner as a number.
-pub fn owner(id: Option<u32>) -> u64 {
-    id.map_or(NOBODY, u64::from)
 }

@@ -110,6 +110,11 @@ pub fn owners(cond: &Cond<IdList>) -> Owners {
     if cond.negated { everyone().minus(&named) } else { named }
 }
 
+/// An owner as a number.
+pub fn owner(id: Option<u32>) -> u64 {
+    id.map_or(NOBODY, u64::from)
+}
+
 /// Every owner, and none.
 pub fn everyone() -> Owners {
     RangeList::new([(0, NOBODY)])

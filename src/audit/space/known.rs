@@ -6,8 +6,7 @@ use crate::audit::flow::{Direction, Flow, Surroundings};
 use crate::plan::canon::{CanonMatches, number};
 use crate::plan::model::CtStates;
 
-use super::cube::owner;
-use super::dimensions::{Asks, Name, each_dimension};
+use super::dimensions::{Asks, Name, each_dimension, owner};
 
 /// Whether packets meet a rule's conditions: a three-valued verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +55,12 @@ each_dimension!(define);
 pub const EPHEMERAL: u16 = 45_678;
 
 impl<'n> Known<'n> {
+    /// What is known of the packets' connection: the state that they have in it, and its mark,
+    /// if there is one already.
+    pub(in crate::audit) fn set_connection(&mut self, state: CtStates, mark: Option<u32>) {
+        (self.state, self.connection_mark) = (Some(state), Some(mark));
+    }
+
     /// Everything about the first packet of a flow.
     pub fn of(flow: &'n Flow, pod: &'n Surroundings) -> Self {
         let interface = flow.interface.as_deref();

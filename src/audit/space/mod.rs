@@ -6,6 +6,7 @@
 //! for a loopback address; nothing is sent to 0.0.0.0, `::` or an IPv4 address in IPv6, nor
 //! comes from there.
 
+pub(in crate::audit) mod connection;
 pub mod cube;
 pub(in crate::audit) mod dimensions;
 pub(in crate::audit) mod index;

@@ -1,4 +1,4 @@
-//! The way of packets through a base chain and the chains that it jumps to, rule by rule.
+//! How packets pass a base chain and the chains that it jumps to, rule by rule.
 
 use std::rc::Rc;
 
@@ -62,7 +62,7 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
                 journey.traffic = part;
                 self.look_ahead(journey);
             }
-            if !certain && self.uncertain == Uncertain::BothWays {
+            if !certain && self.uncertain == Uncertain::Both {
                 self.first_uncertain.get_or_insert(here);
                 self.open.push(Journey { assumed: Some(here), assume_next: true, ..journey.clone() });
                 self.limits.hold(self.open.len(), here.0)?;

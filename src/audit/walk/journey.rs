@@ -5,56 +5,14 @@ use std::rc::Rc;
 
 use crate::audit::flow::{Direction, Taker};
 use crate::audit::ruleset::{Base, ChainRules, Decider, Hook};
+use crate::audit::space::connection::{Connection, Tracking};
 use crate::audit::space::dimensions::{NO_ANSWER, NOBODY};
 use crate::audit::space::known::Known;
-use crate::plan::model::{CtStates, Masked, Verdict};
+use crate::plan::model::{Masked, Verdict};
 use crate::plan::why::Why;
 
 /// A rule that decides, and the reason for that part of it that is met.
 pub type Cause<'a> = (Decider<'a>, &'a Why);
-
-/// How far conntrack is with a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tracking {
-    /// It comes to it at priority -200 (`NF_IP_PRI_CONNTRACK`).
-    NotYet,
-    /// So does this one; but a rule has said in which zone, by a connection that stands for
-    /// the one to come (`xt_CT.c`, `nft_ct.c`).
-    InZone,
-    Known,
-}
-
-/// What conntrack has about a packet's connection.
-#[derive(Debug, Clone, Copy)]
-pub struct Connection {
-    pub tracking: Tracking,
-    /// The state that the packet has in it, once it is known.
-    pub state: CtStates,
-    pub mark: u32,
-}
-
-impl Connection {
-    /// That of the first packet that conntrack has not come to yet.
-    pub const NEW: Connection = Connection { tracking: Tracking::NotYet, state: CtStates::NEW, mark: 0 };
-
-    /// What a rule is told about its state.
-    fn told_state(self) -> CtStates {
-        match self.tracking {
-            Tracking::NotYet => CtStates::INVALID,
-            Tracking::InZone => CtStates::NEW,
-            Tracking::Known => self.state,
-        }
-    }
-
-    /// What a rule is told about its mark.
-    fn told_mark(self) -> Option<u32> {
-        match self.tracking {
-            Tracking::NotYet => None,
-            Tracking::InZone => Some(0),
-            Tracking::Known => Some(self.mark),
-        }
-    }
-}
 
 /// A chain that packets are in.
 #[derive(Debug, Clone)]
@@ -256,11 +214,10 @@ impl<'a, 'n, T> Journey<'a, 'n, T> {
         }
     }
 
-    /// Tells rules what conntrack has.
+    /// Lets rules know what conntrack has.
     fn tell(&mut self) {
         if let Some(connection) = self.connection {
-            self.known.state = Some(connection.told_state());
-            self.known.connection_mark = Some(connection.told_mark());
+            connection.tell(&mut self.known);
         }
     }
 }

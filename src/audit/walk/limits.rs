@@ -7,7 +7,7 @@ use crate::audit::ruleset::{ChainRules, Decider};
 /// What it costs to hold a rule against what travels.
 const LOOK: usize = 8;
 
-/// How many ways a packet may still have open.
+/// How many possibilities of a packet may be put aside at once.
 const MOST_OPEN: usize = 100_000;
 
 /// What may still be done on a walk.

@@ -73,15 +73,15 @@ impl Traffic for OnePacket {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Uncertain {
     /// Both possibilities are followed.
-    BothWays,
-    /// The way ends there: what becomes of the packets is not known.
+    Both,
+    /// The packets end there: what becomes of them is not known.
     Ends,
     /// It is passed by: it may not apply. Packets that it may send back to the chain that
     /// jumped here go on there as well.
     Passed,
 }
 
-/// Packets that have come to the end of their way, and who gets them.
+/// Packets whose journey is over, and who gets them.
 pub struct Arrived<'a, 'n, T> {
     pub journey: Journey<'a, 'n, T>,
     pub taker: Taker,

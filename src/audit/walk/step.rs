@@ -76,7 +76,7 @@ pub(super) enum Step<'a> {
     /// The chain ends; the rule that jumped here says more about why than this one. With
     /// TPROXY the packet is marked.
     EndsForCaller(End, Option<u32>),
-    /// Another chain is asked; with `goes` there is no way back to this one.
+    /// Another chain is asked; with `goes` that is by "goto", and this one is over.
     Call { chain: &'a ChainRules, goes: bool },
 }
 
