@@ -26,6 +26,7 @@ pub mod backend;
 pub mod cli;
 pub mod cni;
 pub mod config;
+pub mod node;
 pub mod plan;
 pub mod probe;
 pub mod sys;

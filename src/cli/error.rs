@@ -21,6 +21,8 @@ pub enum CliError {
     Netns(#[from] NetnsError),
     #[error(transparent)]
     Source(#[from] SourceError),
+    #[error(transparent)]
+    Node(#[from] crate::node::RunError),
     #[error("cannot list the pod's addresses: {0}")]
     Addresses(io::Error),
     #[error("cannot write to standard output: {0}")]

@@ -10,6 +10,7 @@ mod facts;
 mod init;
 mod logging;
 mod manifest;
+mod node;
 mod output;
 mod print_config;
 mod quick;
@@ -46,7 +47,8 @@ fn command() -> Command {
         .subcommand(render::command())
         .subcommand(verify::command())
         .subcommand(explain::command())
-        .subcommand(audit::command());
+        .subcommand(audit::command())
+        .subcommand(node::command());
     logging::with_log_options(command)
 }
 
@@ -111,6 +113,7 @@ fn run_command(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> 
         "verify" => verify::run(matches),
         "explain" => explain::run(matches),
         "audit" => audit::run(matches, has_options),
+        "node" => node::run(matches),
         _ => Err(CliError::Usage(format!("{name} is no command"))),
     }
 }

@@ -252,7 +252,7 @@ pub fn of_words_in(
 }
 
 /// The options that words give, in the face they are meant for.
-fn given_of(
+pub fn given_of(
     place: &str,
     words: &[&str],
     said: Option<&str>,

@@ -49,7 +49,7 @@ impl From<Problem> for NoAnswer {
 }
 
 /// An error with its causes, from the first that says more than which layer it came from.
-fn chain(error: &(dyn Error + 'static)) -> String {
+pub fn chain(error: &(dyn Error + 'static)) -> String {
     let is_wrapping =
         |error: &(dyn Error + 'static)| error.is::<kube::Error>() || error.is::<hyper_util::client::legacy::Error>();
     let mut error = error;
@@ -95,8 +95,20 @@ pub async fn get(access: &Access, path: &str) -> Result<Answer, NoAnswer> {
     }
 }
 
+/// What sends requests over TLS.
+pub type Https = HttpClient<hyper_rustls::HttpsConnector<HttpConnector<Resolver>>, Body>;
+
 /// Connects as the kubeconfig says.
 fn connect(access: &Access) -> Result<kube::Client, Problem> {
+    Ok(kube::Client::new(https(access)?, "default"))
+}
+
+/// What connects to the server of a kubeconfig, believing whom it says, and shows the
+/// certificate that it has.
+///
+/// # Errors
+/// A certificate, key or name in it is damaged.
+pub fn https(access: &Access) -> Result<Https, Problem> {
     let mut http = HttpConnector::new_with_resolver(Resolver);
     http.enforce_http(false);
     http.set_nodelay(true);
@@ -108,8 +120,7 @@ fn connect(access: &Access) -> Result<kube::Client, Problem> {
         https = https.with_server_name_resolver(FixedServerNameResolver::new(name));
     }
     let https = https.enable_http1().wrap_connector(http);
-    let service = HttpClient::builder(TokioExecutor::new()).build::<_, Body>(https);
-    Ok(kube::Client::new(service, "default"))
+    Ok(HttpClient::builder(TokioExecutor::new()).build(https))
 }
 
 /// Whom to believe, and the certificate to show, if there is one. Errors of parsers may

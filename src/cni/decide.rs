@@ -1,18 +1,29 @@
 //! Whether a pod's traffic is diverted, and how: everything known about it, in the order
 //! in which knowing gets more expensive.
 
+use std::time::Duration;
+
+use tracing::warn;
+
 use crate::config::given::Given;
 
+use super::agent;
+use super::agent::message::Decide as Asked;
 use super::annotations;
-use super::kubeconfig::Place;
+use super::kubeconfig::{self, Place};
 use super::lookup;
 use super::netconf::Netconf;
 use super::pod::{LeftAlone, Pod, STATUS};
-use super::protocol::CniError;
+use super::protocol::{CniError, Code};
 use super::request::{Deadline, PodId};
 
 /// How the DaemonSets of agents are called; their pods' names begin so.
 const AGENTS: [&str; 2] = ["podweir-node-", "istio-cni-node-"];
+
+/// How long a pod waits for an agent that is away, unless the netconf says otherwise.
+const AGENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same where there is a kubeconfig as well.
+const AGENT_TIMEOUT_BESIDE: Duration = Duration::from_secs(2);
 
 /// What is to be done with a pod.
 #[derive(Debug)]
@@ -35,12 +46,26 @@ pub fn without_pod(netconf: &Netconf) -> Decision {
     }
 }
 
-/// Decides about a pod after asking who it is.
+/// Decides about a pod after asking who it is: the node's agent, where there is one; else,
+/// or where it does not answer and there is a kubeconfig, the API server.
 ///
 /// # Errors
 /// When nobody can tell, or what the pod asks for makes no sense.
-pub fn by_asking(netconf: &Netconf, pod: &PodId, deadline: &Deadline) -> Result<Decision, CniError> {
+pub fn by_asking(netconf: &Netconf, pod: &PodId, asked: Asked, deadline: &Deadline) -> Result<Decision, CniError> {
     let place = Place { run_dir: netconf.run_dir.clone(), allow_http: netconf.allow_http };
+    // The netconf of an installation by an agent says so; a socket says it as well.
+    if netconf.agent_timeout.is_some() || agent::is_there(&netconf.run_dir) {
+        let longest = netconf.agent_timeout.unwrap_or(AGENT_TIMEOUT);
+        // With a kubeconfig, an agent that does not answer at once is not waited for.
+        let has_kubeconfig = kubeconfig::is_there(&place);
+        let longest = if has_kubeconfig { longest.min(AGENT_TIMEOUT_BESIDE) } else { longest };
+        match agent::decide(&netconf.run_dir, &asked, deadline, longest) {
+            Err(error) if has_kubeconfig && error.code == Code::TryAgainLater => {
+                warn!("{error}; the API server is asked, since there is a kubeconfig");
+            }
+            decided => return decided,
+        }
+    }
     about(&lookup::pod(pod, &place, deadline)?, &netconf.options)
 }
 

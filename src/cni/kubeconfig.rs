@@ -2,7 +2,7 @@
 //! root could have written. What is in it is never said, since errors become events of
 //! pods, for many to read: a problem is told by its place in the file or by the key.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -27,13 +27,13 @@ pub struct Place {
 #[derive(Debug, thiserror::Error)]
 pub enum KubeconfigError {
     #[error(
-        "there is no kubeconfig in {}, and without one no pod can be looked up; put one there as podweir's cni-conf/README.md says (step 3)", .0.display()
+        "there is no kubeconfig in {}, and without one no pod can be looked up; put one there as podweir's cni-conf/by-hand.md says (step 3)", .0.display()
     )]
     Missing(PathBuf),
     #[error("the kubeconfig cannot be used: {0}")]
     Unread(#[source] TrustError),
     #[error(
-        "{} is no usable kubeconfig: {problem}; make it anew as podweir's cni-conf/README.md says (steps 2 and 3)", .path.display()
+        "{} is no usable kubeconfig: {problem}; make it anew as podweir's cni-conf/by-hand.md says (steps 2 and 3)", .path.display()
     )]
     Invalid { path: PathBuf, problem: Problem },
 }
@@ -74,6 +74,20 @@ pub fn load(place: &Place) -> Result<(PathBuf, Access), KubeconfigError> {
         };
     }
     Err(missing())
+}
+
+/// Whether there is one, good or not.
+pub fn is_there(place: &Place) -> bool {
+    NAMES.iter().any(|name| place.run_dir.join(name).exists())
+}
+
+/// The content of a kubeconfig that is named by its path, as plain values.
+///
+/// # Errors
+/// It cannot be read, others than root may write to it, or it is no YAML.
+pub fn value(path: &Path) -> Result<Value, Problem> {
+    let content = trust::read(path, LONGEST).map_err(|e| Problem::new(e.to_string()))?;
+    parse(&content.bytes)
 }
 
 /// The parser's own words quote the file: only where it stopped is told.

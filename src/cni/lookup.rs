@@ -80,7 +80,7 @@ impl Failure {
         };
         let cure = match (status, reason.as_str()) {
             (401, _) => format!(
-                "the token or certificate in {kubeconfig} has expired or was revoked; make it anew as podweir's cni-conf/README.md says (steps 2 and 3)"
+                "the token or certificate in {kubeconfig} has expired or was revoked; make it anew as podweir's cni-conf/by-hand.md says (steps 2 and 3)"
             ),
             (403, _) => format!(
                 "the account that {kubeconfig} is for may not get pods; apply podweir's cni-conf/rbac.yaml, or give it a cluster role with that right"

@@ -12,24 +12,25 @@
 //! | `facts`, `namespace` | working in a pod's network namespace |
 //! | `verbs`, `state`, `answer`, `log`, `rotate` | what each verb does, remembers and says |
 
-mod access;
+pub(crate) mod access;
+pub mod agent;
 pub(crate) mod annotations;
 mod answer;
-mod client;
-mod decide;
+pub(crate) mod client;
+pub(crate) mod decide;
 mod facts;
-mod kubeconfig;
+pub(crate) mod kubeconfig;
 mod log;
-mod lookup;
-mod namespace;
-mod netconf;
+pub(crate) mod lookup;
+pub(crate) mod namespace;
+pub(crate) mod netconf;
 mod patience;
 pub(crate) mod pod;
 pub(crate) mod protocol;
-mod request;
+pub(crate) mod request;
 mod resolver;
 mod rotate;
-mod state;
+pub(crate) mod state;
 mod verbs;
 
 use std::any::Any;

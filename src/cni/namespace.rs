@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::audit::established::{self, Said};
+use crate::audit::established::{self, Fate, Said};
 use crate::audit::lints::tproxy;
 use crate::backend::install::{Conditions, InstallError, Outcome, Request, Session};
 use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
@@ -13,6 +13,7 @@ use crate::config::given::{Given, Origin, process_environment};
 use crate::config::interception::Interception;
 use crate::config::options::Opt;
 use crate::config::settings::{BackendChoice, Face, Run, Settings, SettingsError};
+use crate::config::types::OlderConnections;
 use crate::plan::diff;
 use crate::plan::{self, model::Plan};
 use crate::sys::lock::LockError;
@@ -107,9 +108,9 @@ struct Ready {
     mesh_address: bool,
 }
 
-fn prepare(netns: &Netns, job: &Job) -> Result<Ready, CniError> {
+fn prepare(netns: &Netns, job: &Job, face: Face) -> Result<Ready, CniError> {
     let facts = PodFacts::new(&job.name_servers);
-    let settings = Settings::resolve(&job.options, Face::Init, &facts).map_err(refused)?;
+    let settings = Settings::resolve(&job.options, face, &facts).map_err(refused)?;
     let plan = plan::build(&settings.interception);
     let (mesh_address, route) = facts.into_mesh_address().map_err(io_failed("cannot list the pod's addresses"))?;
     let conditions = conditions(netns, &settings.run, &job.deadline)?;
@@ -137,7 +138,7 @@ fn conditions(netns: &Netns, run: &Run, deadline: &Deadline) -> Result<Condition
 /// nobody is to hear it.
 pub fn program(netns: Netns, job: Job, answer: &Arc<Answer>, result: &str) -> Result<Done, CniError> {
     inside(&netns, job.deadline, answer, || {
-        let mut ready = prepare(&netns, &job)?;
+        let mut ready = prepare(&netns, &job, Face::Init)?;
         let started = Instant::now();
         let run = &ready.settings.run;
         let request = Request {
@@ -189,10 +190,54 @@ fn proxy(options: &Given, interception: &Interception) -> Option<tproxy::Proxy> 
     interception.proxy_uids.first().filter(|_| said).map(|&uid| tproxy::Proxy::RunsAs(uid))
 }
 
+/// Makes the namespace that the calling thread is in hold an interception, whatever is
+/// there of one, and reads it back.
+///
+/// Connections that are older and that the rules would break are ended, so that both ends
+/// hear of it; with `wait_for_older` nothing is done while there are some.
+///
+/// # Errors
+/// The rules could not be replaced, and are then what they were; or the kernel does not
+/// hold them afterwards. [`Code::TryAgainLater`]: older connections are waited for.
+pub fn replace(netns: &Netns, job: &Job, face: Face, wait_for_older: bool) -> Result<Done, CniError> {
+    let mut ready = prepare(netns, job, face)?;
+    if wait_for_older {
+        let found = established::look_for(&ready.plan).map_err(io_failed("cannot list the pod's connections"))?;
+        let open = found.map_or(0, |(_, found)| found.older.iter().filter(|o| o.fate != Fate::MayBreak).count());
+        if open > 0 {
+            return Err(CniError::new(
+                Code::TryAgainLater,
+                format!("{open} connections are open that the rules would break"),
+            ));
+        }
+    }
+    let started = Instant::now();
+    let request =
+        Request { plan: &ready.plan, choice: ready.settings.run.backend, reconcile: true, force: false, strict: false };
+    let outcome = ready.session.install(&request, ready.mesh_address).map_err(failed)?;
+    let took = started.elapsed();
+    let readings = ready.session.read(&ready.plan.routing).map_err(failed)?;
+    drift(&ready.plan, Some(outcome.backend), &readings)?;
+    Ok(Done {
+        established: established::settle(
+            &ready.settings.interception,
+            &ready.plan,
+            OlderConnections::Reset,
+            "a restart of the pod ends them",
+        ),
+        read: outcome.read,
+        apply: took.saturating_sub(outcome.read),
+        warnings: ready.settings.warnings.iter().chain(&outcome.warnings).cloned().collect(),
+        families: ready.plan.families.to_string(),
+        rules: ready.plan.rule_count(),
+        outcome,
+    })
+}
+
 /// Holds a namespace against the plan for it; an error names the first difference.
 pub fn compare(netns: Netns, job: Job, answer: &Arc<Answer>) -> Result<Kind, CniError> {
     inside(&netns, job.deadline, answer, || {
-        let mut ready = prepare(&netns, &job)?;
+        let mut ready = prepare(&netns, &job, Face::Init)?;
         let readings = ready.session.read(&ready.plan.routing).map_err(failed)?;
         let wanted = match ready.settings.run.backend {
             BackendChoice::Nftables => Some(Kind::Nftables),

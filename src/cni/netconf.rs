@@ -47,6 +47,9 @@ pub struct Netconf {
     /// The agent's own namespace.
     pub pod_namespace: String,
     pub timeout: Duration,
+    /// How long a pod waits for the node's agent while that is away; `None`: the node has
+    /// no agent as far as the netconf knows.
+    pub agent_timeout: Option<Duration>,
     /// The netconf itself asks for an interception.
     pub intercepts: bool,
     /// Options that the netconf sets.
@@ -113,6 +116,7 @@ impl Raw {
     pub fn check(mut self, version: Version) -> Result<Netconf, CniError> {
         let keys = &self.keys;
         let timeout: Option<Value> = get(keys, "timeout")?;
+        let agent_timeout: Option<Value> = get(keys, "agent_timeout")?;
         let runtime: Option<HashMap<String, Value>> = get(keys, "runtimeConfig")?;
         let interception: Option<serde_json::Map<String, Value>> = get(keys, "interception")?;
         let run_dir = self.run_dir()?;
@@ -150,7 +154,8 @@ impl Raw {
             allow_http: get(keys, "allow_http")?.unwrap_or_default(),
             exclude_namespaces: get(keys, "exclude_namespaces")?.unwrap_or_default(),
             pod_namespace: get(keys, "pod_namespace")?.unwrap_or_default(),
-            timeout: timeout.map_or(Ok(DEFAULT_TIMEOUT), |value| duration(&value))?,
+            timeout: timeout.map_or(Ok(DEFAULT_TIMEOUT), |value| duration("timeout", &value))?,
+            agent_timeout: agent_timeout.map(|value| duration("agent_timeout", &value)).transpose()?,
             intercepts: interception.is_some(),
             options,
             annotations: annotations(runtime.unwrap_or_default())?,
@@ -253,14 +258,14 @@ fn prev_result(keys: &Keys, version: Version) -> Result<Option<PrevResult>, CniE
 }
 
 /// Seconds, or a text such as "90s".
-fn duration(value: &Value) -> Result<Duration, CniError> {
+fn duration(key: &str, value: &Value) -> Result<Duration, CniError> {
     const EXPECTED: &str = "expected seconds, or a text such as \"90s\", from 1ms to 24h";
     let text = match value {
         Value::Number(seconds) => format!("{seconds}s"),
         Value::String(text) => text.clone(),
-        _ => return Err(wrong("timeout", EXPECTED)),
+        _ => return Err(wrong(key, EXPECTED)),
     };
-    value::duration(&text).map_err(|_| wrong("timeout", format_args!("{value} is no time; {EXPECTED}")))
+    value::duration(&text).map_err(|_| wrong(key, format_args!("{value} is no time; {EXPECTED}")))
 }
 
 fn annotations(mut runtime: HashMap<String, Value>) -> Result<Option<BTreeMap<String, String>>, CniError> {

@@ -15,7 +15,7 @@ use super::request::PodId;
 pub const STATUS: &str = "sidecar.istio.io/status";
 /// On what the API server shows of a static pod: the uid by which the kubelet knows it
 /// (`ConfigMirrorAnnotationKey`, pkg/kubelet/types).
-const MIRROR_OF: &str = "kubernetes.io/config.mirror";
+pub const MIRROR_OF: &str = "kubernetes.io/config.mirror";
 const INJECT: &str = "sidecar.istio.io/inject";
 const PROXY: &str = "istio-proxy";
 const INIT: &str = "istio-init";
@@ -60,6 +60,8 @@ pub struct PodSpec {
 #[serde(rename_all = "camelCase")]
 pub struct Container {
     pub name: String,
+    #[serde(default)]
+    command: Option<Vec<String>>,
     #[serde(default)]
     pub args: Option<Vec<String>>,
     #[serde(default)]
@@ -106,6 +108,8 @@ pub enum LeftAlone {
     NoSidecar(String),
     InjectFalse,
     NotInjected,
+    /// The node's agent decided so, with this reason.
+    AgentSays(String),
 }
 
 impl fmt::Display for LeftAlone {
@@ -122,6 +126,7 @@ impl fmt::Display for LeftAlone {
             Self::NoSidecar(kind) => {
                 write!(f, "its proxy is no sidecar, but '{}'", shortened(kind, LONGEST_QUOTE))
             }
+            Self::AgentSays(why) => f.write_str(why),
             Self::InjectFalse => write!(f, "{INJECT} is false"),
             Self::NotInjected => write!(f, "it lacks the annotation {STATUS}: no sidecar was injected"),
         }
@@ -146,7 +151,37 @@ impl Container {
     }
 }
 
+/// The beginnings of the names of annotations and labels that decide.
+const DECIDES: [&str; 5] =
+    ["sidecar.istio.io/", "traffic.sidecar.istio.io/", "istio.io/", "ambient.istio.io/", "k8s.v1.cni.cncf.io/"];
+
 impl Pod {
+    /// A pod with only what decides: the annotations and labels of a mesh, and the
+    /// containers that a mesh adds. Of the injector's note only that it is there is kept.
+    pub fn trimmed(annotations: Texts, labels: Texts, spec: PodSpec) -> Self {
+        let decides = |texts: Texts| {
+            let kept = texts.unwrap_or_default().into_iter();
+            kept.filter(|(name, _)| DECIDES.iter().any(|begin| name.starts_with(begin)))
+                .map(|(name, text)| if name == STATUS { (name, String::new()) } else { (name, text) })
+                .collect()
+        };
+        let mesh = |containers: Option<Vec<Container>>| {
+            let mut kept: Vec<Container> = containers.unwrap_or_default();
+            kept.retain(|container| container.name == PROXY || container.name == INIT);
+            kept.shrink_to_fit();
+            Some(kept)
+        };
+        Self {
+            kind: None,
+            metadata: Metadata {
+                annotations: Some(decides(annotations)),
+                labels: Some(decides(labels)),
+                ..Metadata::default()
+            },
+            spec: PodSpec { init_containers: mesh(spec.init_containers), containers: mesh(spec.containers) },
+        }
+    }
+
     pub fn annotation(&self, name: &str) -> Option<&str> {
         self.metadata.annotations.as_ref()?.get(name).map(String::as_str)
     }
@@ -183,6 +218,14 @@ impl Pod {
 
     fn label(&self, name: &str) -> Option<&str> {
         self.metadata.labels.as_ref()?.get(name).map(String::as_str)
+    }
+
+    /// The arguments and literal variables of the init container that makes the rules.
+    pub fn init_arguments(&self) -> Option<(Vec<String>, BTreeMap<String, String>)> {
+        let init = self.init_containers().find(|container| container.name == INIT)?;
+        let words = [&init.command, &init.args].into_iter().flatten().flatten().cloned().collect();
+        let variables = init.env.iter().flatten().filter_map(|v| Some((v.name.clone(), v.value.clone()?))).collect();
+        Some((words, variables))
     }
 
     fn init_containers(&self) -> impl Iterator<Item = &Container> {

@@ -111,6 +111,27 @@ pub enum Code {
 }
 
 impl Code {
+    /// Every kind of error.
+    const ALL: [Self; 12] = [
+        Self::IncompatibleVersion,
+        Self::Environment,
+        Self::Io,
+        Self::Decode,
+        Self::Netconf,
+        Self::TryAgainLater,
+        Self::NotAvailable,
+        Self::Programming,
+        Self::LookUp,
+        Self::Pod,
+        Self::Drift,
+        Self::Internal,
+    ];
+
+    /// The kind of error that has a number.
+    pub fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.number() == number)
+    }
+
     pub fn number(self) -> u32 {
         match self {
             Self::IncompatibleVersion => 1,

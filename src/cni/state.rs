@@ -128,6 +128,38 @@ impl Store {
         }
     }
 
+    /// Forgets the attachments of pods that are not there any more, and that are older than
+    /// `age`, since a pod that starts may not be known yet. Goes on over errors and gives
+    /// them back with the number of those forgotten.
+    pub fn keep_pods(&self, age: Duration, is_there: impl Fn(&str) -> bool) -> (usize, Vec<String>) {
+        let listing = trust::directory(&self.directory)
+            .and_then(|path| fs::read_dir(&path).map_err(|source| TrustError::Io { path, source }));
+        let entries = match listing {
+            Ok(entries) => entries,
+            Err(e) if e.is_missing() => return (0, Vec::new()),
+            Err(e) => return (0, vec![format!("cannot list the attachments: {e}")]),
+        };
+        let (mut removed, mut problems) = (0, Vec::new());
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let modified = fs::symlink_metadata(&path).and_then(|meta| meta.modified());
+            let is_old = modified.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|time| time > age));
+            if !is_old || path.extension().is_none_or(|ending| ending != "json") {
+                continue;
+            }
+            // One that is damaged is of no use to anybody either.
+            let state: Option<State> =
+                trust::read(&path, LONGEST).ok().and_then(|content| serde_json::from_slice(&content.bytes).ok());
+            if state.is_some_and(|state| state.pod.is_none_or(|pod| is_there(&pod))) {
+                continue;
+            }
+            match absent_is_fine(fs::remove_file(&path)) {
+                Ok(()) => removed += 1,
+                Err(e) => problems.push(format!("cannot remove {}: {e}", path.display())),
+            }
+        }
+        (removed, problems)
+    }
+
     /// Forgets the attachments of a network that are not among the valid ones. Goes on
     /// over errors and gives them back with the number of those forgotten.
     pub fn keep_only(&self, network: &str, valid: &[ValidAttachment]) -> (usize, Vec<String>) {
@@ -236,6 +268,20 @@ mod tests {
         store.save(&attachment("a"), &state("other")).unwrap();
         assert_eq!(store.load(&attachment("a")).unwrap(), Some(state("other")));
         assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+        fs::remove_dir_all(store.directory.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn attachments_of_pods_that_are_gone_go_when_they_are_old() {
+        let store = store("pods");
+        for (id, pod) in [("a", Some("shop/here")), ("b", Some("shop/gone")), ("c", None)] {
+            store.save(&attachment(id), &State { pod: pod.map(str::to_owned), ..state("n") }).unwrap();
+        }
+        let there = |pod: &str| pod == "shop/here";
+        assert_eq!(store.keep_pods(Duration::from_secs(3600), there), (0, Vec::new()));
+        assert_eq!(store.keep_pods(Duration::ZERO, there), (1, Vec::new()));
+        let left = |id| store.load(&attachment(id)).unwrap().is_some();
+        assert!(left("a") && !left("b") && left("c"));
         fs::remove_dir_all(store.directory.parent().unwrap()).unwrap();
     }
 

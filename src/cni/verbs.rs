@@ -1,5 +1,6 @@
 //! What each verb does.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use crate::sys::caps;
 use crate::sys::netlink::Netlink;
 use crate::sys::trust;
 
+use super::agent::{self, message};
 use super::answer::{Answer, Given as Answered};
 use super::decide::{self, Decision};
 use super::namespace::{self, Done, Job};
@@ -63,7 +65,56 @@ impl Call {
         }
         // From here on there are files and servers that may keep us waiting.
         self.answer.watch(self.deadline)?;
-        decide::by_asking(&self.netconf, pod, &self.deadline)
+        let attachment = self.variables.attachment()?;
+        decide::by_asking(&self.netconf, pod, self.asked(pod, &attachment), &self.deadline)
+    }
+
+    /// What the node's agent is asked.
+    fn asked(&self, pod: &PodId, attachment: &Attachment) -> message::Decide {
+        message::Decide {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+            attachment: name_of(attachment),
+            netns: self.variables.netns().map(|path| path.display().to_string()).unwrap_or_default(),
+        }
+    }
+
+    /// Tells the node's agent, if there is one, what was done.
+    fn tell_agent(
+        &self,
+        pod: Option<&PodId>,
+        attachment: &Attachment,
+        state: &State,
+        done: Option<&Done>,
+        lookup_ms: f64,
+    ) {
+        let Some(pod) = pod.filter(|_| agent::is_there(&self.netconf.run_dir)) else { return };
+        let asked = self.asked(pod, attachment);
+        let options =
+            state.options.iter().map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().into()));
+        let mut phases = BTreeMap::from([
+            ("lookup".to_owned(), lookup_ms),
+            ("total".to_owned(), ms(self.deadline.started.elapsed())),
+        ]);
+        if let Some(done) = done {
+            phases.extend([("read".to_owned(), ms(done.read)), ("apply".to_owned(), ms(done.apply))]);
+        }
+        let told = message::Done {
+            attachment: asked.attachment,
+            namespace: asked.namespace,
+            name: asked.name,
+            uid: asked.uid,
+            netns: asked.netns,
+            action: if done.is_some() { "intercepted" } else { "left alone" }.into(),
+            why: state.left_alone.clone(),
+            backend: done.map(|done| done.outcome.backend.name().into()),
+            families: done.map(|done| done.families.clone()),
+            rules: done.map(|done| done.rules).unwrap_or_default(),
+            options: options.collect(),
+            phases,
+        };
+        agent::tell(&self.netconf.run_dir, message::Request::Done(told));
     }
 
     fn job(&self, options: crate::config::given::Given) -> Job {
@@ -91,6 +142,7 @@ impl Call {
                 if let Answered::Failed(error) = self.answer.give(&result) {
                     return Err(error);
                 }
+                self.tell_agent(pod.as_ref(), &attachment, &state, None, lookup_ms);
                 info!(decision = "left alone", %why, lookup_ms, ms = ms(self.deadline.started.elapsed()), "left alone: {why}");
             }
             Decision::Intercept { options, why, warnings } => {
@@ -102,6 +154,7 @@ impl Call {
                     let _ = self.store().remove(&attachment);
                 })?;
                 report(&done, why, lookup_ms, self.deadline.started);
+                self.tell_agent(pod.as_ref(), &attachment, &state, Some(&done), lookup_ms);
             }
         }
         Ok(())
@@ -228,14 +281,23 @@ fn report(done: &Done, why: &str, lookup_ms: f64, started: Instant) {
     );
 }
 
+fn name_of(attachment: &Attachment) -> message::AttachmentName {
+    message::AttachmentName { container: attachment.container_id.clone(), interface: attachment.ifname.clone() }
+}
+
 /// DEL: nothing in a namespace that is going away needs removing, so there is only the
 /// state to forget; and no reason to keep a pod from going.
 pub fn del(variables: &Variables, run_dir: &std::path::Path) {
     match variables.attachment() {
-        Ok(attachment) => match Store::new(run_dir).remove(&attachment) {
-            Ok(()) => debug!("forgot the attachment"),
-            Err(e) => warn!("cannot forget the attachment in {}: {e}", run_dir.display()),
-        },
+        Ok(attachment) => {
+            match Store::new(run_dir).remove(&attachment) {
+                Ok(()) => debug!("forgot the attachment"),
+                Err(e) => warn!("cannot forget the attachment in {}: {e}", run_dir.display()),
+            }
+            if agent::is_there(run_dir) {
+                agent::tell(run_dir, message::Request::Forget(name_of(&attachment)));
+            }
+        }
         Err(e) => warn!("nothing is forgotten: {e}"),
     }
 }

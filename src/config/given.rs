@@ -22,6 +22,8 @@ pub enum Origin {
     ProxyVariable(String),
     /// A field of the pod's proxy container.
     ProxyField(&'static str),
+    /// As the node's agent said, in its words.
+    Agent(String),
 }
 
 impl fmt::Display for Origin {
@@ -34,6 +36,7 @@ impl fmt::Display for Origin {
             Origin::Annotation(name) => write!(f, "annotation {name}"),
             Origin::ProxyVariable(name) => write!(f, "the proxy's variable {name}"),
             Origin::ProxyField(name) => write!(f, "the proxy's {name}"),
+            Origin::Agent(source) => f.write_str(source),
         }
     }
 }

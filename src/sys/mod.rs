@@ -15,5 +15,7 @@ pub mod proc_net;
 pub mod process;
 pub mod socket_owner;
 pub mod start;
+pub mod subscription;
 pub mod text;
 pub mod trust;
+pub mod xattr;

@@ -145,7 +145,6 @@ fn every_flag_beats_its_variable_and_every_variable_the_default() {
             Opt::IpFamilies => ("ipv4", "both"),
             Opt::Backend => ("nftables", "iptables-nft"),
             Opt::ForceIptables => ("legacy", "nft"),
-            Opt::Established => ("reset", "leave"),
             Opt::ProbeTimeout | Opt::LockTimeout => ("3s", "4s"),
             Opt::NetworkNamespace => ("/proc/thread-self/ns/net", "/proc/self/ns/net"),
             Opt::ExcludeInterfaces | Opt::VirtualInterfaces => ("eth1", "eth2,net+"),

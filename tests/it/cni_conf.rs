@@ -16,7 +16,7 @@ use crate::pod::{Probe, ask, serve};
 pub const EXAMPLE: &str = include_str!("../../cni-conf/10-bridge-podweir.conflist");
 const WITHOUT_KUBERNETES: &str = include_str!("../../cni-conf/without-kubernetes.conflist");
 const ENTRY: &str = include_str!("../../cni-conf/podweir.json");
-const PAGE: &str = include_str!("../../cni-conf/README.md");
+const PAGE: &str = include_str!("../../cni-conf/by-hand.md");
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/cni-conf");
 
 fn read(name: &str) -> String {
@@ -38,7 +38,12 @@ fn documents(name: &str) -> Vec<Value> {
 fn every_file_parses_and_has_its_place() {
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(FOLDER).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        // The chart has checks of its own (scripts/chart), and the manifests are made from it.
+        if entry.file_type().unwrap().is_dir() || name == "node.yaml" {
+            continue;
+        }
         match Path::new(&name).extension().and_then(|extension| extension.to_str()) {
             Some("json" | "conflist") => drop(json(&read(&name))),
             Some("yaml") => assert!(documents(&name).iter().all(|document| document["kind"].is_string()), "{name}"),

@@ -293,7 +293,7 @@ fn kubeconfigs_that_are_no_good_are_told_apart() {
     std::fs::remove_file(&path).unwrap();
     let (code, message) = refusal(&cluster);
     assert!(
-        code == 101 && message.contains("there is no kubeconfig in") && message.contains("cni-conf/README.md"),
+        code == 101 && message.contains("there is no kubeconfig in") && message.contains("cni-conf/by-hand.md"),
         "{message}"
     );
     for_people(&message);

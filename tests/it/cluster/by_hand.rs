@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::Cluster;
 use crate::cri::{AskStatus, Cri, StatusResponse};
 
-const PAGE: &str = include_str!("../../../cni-conf/README.md");
+const PAGE: &str = include_str!("../../../cni-conf/by-hand.md");
 /// Whom the plugin is to the API server.
 pub const ACCOUNT: &str = "system:serviceaccount:kube-system:podweir-cni";
 pub const KUBECONFIG: &str = "/var/lib/podweir/kubeconfig";

@@ -16,6 +16,7 @@ mod kubectl;
 mod machine;
 mod pods;
 
+mod agent;
 mod host_network;
 mod recreated;
 mod sidecar;

@@ -34,7 +34,7 @@ const CUT: &str = "the text ends in the middle: it is cut short";
 
 impl<'a> Reader<'a> {
     fn token(&mut self) -> Result<Token<'a>, String> {
-        self.words.next()?.ok_or_else(|| CUT.to_owned())
+        self.words.token()?.ok_or_else(|| CUT.to_owned())
     }
 
     fn name(&mut self) -> Result<&'a str, String> {
@@ -49,7 +49,7 @@ impl<'a> Reader<'a> {
     }
 
     fn tables(&mut self) -> Result<(), String> {
-        while let Some(token) = self.words.next()? {
+        while let Some(token) = self.words.token()? {
             match token {
                 Token::End | Token::Sign(';') => {}
                 Token::Word("table") => self.table()?,
@@ -131,7 +131,7 @@ impl<'a> Reader<'a> {
         loop {
             match self.words.peek()?.ok_or(CUT)? {
                 Token::End | Token::Sign(';') if depth == 0 => {
-                    self.words.next()?;
+                    self.words.token()?;
                     return Ok(out);
                 }
                 // The end of what this line is in, on the line itself.
@@ -161,7 +161,7 @@ impl<'a> Reader<'a> {
         self.expect('{')?;
         loop {
             if self.words.peek()? == Some(Token::Sign('}')) {
-                self.words.next()?;
+                self.words.token()?;
                 return Ok((chain, rules));
             }
             let line = self.line()?;
@@ -188,7 +188,7 @@ impl<'a> Reader<'a> {
         let (mut elements, mut pairs) = (Some(Vec::new()), Some(Vec::new()));
         loop {
             if self.words.peek()? == Some(Token::Sign('}')) {
-                self.words.next()?;
+                self.words.token()?;
                 break;
             }
             let line = self.line()?;

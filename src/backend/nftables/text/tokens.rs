@@ -41,7 +41,7 @@ pub fn written(tokens: &[Token]) -> String {
 pub fn all(text: &str) -> Option<Vec<Token<'_>>> {
     let mut words = Words::new(text);
     let mut out = Vec::new();
-    while let Some(token) = words.next().ok()? {
+    while let Some(token) = words.token().ok()? {
         out.push(token);
     }
     Some(out)
@@ -79,7 +79,7 @@ impl<'a> Words<'a> {
     }
 
     /// `None`: the text ends.
-    pub fn next(&mut self) -> Result<Option<Token<'a>>, String> {
+    pub fn token(&mut self) -> Result<Option<Token<'a>>, String> {
         match self.next.take() {
             Some(token) => {
                 self.line += usize::from(token == Token::End);

@@ -1,0 +1,370 @@
+//! `podweir node`: the agent of a node, and what one asks it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use serde_json::{Value, json};
+
+use crate::cni::agent::{self, message};
+use crate::cni::netconf::NodeOptions;
+use crate::config::given::{Given, process_environment};
+use crate::config::settings::Face;
+use crate::config::value;
+use crate::node::api::Credentials;
+use crate::node::http::Listen;
+use crate::node::installer::{ChainMode, Installation, TYPE};
+use crate::node::settings::{ObjectName, OnFailure, Settings};
+use crate::node::{self, Policy};
+
+use super::error::CliError;
+use super::{output, source};
+
+const EXAMPLES: &str = "\
+The agent puts the plugin in place and keeps it there, answers it, watches the rules of
+every pod of its node and repairs them. It runs as a DaemonSet: cni-conf/README.md says how
+to install the chart. Nothing is removed when it ends, only by `podweir node uninstall` or
+when its DaemonSet is deleted.
+
+Exit status: 0 done (status: ready; why: intercepted or left alone on purpose), 1 failed or
+not so, 2 usage.
+
+Examples:
+  podweir node run --node-name node1
+      The agent, in the foreground; ends at SIGTERM.
+  podweir node status
+      Whether pods on this node are intercepted, and what is missing if not.
+  podweir node why shop/web-0
+      What was decided about this pod, why, and what happened to it since.
+  kubectl -n podweir-system exec ds/podweir-node -- podweir node why shop/web-0
+      The same from elsewhere.
+";
+
+/// Where a pod finds the token of its account.
+const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// How long an agent may take to answer a person.
+const PATIENCE: Duration = Duration::from_secs(6);
+
+fn path(name: &'static str, default: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name("PATH").value_parser(value_parser!(PathBuf)).default_value(default).help(help)
+}
+
+fn text(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value).help(help)
+}
+
+fn with_places(command: Command) -> Command {
+    command.args([
+        path("cni-bin-dir", "/opt/cni/bin", "Folder from which the container runtime starts plugins"),
+        path("cni-conf-dir", "/etc/cni/net.d", "Folder from which the container runtime reads network configurations"),
+        text("chain", "MODE", "How the plugin gets into the chain: merge, drop-in, standalone (Multus) or none")
+            .default_value("merge")
+            .value_parser(ChainMode::NAMES),
+        run_dir(),
+    ])
+}
+
+fn run_dir() -> Arg {
+    path("run-dir", "/var/run/podweir", "Folder of the agent's socket, the plugin's log and its attachments")
+}
+
+fn json_flag() -> Arg {
+    Arg::new("json").long("json").action(ArgAction::SetTrue).help("Answer in JSON")
+}
+
+/// The `node` subcommand.
+pub fn command() -> Command {
+    let run = with_places(Command::new("run").about("Run the agent of this node")).args([
+        text("node-name", "NAME", "This node's name in Kubernetes; default: the variable NODE_NAME"),
+        text("daemon-set", "NAMESPACE/NAME", "The DaemonSet of the agent: when it is deleted, podweir is removed from the node; default: the variables POD_NAMESPACE and DAEMON_SET"),
+        path("host-proc", "/proc", "Where the node's /proc is mounted"),
+        text("exclude-namespaces", "NAMES", "Namespaces of Kubernetes whose pods are left alone")
+            .value_delimiter(',')
+            .action(ArgAction::Append)
+            .default_value("kube-system"),
+        text("interception", "JSON", "Options beneath those of every pod, as in the netconf's interception"),
+        text("plugin-log-level", "LEVEL", "The plugin's log level: none, error, warn, info or debug").default_value("info"),
+        text("agent-timeout", "TIME", "How long a pod's start waits for an agent that is away").default_value("30s"),
+        text("verify-interval", "TIME", "How often rules are looked at of whose change the kernel does not tell")
+            .default_value("60s"),
+        Arg::new("heal")
+            .long("heal")
+            .value_name("BOOL")
+            .value_parser(value_parser!(bool))
+            .default_value("true")
+            .help("Repair rules that are not as they should be"),
+        text("heal-established", "WHAT", "What happens to connections that missing rules would break when they are made: break, or wait for their end (at most 2 minutes)")
+            .default_value("break")
+            .value_parser(["break", "wait"]),
+        text("on-failure", "WHAT", "What happens to a pod that cannot be repaired: leave, evict or label")
+            .default_value("leave")
+            .value_parser(OnFailure::NAMES),
+        text("listen", "ADDRESS", "Where metrics and probes are asked for; none: nowhere").default_value(":15014"),
+        Arg::new("condition")
+            .long("condition")
+            .value_name("BOOL")
+            .value_parser(value_parser!(bool))
+            .default_value("true")
+            .help("Tell the node's condition podweir.dev/Intercepting"),
+        text("api-server", "URL", "The API server; default: the variables KUBERNETES_SERVICE_HOST and _PORT"),
+        path("account", ACCOUNT, "Folder with the account's token and ca.crt"),
+        text("kubeconfig", "PATH", "Ask the API server as this file says, instead of by --account")
+            .value_parser(value_parser!(PathBuf)),
+    ]);
+    let uninstall = with_places(
+        Command::new("uninstall").about("Remove the plugin from this node; pods that run keep their rules"),
+    );
+    let status =
+        Command::new("status").about("Whether pods on this node are intercepted").args([run_dir(), json_flag()]);
+    let list = Command::new("list").about("Every pod of this node with its state").args([run_dir(), json_flag()]);
+    let why = Command::new("why")
+        .about("What was decided about a pod, why, and what happened to it")
+        .arg(Arg::new("pod").value_name("NAMESPACE/POD").required(true))
+        .args([run_dir(), json_flag()]);
+    Command::new("node")
+        .about("The agent that installs the plugin on a node, answers it, and watches and repairs pods' rules")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .after_long_help(EXAMPLES)
+        .subcommands([run, uninstall, status, list, why])
+}
+
+pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
+    match matches.subcommand() {
+        Some(("run", matches)) => Ok(node::run(settings(matches)?)?),
+        Some(("uninstall", matches)) => {
+            Ok(node::uninstall(&installation(matches, Value::Null)?, &path_of(matches, "run-dir"))?)
+        }
+        Some(("status", matches)) => status(matches),
+        Some(("list", matches)) => list(matches),
+        Some(("why", matches)) => why(matches),
+        _ => Err(CliError::Usage("node: no such command".into())),
+    }
+}
+
+fn path_of(matches: &ArgMatches, name: &str) -> PathBuf {
+    matches.get_one::<PathBuf>(name).cloned().unwrap_or_default()
+}
+
+fn text_of(matches: &ArgMatches, name: &str) -> Option<String> {
+    matches.get_one::<String>(name).cloned()
+}
+
+fn duration(matches: &ArgMatches, name: &str) -> Result<Duration, CliError> {
+    let text = text_of(matches, name).unwrap_or_default();
+    value::duration(&text).map_err(|invalid| {
+        CliError::Usage(format!("--{name}: '{}' {}; expected {}", invalid.item, invalid.problem, invalid.expected))
+    })
+}
+
+/// A flag, or else a variable; which one is needed is said where both are missing.
+fn text_or_variable(matches: &ArgMatches, name: &str, variable: &str) -> Result<String, CliError> {
+    let given = text_of(matches, name).or_else(|| process_environment(variable)).filter(|text| !text.is_empty());
+    given.ok_or_else(|| CliError::Usage(format!("give --{name}, or set the variable {variable}")))
+}
+
+fn installation(matches: &ArgMatches, entry: Value) -> Result<Installation, CliError> {
+    let mode = text_of(matches, "chain").unwrap_or_default();
+    Ok(Installation {
+        executable: "/proc/self/exe".into(),
+        bin_dir: path_of(matches, "cni-bin-dir"),
+        conf_dir: path_of(matches, "cni-conf-dir"),
+        mode: ChainMode::parse(&mode).ok_or_else(|| CliError::Usage(format!("--chain: '{mode}' is none")))?,
+        entry,
+        own_version: "1.0.0".into(),
+    })
+}
+
+fn settings(matches: &ArgMatches) -> Result<Settings, CliError> {
+    let run_dir = path_of(matches, "run-dir");
+    let exclude: Vec<String> = matches
+        .get_many::<String>("exclude-namespaces")
+        .into_iter()
+        .flatten()
+        .filter(|n| !n.is_empty())
+        .cloned()
+        .collect();
+    let daemon_set = daemon_set(matches)?;
+    let interception: Value = match text_of(matches, "interception") {
+        Some(text) => serde_json::from_str(&text)
+            .map_err(|e| CliError::Usage(format!("--interception: no JSON object (column {})", e.column())))?,
+        None => json!({}),
+    };
+    let mut entry = json!({
+        "type": TYPE,
+        "cni_agent_run_dir": run_dir,
+        "exclude_namespaces": exclude,
+        "plugin_log_level": text_of(matches, "plugin-log-level"),
+        "agent_timeout": text_of(matches, "agent-timeout"),
+        "capabilities": { "io.kubernetes.cri.pod-annotations": true },
+    });
+    if let Some(name) = &daemon_set {
+        entry["pod_namespace"] = name.namespace.clone().into();
+    }
+    // The plugin checks its entry at every call; a mistake shows here, before it is written.
+    let mut checked = entry.clone();
+    checked["interception"] = interception;
+    let checked = NodeOptions::of_file(checked.to_string().as_bytes());
+    let defaults = checked.map_err(|e| CliError::Usage(e.msg))?.options;
+    duration(matches, "agent-timeout")?;
+    let listen = match text_of(matches, "listen").as_deref() {
+        None | Some("none") => None,
+        Some(text) => Some(Listen::parse(text).ok_or_else(|| {
+            CliError::Usage(format!("--listen: '{text}' is no address; expected :15014 for all addresses, one such as 10.0.0.10:15014, or none"))
+        })?),
+    };
+    let on_failure = text_of(matches, "on-failure").unwrap_or_default();
+    Ok(Settings {
+        node: text_or_variable(matches, "node-name", "NODE_NAME")?,
+        run_dir,
+        host_proc: path_of(matches, "host-proc"),
+        credentials: credentials(matches)?,
+        installation: installation(matches, entry)?,
+        policy: Policy { exclude_namespaces: exclude, defaults, read_init },
+        heal: matches.get_one("heal").copied().unwrap_or(true),
+        wait_for_older: text_of(matches, "heal-established").as_deref() == Some("wait"),
+        on_failure: OnFailure::parse(&on_failure)
+            .ok_or_else(|| CliError::Usage(format!("--on-failure: '{on_failure}' is none")))?,
+        verify_interval: duration(matches, "verify-interval")?,
+        listen,
+        daemon_set,
+        condition: matches.get_one("condition").copied().unwrap_or(true),
+    })
+}
+
+fn daemon_set(matches: &ArgMatches) -> Result<Option<ObjectName>, CliError> {
+    let variables =
+        || Some(format!("{}/{}", process_environment("POD_NAMESPACE")?, process_environment("DAEMON_SET")?));
+    let Some(text) = text_of(matches, "daemon-set").or_else(variables) else { return Ok(None) };
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(Some(ObjectName { namespace: namespace.into(), name: name.into() }))
+        }
+        _ => Err(CliError::Usage(format!("--daemon-set: '{text}' is no NAMESPACE/NAME"))),
+    }
+}
+
+fn credentials(matches: &ArgMatches) -> Result<Credentials, CliError> {
+    if let Some(path) = matches.get_one::<PathBuf>("kubeconfig") {
+        return Ok(Credentials::Kubeconfig(path.clone()));
+    }
+    let server = match text_of(matches, "api-server") {
+        Some(server) => server,
+        None => {
+            let host = process_environment("KUBERNETES_SERVICE_HOST").filter(|host| !host.is_empty());
+            let host = host.ok_or_else(|| {
+                CliError::Usage("where is the API server? give --api-server or --kubeconfig, or run it in a pod, which has the variable KUBERNETES_SERVICE_HOST".into())
+            })?;
+            let host = if host.contains(':') { format!("[{host}]") } else { host };
+            let port = process_environment("KUBERNETES_SERVICE_PORT").unwrap_or_else(|| "443".into());
+            format!("https://{host}:{port}")
+        }
+    };
+    Ok(Credentials::ServiceAccount { server, folder: path_of(matches, "account") })
+}
+
+/// The options of an init container: its words begin with the program and the face.
+fn read_init(words: &[String], variables: &BTreeMap<String, String>) -> Result<(Given, Face), String> {
+    let program = |word: &&String| {
+        ["podweir", "pilot-agent"].contains(&Path::new(word).file_name().and_then(|n| n.to_str()).unwrap_or_default())
+    };
+    let words: Vec<&str> = words.iter().skip_while(program).map(String::as_str).collect();
+    let environment = |name: &str| variables.get(name).cloned();
+    let said = match words.first() {
+        Some(&("init" | "istio-iptables")) => None,
+        // An injector's own program, which knows nothing else.
+        _ => Some("istio-iptables"),
+    };
+    source::given_of("of the init container", &words, said, &environment).map_err(|e| e.to_string())
+}
+
+fn ask(matches: &ArgMatches, request: message::Request) -> Result<Value, CliError> {
+    let socket = agent::socket(&path_of(matches, "run-dir"));
+    match agent::ask(&socket, request, PATIENCE) {
+        Ok(message::Answer::Report { report }) => Ok(report),
+        Ok(message::Answer::Error { message, details, .. }) => Err(CliError::Failed(format!("{message}; {details}"))),
+        Ok(_) => {
+            Err(CliError::Failed("the agent's answer is one to another question; is it of another release?".into()))
+        }
+        Err(error) => Err(CliError::Failed(format!(
+            "no agent answers on this node: {error}; kubectl get pods -A -o wide -l app.kubernetes.io/name=podweir shows the agents"
+        ))),
+    }
+}
+
+fn shown(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
+}
+
+fn status(matches: &ArgMatches) -> Result<(), CliError> {
+    let report = ask(matches, message::Request::Status {})?;
+    let ready = report["ready"] == true;
+    if matches.get_flag("json") {
+        output::print(&format!("{report:#}\n"))?;
+    } else {
+        let mut text = format!(
+            "node     {}\nready    {}\nchain    {}\n",
+            shown(&report["node"]),
+            if ready { "yes" } else { "no" },
+            shown(&report["chain"])
+        );
+        let age = report["watchAgeSeconds"].as_u64().map_or_else(|| "never".into(), |s| format!("{s} s ago"));
+        text += &format!("watch    heard {age}, {} pods known\n", report["knownPods"]);
+        for (state, count) in report["pods"].as_object().into_iter().flatten().filter(|(_, count)| **count != 0) {
+            text += &format!("pods     {count} {state}\n");
+        }
+        output::print(&text)?;
+    }
+    let problems: Vec<&str> = report["problems"].as_array().into_iter().flatten().map(shown).collect();
+    if ready { Ok(()) } else { Err(CliError::Failed(problems.join("; "))) }
+}
+
+fn list(matches: &ArgMatches) -> Result<(), CliError> {
+    let report = ask(matches, message::Request::List {})?;
+    if matches.get_flag("json") {
+        return output::print(&format!("{report:#}\n"));
+    }
+    let rows = report["pods"].as_array().into_iter().flatten();
+    let text: String =
+        rows.map(|row| format!("{:<14} {}/{}\n", shown(&row[2]), shown(&row[0]), shown(&row[1]))).collect();
+    output::print(&text)
+}
+
+fn why(matches: &ArgMatches) -> Result<(), CliError> {
+    let pod = text_of(matches, "pod").unwrap_or_default();
+    let (namespace, name) = pod
+        .split_once('/')
+        .ok_or_else(|| CliError::Usage(format!("'{pod}' is no NAMESPACE/POD, such as shop/web-0")))?;
+    let request = message::Request::Why { namespace: namespace.into(), name: name.into() };
+    let report = ask(matches, request)?;
+    let decision = &report["decision"];
+    if matches.get_flag("json") {
+        output::print(&format!("{report:#}\n"))?;
+    } else {
+        let verdict = if decision["intercept"] == true { "intercepted" } else { "not intercepted" };
+        let mut text = format!(
+            "pod      {pod}\ndecision {verdict}: {}\nstate    {} (since {})\n",
+            shown(&decision["why"]),
+            shown(&report["sentence"]),
+            shown(&report["since"])
+        );
+        if report["verified"].is_string() {
+            text += &format!("verified {}\n", shown(&report["verified"]));
+        }
+        for (name, setting) in decision["options"].as_object().into_iter().flatten() {
+            text += &format!("option   {name} = {} ({})\n", shown(&setting["value"]), shown(&setting["source"]));
+        }
+        for warning in decision["warnings"].as_array().into_iter().flatten() {
+            text += &format!("warning  {}\n", shown(warning));
+        }
+        for happening in report["history"].as_array().into_iter().flatten() {
+            text += &format!("{}  {}\n", shown(&happening["time"]), shown(&happening["what"]));
+        }
+        output::print(&text)?;
+    }
+    match report["state"].as_str() {
+        Some("intercepted" | "left-alone" | "ended") => Ok(()),
+        _ => Err(CliError::Failed(format!("pod {pod} is not as it should be"))),
+    }
+}

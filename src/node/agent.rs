@@ -1,0 +1,419 @@
+//! The agent: what its parts share, and its answers.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Value, json};
+use tracing::{info, warn};
+
+use crate::cni::agent::message::{Answer, AttachmentName, Decide, Done, Request, Setting};
+use crate::cni::netconf::option_name;
+use crate::cni::protocol::{CniError, Code};
+use crate::config::given::Given;
+use crate::sys::netns::{self, Netns};
+
+use super::api::{self, LONGEST_PULSE, Pulse};
+use super::cache::{Cache, Change, Found, Known, Phase};
+use super::caretaker;
+use super::condition::Condition;
+use super::decide::{Decision, Policy, Programmer, decide};
+use super::events::Teller;
+use super::http::Told;
+use super::installer::keeper::Look;
+use super::inventory::{Inventory, Place, State, Tracked, timestamp};
+use super::metrics::Metrics;
+use super::on_failure::Evictions;
+use super::processes;
+use super::settings::Settings;
+use super::socket::Answers;
+use super::worker::Workers;
+
+/// How long the plugin waits for the watch to bring a pod, and then for the API server.
+const WATCH_PATIENCE: Duration = Duration::from_secs(2);
+const API_PATIENCE: Duration = Duration::from_millis(2500);
+/// How long a look into the node's /proc is good for.
+const PROCESSES_AGE: Duration = Duration::from_secs(1);
+
+/// The paths of pods' network namespaces, by the pods' UIDs.
+type Namespaces = HashMap<String, PathBuf>;
+
+/// The agent.
+pub struct Agent {
+    pub settings: Settings,
+    pub policy: Policy,
+    pub cache: Arc<Cache>,
+    pub inventory: Inventory,
+    pub metrics: Arc<Metrics>,
+    pub events: Teller,
+    pub workers: Workers,
+    pub pulse: Arc<Pulse>,
+    pub client: kube::Client,
+    pub evictions: Evictions,
+    installed: Mutex<Installed>,
+    /// The namespaces of pods that have processes, and when that was looked up.
+    processes: Mutex<Option<(Instant, Arc<Namespaces>)>>,
+    random: Mutex<u32>,
+}
+
+/// What the installer told last, and what came of it.
+#[derive(Default)]
+struct Installed {
+    look: Option<Look>,
+    /// Since when the chain has had our entry.
+    effective: Option<SystemTime>,
+    /// A pod that should have been intercepted and for which no ADD came, since then.
+    missed: Option<String>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Agent {
+    pub fn new(settings: Settings, client: kube::Client, events: Teller) -> Self {
+        Self {
+            policy: settings.policy.clone(),
+            settings,
+            cache: Arc::default(),
+            inventory: Inventory::default(),
+            metrics: Arc::default(),
+            events,
+            workers: Workers::default(),
+            pulse: Arc::default(),
+            client,
+            evictions: Evictions::default(),
+            installed: Mutex::default(),
+            processes: Mutex::default(),
+            random: Mutex::new(std::process::id() | 1),
+        }
+    }
+
+    /// A number that spreads what would otherwise come together (xorshift32).
+    pub fn random(&self) -> u32 {
+        let mut state = lock(&self.random);
+        *state ^= *state << 13;
+        *state ^= *state >> 17;
+        *state ^= *state << 5;
+        *state
+    }
+
+    /// Hears of a look of the installer.
+    pub fn installed(&self, look: &Look) {
+        let effective = matches!(&look.chain, Ok(state) if state.is_effective());
+        self.metrics.chain(effective, look.rewritten);
+        for (part, problem) in [("chain", look.chain.is_err()), ("binary", look.binary.is_err())] {
+            self.metrics.installed(part, if problem { "failed" } else { "done" });
+        }
+        let mut installed = lock(&self.installed);
+        match (effective, installed.effective) {
+            (true, None) => installed.effective = Some(SystemTime::now()),
+            (false, Some(_)) => installed.effective = None,
+            _ => {}
+        }
+        installed.look = Some(look.clone());
+    }
+
+    /// Hears of a pod that runs without rules though it should have them: if the chain had
+    /// our entry when it was made and no ADD came for it, the runtime uses another chain.
+    pub fn missed(&self, tracked: &Tracked) {
+        let known = tracked.known();
+        let mut installed = lock(&self.installed);
+        let Some(effective) = installed.effective else { return };
+        let since = effective.duration_since(SystemTime::UNIX_EPOCH).map_or(i64::MAX, |t| t.as_secs() as i64);
+        let after = known.created.is_some_and(|created| created > since);
+        if after && tracked.inner().attachment.is_none() {
+            installed.missed = Some(known.to_string());
+        }
+    }
+
+    /// Hears of changes of the watch.
+    pub fn changed(self: &Arc<Self>, change: Change) {
+        match change {
+            Change::Set(known) if known.phase == Phase::Ended => drop(self.inventory.forget(&known.uid)),
+            Change::Set(known) => drop(self.track(&known)),
+            Change::Gone(known) => drop(self.inventory.forget(&known.uid)),
+            Change::Synced => info!(pods = self.cache.len(), "every pod of the node is known"),
+        }
+    }
+
+    /// Looks after a pod from now on, or looks again.
+    fn track(self: &Arc<Self>, known: &Arc<Known>) -> Arc<Tracked> {
+        let (tracked, _) = self.inventory.track(known);
+        match decide(known, &self.policy) {
+            Decision::LeaveAlone(why) => {
+                tracked.set(State::LeftAlone { why });
+                tracked.wake.notify_one();
+            }
+            _ => {
+                let mut inner = tracked.inner();
+                match &inner.task {
+                    Some(_) => tracked.wake.notify_one(),
+                    None => {
+                        let task = tokio::spawn(caretaker::look_after(self.clone(), tracked.clone()));
+                        inner.task = Some(task.abort_handle());
+                    }
+                }
+            }
+        }
+        tracked
+    }
+
+    /// The namespace of a pod: as ADD told it, or that of one of its processes.
+    pub async fn place_of(self: &Arc<Self>, tracked: &Tracked) -> Option<Place> {
+        if let Some(place) = tracked.inner().place.clone() {
+            return Some(place);
+        }
+        let agent = self.clone();
+        let uid = tracked.known().uid.clone();
+        let found = tokio::task::spawn_blocking(move || agent.processes().get(&uid).cloned()).await.ok().flatten()?;
+        let place = self.open(&found).inspect_err(|e| warn!(pod = %tracked.known(), "{e}")).ok()?;
+        tracked.inner().place = Some(place.clone());
+        Some(place)
+    }
+
+    fn processes(&self) -> Arc<Namespaces> {
+        let mut processes = lock(&self.processes);
+        if let Some((at, known)) = &*processes
+            && at.elapsed() < PROCESSES_AGE
+        {
+            return known.clone();
+        }
+        let found = Arc::new(processes::namespaces(&self.settings.host_proc));
+        *processes = Some((Instant::now(), found.clone()));
+        found
+    }
+
+    /// Opens a namespace; never the node's own.
+    fn open(&self, path: &Path) -> Result<Place, String> {
+        let netns = Netns::open(path).map_err(|e| e.to_string())?;
+        let identity = netns.identity().map_err(|e| format!("cannot look at {}: {e}", path.display()))?;
+        let host = Netns::open(&self.settings.host_proc.join("1/ns/net"))
+            .and_then(|host| host.identity().map_err(|source| netns::NetnsError::Open { path: path.into(), source }));
+        match host {
+            Ok(host) if host == identity => Err(format!("{} is the node's own network namespace", path.display())),
+            Err(e) => Err(format!("cannot tell the node's own network namespace: {e}")),
+            Ok(_) => Ok(Place { netns: Arc::new(netns), identity }),
+        }
+    }
+
+    /// What keeps pods on this node from being intercepted, as a condition of the node.
+    pub fn condition(&self) -> Condition {
+        let installed = lock(&self.installed);
+        match &installed.look {
+            None => return Condition::fails("Starting", "the agent is starting"),
+            Some(look) => {
+                if let Some(problem) = look.problem() {
+                    return Condition::fails("NotInstalled", problem);
+                }
+            }
+        }
+        if let Some(pod) = &installed.missed {
+            let message = format!(
+                "pod {pod} was started without the plugin although the entry is in the chain: the runtime uses another folder or file; compare its configuration with --cni-conf-dir {}",
+                self.settings.installation.conf_dir.display()
+            );
+            return Condition::fails("ChainNotUsed", message);
+        }
+        if !self.cache.is_synced() {
+            return Condition::fails("NotSynced", "the API server has not told the pods of this node yet");
+        }
+        Condition::works()
+    }
+
+    async fn decide(self: &Arc<Self>, asked: Decide) -> Answer {
+        let known = match self.find(&asked).await {
+            Ok(known) => known,
+            Err(error) => return refusal(&error),
+        };
+        match decide(&known, &self.policy) {
+            Decision::LeaveAlone(why) => Answer::LeaveAlone { why },
+            // Its own init container makes its rules.
+            Decision::Intercept { by: Programmer::Init, why, .. } => Answer::LeaveAlone { why: why.into() },
+            Decision::Intercept { options, why, warnings, .. } => {
+                Answer::Intercept { why: why.into(), options: settings(&options), warnings }
+            }
+            Decision::Refuse(error) => refusal(&error),
+        }
+    }
+
+    /// The pod that is asked for: from the watch, which may be a little behind, then from
+    /// the API server.
+    async fn find(&self, asked: &Decide) -> Result<Arc<Known>, CniError> {
+        let Decide { namespace, name, uid, .. } = asked;
+        let uid = uid.as_deref();
+        if let Found::Pod(known) = self.cache.wait_for(namespace, name, uid, WATCH_PATIENCE).await {
+            return Ok(known);
+        }
+        let later = |problem: String| {
+            CniError::new(
+                Code::TryAgainLater,
+                format!("podweir's agent does not know pod {namespace}/{name} yet: {problem}"),
+            )
+            .details("the runtime tries again by itself")
+        };
+        let gone = || {
+            CniError::new(Code::LookUp, format!("there is no such pod any more: {namespace}/{name}"))
+                .details("it was deleted meanwhile; the kubelet gives it up by itself")
+        };
+        match api::look_up(&self.client, namespace, name, API_PATIENCE).await {
+            Ok(Some(pod)) => match self.cache.learn(pod) {
+                Some(known) if uid.is_none_or(|uid| uid == known.uid) => Ok(known),
+                Some(_) => Err(gone()),
+                None => Err(later("the API server's answer makes no sense".into())),
+            },
+            Ok(None) => Err(gone()),
+            Err(problem) => Err(later(problem)),
+        }
+    }
+
+    /// Hears what the plugin has done.
+    fn done(self: &Arc<Self>, done: Done) {
+        self.metrics.added(if done.why.is_some() { "left-alone" } else { "intercepted" });
+        for (phase, milliseconds) in &done.phases {
+            self.metrics.add_phase(phase, *milliseconds);
+        }
+        lock(&self.installed).missed = None;
+        let Found::Pod(known) = self.cache.find(&done.namespace, &done.name, done.uid.as_deref()) else { return };
+        let (tracked, _) = self.inventory.track(&known);
+        let place = self.open(Path::new(&done.netns));
+        {
+            let mut inner = tracked.inner();
+            inner.attachment = Some(done.attachment.clone());
+            // Where the path cannot be seen from here, a process of the pod will tell.
+            inner.place = place.ok();
+        }
+        tracked.note(match &done.why {
+            Some(why) => format!("the plugin left it alone: {why}"),
+            None => {
+                format!("the plugin made {} rules in {}", done.rules, done.backend.as_deref().unwrap_or("the kernel"))
+            }
+        });
+        self.track(&known);
+    }
+
+    fn forget(&self, attachment: &AttachmentName) {
+        if let Some(tracked) = self.inventory.by_attachment(attachment) {
+            let mut inner = tracked.inner();
+            inner.attachment = None;
+            inner.place = None;
+            drop(inner);
+            tracked.note("its sandbox is gone");
+            tracked.wake.notify_one();
+        }
+    }
+
+    fn status(&self) -> Value {
+        let installed = lock(&self.installed);
+        let chain = installed.look.as_ref().map(|look| match &look.chain {
+            Ok(state) => state.to_string(),
+            Err(e) => e.clone(),
+        });
+        let effective = installed.effective.map(timestamp);
+        drop(installed);
+        let problems = self.not_ready();
+        json!({
+            "ready": problems.is_empty(),
+            "problems": problems,
+            "version": env!("CARGO_PKG_VERSION"),
+            "node": self.settings.node,
+            "chain": chain,
+            "chainSince": effective,
+            "watchAgeSeconds": self.cache.age().map(|age| age.as_secs()),
+            "knownPods": self.cache.len(),
+            "pods": self.inventory.counts(),
+        })
+    }
+
+    fn why(&self, namespace: &str, name: &str) -> Answer {
+        let Found::Pod(known) = self.cache.find(namespace, name, None) else {
+            let text = format!("no pod {namespace}/{name} is known on node {}", self.settings.node);
+            let details = "kubectl get pod -o wide tells the node it is on".into();
+            return Answer::Error { code: Code::LookUp.number(), message: text, details };
+        };
+        let mut report = match self.inventory.get(&known.uid) {
+            Some(tracked) => tracked.report(),
+            None => json!({ "namespace": known.namespace, "name": known.name, "uid": known.uid,
+                "state": "ended", "sentence": "all its containers have ended" }),
+        };
+        report["decision"] = match decide(&known, &self.policy) {
+            Decision::LeaveAlone(why) => json!({ "intercept": false, "why": why }),
+            Decision::Refuse(error) => json!({ "intercept": false, "why": error.to_string() }),
+            Decision::Intercept { options, why, warnings, .. } => {
+                json!({ "intercept": true, "why": why, "warnings": warnings, "options": settings(&options) })
+            }
+        };
+        Answer::Report { report }
+    }
+}
+
+/// Options by name, with their sources.
+fn settings(options: &Given) -> BTreeMap<String, Setting> {
+    let one = |(opt, origin, text): (crate::config::options::Opt, &crate::config::given::Origin, &str)| {
+        (option_name(opt.spec()).to_owned(), Setting { value: text.into(), source: origin.to_string() })
+    };
+    options.iter().map(one).collect()
+}
+
+fn refusal(error: &CniError) -> Answer {
+    Answer::Error { code: error.code.number(), message: error.msg.clone(), details: error.details.clone() }
+}
+
+/// The agent on its socket.
+pub struct OnSocket(pub Arc<Agent>);
+
+impl Answers for OnSocket {
+    async fn answer(&self, request: Request) -> Answer {
+        match request {
+            Request::Decide(asked) => self.0.decide(asked).await,
+            Request::Done(done) => {
+                self.0.done(done);
+                Answer::Heard {}
+            }
+            Request::Forget(attachment) => {
+                self.0.forget(&attachment);
+                Answer::Heard {}
+            }
+            Request::Status {} => Answer::Report { report: self.0.status() },
+            Request::List {} => {
+                let pods = self.0.inventory.all();
+                // A line holds some hundred pods; who wants more of one asks why.
+                let short = |tracked: &Arc<Tracked>| {
+                    let (known, inner) = (tracked.known(), tracked.inner());
+                    json!([known.namespace, known.name, inner.state.word()])
+                };
+                Answer::Report { report: json!({ "pods": pods.iter().map(short).collect::<Vec<Value>>() }) }
+            }
+            Request::Why { namespace, name } => self.0.why(&namespace, &name),
+        }
+    }
+
+    fn heard(&self, request: &'static str, result: &'static str) {
+        self.0.metrics.request(request, result);
+    }
+}
+
+impl Told for Agent {
+    fn metrics(&self) -> String {
+        self.metrics.cache(self.cache.age(), self.cache.len());
+        for (state, count) in self.inventory.counts() {
+            self.metrics.pods(state, count);
+        }
+        self.metrics.text()
+    }
+
+    fn not_ready(&self) -> Vec<String> {
+        let condition = self.condition();
+        if condition.holds { Vec::new() } else { vec![condition.message] }
+    }
+
+    fn not_healthy(&self) -> Vec<String> {
+        let age = self.pulse.age();
+        match age > LONGEST_PULSE {
+            true => vec![format!("the watch of pods has not come round for {} s", age.as_secs())],
+            false => Vec::new(),
+        }
+    }
+}

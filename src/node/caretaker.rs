@@ -1,0 +1,345 @@
+//! Looking after one pod: a task that looks when the kernel tells of a change in the pod's
+//! namespace, when something new is known of the pod, and now and then; and that mends what
+//! is not as it should be, within a budget.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::io::unix::AsyncFd;
+use tracing::{info, warn};
+
+use crate::cni::protocol::Code;
+use crate::sys::subscription::{NFTABLES, ROUTING, Subscription};
+
+use super::Agent;
+use super::budget::Budget;
+use super::decide::{Decision, Programmer, decide};
+use super::events::{Happened, Kind};
+use super::inventory::{Place, State, Tracked};
+use super::look::{self, Drift, Look, Wanted};
+use super::on_failure;
+use super::settings::OnFailure;
+
+/// Changes come in bursts: one look for all of them.
+const BURST: Duration = Duration::from_millis(5);
+/// How many looks a pod may cause at once, and how often after that.
+const LOOKS: (u32, Duration) = (20, Duration::from_millis(200));
+/// How many repairs a pod may have at once, and how often after that.
+const REPAIRS: (u32, Duration) = (5, Duration::from_secs(10));
+/// How long one repair may take.
+const REPAIR_TIMEOUT: Duration = Duration::from_secs(20);
+/// After how many failed repairs in a row what `--on-failure` asks for is done.
+const FAILURES_BEFORE_ACTING: u32 = 3;
+/// The pauses after a repair that failed.
+const AFTER_FAILURE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(120));
+/// How long older connections are waited for, and how often they are looked at meanwhile.
+const LONGEST_WAIT: Duration = Duration::from_secs(120);
+const WAIT_FOR_OLDER: Duration = Duration::from_secs(2);
+/// Where the kernel tells of every change, how many times longer than the usual interval
+/// passes between two looks that nothing called for.
+const TOLD_FACTOR: u32 = 10;
+
+/// What the kernel tells of in a namespace.
+struct Ears {
+    nftables: Option<AsyncFd<Subscription>>,
+    routing: Option<AsyncFd<Subscription>>,
+}
+
+impl Ears {
+    /// Whether every change of what podweir holds natively is heard.
+    fn hear_all(&self) -> bool {
+        self.nftables.is_some() && self.routing.is_some()
+    }
+
+    /// Waits for the next change.
+    async fn heard(&self) {
+        let one = async |ear: &Option<AsyncFd<Subscription>>| match ear {
+            Some(ear) => loop {
+                // An ear that fails is one that is deaf: the timer is left.
+                let Ok(mut guard) = ear.readable().await else { return std::future::pending().await };
+                let told = ear.get_ref().drain();
+                guard.clear_ready();
+                match told {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    Err(_) => return std::future::pending().await,
+                }
+            },
+            None => std::future::pending().await,
+        };
+        tokio::select! {
+            () = one(&self.nftables) => {}
+            () = one(&self.routing) => {}
+        }
+    }
+
+    /// Forgets what was told up to now, before a look.
+    fn forget(&self) {
+        for ear in [&self.nftables, &self.routing].into_iter().flatten() {
+            // An error shows when the ear is waited for.
+            let _ = ear.get_ref().drain();
+        }
+    }
+}
+
+/// Looks after a pod until it is forgotten.
+pub async fn look_after(agent: Arc<Agent>, tracked: Arc<Tracked>) {
+    let now = Instant::now();
+    let mut care = Care {
+        agent,
+        tracked,
+        ears: None,
+        looks: Budget::new(LOOKS.0, LOOKS.1, now),
+        repairs: Budget::new(REPAIRS.0, REPAIRS.1, now),
+        failures: 0,
+        drifted: None,
+    };
+    loop {
+        let next = care.round().await;
+        care.wait(next).await;
+    }
+}
+
+struct Care {
+    agent: Arc<Agent>,
+    tracked: Arc<Tracked>,
+    /// Of the namespace with this identity.
+    ears: Option<((u64, u64), Ears)>,
+    looks: Budget,
+    repairs: Budget,
+    /// How many repairs failed in a row.
+    failures: u32,
+    /// When the drift that is not mended yet was seen first.
+    drifted: Option<Instant>,
+}
+
+impl Care {
+    /// Looks once, and mends. Gives the time of the next look, should nothing happen before.
+    async fn round(&mut self) -> Duration {
+        let interval = self.agent.settings.verify_interval;
+        let known = self.tracked.known();
+        let (by, wanted, why) = match decide(&known, &self.agent.policy) {
+            Decision::LeaveAlone(why) => {
+                self.ears = None;
+                self.tracked.inner().place = None;
+                self.tracked.set(State::LeftAlone { why });
+                return interval * TOLD_FACTOR;
+            }
+            Decision::Refuse(error) => {
+                if self.tracked.set(State::Failed { why: error.to_string() }) {
+                    self.tell(Kind::Failed, error.to_string());
+                }
+                return interval * TOLD_FACTOR;
+            }
+            Decision::Intercept { by, options, face, why, .. } => {
+                (by, Wanted { options, face, resolv_conf: None }, why)
+            }
+        };
+        let Some(place) = self.agent.place_of(&self.tracked).await else {
+            self.ears = None;
+            self.tracked.set(State::NoNamespace);
+            return interval;
+        };
+        self.listen(&place).await;
+        if let Err(pause) = self.looks.take(Instant::now()) {
+            return pause;
+        }
+        if let Some((_, ears)) = &self.ears {
+            ears.forget();
+        }
+        let started = Instant::now();
+        let looked = {
+            let wanted = wanted.clone();
+            self.agent.workers.run(place.netns.clone(), move || look::look(&wanted)).await
+        };
+        let look = match looked {
+            Ok(look) => look,
+            Err(error) => {
+                // The namespace may be gone, and another one in its place.
+                self.tracked.inner().place = None;
+                self.failed(error.to_string());
+                return self.pause_after_failure();
+            }
+        };
+        self.tracked.inner().verified = Some(SystemTime::now());
+        match look {
+            Look::Same { backend } => {
+                self.agent.metrics.verified("same");
+                self.failures = 0;
+                self.drifted = None;
+                self.tracked.set(State::Intercepted { backend: backend.into() });
+                let told = self.ears.as_ref().is_some_and(|(_, ears)| ears.hear_all());
+                if told && backend == "nftables" { interval * TOLD_FACTOR } else { interval }
+            }
+            Look::CannotTell(reason) => {
+                self.agent.metrics.verified("unknown");
+                self.failed(format!("its rules cannot be verified: {reason}"));
+                interval
+            }
+            Look::Nothing if by == Programmer::Init && !self.is_past_init() => {
+                // Its init container has not run yet, which is how it should be.
+                self.tracked.set(State::New);
+                Duration::from_secs(2)
+            }
+            Look::Nothing => {
+                self.agent.metrics.verified("nothing");
+                self.tracked.set(State::Unguarded);
+                self.mend(&place, &wanted, None, (by, why), started).await
+            }
+            Look::Differs(drift) => {
+                self.agent.metrics.verified("different");
+                self.tracked.set(State::Drifted { first: drift.first.clone(), escapes: drift.escapes });
+                self.mend(&place, &wanted, Some(drift), (by, why), started).await
+            }
+        }
+    }
+
+    fn is_past_init(&self) -> bool {
+        self.tracked.known().init_done
+    }
+
+    /// Makes sure that changes in the namespace are heard.
+    async fn listen(&mut self, place: &Place) {
+        if self.ears.as_ref().is_some_and(|(identity, _)| *identity == place.identity) {
+            return;
+        }
+        let opened = self.agent.workers.run(place.netns.clone(), || [NFTABLES, ROUTING].map(Subscription::open)).await;
+        let Ok([nftables, routing]) = opened else { return };
+        let ear = |subscription: std::io::Result<Subscription>, what: &str| match subscription {
+            Ok(subscription) => subscription
+                .watched()
+                .inspect_err(|e| warn!(pod = %self.tracked.known(), "changes of {what} are not heard: {e}"))
+                .ok(),
+            Err(e) => {
+                warn!(pod = %self.tracked.known(), "changes of {what} are not heard: {e}; the pod is looked at now and then");
+                None
+            }
+        };
+        let ears = Ears { nftables: ear(nftables, "nf_tables"), routing: ear(routing, "routing") };
+        self.ears = Some((place.identity, ears));
+    }
+
+    /// Replaces what is there by what should be. Gives the time of the next look.
+    async fn mend(
+        &mut self,
+        place: &Place,
+        wanted: &Wanted,
+        drift: Option<Drift>,
+        (by, why): (Programmer, &str),
+        noticed: Instant,
+    ) -> Duration {
+        let interval = self.agent.settings.verify_interval;
+        let since = *self.drifted.get_or_insert(noticed);
+        let what = match &drift {
+            None => format!("its rules were missing, although {why}"),
+            Some(drift) => format!("its rules differed: {}", drift.first),
+        };
+        if !self.agent.settings.heal {
+            let consequence =
+                drift.as_ref().and_then(|d| d.effects.first()).map(|e| format!("; {e}")).unwrap_or_default();
+            self.tell(Kind::Drifted, format!("{what}{consequence}; it is not repaired, since --heal is off"));
+            return interval;
+        }
+        if let Err(pause) = self.repairs.take(Instant::now()) {
+            let often = format!("{what}; this happens so often that repairs wait {} s", pause.as_secs().max(1));
+            self.tell(Kind::Failed, often);
+            return pause;
+        }
+        let mended = {
+            let (wanted, netns) = (wanted.clone(), place.netns.clone());
+            let wait = self.agent.settings.wait_for_older && drift.is_none() && since.elapsed() < LONGEST_WAIT;
+            self.agent.workers.run(place.netns.clone(), move || look::mend(&netns, &wanted, wait, REPAIR_TIMEOUT)).await
+        };
+        let mended = match mended {
+            Ok(Ok(mended)) => mended,
+            Ok(Err(error)) if error.code == Code::TryAgainLater => {
+                self.tracked.note(format!("{what}; the repair waits: {error}"));
+                return WAIT_FOR_OLDER;
+            }
+            Ok(Err(error)) => return self.not_mended(&what, error.to_string()).await,
+            Err(error) => return self.not_mended(&what, error.to_string()).await,
+        };
+        self.failures = 0;
+        self.drifted = None;
+        self.agent.metrics.healed("mended", since.elapsed());
+        self.tracked.set(State::Intercepted { backend: mended.backend.into() });
+        let effects = drift.iter().flat_map(|d| &d.effects).take(2).cloned().collect::<Vec<_>>().join("; ");
+        let effects = if effects.is_empty() { String::new() } else { format!("; meanwhile {effects}") };
+        let older: String = mended.older.iter().map(|said| format!("; {said}")).collect();
+        let text = format!(
+            "{what}{effects}; repaired with {} ({} rules, {}){older}",
+            mended.backend, mended.rules, mended.families
+        );
+        if drift.is_none() && by == Programmer::Plugin {
+            self.agent.missed(&self.tracked);
+        }
+        self.tracked.note(text.clone());
+        info!(pod = %self.tracked.known(), backend = mended.backend, ms = since.elapsed().as_secs_f64() * 1000.0, "{text}");
+        for warning in &mended.warnings {
+            warn!(pod = %self.tracked.known(), "{warning}");
+        }
+        self.tell(if drift.is_none() { Kind::Repaired } else { Kind::Drifted }, text);
+        // What was just written is heard as a change, and looked at.
+        interval
+    }
+
+    async fn not_mended(&mut self, what: &str, error: String) -> Duration {
+        self.agent.metrics.healed("failed", Duration::ZERO);
+        self.failed(format!("{what}, and cannot be repaired: {error}"));
+        if self.failures == FAILURES_BEFORE_ACTING {
+            let known = self.tracked.known();
+            let acted =
+                on_failure::act(self.agent.settings.on_failure, &self.agent.client, &known, &self.agent.evictions);
+            match acted.await {
+                Ok(Some(done)) => {
+                    self.tracked.note(done);
+                    self.tell(Kind::Failed, format!("it cannot be repaired, so {done}"));
+                }
+                // Evictions wait for each other.
+                Ok(None) if self.agent.settings.on_failure == OnFailure::Evict => self.failures -= 1,
+                Ok(None) => {}
+                Err(problem) => {
+                    self.agent.metrics.error("on-failure");
+                    warn!(pod = %known, "what --on-failure asks for cannot be done: {problem}");
+                }
+            }
+        }
+        self.pause_after_failure()
+    }
+
+    fn failed(&mut self, why: String) {
+        self.failures = self.failures.saturating_add(1);
+        if self.tracked.set(State::Failed { why: why.clone() }) {
+            warn!(pod = %self.tracked.known(), "{why}");
+            self.tracked.note(why.clone());
+            self.tell(Kind::Failed, why);
+        }
+    }
+
+    fn pause_after_failure(&self) -> Duration {
+        let (first, longest) = AFTER_FAILURE;
+        first.saturating_mul(1u32.checked_shl(self.failures.saturating_sub(1)).unwrap_or(u32::MAX)).min(longest)
+    }
+
+    fn tell(&self, kind: Kind, note: String) {
+        self.agent.events.tell(Happened { pod: self.tracked.known(), kind, note });
+    }
+
+    /// Waits until there is a reason to look again.
+    async fn wait(&mut self, longest: Duration) {
+        // Spread, so that pods that came together are not all looked at together.
+        let spread = longest.mul_f64(0.9 + 0.2 * f64::from(self.agent.random()) / f64::from(u32::MAX));
+        let tracked = self.tracked.clone();
+        let heard = async {
+            match &self.ears {
+                Some((_, ears)) => ears.heard().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = heard => tokio::time::sleep(BURST).await,
+            () = tracked.wake.notified() => {}
+            () = tokio::time::sleep(spread) => {}
+        }
+    }
+}

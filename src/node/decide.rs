@@ -1,0 +1,97 @@
+//! What is to be done with a pod of this node: the same decision for the plugin that asks
+//! at the pod's start and for the verifier that looks later. Pure; nothing is looked up.
+
+use std::collections::BTreeMap;
+
+use crate::cni::annotations;
+use crate::cni::pod::{LeftAlone, Pod};
+use crate::cni::protocol::CniError;
+use crate::config::given::Given;
+use crate::config::settings::Face;
+
+use super::cache::Known;
+
+/// What the administrator of the cluster decided for all its pods.
+#[derive(Clone)]
+pub struct Policy {
+    /// Namespaces of Kubernetes whose pods are left alone.
+    pub exclude_namespaces: Vec<String>,
+    /// Options beneath those of a pod.
+    pub defaults: Given,
+    /// Makes options of an init container's arguments and variables.
+    pub read_init: ReadInit,
+}
+
+/// From the arguments and variables of an init container to its options, or why they make none.
+pub type ReadInit = fn(&[String], &BTreeMap<String, String>) -> Result<(Given, Face), String>;
+
+/// Whose rules a pod has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Programmer {
+    /// The plugin, or the agent in its place.
+    Plugin,
+    /// The pod's own init container.
+    Init,
+}
+
+/// What is to be done with a pod.
+#[derive(Debug, Clone)]
+pub enum Decision {
+    LeaveAlone(String),
+    Intercept {
+        by: Programmer,
+        options: Given,
+        face: Face,
+        why: &'static str,
+        warnings: Vec<String>,
+    },
+    /// The pod asks for something that makes no sense.
+    Refuse(CniError),
+}
+
+/// Decides about a pod.
+pub fn decide(known: &Known, policy: &Policy) -> Decision {
+    if known.host_network {
+        return Decision::LeaveAlone("it is in the node's own network namespace".into());
+    }
+    if policy.exclude_namespaces.contains(&known.namespace) {
+        return Decision::LeaveAlone(LeftAlone::ExcludedNamespace(known.namespace.clone()).to_string());
+    }
+    match known.pod.select() {
+        Ok(proxy) => {
+            let mut warnings = Vec::new();
+            match annotations::options(&known.pod, proxy, &policy.defaults, &mut |w| warnings.push(w)) {
+                Ok(options) => Decision::Intercept {
+                    by: Programmer::Plugin,
+                    options,
+                    face: Face::Init,
+                    why: "a sidecar was injected",
+                    warnings,
+                },
+                Err(error) => Decision::Refuse(error),
+            }
+        }
+        Err(LeftAlone::HasInit) => by_init(&known.pod, policy),
+        Err(why) => Decision::LeaveAlone(why.to_string()),
+    }
+}
+
+/// A pod whose own init container makes its rules.
+fn by_init(pod: &Pod, policy: &Policy) -> Decision {
+    let Some((arguments, variables)) = pod.init_arguments() else {
+        return Decision::LeaveAlone(LeftAlone::HasInit.to_string());
+    };
+    match (policy.read_init)(&arguments, &variables) {
+        Ok((options, face)) => Decision::Intercept {
+            by: Programmer::Init,
+            options,
+            face,
+            why: "its init container makes its rules",
+            warnings: Vec::new(),
+        },
+        Err(problem) => Decision::LeaveAlone(format!(
+            "{}, by arguments that podweir does not understand: {problem}",
+            LeftAlone::HasInit
+        )),
+    }
+}

@@ -1,0 +1,171 @@
+//! The port for kubelet and Prometheus: `/metrics`, `/readyz`, `/healthz`. It reads nothing
+//! of a request but its path.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tracing::warn;
+
+/// How many may ask at once, and how long one may take to ask.
+const AT_ONCE: usize = 32;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where to listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    Address(SocketAddr),
+    /// On every address of the node.
+    Port(u16),
+}
+
+impl Listen {
+    /// `10.0.0.1:15014`, or `:15014` for every address.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text.strip_prefix(':') {
+            Some(port) => port.parse().ok().filter(|port| *port != 0).map(Self::Port),
+            None => text.parse().ok().map(Self::Address),
+        }
+    }
+}
+
+/// What the port tells.
+pub trait Told: Send + Sync + 'static {
+    /// The metrics in OpenMetrics' text.
+    fn metrics(&self) -> String;
+    /// What keeps pods from being set up; empty when nothing does.
+    fn not_ready(&self) -> Vec<String>;
+    /// What hangs, so that only a restart helps; empty when nothing does.
+    fn not_healthy(&self) -> Vec<String>;
+}
+
+/// Takes the port.
+///
+/// # Errors
+/// The operating system's, naming the address.
+pub async fn bind(listen: Listen) -> io::Result<TcpListener> {
+    let addresses = match listen {
+        Listen::Address(address) => vec![address],
+        // One socket for both families, or IPv4 alone on a node without IPv6.
+        Listen::Port(port) => vec![(Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::UNSPECIFIED, port).into()],
+    };
+    let listener = TcpListener::bind(&addresses[..]).await;
+    listener.map_err(|e| {
+        let shown = addresses.last().map(ToString::to_string).unwrap_or_default();
+        io::Error::new(
+            e.kind(),
+            format!("cannot listen on {shown} for metrics and probes: {e}; choose another with --listen"),
+        )
+    })
+}
+
+/// Answers for ever.
+pub async fn serve(listener: TcpListener, told: Arc<dyn Told>) {
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, mostly: waiting gives some back.
+                warn!("cannot take a connection for metrics and probes: {error}");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        let told = told.clone();
+        tokio::task::spawn(async move {
+            // Who asks and goes is not missed.
+            let _ = tokio::time::timeout(PATIENCE, connection(stream, told)).await;
+            drop(place);
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, told: Arc<dyn Told>) -> hyper::Result<()> {
+    let service = service_fn(move |request| {
+        let answer = answer(&request, &*told);
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(16 << 10).keep_alive(false);
+    server.serve_connection(TokioIo::new(stream), service).await
+}
+
+fn answer(request: &Request<Incoming>, told: &dyn Told) -> Response<Full<Bytes>> {
+    const PLAIN: &str = "text/plain; charset=utf-8";
+    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let problems = |problems: Vec<String>| match problems.is_empty() {
+        true => (StatusCode::OK, PLAIN, "ok\n".to_owned()),
+        false => (StatusCode::SERVICE_UNAVAILABLE, PLAIN, problems.join("\n") + "\n"),
+    };
+    let (status, kind, text) = match (request.method(), request.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, OPENMETRICS, told.metrics()),
+        (&Method::GET | &Method::HEAD, "/readyz") => problems(told.not_ready()),
+        (&Method::GET | &Method::HEAD, "/healthz") => problems(told.not_healthy()),
+        (_, "/metrics" | "/readyz" | "/healthz") => (StatusCode::METHOD_NOT_ALLOWED, PLAIN, "only GET\n".to_owned()),
+        _ => (StatusCode::NOT_FOUND, PLAIN, "there are /metrics, /readyz and /healthz\n".to_owned()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static(kind));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    struct Fixed(Vec<String>);
+
+    impl Told for Fixed {
+        fn metrics(&self) -> String {
+            "# EOF\n".into()
+        }
+
+        fn not_ready(&self) -> Vec<String> {
+            self.0.clone()
+        }
+
+        fn not_healthy(&self) -> Vec<String> {
+            Vec::new()
+        }
+    }
+
+    async fn ask(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn paths_are_answered_and_nonsense_is_refused() {
+        let listener = bind(Listen::parse("127.0.0.1:0").unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, Arc::new(Fixed(vec!["the chain has no entry".into()]))));
+        let get = |path: &str| ask(address, &format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").leak()[..]);
+        assert!(get("/metrics").await.contains("# EOF"));
+        let ready = get("/readyz").await;
+        assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("the chain has no entry"), "{ready}");
+        assert!(get("/healthz").await.starts_with("HTTP/1.1 200"));
+        assert!(get("/etc/passwd").await.starts_with("HTTP/1.1 404"));
+        assert!(ask(address, "POST /metrics HTTP/1.1\r\nhost: a\r\n\r\n").await.starts_with("HTTP/1.1 405"));
+        assert!(ask(address, "\0\0\r\n\r\n").await.starts_with("HTTP/1.1 400"));
+        let taken = bind(Listen::Address(address)).await.unwrap_err().to_string();
+        assert!(taken.contains(&address.to_string()) && taken.contains("--listen"), "{taken}");
+    }
+}

@@ -1,0 +1,306 @@
+//! Editing a network configuration list (CNI specification, section 1, "Network
+//! configuration format"): pure functions from the text of a file to the text of a file.
+//! Every plugin of others keeps its text letter by letter and its place in the order.
+
+use std::fmt;
+
+use indexmap::IndexMap;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+/// The plugin's name: the `type` of its entry, and the file name of its binary.
+pub const TYPE: &str = "podweir";
+
+/// Plugins of other meshes that also ask for the last place in the list. They change
+/// neither interfaces nor addresses, so our entry works in front of them as well, and two
+/// agents that both insist on the very last place would rewrite the file for ever.
+const MAY_FOLLOW: [&str; 4] = ["istio-cni", "linkerd-cni", "kuma-cni", "consul-cni"];
+
+/// The oldest version of the specification in which plugins are chained: from it on a
+/// plugin receives the result of the one before it as `prevResult`.
+const OLDEST: [u64; 3] = [0, 3, 0];
+
+/// Why a file is not one that our entry can be added to. The file is left as it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    #[error("it is no JSON object (line {line}, column {column})")]
+    NotJson { line: usize, column: usize },
+    #[error("its key \"{key}\" is {problem}")]
+    Key { key: &'static str, problem: &'static str },
+    #[error(
+        "its cniVersion {found} is older than 0.3.0, in which plugins cannot be chained; raise it to 0.3.0 or later"
+    )]
+    TooOld { found: String },
+}
+
+/// In which of the two formats a file is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `.conflist`: a list of plugins.
+    List,
+    /// `.conf` and `.json`: a single plugin (deprecated, and still in use).
+    Single,
+}
+
+/// How our entry stands in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// There is none.
+    Absent,
+    /// There is one, with the right content, behind everything that it has to be behind.
+    Effective,
+    /// There is one, but with other content, or there are several.
+    Different,
+    /// There is one, and plugins stand behind it that have to stand before it.
+    Displaced { behind: Vec<String> },
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Absent => f.write_str("the entry is not in the list"),
+            Self::Effective => f.write_str("the entry is in the list"),
+            Self::Different => f.write_str("the entry in the list has other content than it should"),
+            Self::Displaced { behind } => write!(f, "the plugins {} stand behind the entry", behind.join(", ")),
+        }
+    }
+}
+
+/// A plugin of a list: its `type`, and its text as it stands in the file.
+#[derive(Debug, Clone)]
+struct Plugin {
+    kind: String,
+    text: Box<RawValue>,
+}
+
+/// A network configuration list.
+#[derive(Debug, Clone)]
+pub struct Chain {
+    /// The keys of the list but `plugins`, as they stand in the file.
+    keys: IndexMap<String, Box<RawValue>>,
+    /// Where `plugins` stands among the keys.
+    plugins_at: usize,
+    plugins: Vec<Plugin>,
+}
+
+type Keys = IndexMap<String, Box<RawValue>>;
+
+fn object(text: &[u8]) -> Result<Keys, ChainError> {
+    serde_json::from_slice(text).map_err(|e| ChainError::NotJson { line: e.line(), column: e.column() })
+}
+
+/// The text of a key that has to be a text; an absent key has none.
+fn text(keys: &Keys, key: &'static str) -> Result<Option<String>, ChainError> {
+    let Some(raw) = keys.get(key) else { return Ok(None) };
+    serde_json::from_str(raw.get()).map(Some).map_err(|_| ChainError::Key { key, problem: "no text" })
+}
+
+fn plugin(text_of: Box<RawValue>) -> Result<Plugin, ChainError> {
+    let keys = object(text_of.get().as_bytes())
+        .map_err(|_| ChainError::Key { key: "plugins", problem: "no list of JSON objects" })?;
+    let kind = text(&keys, "type")?.filter(|kind| !kind.is_empty());
+    let kind = kind.ok_or(ChainError::Key { key: "type", problem: "missing in a plugin" })?;
+    Ok(Plugin { kind, text: text_of })
+}
+
+fn raw(value: &Value) -> Box<RawValue> {
+    // A value's text is JSON; the empty object stands in for what cannot happen.
+    RawValue::from_string(value.to_string()).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+impl Chain {
+    /// Reads a file's text. A single plugin becomes a list of one, with its name and
+    /// version, as libcni's `ConfListFromConf` makes it.
+    ///
+    /// # Errors
+    /// What the runtime could not use either, and a version in which nothing is chained.
+    pub fn parse(text_of: &[u8], form: Form) -> Result<Self, ChainError> {
+        let mut keys = object(text_of)?;
+        let version = text(&keys, "cniVersion")?.unwrap_or_default();
+        if !can_chain(&version) {
+            let found = if version.is_empty() { "(none)".to_owned() } else { version };
+            return Err(ChainError::TooOld { found });
+        }
+        if text(&keys, "name")?.is_none_or(|name| name.is_empty()) {
+            return Err(ChainError::Key { key: "name", problem: "missing" });
+        }
+        if form == Form::Single {
+            let whole = RawValue::from_string(String::from_utf8_lossy(text_of).trim().to_owned());
+            let whole = whole.map_err(|e| ChainError::NotJson { line: e.line(), column: e.column() })?;
+            keys.retain(|key, _| matches!(key.as_str(), "cniVersion" | "name"));
+            return Ok(Self { plugins_at: keys.len(), keys, plugins: vec![plugin(whole)?] });
+        }
+        let plugins_at = keys.get_index_of("plugins").ok_or(ChainError::Key { key: "plugins", problem: "missing" })?;
+        let plugins = keys.shift_remove("plugins").unwrap_or_else(|| raw(&Value::Null));
+        let plugins: Vec<Box<RawValue>> = serde_json::from_str(plugins.get())
+            .map_err(|_| ChainError::Key { key: "plugins", problem: "no list of JSON objects" })?;
+        let plugins: Vec<Plugin> = plugins.into_iter().map(plugin).collect::<Result<_, _>>()?;
+        if plugins.is_empty() {
+            return Err(ChainError::Key { key: "plugins", problem: "empty" });
+        }
+        Ok(Self { keys, plugins_at, plugins })
+    }
+
+    /// The network's name; the folder of its drop-ins is called so.
+    pub fn name(&self) -> String {
+        text(&self.keys, "name").ok().flatten().unwrap_or_default()
+    }
+
+    /// Whether plugins of a drop-in folder are not read (CNI specification 1.1,
+    /// `loadOnlyInlinedPlugins`).
+    pub fn only_inlined(&self) -> bool {
+        self.keys.get("loadOnlyInlinedPlugins").is_some_and(|raw| raw.get().trim() == "true")
+    }
+
+    /// Plugins of other meshes that divert the same traffic.
+    pub fn other_meshes(&self) -> Vec<&str> {
+        let kinds = self.plugins.iter().map(|plugin| plugin.kind.as_str());
+        kinds.filter(|kind| MAY_FOLLOW.contains(kind)).collect()
+    }
+
+    /// How our entry stands in the list. `entry`: what it should be.
+    pub fn standing(&self, entry: &Value) -> Standing {
+        let mut ours = self.plugins.iter().enumerate().filter(|(_, plugin)| plugin.kind == TYPE);
+        let Some((at, found)) = ours.next() else { return Standing::Absent };
+        let behind = self.plugins[at + 1..].iter().map(|plugin| plugin.kind.clone());
+        let behind: Vec<String> = behind.filter(|kind| !MAY_FOLLOW.contains(&kind.as_str())).collect();
+        let same = serde_json::from_str::<Value>(found.text.get()).is_ok_and(|found| found == *entry);
+        match (ours.next(), same, behind.is_empty()) {
+            (None, true, true) => Standing::Effective,
+            (None, true, false) => Standing::Displaced { behind },
+            _ => Standing::Different,
+        }
+    }
+
+    /// The list with our entry at the end, and nowhere else.
+    pub fn with(mut self, entry: &Value) -> Self {
+        self = self.without();
+        self.plugins.push(Plugin { kind: TYPE.into(), text: raw(entry) });
+        self
+    }
+
+    /// The list without our entry.
+    pub fn without(mut self) -> Self {
+        self.plugins.retain(|plugin| plugin.kind != TYPE);
+        self
+    }
+
+    /// Whether no plugin is left, so that the file has no use any more.
+    pub fn is_empty(&self) -> bool {
+        self.plugins.is_empty()
+    }
+
+    /// The text of the list, a `.conflist`.
+    pub fn render(&self) -> String {
+        let plugins: Vec<String> = self.plugins.iter().map(|plugin| format!("    {}", plugin.text.get())).collect();
+        let plugins = format!("  \"plugins\": [\n{}\n  ]", plugins.join(",\n"));
+        let keys = self.keys.iter().map(|(key, text)| format!("  {}: {}", Value::from(key.as_str()), text.get()));
+        let mut lines: Vec<String> = keys.collect();
+        lines.insert(self.plugins_at.min(lines.len()), plugins);
+        format!("{{\n{}\n}}\n", lines.join(",\n"))
+    }
+}
+
+/// Whether plugins of this version of the specification are chained.
+fn can_chain(version: &str) -> bool {
+    let parts: Option<Vec<u64>> = version.split('.').map(|part| part.parse().ok()).collect();
+    parts.is_some_and(|parts| parts.len() == OLDEST.len() && parts.as_slice() >= OLDEST.as_slice())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const LIST: &str = r#"{
+  "cniVersion": "1.0.0",
+  "name": "pods",
+  "plugins": [
+    { "type": "bridge", "mtu": 1450.0, "big": 123456789012345678901234567890 },
+    { "type": "portmap", "capabilities": { "portMappings": true } }
+  ],
+  "disableCheck": true
+}
+"#;
+
+    fn entry() -> Value {
+        json!({ "type": "podweir", "cni_agent_run_dir": "/var/run/podweir" })
+    }
+
+    fn list(text: &str) -> Chain {
+        Chain::parse(text.as_bytes(), Form::List).unwrap()
+    }
+
+    fn of(kinds: &[&str]) -> Chain {
+        let plugins: Vec<Value> =
+            kinds.iter().map(|kind| if *kind == TYPE { entry() } else { json!({ "type": kind }) }).collect();
+        list(&json!({ "cniVersion": "1.0.0", "name": "n", "plugins": plugins }).to_string())
+    }
+
+    #[test]
+    fn everything_of_others_keeps_its_text_and_its_order() {
+        assert_eq!(list(LIST).render(), LIST);
+        let with = list(LIST).with(&entry()).render();
+        assert!(with.contains("1450.0") && with.contains("123456789012345678901234567890"), "{with}");
+        assert_eq!(list(&with).standing(&entry()), Standing::Effective);
+        assert_eq!(list(&with).without().render(), LIST);
+        assert_eq!(list(&with).with(&entry()).render(), with);
+        let order = |needle| with.find(needle).unwrap();
+        assert!(order("bridge") < order("portmap") && order("portmap") < order("podweir"));
+        assert!(order("podweir") < order("disableCheck"));
+    }
+
+    #[test]
+    fn the_standing_of_the_entry() {
+        let standing = |kinds: &[&str]| of(kinds).standing(&entry());
+        assert_eq!(standing(&["bridge"]), Standing::Absent);
+        assert_eq!(standing(&["bridge", "podweir"]), Standing::Effective);
+        assert_eq!(standing(&["bridge", "podweir", "istio-cni"]), Standing::Effective);
+        assert_eq!(standing(&["podweir", "bridge"]), Standing::Displaced { behind: vec!["bridge".into()] });
+        assert_eq!(standing(&["bridge", "podweir", "podweir"]), Standing::Different);
+        let other = json!({ "type": "podweir" });
+        assert_eq!(of(&["bridge", "podweir"]).standing(&other), Standing::Different);
+        assert_eq!(of(&["podweir", "bridge", "podweir"]).with(&entry()).standing(&entry()), Standing::Effective);
+    }
+
+    #[test]
+    fn a_single_plugin_becomes_a_list() {
+        let single = r#"{ "cniVersion": "0.3.1", "name": "n", "type": "macvlan", "mtu": 1.50 }"#;
+        let chain = Chain::parse(single.as_bytes(), Form::Single).unwrap();
+        let made: Value = serde_json::from_str(&chain.clone().with(&entry()).render()).unwrap();
+        assert_eq!(made["cniVersion"], "0.3.1");
+        assert_eq!(made["name"], "n");
+        assert_eq!(made["plugins"][0]["type"], "macvlan");
+        assert_eq!(made["plugins"][1], entry());
+        assert!(chain.render().contains("1.50"));
+    }
+
+    #[test]
+    fn what_is_no_list_is_refused_with_the_reason() {
+        let refused = |text: &str| Chain::parse(text.as_bytes(), Form::List).unwrap_err().to_string();
+        for (text, words) in [
+            ("", "no JSON object"),
+            ("{", "line 1, column 1"),
+            ("[]", "no JSON object"),
+            (r#"{"cniVersion":"1.0.0","name":"n"}"#, "\"plugins\" is missing"),
+            (r#"{"cniVersion":"1.0.0","name":"n","plugins":[]}"#, "\"plugins\" is empty"),
+            (r#"{"cniVersion":"1.0.0","name":"n","plugins":{}}"#, "no list of JSON objects"),
+            (r#"{"cniVersion":"1.0.0","name":"n","plugins":[1]}"#, "no list of JSON objects"),
+            (r#"{"cniVersion":"1.0.0","name":"n","plugins":[{}]}"#, "\"type\" is missing"),
+            (r#"{"cniVersion":"1.0.0","plugins":[{"type":"a"}]}"#, "\"name\" is missing"),
+            (r#"{"cniVersion":"0.2.0","name":"n","plugins":[{"type":"a"}]}"#, "0.2.0 is older than 0.3.0"),
+            (r#"{"name":"n","plugins":[{"type":"a"}]}"#, "(none) is older than 0.3.0"),
+        ] {
+            assert!(refused(text).contains(words), "{text}: {}", refused(text));
+        }
+    }
+
+    #[test]
+    fn whether_drop_ins_are_read() {
+        assert!(!of(&["bridge"]).only_inlined());
+        let text = r#"{"cniVersion":"1.1.0","name":"n","loadOnlyInlinedPlugins": true,"plugins":[{"type":"a"}]}"#;
+        assert!(list(text).only_inlined());
+        assert_eq!(list(text).name(), "n");
+    }
+}

@@ -1,0 +1,161 @@
+//! The installer: puts the plugin's binary and its entry in the runtime's chain on the node,
+//! and keeps them there against everybody who takes them away. Nothing is removed when the
+//! agent ends: only [`uninstall`] removes.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `binary` | the plugin's binary in the runtime's folder |
+//! | `folder` | which file a runtime reads |
+//! | `chain` | editing a list of plugins: text in, text out |
+//! | `merge`, `drop_in`, `own_file` | the ways in which the entry reaches the runtime |
+//! | `keeper` | looking again, when something changes and now and then |
+//! | `atomic`, `pauses` | replacing a file in one step; waiting longer each time |
+
+mod atomic;
+mod binary;
+mod chain;
+mod drop_in;
+mod folder;
+pub mod keeper;
+mod merge;
+mod own_file;
+mod pauses;
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+pub use binary::Placed;
+pub use chain::TYPE;
+
+/// How the entry reaches the runtime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChainMode {
+    /// Our entry is added to the list that the runtime uses.
+    Merge,
+    /// Our entry is a file in the folder of drop-ins, which libcni reads since 1.3.
+    DropIn,
+    /// A list of our own, for Multus.
+    Standalone,
+    /// Somebody else manages the chain; it is only looked at.
+    None,
+}
+
+impl ChainMode {
+    pub const NAMES: [&str; 4] = ["merge", "drop-in", "standalone", "none"];
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "merge" => Self::Merge,
+            "drop-in" => Self::DropIn,
+            "standalone" => Self::Standalone,
+            "none" => Self::None,
+            _ => return None,
+        })
+    }
+}
+
+/// What is installed, and where to.
+#[derive(Debug, Clone)]
+pub struct Installation {
+    /// The agent's own executable, which is the plugin as well.
+    pub executable: PathBuf,
+    pub bin_dir: PathBuf,
+    pub conf_dir: PathBuf,
+    pub mode: ChainMode,
+    /// The entry of the plugin in the chain.
+    pub entry: Value,
+    /// The version of the specification that a list of our own is written in.
+    pub own_version: String,
+}
+
+/// How things stand with the chain after a look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChainState {
+    /// The runtime's chain has our entry, in this file. `written`: this look put it there.
+    Effective { file: PathBuf, written: bool },
+    /// There is nothing yet that the entry could be added to.
+    Waiting { reason: String },
+    /// Something is there that a person has to mend; it was left as it is.
+    Broken { file: PathBuf, reason: String },
+}
+
+impl ChainState {
+    pub fn is_effective(&self) -> bool {
+        matches!(self, Self::Effective { .. })
+    }
+}
+
+impl fmt::Display for ChainState {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Effective { file, .. } => write!(f, "the entry is in {}", file.display()),
+            Self::Waiting { reason } => f.write_str(reason),
+            Self::Broken { file, reason } => write!(f, "{}: {reason}", file.display()),
+        }
+    }
+}
+
+impl Installation {
+    /// Makes the chain have our entry, unless somebody else manages it. Writes only what
+    /// differs.
+    ///
+    /// # Errors
+    /// The operating system's, naming the file; what was there is then what it was.
+    pub fn keep_chain(&self) -> io::Result<ChainState> {
+        match self.mode {
+            ChainMode::Merge => merge::keep(&self.conf_dir, &self.entry),
+            ChainMode::DropIn => drop_in::keep(&self.conf_dir, &self.entry),
+            ChainMode::Standalone => own_file::keep(&self.conf_dir, &self.entry, &self.own_version),
+            ChainMode::None => merge::look(&self.conf_dir, &self.entry),
+        }
+    }
+
+    /// The plugins of other meshes in the chain that the runtime uses.
+    pub fn other_meshes(&self) -> Vec<String> {
+        merge::other_meshes(&self.conf_dir)
+    }
+
+    /// Makes the runtime's folder hold our binary.
+    ///
+    /// # Errors
+    /// The operating system's, naming the file.
+    pub fn keep_binary(&self) -> io::Result<Placed> {
+        binary::place(&self.executable, &self.bin_dir)
+    }
+
+    /// Takes the entry out of the chain, wherever an agent may have put it. The binary
+    /// stays: the runtime may read the chain a little later, and a chain that names a
+    /// plugin without a binary fails for every pod.
+    ///
+    /// # Errors
+    /// Everything that could not be removed; the rest is.
+    pub fn remove_entry(&self) -> Result<Vec<PathBuf>, Vec<io::Error>> {
+        if self.mode == ChainMode::None {
+            return Ok(Vec::new());
+        }
+        let (mut changed, mut problems) = (Vec::new(), Vec::new());
+        for removed in [
+            merge::remove(&self.conf_dir, &self.entry),
+            drop_in::remove(&self.conf_dir),
+            own_file::remove(&self.conf_dir),
+        ] {
+            match removed {
+                Ok(files) => changed.extend(files),
+                Err(error) => problems.push(error),
+            }
+        }
+        if problems.is_empty() { Ok(changed) } else { Err(problems) }
+    }
+
+    /// Takes the binary away; only after the entry is out of the chain and the runtime
+    /// has had time to read that.
+    ///
+    /// # Errors
+    /// The operating system's, naming the file.
+    pub fn remove_binary(&self) -> io::Result<bool> {
+        binary::remove(&self.bin_dir)
+    }
+}

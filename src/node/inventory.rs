@@ -1,0 +1,240 @@
+//! What is known of each pod of this node: where its namespace is, what it should hold, and
+//! what the last look found.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use crate::cni::agent::message::AttachmentName;
+use crate::sys::netns::Netns;
+
+use super::cache::Known;
+
+/// What the last look at a pod found, and what was done about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Nothing has been looked at yet.
+    New,
+    /// It is left alone on purpose.
+    LeftAlone { why: String },
+    /// It holds what it should.
+    Intercepted { backend: String },
+    /// It holds something else, and is not mended (yet).
+    Drifted { first: String, escapes: bool },
+    /// It holds nothing, and is not mended (yet).
+    Unguarded,
+    /// It cannot be looked at or mended; what would help is part of the reason.
+    Failed { why: String },
+    /// Its network namespace is not known: it has no process yet, or none any more.
+    NoNamespace,
+}
+
+impl State {
+    /// A word for metrics and listings. There are eight at most.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::LeftAlone { .. } => "left-alone",
+            Self::Intercepted { .. } => "intercepted",
+            Self::Drifted { .. } => "drifted",
+            Self::Unguarded => "unguarded",
+            Self::Failed { .. } => "failed",
+            Self::NoNamespace => "no-namespace",
+        }
+    }
+
+    /// Every word of [`Self::word`].
+    pub const WORDS: [&str; 7] = ["new", "left-alone", "intercepted", "drifted", "unguarded", "failed", "no-namespace"];
+
+    /// The state in a sentence.
+    pub fn sentence(&self) -> String {
+        match self {
+            Self::New => "it has not been looked at yet".into(),
+            Self::LeftAlone { why } => format!("it is left alone: {why}"),
+            Self::Intercepted { backend } => format!("its rules are in {backend}, as they should be"),
+            Self::Drifted { first, escapes: true } => format!("its rules differ, and traffic escapes: {first}"),
+            Self::Drifted { first, .. } => format!("its rules differ: {first}"),
+            Self::Unguarded => "it should have rules and has none".into(),
+            Self::Failed { why } => why.clone(),
+            Self::NoNamespace => "its network namespace is not known: none of its processes is running".into(),
+        }
+    }
+}
+
+/// What happened to a pod, for `why`.
+#[derive(Debug, Clone)]
+pub struct Happening {
+    pub at: SystemTime,
+    pub what: String,
+}
+
+/// The most happenings that are kept of a pod.
+const MOST_HAPPENINGS: usize = 16;
+
+/// Where a pod's namespace is.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub netns: Arc<Netns>,
+    /// Device and inode: what tells one namespace from another.
+    pub identity: (u64, u64),
+}
+
+/// A pod that is looked after.
+#[derive(Debug)]
+pub struct Tracked {
+    pub known: Mutex<Arc<Known>>,
+    pub inner: Mutex<Inner>,
+    /// Wakes the task that looks after it.
+    pub wake: Notify,
+}
+
+#[derive(Debug)]
+pub struct Inner {
+    pub state: State,
+    pub since: SystemTime,
+    pub place: Option<Place>,
+    pub attachment: Option<AttachmentName>,
+    pub happenings: Vec<Happening>,
+    pub verified: Option<SystemTime>,
+    pub task: Option<AbortHandle>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Tracked {
+    pub fn new(known: Arc<Known>) -> Self {
+        let inner = Inner {
+            state: State::New,
+            since: SystemTime::now(),
+            place: None,
+            attachment: None,
+            happenings: Vec::new(),
+            verified: None,
+            task: None,
+        };
+        Self { known: Mutex::new(known), inner: Mutex::new(inner), wake: Notify::new() }
+    }
+
+    pub fn known(&self) -> Arc<Known> {
+        lock(&self.known).clone()
+    }
+
+    pub fn inner(&self) -> MutexGuard<'_, Inner> {
+        lock(&self.inner)
+    }
+
+    /// Notes a state; whether it is a new one.
+    pub fn set(&self, state: State) -> bool {
+        let mut inner = self.inner();
+        let is_new = inner.state != state;
+        if is_new {
+            inner.since = SystemTime::now();
+            inner.state = state;
+        }
+        is_new
+    }
+
+    /// Notes what happened.
+    pub fn note(&self, what: impl Into<String>) {
+        let mut inner = self.inner();
+        if inner.happenings.len() == MOST_HAPPENINGS {
+            inner.happenings.remove(0);
+        }
+        inner.happenings.push(Happening { at: SystemTime::now(), what: what.into() });
+    }
+
+    /// The pod as people and programs are shown it.
+    pub fn report(&self) -> Value {
+        let known = self.known();
+        let inner = self.inner();
+        let happenings: Vec<Value> =
+            inner.happenings.iter().map(|h| json!({ "time": timestamp(h.at), "what": h.what })).collect();
+        json!({
+            "namespace": known.namespace,
+            "name": known.name,
+            "uid": known.uid,
+            "state": inner.state.word(),
+            "sentence": inner.state.sentence(),
+            "since": timestamp(inner.since),
+            "verified": inner.verified.map(timestamp),
+            "container": inner.attachment.as_ref().map(|a| a.container.clone()),
+            "history": happenings,
+        })
+    }
+}
+
+/// A time as RFC 3339 writes it.
+pub fn timestamp(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time).map(|time| format!("{time:.0}")).unwrap_or_default()
+}
+
+/// Every pod that is looked after, by UID.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    pods: Mutex<HashMap<String, Arc<Tracked>>>,
+}
+
+impl Inventory {
+    fn pods(&self) -> MutexGuard<'_, HashMap<String, Arc<Tracked>>> {
+        lock(&self.pods)
+    }
+
+    /// A pod by its UID, made if it is not there; whether it was made.
+    pub fn track(&self, known: &Arc<Known>) -> (Arc<Tracked>, bool) {
+        let mut pods = self.pods();
+        if let Some(tracked) = pods.get(&known.uid) {
+            *lock(&tracked.known) = known.clone();
+            return (tracked.clone(), false);
+        }
+        let tracked = Arc::new(Tracked::new(known.clone()));
+        pods.insert(known.uid.clone(), tracked.clone());
+        (tracked, true)
+    }
+
+    pub fn get(&self, uid: &str) -> Option<Arc<Tracked>> {
+        self.pods().get(uid).cloned()
+    }
+
+    /// Forgets a pod: its task ends, and its namespace is let go of.
+    pub fn forget(&self, uid: &str) -> Option<Arc<Tracked>> {
+        let tracked = self.pods().remove(uid)?;
+        let mut inner = tracked.inner();
+        inner.place = None;
+        if let Some(task) = inner.task.take() {
+            task.abort();
+        }
+        drop(inner);
+        Some(tracked)
+    }
+
+    /// The pod that has this attachment.
+    pub fn by_attachment(&self, attachment: &AttachmentName) -> Option<Arc<Tracked>> {
+        let pods = self.pods();
+        pods.values().find(|tracked| tracked.inner().attachment.as_ref() == Some(attachment)).cloned()
+    }
+
+    /// Every pod, in the order of their names.
+    pub fn all(&self) -> Vec<Arc<Tracked>> {
+        let mut all: Vec<Arc<Tracked>> = self.pods().values().cloned().collect();
+        all.sort_by_key(|tracked| {
+            let known = tracked.known();
+            (known.namespace.clone(), known.name.clone())
+        });
+        all
+    }
+
+    /// How many pods are in each state.
+    pub fn counts(&self) -> HashMap<&'static str, usize> {
+        let mut counts: HashMap<&'static str, usize> = State::WORDS.into_iter().map(|word| (word, 0)).collect();
+        for tracked in self.pods().values() {
+            *counts.entry(tracked.inner().state.word()).or_default() += 1;
+        }
+        counts
+    }
+}

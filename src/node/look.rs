@@ -1,0 +1,144 @@
+//! Looking at a pod's rules and mending them: blocking work for a thread that is in the
+//! pod's network namespace. What is there is read from the kernel, all of it, natively; no
+//! program is started but for tables of iptables-legacy, which nothing else can list.
+
+use std::time::Duration;
+
+use crate::audit::report::drift::{WORST, drift};
+use crate::audit::source::{Source, SourceError, live, options};
+use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
+use crate::backend::listing::Held;
+use crate::cni::namespace::{self, Job};
+use crate::cni::protocol::CniError;
+use crate::cni::request::Deadline;
+use crate::config::given::{Given, process_environment};
+use crate::config::settings::Face;
+use crate::sys::netns::Netns;
+
+/// How long to wait for somebody else who is changing the rules.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a pod's namespace should hold.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Options by which the rules are decided.
+    pub options: Given,
+    /// Whose defaults count beneath them.
+    pub face: Face,
+    /// Name servers that the pod's resolv.conf names, as far as it is known.
+    pub resolv_conf: Option<String>,
+}
+
+/// What a look found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Look {
+    /// Exactly what is wanted, held by this backend.
+    Same { backend: &'static str },
+    /// Nothing of an interception.
+    Nothing,
+    /// Something else than what is wanted.
+    Differs(Drift),
+    /// It cannot be told; the reason says what would help.
+    CannotTell(String),
+}
+
+/// How rules differ from what is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drift {
+    /// The first difference, and how many there are.
+    pub first: String,
+    pub count: usize,
+    /// What it changes for traffic, in words; the worst first.
+    pub effects: Vec<String>,
+    /// Whether traffic gets past the proxy that should not.
+    pub escapes: bool,
+}
+
+/// Looks at the namespace that the calling thread is in.
+pub fn look(wanted: &Wanted) -> Look {
+    let found = match live::read(&reader(wanted)) {
+        Ok(found) => found,
+        Err(error) => return Look::CannotTell(error.to_string()),
+    };
+    match of_options(wanted, &found) {
+        Ok(want) => compare(&want, &found),
+        Err(error) => Look::CannotTell(error.to_string()),
+    }
+}
+
+fn reader(wanted: &Wanted) -> live::Live<'_> {
+    let programs = ProgramEnvironment {
+        path: process_environment("PATH").unwrap_or_default().into(),
+        variables: [("XTABLES_LOCKFILE", NO_LOCK.into())].into(),
+        ..ProgramEnvironment::default()
+    };
+    live::Live { programs, lock_timeout: LOCK_TIMEOUT, resolv_conf: wanted.resolv_conf.as_deref() }
+}
+
+/// What the options want of a pod as it was found.
+fn of_options(wanted: &Wanted, found: &Source) -> Result<Source, SourceError> {
+    let known = options::Known {
+        addresses: found.pod.addresses.clone(),
+        dns_servers: found.pod.dns_servers.clone(),
+        ..options::Known::default()
+    };
+    options::read(&wanted.options, wanted.face, &known)
+}
+
+fn compare(want: &Source, found: &Source) -> Look {
+    let ours_alone = |held: &Held| found.tables.iter().all(|t| t.holder == held.holder && t.kind().is_some());
+    if let [held] = &found.held[..]
+        && ours_alone(held)
+        && held.strange.is_empty()
+        && want.canon() == found.canon()
+    {
+        // Nobody else has rules here, so nothing else can decide about a packet.
+        return Look::Same { backend: held.holder.name() };
+    }
+    let (drifts, notes) = drift(want, found);
+    let Some(worst) = drifts.first() else {
+        return match notes.first() {
+            Some(note) => Look::CannotTell(note.clone()),
+            None => Look::Same { backend: found.held.first().map_or("plan", |held| held.holder.name()) },
+        };
+    };
+    if found.held.is_empty() {
+        return Look::Nothing;
+    }
+    Look::Differs(Drift {
+        first: format!("{} {}: {}", worst.how, worst.place, worst.what),
+        count: drifts.len(),
+        effects: drifts.iter().flat_map(|drift| drift.effects.iter().cloned()).collect(),
+        escapes: worst.severity == WORST,
+    })
+}
+
+/// What mending did.
+#[derive(Debug, Clone)]
+pub struct Mended {
+    pub backend: &'static str,
+    pub families: String,
+    pub rules: usize,
+    pub warnings: Vec<String>,
+    /// What became of connections that were open before.
+    pub older: Vec<String>,
+}
+
+/// Makes the namespace that the calling thread is in hold what is wanted, in one
+/// transaction, and reads it back.
+///
+/// # Errors
+/// The rules could not be replaced (they are then what they were), or are not what they
+/// should be afterwards, or older connections are waited for.
+pub fn mend(netns: &Netns, wanted: &Wanted, wait_for_older: bool, timeout: Duration) -> Result<Mended, CniError> {
+    let deadline = Deadline { started: std::time::Instant::now(), timeout };
+    let job = Job { options: wanted.options.clone(), name_servers: Vec::new(), deadline };
+    let done = namespace::replace(netns, &job, wanted.face, wait_for_older)?;
+    Ok(Mended {
+        backend: done.outcome.backend.name(),
+        families: done.families,
+        rules: done.rules,
+        warnings: done.warnings,
+        older: done.established.infos.into_iter().chain(done.established.warnings).collect(),
+    })
+}

@@ -1,0 +1,234 @@
+//! What is counted, for Prometheus (OpenMetrics text). No label holds a pod's name: their
+//! number would grow with the cluster.
+
+use std::fmt::Write;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Labels as pairs of fixed words.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Labels(pub Vec<(&'static str, String)>);
+
+impl EncodeLabelSet for Labels {
+    fn encode(&self, encoder: &mut LabelSetEncoder) -> Result<(), std::fmt::Error> {
+        self.0.encode(encoder)
+    }
+}
+
+fn labels<const N: usize>(pairs: [(&'static str, &str); N]) -> Labels {
+    Labels(pairs.into_iter().map(|(name, value)| (name, value.to_owned())).collect())
+}
+
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// Upper bounds for the phases of an ADD: from a tenth of a millisecond to 30 seconds.
+const ADD_BUCKETS: [f64; 12] = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
+/// Upper bounds for the time from drift to mended: from a millisecond to 10 minutes.
+const MEND_BUCKETS: [f64; 10] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0, 60.0, 600.0];
+
+/// All metrics of the agent.
+pub struct Metrics {
+    registry: Registry,
+    installs: Family<Labels, Counter>,
+    chain_effective: Gauge,
+    chain_rewrites: Counter,
+    adds: Family<Labels, Counter>,
+    add_seconds: Family<Labels, Histogram>,
+    cache_age: Seconds,
+    cache_pods: Gauge,
+    watch_restarts: Family<Labels, Counter>,
+    pods: Family<Labels, Gauge>,
+    verifications: Family<Labels, Counter>,
+    heals: Family<Labels, Counter>,
+    mend_seconds: Histogram,
+    events: Family<Labels, Counter>,
+    errors: Family<Labels, Counter>,
+    socket_requests: Family<Labels, Counter>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let add_histogram: fn() -> Histogram = || Histogram::new(ADD_BUCKETS);
+        let mut metrics = Self {
+            registry: Registry::with_prefix("podweir"),
+            installs: Family::default(),
+            chain_effective: Gauge::default(),
+            chain_rewrites: Counter::default(),
+            adds: Family::default(),
+            add_seconds: Family::new_with_constructor(add_histogram),
+            cache_age: Seconds::default(),
+            cache_pods: Gauge::default(),
+            watch_restarts: Family::default(),
+            pods: Family::default(),
+            verifications: Family::default(),
+            heals: Family::default(),
+            mend_seconds: Histogram::new(MEND_BUCKETS),
+            events: Family::default(),
+            errors: Family::default(),
+            socket_requests: Family::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register(
+            "installs",
+            "Placements of the binary and the chain entry, by part and result",
+            self.installs.clone(),
+        );
+        r.register("chain_effective", "1 while the runtime's chain has podweir's entry", self.chain_effective.clone());
+        r.register(
+            "chain_rewrites_by_others",
+            "Times another program took the entry away",
+            self.chain_rewrites.clone(),
+        );
+        r.register("adds", "ADDs that the plugin told of, by decision", self.adds.clone());
+        r.register_with_unit("add_phase", "Time of an ADD by phase", Unit::Seconds, self.add_seconds.clone());
+        r.register_with_unit(
+            "cache_age",
+            "Time since the watch of pods last said anything",
+            Unit::Seconds,
+            self.cache_age.clone(),
+        );
+        r.register("cache_pods", "Pods of this node that are known", self.cache_pods.clone());
+        r.register("watch_restarts", "Restarts of the watch of pods, by cause", self.watch_restarts.clone());
+        r.register("pods", "Pods of this node by state", self.pods.clone());
+        r.register("verifications", "Looks at a pod's rules, by result", self.verifications.clone());
+        r.register("heals", "Repairs of a pod's rules, by result", self.heals.clone());
+        r.register_with_unit(
+            "mend",
+            "Time from the notice of a drift to its end",
+            Unit::Seconds,
+            self.mend_seconds.clone(),
+        );
+        r.register("events", "Events about pods, by reason and result", self.events.clone());
+        r.register("errors", "Errors by cause", self.errors.clone());
+        r.register(
+            "socket_requests",
+            "Requests on the agent's socket, by request and result",
+            self.socket_requests.clone(),
+        );
+    }
+
+    pub fn installed(&self, part: &str, result: &str) {
+        self.installs.get_or_create(&labels([("part", part), ("result", result)])).inc();
+    }
+
+    pub fn chain(&self, effective: bool, rewritten: bool) {
+        self.chain_effective.set(effective.into());
+        if rewritten {
+            self.chain_rewrites.inc();
+        }
+    }
+
+    pub fn added(&self, decision: &str) {
+        self.adds.get_or_create(&labels([("decision", decision)])).inc();
+    }
+
+    /// `milliseconds` by phase, as the plugin told them.
+    pub fn add_phase(&self, phase: &str, milliseconds: f64) {
+        // What comes over the socket may be anything; a label must not.
+        const PHASES: [&str; 4] = ["lookup", "read", "apply", "total"];
+        if PHASES.contains(&phase) && milliseconds.is_finite() && milliseconds >= 0.0 {
+            self.add_seconds.get_or_create(&labels([("phase", phase)])).observe(milliseconds / 1000.0);
+        }
+    }
+
+    pub fn cache(&self, age: Option<Duration>, pods: usize) {
+        self.cache_age.set(age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
+        self.cache_pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
+    }
+
+    pub fn watch_restarted(&self, cause: &str) {
+        self.watch_restarts.get_or_create(&labels([("cause", cause)])).inc();
+    }
+
+    pub fn pods(&self, state: &str, count: usize) {
+        self.pods.get_or_create(&labels([("state", state)])).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub fn verified(&self, result: &str) {
+        self.verifications.get_or_create(&labels([("result", result)])).inc();
+    }
+
+    pub fn healed(&self, result: &str, took: Duration) {
+        self.heals.get_or_create(&labels([("result", result)])).inc();
+        if result == "mended" {
+            self.mend_seconds.observe(took.as_secs_f64());
+        }
+    }
+
+    pub fn event(&self, reason: &str, result: &str) {
+        self.events.get_or_create(&labels([("reason", reason), ("result", result)])).inc();
+    }
+
+    pub fn error(&self, cause: &str) {
+        self.errors.get_or_create(&labels([("cause", cause)])).inc();
+    }
+
+    pub fn request(&self, request: &str, result: &str) {
+        self.socket_requests.get_or_create(&labels([("request", request), ("result", result)])).inc();
+    }
+
+    /// The text that Prometheus reads.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a text cannot fail; should it all the same, the text says so.
+        if encode(&mut text, &self.registry).is_err() {
+            let _ = writeln!(text, "# the metrics could not be written");
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_has_every_metric_and_no_label_that_came_from_outside() {
+        let metrics = Metrics::default();
+        metrics.installed("binary", "same");
+        metrics.chain(true, true);
+        metrics.added("intercepted");
+        metrics.add_phase("total", 1.5);
+        metrics.add_phase("a pod's name", 1.0);
+        metrics.add_phase("total", f64::NAN);
+        metrics.cache(Some(Duration::from_secs(2)), 7);
+        metrics.watch_restarted("gone");
+        metrics.pods("intercepted", 3);
+        metrics.verified("same");
+        metrics.healed("mended", Duration::from_millis(20));
+        metrics.event("InterceptionRepaired", "sent");
+        metrics.error("api");
+        metrics.request("decide", "answered");
+        let text = metrics.text();
+        for line in [
+            "podweir_chain_effective 1",
+            "podweir_chain_rewrites_by_others_total 1",
+            "podweir_adds_total{decision=\"intercepted\"} 1",
+            "podweir_add_phase_seconds_count{phase=\"total\"} 1",
+            "podweir_cache_age_seconds 2.0",
+            "podweir_cache_pods 7",
+            "podweir_pods{state=\"intercepted\"} 3",
+            "podweir_heals_total{result=\"mended\"} 1",
+            "podweir_mend_seconds_count 1",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+        }
+        assert!(!text.contains("name"), "{text}");
+    }
+}

@@ -1,0 +1,151 @@
+//! What is looked at once when the agent starts: everything that would keep it from its
+//! work, each with its place and its cure. Nothing here ends the agent; what cannot be
+//! waited for shows in its condition as well.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use kube::api::{Api, PostParams};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+
+use crate::backend::survey;
+use crate::sys::caps;
+use crate::sys::netlink::Netlink;
+
+use super::settings::{OnFailure, Settings};
+
+/// What this node lacks, in sentences.
+pub fn node(settings: &Settings) -> Vec<String> {
+    let mut problems = Vec::new();
+    match caps::missing_for_namespaces() {
+        Ok(missing) if missing.is_empty() => {}
+        Ok(missing) => problems.push(format!(
+            "the agent lacks {}: add it to securityContext.capabilities of its container",
+            missing.join(" and ")
+        )),
+        Err(e) => problems.push(format!("the agent's capabilities cannot be told: {e}")),
+    }
+    let nftables = Netlink::open(Netlink::NETFILTER)
+        .is_ok_and(|mut netlink| survey::survey(Some(&mut netlink)).is_ok_and(|found| found.nftables.is_some()));
+    if !nftables {
+        problems.push("the kernel's nf_tables cannot be used: load the module nf_tables on the node, or set the backend iptables-legacy, whose programs have to be on the node".into());
+    }
+    let installation = &settings.installation;
+    for (what, flag, path) in [
+        ("the runtime's plugins", "--cni-bin-dir", &installation.bin_dir),
+        ("network configurations", "--cni-conf-dir", &installation.conf_dir),
+    ] {
+        problems.extend(folder(what, flag, path));
+    }
+    let init = settings.host_proc.join("1/ns/net");
+    match fs::metadata(&init) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => problems.push(format!(
+            "{} cannot be looked at: add SYS_PTRACE to securityContext.capabilities of the agent's container, and with AppArmor set its profile to Unconfined",
+            init.display()
+        )),
+        Err(e) => problems.push(format!("{}: {e}; mount the node's /proc and name it with --host-proc", init.display())),
+        Ok(_) => {}
+    }
+    problems
+}
+
+/// What is wrong with a folder of the node, if anything.
+fn folder(what: &str, flag: &str, path: &Path) -> Option<String> {
+    let shown = path.display();
+    let meta = match fs::metadata(path) {
+        Ok(meta) => meta,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Some(format!(
+                "the folder of {what}, {shown}, is not there: {flag} names it as it is mounted in the agent's container; it is waited for"
+            ));
+        }
+        Err(e) => return Some(format!("the folder of {what}, {shown}, cannot be looked at: {e}")),
+    };
+    if !meta.is_dir() {
+        return Some(format!("{shown}, which {flag} names, is no folder"));
+    }
+    let writable = nix::unistd::access(path, nix::unistd::AccessFlags::W_OK);
+    if let Err(errno) = writable {
+        return Some(format!(
+            "the folder of {what}, {shown}, cannot be written ({errno}): mount it from the node for writing; where the node's own file system is read-only, name another folder with {flag}"
+        ));
+    }
+    // A folder that nobody mounted is on the container's own root or on a tmpfs.
+    let on_tmpfs = statfs(path).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC);
+    let on_root = fs::metadata("/").is_ok_and(|root| root.dev() == meta.dev()) && is_container();
+    (on_tmpfs || on_root).then(|| {
+        format!("the folder of {what}, {shown}, is not the node's: mount it with hostPath, or what is written there helps nobody")
+    })
+}
+
+/// Whether the process runs in a container whose root is not the node's.
+fn is_container() -> bool {
+    let root = |path: &str| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    Path::new("/host/proc/1/root").exists() && root("/host/proc/1/root") != root("/")
+}
+
+/// What the agent's account may not do and should, in sentences.
+///
+/// # Errors
+/// The API server cannot be asked, in words.
+pub async fn account(client: &kube::Client, settings: &Settings) -> Result<Vec<String>, String> {
+    let mut needed: Vec<(&str, &str, &str, &str)> = vec![
+        ("", "pods", "list", ""),
+        ("", "pods", "watch", ""),
+        ("", "pods", "get", ""),
+        ("events.k8s.io", "events", "create", ""),
+        ("events.k8s.io", "events", "patch", ""),
+    ];
+    if settings.condition {
+        needed.push(("", "nodes", "patch", "status"));
+    }
+    match settings.on_failure {
+        OnFailure::Leave => {}
+        OnFailure::Evict => needed.push(("", "pods", "create", "eviction")),
+        OnFailure::Label => needed.push(("", "pods", "patch", "")),
+    }
+    let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
+    let mut missing = Vec::new();
+    for (group, resource, verb, subresource) in needed {
+        let attributes = ResourceAttributes {
+            group: Some(group.into()),
+            resource: Some(resource.into()),
+            verb: Some(verb.into()),
+            subresource: Some(subresource.into()).filter(|s: &String| !s.is_empty()),
+            ..ResourceAttributes::default()
+        };
+        let review = SelfSubjectAccessReview {
+            spec: SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() },
+            ..Default::default()
+        };
+        let answered = reviews.create(&PostParams::default(), &review).await;
+        let allowed = answered.map_err(|e| crate::cni::client::chain(&e))?.status.is_some_and(|status| status.allowed);
+        if !allowed {
+            let slash = if subresource.is_empty() { String::new() } else { format!("/{subresource}") };
+            missing.push(format!(
+                "the agent's account may not {verb} {resource}{slash}: apply the chart's ClusterRole podweir-node again"
+            ));
+        }
+    }
+    Ok(missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_not_there_or_none_is_told_with_the_flag() {
+        let top = std::env::temp_dir().join(format!("podweir-preflight-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&top);
+        let told = |path: &Path| folder("plugins", "--cni-bin-dir", path).unwrap_or_default();
+        assert!(told(&top).contains("is not there") && told(&top).contains("--cni-bin-dir"));
+        fs::create_dir(&top).unwrap();
+        fs::write(top.join("file"), "").unwrap();
+        assert!(told(&top.join("file")).contains("is no folder"));
+        fs::remove_dir_all(top).unwrap();
+    }
+}

@@ -1,0 +1,288 @@
+//! Starting the agent, and ending it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use kube::Api;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+
+use crate::cni::access::Problem;
+use crate::cni::state::Store;
+
+use super::agent::{Agent, OnSocket};
+use super::cache::Found;
+use super::condition::Reporter;
+use super::events::{self, Teller};
+use super::installer::Installation;
+use super::installer::keeper::Keeper;
+use super::settings::{ObjectName, Settings};
+use super::socket::SocketError;
+use super::{api, http, preflight, socket};
+
+/// The socket's name in the run directory.
+pub const SOCKET: &str = "node.sock";
+/// What only one agent on a node holds.
+const LOCK: &str = "node.lock";
+/// How often the condition is looked at.
+const CONDITION_EVERY: Duration = Duration::from_secs(2);
+/// How often attachments of pods that are gone are forgotten, and how old these have to be.
+const COLLECT_EVERY: Duration = Duration::from_secs(600);
+/// How long the runtime has to read a chain without our entry before the binary goes.
+const RUNTIME_READS: Duration = Duration::from_secs(2);
+/// How long it may take to find out whether the DaemonSet is still there, and how often it
+/// is asked for: less than the pod has to end in.
+const DAEMON_SET_PATIENCE: Duration = Duration::from_secs(20);
+const DAEMON_SET_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why the agent could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("the agent's credentials cannot be used: {0}")]
+    Credentials(Problem),
+    #[error(
+        "cannot use the run directory {path}: {source}; it has to be a folder of root's on the node, mounted for writing"
+    )]
+    RunDir { path: String, source: io::Error },
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("{0}")]
+    Listen(io::Error),
+    #[error("cannot start: {0}")]
+    Start(io::Error),
+    #[error("not everything could be removed: {0}")]
+    Uninstall(String),
+}
+
+/// Runs the agent until it is told to end.
+///
+/// # Errors
+/// It cannot start.
+pub fn run(settings: Settings) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build();
+    runtime.map_err(RunError::Start)?.block_on(agent(settings))
+}
+
+async fn agent(settings: Settings) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Start)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
+    let lock = only_one(&settings.run_dir);
+    let _lock = tokio::select! {
+        lock = lock => lock?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let client = api::client(settings.credentials.clone()).map_err(RunError::Credentials)?;
+    let (teller, queue) = Teller::new();
+    let agent = Arc::new(Agent::new(settings, client.clone(), teller));
+    let settings = &agent.settings;
+    // The port first, so that probes are answered while everything else waits for others.
+    if let Some(address) = settings.listen {
+        let listener = http::bind(address).await.map_err(RunError::Listen)?;
+        tokio::spawn(http::serve(listener, agent.clone()));
+    }
+    let listener = socket::bind(&settings.run_dir.join(SOCKET))?;
+    tokio::spawn(socket::serve(listener, Arc::new(OnSocket(agent.clone()))));
+    tokio::spawn(events::send(client.clone(), settings.node.clone(), queue, agent.metrics.clone()));
+    tokio::spawn(watch(agent.clone()));
+    for problem in preflight::node(settings) {
+        agent.metrics.error("preflight");
+        error!("{problem}");
+    }
+    tokio::spawn(check_account(agent.clone()));
+    tokio::spawn(collect(agent.clone()));
+    if settings.condition {
+        tokio::spawn(tell_condition(agent.clone()));
+    }
+    let hears = agent.clone();
+    let keeper =
+        Keeper::start(settings.installation.clone(), move |look| hears.installed(look)).map_err(RunError::Start)?;
+    info!(node = settings.node, version = env!("CARGO_PKG_VERSION"), "the agent runs");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    // The keeper would put back what is removed now.
+    keeper.stop();
+    if let Some(name) = &settings.daemon_set
+        && is_removed(&client, name).await
+    {
+        info!(
+            "the DaemonSet {}/{} is gone or being deleted: podweir is removed from this node",
+            name.namespace, name.name
+        );
+        return remove(&settings.installation, &settings.run_dir);
+    }
+    info!("the agent ends; everything it installed stays, and pods that start wait for the next one");
+    Ok(())
+}
+
+/// Says once what the agent's account may not do, as soon as the API server tells.
+async fn check_account(agent: Arc<Agent>) {
+    loop {
+        match preflight::account(&agent.client, &agent.settings).await {
+            Ok(missing) => {
+                for problem in missing {
+                    agent.metrics.error("rbac");
+                    error!("{problem}");
+                }
+                return;
+            }
+            // That the API server is away is told by the watch.
+            Err(_) => tokio::time::sleep(Duration::from_secs(10)).await,
+        }
+    }
+}
+
+/// Forgets the attachments of pods that are gone, which runtimes forget to ask for.
+async fn collect(agent: Arc<Agent>) {
+    loop {
+        tokio::time::sleep(COLLECT_EVERY).await;
+        if !agent.cache.is_synced() {
+            continue;
+        }
+        let agent = agent.clone();
+        // Files are blocking work.
+        let work = tokio::task::spawn_blocking(move || {
+            let store = Store::new(&agent.settings.run_dir);
+            store.keep_pods(COLLECT_EVERY, |pod| {
+                let (namespace, name) = pod.split_once('/').unwrap_or_default();
+                !matches!(agent.cache.find(namespace, name, None), Found::No)
+            })
+        });
+        match work.await {
+            Ok((0, problems)) if problems.is_empty() => {}
+            Ok((removed, problems)) => {
+                info!(removed, "forgot the attachments of pods that are gone");
+                problems.iter().for_each(|problem| warn!("{problem}"));
+            }
+            Err(e) => warn!("attachments cannot be collected: {e}"),
+        }
+    }
+}
+
+/// Waits until this is the only agent on the node.
+async fn only_one(run_dir: &Path) -> Result<Flock<File>, RunError> {
+    let failed = |source| RunError::RunDir { path: run_dir.display().to_string(), source };
+    crate::sys::trust::make_directory(run_dir).map_err(|e| failed(e.into()))?;
+    let mut options = File::options();
+    let options = options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let mut file = options.open(run_dir.join(LOCK)).map_err(failed)?;
+    let mut said = false;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, Errno::EWOULDBLOCK)) => {
+                file = back;
+                if !std::mem::replace(&mut said, true) {
+                    warn!("another agent works on this node; waiting for it to end");
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Err((_, errno)) => return Err(failed(errno.into())),
+        }
+    }
+}
+
+async fn watch(agent: Arc<Agent>) {
+    let changed = {
+        let agent = agent.clone();
+        move |change| agent.changed(change)
+    };
+    let (client, node) = (agent.client.clone(), agent.settings.node.clone());
+    api::watch_pods(client, node, agent.cache.clone(), agent.pulse.clone(), agent.metrics.clone(), changed).await;
+}
+
+async fn tell_condition(agent: Arc<Agent>) {
+    let mut reporter = Reporter::new(agent.settings.node.clone());
+    let mut said = String::new();
+    loop {
+        match reporter.tell(&agent.client, agent.condition()).await {
+            Ok(()) => said.clear(),
+            Err(problem) if problem != said => {
+                warn!("{problem}");
+                agent.metrics.error("condition");
+                said = problem;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(CONDITION_EVERY).await;
+    }
+}
+
+/// Whether the own DaemonSet is gone or going. On any doubt it is not.
+///
+/// Whoever removes a release removes the account as well, often before the agent hears of
+/// it: first its rights are gone (403), then the account itself (401). Rights may seem to be
+/// missing while an API server starts, so that alone proves nothing; an account that does
+/// not exist any more does.
+async fn is_removed(client: &kube::Client, name: &ObjectName) -> bool {
+    let sets: Api<DaemonSet> = Api::namespaced(client.clone(), &name.namespace);
+    let until = tokio::time::Instant::now() + DAEMON_SET_PATIENCE;
+    loop {
+        let problem = match tokio::time::timeout_at(until, sets.get_opt(&name.name)).await {
+            Ok(Ok(None)) => return true,
+            Ok(Ok(Some(set))) => return set.metadata.deletion_timestamp.is_some(),
+            Ok(Err(kube::Error::Api(status))) if status.code == 401 => return true,
+            Ok(Err(problem)) => problem.to_string(),
+            Err(_) => "the API server does not answer".into(),
+        };
+        if tokio::time::Instant::now() + DAEMON_SET_PAUSE >= until {
+            warn!("cannot tell whether the DaemonSet is still there ({problem}): nothing is removed");
+            return false;
+        }
+        tokio::time::sleep(DAEMON_SET_PAUSE).await;
+    }
+}
+
+/// `podweir node uninstall`: takes everything off the node. Pods that run keep their rules.
+///
+/// # Errors
+/// What could not be removed; the rest is gone.
+pub fn uninstall(installation: &Installation, run_dir: &Path) -> Result<(), RunError> {
+    remove(installation, run_dir)
+}
+
+fn remove(installation: &Installation, run_dir: &Path) -> Result<(), RunError> {
+    let mut problems: Vec<String> = Vec::new();
+    match installation.remove_entry() {
+        Ok(files) => files.iter().for_each(|file| info!("the entry is out of {}", file.display())),
+        Err(errors) => problems.extend(errors.iter().map(ToString::to_string)),
+    }
+    if problems.is_empty() {
+        // A chain that names a plugin without a binary would fail for every pod.
+        std::thread::sleep(RUNTIME_READS);
+        match installation.remove_binary() {
+            Ok(true) => info!("the binary is out of {}", installation.bin_dir.display()),
+            Ok(false) => {}
+            Err(error) => problems.push(error.to_string()),
+        }
+    }
+    for name in [SOCKET, LOCK] {
+        match std::fs::remove_file(run_dir.join(name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                problems.push(format!("{}: {e}", run_dir.join(name).display()))
+            }
+            _ => {}
+        }
+    }
+    match std::fs::remove_dir_all(run_dir.join("attachments")) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            problems.push(format!("{}: {e}", run_dir.join("attachments").display()))
+        }
+        _ => {}
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    problems.iter().for_each(|problem| error!("{problem}"));
+    Err(RunError::Uninstall(problems.join("; ")))
+}
