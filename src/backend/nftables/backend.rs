@@ -27,7 +27,7 @@ impl<'a> Nftables<'a> {
     }
 
     fn list_error(source: io::Error) -> BackendError {
-        let hint = errors::hint(source.raw_os_error().unwrap_or(0), "", None);
+        let hint = errors::hint(source.raw_os_error().unwrap_or(0), None, None);
         BackendError::List { backend: Kind::Nftables.name(), source, hint }
     }
 

@@ -4,10 +4,12 @@ use nix::libc;
 
 use crate::sys::netns;
 
+use super::expr::Expr;
+
 /// Words behind "the kernel refused …": the cause and the cure, where they can be told.
-pub fn hint(errno: i32, what: &str, kernel: Option<String>) -> String {
+/// `module`: the one that the refused object needs; `kernel`: what the kernel said of it.
+pub fn hint(errno: i32, module: Option<&str>, kernel: Option<String>) -> String {
     let mut out = kernel.map(|words| format!(" ({words})")).unwrap_or_default();
-    let module = module(what);
     match (errno, module) {
         (libc::EPERM, _) => {
             let cause = netns::net_admin_hint().unwrap_or(
@@ -25,18 +27,66 @@ pub fn hint(errno: i32, what: &str, kernel: Option<String>) -> String {
     out
 }
 
-/// The module that the kernel needs for a rule or chain of ours.
-fn module(what: &str) -> Option<&'static str> {
-    let modules = [
-        ("a nat chain", "nft_chain_nat"),
-        ("tproxy-hand-over", "nft_tproxy"),
-        ("to-inbound-proxy", "nft_redir"),
-        ("to-outbound-proxy", "nft_redir"),
-        ("dns-to-agent", "nft_redir"),
-        ("dns-zone", "nft_ct"),
-        ("tproxy-", "nft_ct"),
-        ("invalid-", "nft_ct"),
-        ("table inet", "nf_tables"),
-    ];
-    modules.iter().find(|(part, _)| what.contains(part)).map(|(_, module)| *module)
+/// The module that has the rarest of a rule's expressions, where one is not part of
+/// nf_tables itself (each registers its expressions as `nft-expr-NAME`).
+pub fn module_of(expressions: &[Expr]) -> Option<&'static str> {
+    let mut modules = expressions.iter().filter_map(|expression| match expression {
+        Expr::Tproxy { .. } => Some("nft_tproxy"),
+        Expr::Redir => Some("nft_redir"),
+        Expr::Ct(_) | Expr::CtSet(_) => Some("nft_ct"),
+        _ => None,
+    });
+    // A target is the rarer kind, and stands last.
+    modules.next_back()
+}
+
+/// The module that registers a kind of base chain.
+pub fn module_of_chain(kind: &str) -> Option<&'static str> {
+    (kind == "nat").then_some("nft_chain_nat")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::nftables::encode::Encoder;
+    use crate::config::types::{Families, Mark, Port};
+    use crate::plan::model::{Cond, CtStates, Matches, Rule, Verdict};
+    use crate::plan::why::Why;
+
+    #[test]
+    fn a_module_is_told_by_what_is_in_a_rule_and_not_by_its_words() {
+        let module = |matches: Matches, verdict: Verdict, comment: &str| {
+            let why = Why::Foreign(comment.into());
+            let rule = Rule { families: Families::V4, matches, verdict, why, counters: None, origin: None };
+            let rules = Encoder::starting_at(Families::V4, 1).rule(&rule, false);
+            rules.iter().map(|rule| module_of(&rule.exprs)).collect::<Vec<_>>()
+        };
+        let any = Matches::default;
+        let known = Matches { connection_state: Some(Cond::is(CtStates::ESTABLISHED)), ..any() };
+        let port = Port::literal(15001);
+        let to_proxy = Verdict::Tproxy { port, mark: Mark::new(1), closed: false };
+        for (matches, verdict, wanted) in [
+            (any(), Verdict::Redirect(port), Some("nft_redir")),
+            (known.clone(), Verdict::Redirect(port), Some("nft_redir")),
+            (known.clone(), to_proxy, Some("nft_tproxy")),
+            (known, Verdict::Drop, Some("nft_ct")),
+            (any(), Verdict::CtZone(1), Some("nft_ct")),
+            (any(), Verdict::Return, None),
+        ] {
+            // Reasons for rules of other kinds, and words of the kind that a table's name has.
+            for comment in ["to-inbound-proxy: x", "tproxy-hand-over: y", "a nat chain in table inet"] {
+                let mut modules = module(matches.clone(), verdict.clone(), comment);
+                assert!(modules.iter().all(|module| *module == wanted), "{verdict:?} {comment}: {modules:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_module_is_named_with_its_cure() {
+        let missing = hint(libc::ENOENT, Some("nft_redir"), None);
+        assert!(missing.contains("modprobe nft_redir"), "{missing}");
+        // What nothing is known to be missing for, and what is no matter of modules.
+        assert_eq!((hint(libc::ENOENT, None, None), hint(libc::EEXIST, Some("nft_redir"), None)), Default::default());
+        assert_eq!(hint(libc::EINVAL, None, Some("words".into())), " (words)");
+    }
 }

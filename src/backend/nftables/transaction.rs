@@ -7,6 +7,7 @@ use crate::plan::model::{Chain, Table};
 use crate::sys::netlink::Netlink;
 
 use super::encode::{ANONYMOUS, Encoder, NftRule, Set};
+use super::errors;
 use super::expr;
 use super::frame::Frame;
 use super::names;
@@ -42,7 +43,7 @@ enum About {
     Table(&'static str),
     Chain { table: &'static str, chain: String, kind: &'static str },
     Set { table: &'static str, elements: usize },
-    Rule { table: &'static str, chain: String, comment: String },
+    Rule { table: &'static str, chain: String, comment: String, module: Option<&'static str> },
     Restored,
 }
 
@@ -56,10 +57,22 @@ impl std::fmt::Display for About {
             About::Chain { table, chain, kind: "" } => write!(f, "chain {chain} of table inet {table}"),
             About::Chain { table, chain, kind } => write!(f, "chain {chain} (a {kind} chain) of table inet {table}"),
             About::Set { table, elements } => write!(f, "a set of {elements} elements in table inet {table}"),
-            About::Rule { table, chain, comment } => {
+            About::Rule { table, chain, comment, .. } => {
                 write!(f, "the rule \"{comment}\" of chain {chain} in table inet {table}")
             }
             About::Restored => f.write_str("what was there before"),
+        }
+    }
+}
+
+impl About {
+    /// The kernel's module that the object needs.
+    fn module(&self) -> Option<&'static str> {
+        match self {
+            About::Table(_) => Some("nf_tables"),
+            About::Chain { kind, .. } => errors::module_of_chain(kind),
+            About::Rule { module, .. } => *module,
+            _ => None,
         }
     }
 }
@@ -244,7 +257,8 @@ impl Transaction {
     }
 
     fn add_rule(&mut self, table: &'static str, chain: &str, rule: &NftRule) {
-        let about = About::Rule { table, chain: chain.to_owned(), comment: rule.comment.clone() };
+        let module = errors::module_of(&rule.exprs);
+        let about = About::Rule { table, chain: chain.to_owned(), comment: rule.comment.clone(), module };
         self.push(Msg::NewRule, NLM_F_CREATE | NLM_F_APPEND, about, |a| {
             a.string(1, table);
             a.string(2, chain);
@@ -301,8 +315,9 @@ impl Transaction {
         if first.errno == nix::libc::ERESTART {
             return Err(TransactionError::Raced);
         }
-        let what = self.about.get(first.sequence as usize).map(About::to_string).unwrap_or_default();
-        let detail = super::errors::hint(first.errno, &what, first.message);
+        let about = self.about.get(first.sequence as usize);
+        let what = about.map(About::to_string).unwrap_or_default();
+        let detail = errors::hint(first.errno, about.and_then(About::module), first.message);
         Err(TransactionError::Refused { what, source: io::Error::from_raw_os_error(first.errno), detail })
     }
 }
