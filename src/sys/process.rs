@@ -3,15 +3,16 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ChildStdin, Command, ExitStatus};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
@@ -20,9 +21,49 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Uid, fork, getpid, getppid, setresgid, setresuid};
 
+/// Gives a child its input and waits for it to end; gives its status, and whether it took
+/// all of the input. One that does not end within `deadline` is killed, be it that it leaves
+/// its input unread: a pipe holds some 64 KiB (pipe(7)), and writing more would wait for it.
+///
+/// # Errors
+///
+/// `TimedOut`, with the child gone; what the kernel says of the child otherwise.
+pub fn feed(child: &mut Child, input: &[u8], deadline: Duration) -> io::Result<(ExitStatus, io::Result<()>)> {
+    let start = Instant::now();
+    let written = child.stdin.take().map_or(Ok(()), |stdin| write_within(stdin, input, deadline));
+    let status = wait(child, deadline.saturating_sub(start.elapsed()))?;
+    Ok((status, written))
+}
+
+/// Writes to a pipe, for as long as `deadline` at most.
+fn write_within(mut pipe: ChildStdin, mut bytes: &[u8], deadline: Duration) -> io::Result<()> {
+    let start = Instant::now();
+    fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_WRONLY | OFlag::O_NONBLOCK))?;
+    while !bytes.is_empty() {
+        match pipe.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(length) => bytes = &bytes[length..],
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                let left = deadline.saturating_sub(start.elapsed());
+                if left.is_zero() {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)];
+                // An interruption only means that the loop goes on.
+                let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
 /// Waits for a child to end; kills it after `deadline`.
 ///
-/// Errors: `TimedOut`, with the child gone.
+/// # Errors
+///
+/// `TimedOut`, with the child gone; what the kernel says of the child otherwise.
 pub fn wait(child: &mut Child, deadline: Duration) -> io::Result<ExitStatus> {
     let start = Instant::now();
     if let Ok(pidfd) = pidfd(child.id()) {
@@ -132,7 +173,7 @@ pub fn in_user_namespace(command: &mut Command, namespace: Arc<File>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use std::process::{Command, Stdio};
 
     #[test]
     fn calls_in_a_child_give_their_error_or_are_ended() {
@@ -143,6 +184,25 @@ mod tests {
             nix::unistd::pause();
         };
         assert_eq!(in_child(Duration::from_millis(5), never).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_child_that_leaves_its_input_unread_is_ended() {
+        let large = vec![b'x'; 1 << 20];
+        let start = |program: &str, argument: &str| {
+            Command::new(program).arg(argument).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+        };
+        // No signal ends this wait but the one at the deadline.
+        let mut deaf = start("sleep", "infinity");
+        let error = feed(&mut deaf, &large, Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(deaf.try_wait().unwrap().is_some());
+        let long = Duration::from_secs(60);
+        let (status, written) = feed(&mut start("cat", "-"), &large, long).unwrap();
+        assert!(status.success() && written.is_ok(), "{status} {written:?}");
+        // One that has enough of it: its status tells more than the broken pipe.
+        let (status, written) = feed(&mut start("false", "-"), &large, long).unwrap();
+        assert_eq!((status.code(), written.unwrap_err().kind()), (Some(1), io::ErrorKind::BrokenPipe));
     }
 
     #[test]

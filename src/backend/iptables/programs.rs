@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -194,11 +194,8 @@ impl Programs {
         }
         let mut child = command.spawn()?;
         let input = input();
-        let written = match child.stdin.take() {
-            Some(mut stdin) => stdin.write_all(input.as_bytes()),
-            None => Ok(()),
-        };
-        let status = sys::process::wait(&mut child, self.lock_timeout + PATIENCE).inspect_err(|_| {
+        let deadline = self.lock_timeout + PATIENCE;
+        let (status, written) = sys::process::feed(&mut child, input.as_bytes(), deadline).inspect_err(|_| {
             // Nothing may go on changing rules while we are about to put them back.
             let _ = child.kill();
             let _ = child.wait();
