@@ -4,7 +4,9 @@
 
 #![allow(unsafe_code)]
 
+use std::ffi::{CStr, OsStr, OsString, c_char};
 use std::os::fd::{BorrowedFd, IntoRawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
@@ -48,16 +50,51 @@ pub fn was_closed(number: u8) -> bool {
     CLOSED.load(Ordering::Relaxed) & (1 << number) != 0
 }
 
+/// The arguments of `main`. `std::env::args_os` has them without Rust's runtime only where the
+/// C library hands them to a program's initializers as well: glibc does, musl does not.
+///
+/// # Safety
+///
+/// As the C runtime hands them to `main`: `argv` points to `argc` pointers to strings that end
+/// with a zero byte (C11, 5.1.2.2.1).
+pub unsafe fn arguments(argc: i32, argv: *const *const c_char) -> Vec<OsString> {
+    let argument = |at: usize| {
+        // SAFETY: the caller promises that there are so many, and that each is a string.
+        let text = unsafe { CStr::from_ptr(*argv.add(at)) };
+        OsStr::from_bytes(text.to_bytes()).to_owned()
+    };
+    (0..usize::try_from(argc).unwrap_or(0)).map(argument).collect()
+}
+
 /// Makes a function the process's entry point, in place of `fn main`.
 #[macro_export]
 macro_rules! entry_point {
     ($main:path) => {
-        /// What the C runtime calls. The arguments are had from `std::env` all the same.
+        /// What the C runtime calls.
         // SAFETY: the name is the one the C runtime calls, with this signature, once.
         #[unsafe(no_mangle)]
-        pub extern "C" fn main(_argc: i32, _argv: *const *const u8) -> i32 {
+        pub extern "C" fn main(argc: i32, argv: *const *const std::ffi::c_char) -> i32 {
             $crate::sys::start::prepare();
-            i32::from($main(std::env::args_os()))
+            // SAFETY: they are what the C runtime hands to `main`, as it hands them.
+            let arguments = unsafe { $crate::sys::start::arguments(argc, argv) };
+            i32::from($main(arguments))
         }
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_those_of_main() {
+        let words = [c"podweir", c"--x=\xff", c""];
+        let mut pointers: Vec<*const c_char> = words.iter().map(|word| word.as_ptr()).collect();
+        pointers.push(std::ptr::null());
+        // SAFETY: three strings that end with a zero byte.
+        let read = |count| unsafe { arguments(count, pointers.as_ptr()) };
+        let wanted: Vec<&OsStr> = words.iter().map(|word| OsStr::from_bytes(word.to_bytes())).collect();
+        assert_eq!(read(3), wanted);
+        assert_eq!(read(0), Vec::<OsString>::new());
+    }
 }
