@@ -129,7 +129,7 @@ fn expand(rule: &Rule, family: Family, out: &mut Vec<Rule>) {
 }
 
 /// A condition as one condition per item. A negated one stays whole: "none of these" is
-/// no list of alternatives. Of a negated condition only the family's part is kept.
+/// no list of alternatives.
 fn each<T: Clone>(cond: &Option<Cond<T>>, items: impl Fn(&T) -> Vec<T>) -> Vec<Option<Cond<T>>> {
     match cond {
         None => vec![None],

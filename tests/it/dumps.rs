@@ -158,7 +158,8 @@ fn tables() -> impl Strategy<Value = Vec<ListedTable>> {
     vec(table, 0..4)
 }
 
-fn source(tables: Vec<ListedTable>) -> Source {
+/// Tables as a source that tells everything but routing.
+pub fn source(tables: Vec<ListedTable>) -> Source {
     Source {
         ruleset: Ruleset::of_tables(&tables),
         held: listing::held(&tables),

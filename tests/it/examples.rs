@@ -4,9 +4,11 @@
 use std::process::Command;
 
 use podweir::audit::flow::Surroundings;
-use podweir::audit::routes::Route;
 use podweir::audit::ruleset::{Base, FoundChain, Hook, TableId};
 use podweir::audit::schema;
+use podweir::audit::source::Source;
+use podweir::backend::Kind;
+use podweir::backend::listing::{self, Holder, ListedChain, ListedHook, ListedTable};
 use podweir::config::interception::Interception;
 use podweir::config::ranges::RangeList;
 use podweir::config::types::{Families, Interface, Networks};
@@ -16,7 +18,7 @@ use proptest::collection::vec;
 use proptest::option::weighted;
 use proptest::prelude::*;
 use proptest::sample::select;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::arbitrary::interceptions;
 use crate::fixture::{Namespace, PODWEIR};
@@ -25,28 +27,23 @@ use crate::partition::{foreign, rule, surroundings};
 /// A plan's rules and somebody else's, as `podweir render --format json` prints them.
 fn rules(interception: &Interception, foreign: &[FoundChain], pod: &Surroundings) -> Value {
     let plan = build(interception);
-    let mut tables = schema::plan(&plan);
     let hook = |chain: &FoundChain| {
-        let base = chain.base?;
-        let kind = if base.nat { "nat" } else { "filter" };
-        Some(json!({ "name": base.hook.name(), "type": kind, "priority": base.priority, "drops": base.drops }))
+        let Base { hook, priority, nat, drops } = chain.base?;
+        Some(ListedHook { hook, priority, kind: if nat { "nat" } else { "filter" }.into(), drops })
     };
-    let chains = foreign.iter().map(|chain| {
-        let rules: Vec<Value> = chain.rules.iter().map(schema::rule).collect();
-        json!({ "name": chain.name.name(), "hook": hook(chain), "rules": rules })
+    let chain =
+        |chain: &FoundChain| ListedChain { name: chain.name.clone(), hook: hook(chain), rules: chain.rules.clone() };
+    let mut tables = listing::of_plan(&plan);
+    tables.push(ListedTable {
+        holder: Holder::Kernel(Kind::Nftables),
+        families: Families::BOTH,
+        name: "other".into(),
+        dormant: false,
+        as_nft_shows: false,
+        chains: foreign.iter().map(chain).collect(),
     });
-    tables.as_array_mut().unwrap().push(json!({
-        "holder": "nftables", "name": "other", "families": ["IPv4", "IPv6"], "dormant": false,
-        "chains": chains.collect::<Vec<_>>(),
-    }));
-    let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
-    let route = |route: &Route| json!({ "to": route.to.to_string(), "interface": route.interface, "own": route.own });
-    let routes: Vec<Value> = pod.routes.all().iter().map(route).collect();
-    json!({
-        "format": "podweir-rules", "version": 1, "told": ["IPv4", "IPv6"], "tables": tables,
-        "pod": { "addresses": addresses, "dns_servers": null, "uplink": "eth0", "routes": routes },
-        "routing": schema::routing(&plan.routing),
-    })
+    let routing = Some(plan.routing.clone());
+    schema::source(&Source { pod: pod.clone(), routing, ..crate::dumps::source(tables) })
 }
 
 /// A chain that lets connections out by what an example seldom has to say.

@@ -43,7 +43,7 @@ mod read;
 mod write;
 
 pub use read::read;
-pub use write::{plan, routing, rule, source, verdict};
+pub use write::source;
 
 /// What the member `format` says.
 pub const FORMAT: &str = "podweir-rules";

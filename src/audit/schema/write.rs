@@ -4,10 +4,10 @@ use serde_json::{Map, Value, json};
 
 use crate::audit::routes::Route;
 use crate::audit::source::Source;
-use crate::backend::listing::{ListedTable, of_plan};
+use crate::backend::listing::ListedTable;
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Families, Interface, Networks};
-use crate::plan::model::{Cond, CtStates, Masked, Matches, Origin, Plan, Routing, Rule, Verdict};
+use crate::plan::model::{Cond, CtStates, Masked, Matches, Origin, Routing, Rule, Verdict};
 
 use super::{FORMAT, VERSION};
 
@@ -31,11 +31,6 @@ pub fn source(source: &Source) -> Value {
 
 fn route(route: &Route) -> Value {
     json!({ "to": route.to.to_string(), "interface": &*route.interface, "own": route.own })
-}
-
-/// A plan's tables.
-pub fn plan(plan: &Plan) -> Value {
-    json!(of_plan(plan).iter().map(table).collect::<Vec<_>>())
 }
 
 fn families(families: Families) -> Vec<String> {
@@ -68,8 +63,7 @@ fn table(table: &ListedTable) -> Value {
     })
 }
 
-/// A rule.
-pub fn rule(rule: &Rule) -> Value {
+fn rule(rule: &Rule) -> Value {
     json!({
         "families": families(rule.families),
         "match": matches(&rule.matches),
@@ -136,8 +130,7 @@ fn states(cond: &Cond<CtStates>) -> (bool, Value) {
     (cond.negated, json!(names.collect::<Vec<_>>()))
 }
 
-/// A verdict.
-pub fn verdict(verdict: &Verdict) -> Value {
+fn verdict(verdict: &Verdict) -> Value {
     match verdict {
         Verdict::Continue => json!({ "type": "continue" }),
         Verdict::Return => json!({ "type": "return" }),
@@ -160,7 +153,7 @@ pub fn verdict(verdict: &Verdict) -> Value {
 }
 
 /// Routing and addresses next to the rules.
-pub fn routing(routing: &Routing) -> Value {
+fn routing(routing: &Routing) -> Value {
     json!({
         "rules": routing.rules.iter().map(|rule| json!({
             "family": rule.family.to_string(),

@@ -37,7 +37,6 @@ pub enum Msg {
     GetSet = 10,
     NewSetElem = 12,
     GetSetElem = 13,
-    NewGen = 15,
     GetGen = 16,
 }
 
