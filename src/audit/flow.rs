@@ -119,6 +119,19 @@ impl Surroundings {
         Self { addresses, dns_servers: None, uplink: "eth0".into(), routes: Routes::default() }
     }
 
+    /// The same pod; in those of these families in which no address of it is known, an address
+    /// for documentation (RFC 5737, RFC 3849) stands in for its own.
+    pub fn with_stand_ins(&self, families: Families) -> Self {
+        let mut pod = self.clone();
+        let known = self.families();
+        let stand_ins: [(bool, IpAddr); 2] = [
+            (families.v4 && !known.v4, Ipv4Addr::new(192, 0, 2, 2).into()),
+            (families.v6 && !known.v6, Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2).into()),
+        ];
+        pod.addresses.extend(stand_ins.into_iter().filter(|(wanted, _)| *wanted).map(|(_, address)| address));
+        pod
+    }
+
     /// Whether packets to an address stay within the pod.
     pub fn is_local(&self, address: IpAddr) -> bool {
         let loopback = match address {

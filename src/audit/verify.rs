@@ -2,17 +2,15 @@
 //! change. The change is told by verdicts and not by text: all flows are cut by both
 //! rulesets, and where the two do not agree about a set of flows, that is the effect.
 
-use std::net::IpAddr;
-
 use crate::backend::Strange;
-use crate::config::types::Family;
+use crate::config::types::{Families, Family};
 use crate::plan::canon::{Canon, CanonRule};
 use crate::plan::model::{ChainName, Plan, Table, Verdict};
 
 use super::answer;
 use super::escapes::{example, words};
 use super::explain::{MOST_RULES_AGAIN, Trace, explain};
-use super::flow::{Flow, Surroundings, Taker};
+use super::flow::{Flow, Taker};
 use super::partition::Part;
 use super::ruleset::{ChainRules, Decider, Hook, Ruleset};
 use super::source::Source;
@@ -248,19 +246,9 @@ fn add<'w, 'f>(
     Ok(())
 }
 
-/// The pod to compare for: where its addresses are not known, others stand in for them.
-fn stand_in(pod: &Surroundings) -> Surroundings {
-    let mut pod = pod.clone();
-    for (v4, text) in [(true, "192.0.2.2"), (false, "2001:db8::2")] {
-        let known = pod.addresses.iter().any(|a| a.is_ipv4() == v4 && crate::config::facts::is_global(a));
-        pod.addresses.extend(text.parse::<IpAddr>().ok().filter(|_| !known));
-    }
-    pod
-}
-
 /// Tells effects, and which finding has which.
 fn effects(wanted: &Source, found: &Source, differences: &[Difference], report: &mut Report) -> Result<(), String> {
-    let pod = stand_in(&found.pod);
+    let pod = found.pod.with_stand_ins(Families::BOTH);
     let (mut want_rules, mut have_rules) = (wanted.ruleset.clone(), found.ruleset.clone());
     want_rules.set_against(&mut have_rules);
     let space = Space::of(&[&want_rules, &have_rules], &pod);

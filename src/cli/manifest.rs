@@ -11,6 +11,7 @@ use crate::audit::source::options::Known;
 use crate::audit::source::{Source, options};
 use crate::cni::NodeOptions;
 use crate::config::settings::Face;
+use crate::config::types::Families;
 use crate::sys::file;
 
 use super::error::CliError;
@@ -85,7 +86,10 @@ impl Asked {
     ///
     /// That it asks for none, or for what makes no sense.
     pub fn wanted(&self, matches: &ArgMatches, found: Option<&Source>) -> Result<Source, CliError> {
-        let known = self.known(source::known(matches, found)?);
+        let mut known = self.known(source::known(matches, found)?);
+        // A manifest from a repository or an injector has no status with addresses. A dump has
+        // no others than of the families that it is about.
+        known.assumed = Some(found.map_or(Families::BOTH, |found| found.told));
         let named = |problem: String| CliError::Usage(format!("--pod-manifest: {problem}"));
         let mut wanted = match self.manifest.wanted(&self.node).map_err(|e| named(e.to_string()))? {
             Wanted::Init { arguments, variables } => {

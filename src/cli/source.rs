@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use ipnet::IpNet;
 
 use tracing::warn;
 
@@ -93,11 +94,15 @@ fn addresses(matches: &ArgMatches, name: &str) -> Vec<IpAddr> {
 }
 
 /// An address that a pod can have; IPv4's as such, also where it is written as one of IPv6.
+/// `ip addr` prints it with the length of its network's prefix, which is passed over.
 fn pod_address(text: &str) -> Result<IpAddr, String> {
-    match text.parse::<IpAddr>().map(|address| address.to_canonical()) {
-        Ok(address) if address.is_unspecified() => Err("no pod has this address".into()),
-        Ok(address) => Ok(address),
-        Err(e) => Err(e.to_string()),
+    let address = text.parse::<IpAddr>().or_else(|e| match text.parse::<IpNet>() {
+        Ok(network) => Ok(network.addr()),
+        Err(_) => Err(format!("{e}; expected an address such as 10.244.0.6, fd00:10:244::6 or 10.244.0.6/24")),
+    });
+    match address?.to_canonical() {
+        address if address.is_unspecified() => Err("no pod has this address".into()),
+        address => Ok(address),
     }
 }
 

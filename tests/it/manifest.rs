@@ -95,3 +95,45 @@ fn what_makes_no_sense_is_said() {
         assert!(status == wanted && text.is_empty() && log.contains(word), "{arguments:?}: {status} {log}");
     }
 }
+
+/// The usual manifest in a repository, or from an injector, is of a pod that has not run.
+#[test]
+fn without_a_status_both_families_are_assumed_and_said() {
+    let manifest = |name: &str, status: bool| {
+        let text = std::fs::read_to_string(format!("{}/tests/data/pods/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        match status {
+            true => text,
+            false => text.split("\nstatus:").next().unwrap().to_owned() + "\n",
+        }
+    };
+    let namespace = Namespace::new();
+    let audit = |text: &str, more: &[&str]| {
+        let arguments = [&["audit", "--pod-manifest", "-", "--dns-server", "10.96.0.10"], more].concat();
+        let output = namespace.feed(PODWEIR, &arguments, &[], text);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for name in ["init.yaml", "annotated.yaml"] {
+        let text = audit(&manifest(name, false), &[]);
+        assert!(text.contains("note: no global address of the pod is known (--pod-ip tells them): "), "{text}");
+        assert!(text.contains("note: addresses for documentation stand in for the pod's own"), "{text}");
+        // Both families, and both directions.
+        assert!(text.contains("what    IPv4 and IPv6: UDP port 443"), "{text}");
+        assert!(text.contains("try     TCP to 192.0.2.2 port "), "{text}");
+        // What is told is not assumed.
+        let text = audit(&manifest(name, false), &["--pod-ip", "10.244.0.6"]);
+        assert!(!text.contains("stand in") && text.contains("what    IPv4: UDP port 443"), "{text}");
+    }
+    assert!(!audit(&manifest("init.yaml", true), &[]).contains("stand in"));
+}
+
+#[test]
+fn an_address_may_be_written_as_ip_addr_prints_it() {
+    let audit = |ip: &str| run(&["audit", "--pod-ip", ip, "--", "-b", "*", "-i", "*"]);
+    let (status, text, log) = audit("10.244.0.6/24,fd00:10:244::6/64");
+    assert_eq!((status, &text), (0, &audit("10.244.0.6,fd00:10:244::6").1), "{log}");
+    for bad in ["10.244.0.6/33", "10.244.0/24", "0.0.0.0/0", "web-0"] {
+        let (status, _, log) = audit(bad);
+        assert!(status == 2 && log.contains(bad) && log.contains("--pod-ip"), "{bad}: {status} {log}");
+    }
+}

@@ -8,7 +8,8 @@ use crate::audit::flow::Surroundings;
 use crate::audit::ruleset::Ruleset;
 use crate::backend::listing;
 use crate::config::facts::Facts;
-use crate::config::given::Given;
+use crate::config::given::{Given, Origin};
+use crate::config::options::Opt;
 use crate::config::settings::{Face, Settings, SettingsError};
 use crate::config::types::Families;
 use crate::plan;
@@ -24,6 +25,8 @@ pub struct Known {
     /// Texts of passwd(5) and group(5).
     pub passwd: String,
     pub group: String,
+    /// The IP families to go by where they follow from addresses and none is known.
+    pub assumed: Option<Families>,
 }
 
 impl Facts for Known {
@@ -59,13 +62,37 @@ impl Facts for Known {
 }
 
 /// The plan that options make for a pod.
+///
+/// # Errors
+///
+/// That the options make none, or that the pod's IP families cannot be told.
 pub fn read(given: &Given, face: Face, known: &Known) -> Result<Source, SourceError> {
-    let settings = Settings::resolve(given, face, known).map_err(|error| match error {
-        SettingsError::NoAddress => SourceError::NoAddress,
-        other => other.into(),
-    })?;
-    let pod = Surroundings { dns_servers: known.dns_servers.clone(), ..Surroundings::of(settings.addresses.clone()) };
+    let mut settings = match (Settings::resolve(given, face, known), known.assumed) {
+        (Err(SettingsError::NoAddress), Some(families)) => assuming(families, given, face, known)?,
+        (Err(SettingsError::NoAddress), None) => return Err(SourceError::NoAddress),
+        (settings, _) => settings?,
+    };
+    let mut pod =
+        Surroundings { dns_servers: known.dns_servers.clone(), ..Surroundings::of(settings.addresses.clone()) };
+    if let Some(families) = known.assumed.filter(|_| pod.families().is_empty()) {
+        pod = pod.with_stand_ins(families);
+        settings.warnings.push("addresses for documentation stand in for the pod's own, which are not known".into());
+    }
     Ok(Source { given: Some(given.clone()), ..of_settings(settings, pod) })
+}
+
+/// The settings of a pod that may never have run, with a warning that says what is assumed.
+fn assuming(families: Families, given: &Given, face: Face, known: &Known) -> Result<Settings, SettingsError> {
+    let choice = match (families.v4, families.v6) {
+        (true, false) => "ipv4",
+        (false, true) => "ipv6",
+        _ => "both",
+    };
+    let mut given = given.clone();
+    given.set(Opt::IpFamilies, Origin::Default, choice);
+    let mut settings = Settings::resolve(&given, face, known)?;
+    settings.warnings.push(format!("{}: it is taken to have {families}", known.without_address()));
+    Ok(settings)
 }
 
 /// The plan that settings make.
