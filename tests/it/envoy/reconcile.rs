@@ -65,7 +65,7 @@ fn loops(who: &str, user: (u32, u32), to: &str, answer: &str, stop: &AtomicBool,
 }
 
 /// Sends on an open connection and reads the same back, until told to stop.
-fn stream(who: &str, user: (u32, u32), to: &str, stop: &AtomicBool) -> Option<String> {
+fn stream(who: &str, user: (u32, u32), to: &str, stop: &AtomicBool, turns: &AtomicU64) -> Option<String> {
     let mut stream: TcpStream = open(user, to, PORT).unwrap();
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     reader.read_line(&mut String::new()).unwrap();
@@ -78,41 +78,55 @@ fn stream(who: &str, user: (u32, u32), to: &str, stop: &AtomicBool) -> Option<St
         let mut back = [0; 4];
         let turn = stream.write_all(&count.to_be_bytes()).and_then(|()| reader.read_exact(&mut back));
         match turn {
-            Ok(()) if back == count.to_be_bytes() => std::thread::sleep(PAUSE),
+            Ok(()) if back == count.to_be_bytes() => {
+                turns.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(PAUSE);
+            }
             Ok(()) => break Some(format!("{who}: {back:?} came back after {count} turns")),
             Err(e) => break Some(format!("{who}: {e} after {count} turns")),
         }
     }
 }
 
-/// How many connections each loop has opened: outbound and inbound, of each family.
-type Opened = [AtomicU64; 4];
+/// How far the traffic is: of each loop the connections that it has opened, of each stream
+/// the turns that it has made.
+struct Progress {
+    opened: [AtomicU64; 4],
+    turns: Vec<AtomicU64>,
+}
 
-/// Waits until every loop has opened so many connections more.
-fn wait_for_connections(opened: &Opened) {
-    let begin = Instant::now();
-    for count in opened {
-        let enough = count.load(Ordering::Relaxed) + BETWEEN;
-        while count.load(Ordering::Relaxed) < enough && begin.elapsed() < 2 * PATIENCE {
-            std::thread::sleep(PAUSE);
+impl Progress {
+    /// Waits until every loop has opened so many connections more and every stream has gone
+    /// on: what the rules held back has been sent again by then, and only what is broken is not.
+    fn wait(&self) {
+        let begin = Instant::now();
+        let opened = self.opened.iter().map(|count| (count, BETWEEN));
+        let all = opened.chain(self.turns.iter().map(|count| (count, 1)));
+        let goals: Vec<(&AtomicU64, u64)> =
+            all.map(|(count, more)| (count, count.load(Ordering::Relaxed) + more)).collect();
+        for (count, goal) in goals {
+            while count.load(Ordering::Relaxed) < goal && begin.elapsed() < 2 * PATIENCE {
+                std::thread::sleep(PAUSE);
+            }
         }
     }
 }
 
 /// Runs traffic in both directions and families while `change` changes the rules as often
 /// as it is told to.
-fn traffic(place: &Place, streams: usize, rounds: usize, change: impl Fn(usize, &Opened)) -> Outcome {
+fn traffic(place: &Place, streams: usize, rounds: usize, change: impl Fn(usize, &Progress)) -> Outcome {
     count_escapes(&place.outside);
     let inbound = |counts: &std::collections::BTreeMap<String, u64>| {
         FAMILIES.iter().filter_map(|family| counts.get(family.inbound_passthrough())).sum::<u64>()
     };
     let (accepted, sent_on) = (place.app.accepted(), inbound(&place.envoy.counts()));
-    let (stop, opened) = (AtomicBool::new(false), Opened::default());
-    let (stop, opened) = (&stop, &opened);
+    let turns = (0..4 * streams).map(|_| AtomicU64::new(0)).collect();
+    let (stop, progress) = (AtomicBool::new(false), Progress { opened: Default::default(), turns });
+    let (stop, progress) = (&stop, &progress);
     let mut outcome = Outcome::default();
     std::thread::scope(|scope| {
         let (mut loopers, mut streamers) = (Vec::new(), Vec::new());
-        let mut counts = opened.iter();
+        let (mut counts, mut turns) = (progress.opened.iter(), progress.turns.iter());
         for family in FAMILIES {
             let ways =
                 [("out", &place.pod, APP, family.server, "outside"), ("in", &place.outside, (0, 0), family.pod, "app")];
@@ -120,21 +134,22 @@ fn traffic(place: &Place, streams: usize, rounds: usize, change: impl Fn(usize, 
                 let who = format!("{way} to {to}");
                 for _ in 0..streams {
                     let who = format!("stream {who}");
-                    streamers.push(scope.spawn(move || namespace.run(|| stream(&who, user, to, stop))));
+                    let turns = turns.next().unwrap();
+                    streamers.push(scope.spawn(move || namespace.run(|| stream(&who, user, to, stop, turns))));
                 }
                 let count = counts.next().unwrap();
                 loopers.push(scope.spawn(move || namespace.run(|| loops(&who, user, to, answer, stop, count))));
             }
         }
         for round in 1..=rounds {
-            change(round, opened);
-            wait_for_connections(opened);
+            change(round, progress);
+            progress.wait();
         }
         stop.store(true, Ordering::Relaxed);
         outcome.failed.extend(loopers.into_iter().flat_map(|thread| thread.join().unwrap()));
         outcome.broken.extend(streamers.into_iter().filter_map(|thread| thread.join().unwrap()));
     });
-    outcome.opened = opened.iter().map(|count| count.load(Ordering::Relaxed)).sum();
+    outcome.opened = progress.opened.iter().map(|count| count.load(Ordering::Relaxed)).sum();
     outcome.escaped_out = escaped(&place.outside);
     place.outside.print("nft", &["delete", "table", "inet", "count"]);
     let begin = Instant::now();
@@ -164,9 +179,9 @@ pub fn replace(place: &Place, backends: [&str; 2], mode: &str, rounds: usize) ->
 pub fn clean_and_install(place: &Place, mode: &str, rounds: usize) -> Outcome {
     let init = || place.pod.ok(&[&["init", "-m", mode], OPTIONS].concat());
     init();
-    traffic(place, 0, rounds, |_, opened| {
+    traffic(place, 0, rounds, |_, progress| {
         place.pod.ok(&["clean"]);
-        wait_for_connections(opened);
+        progress.wait();
         init();
     })
 }
