@@ -186,11 +186,13 @@ fn program(face: Face, settings: &Settings, plan: &Plan, system: System, started
         session.install(&request, mesh_address)?
     };
     report(&outcome, plan, started);
-    match logging::failure() {
+    let mut lost = logging::failure();
+    if lost.is_none() && !run.cleanup_only {
+        settle(face, &settings.interception, plan, run.established);
+        lost = logging::failure();
+    }
+    match lost {
         None => {
-            if !run.cleanup_only {
-                settle(face, &settings.interception, plan, run.established)?;
-            }
             if !run.run_validation {
                 // The process ends now; the kernel closes what is open, faster than we would.
                 std::mem::forget(session);
@@ -207,7 +209,7 @@ fn program(face: Face, settings: &Settings, plan: &Plan, system: System, started
 }
 
 /// Sees to what is there already when the rules come, and to the proxy that they are for.
-fn settle(face: Face, interception: &Interception, plan: &Plan, what: OlderConnections) -> Result<(), CliError> {
+fn settle(face: Face, interception: &Interception, plan: &Plan, what: OlderConnections) {
     let mut said = established::settle(interception, plan, what, "--established reset ends them");
     // The arguments of istio-iptables are an injector's, who sees to the proxy as well.
     if face == Face::Init && !said.proxy_seen {
@@ -215,10 +217,6 @@ fn settle(face: Face, interception: &Interception, plan: &Plan, what: OlderConne
     }
     said.infos.iter().for_each(|info| info!("{info}"));
     said.warnings.iter().for_each(|warning| warn!("{warning}"));
-    match logging::failure() {
-        None => Ok(()),
-        Some(e) => Err(CliError::Failed(format!("cannot write the log: {e}; the rules are installed"))),
-    }
 }
 
 /// Refuses a node's network namespace, which a pod with hostNetwork shares: programming it

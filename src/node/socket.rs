@@ -17,6 +17,8 @@ use crate::cni::protocol::Code;
 
 /// How many may ask at once. A node has a few hundred pods.
 const AT_ONCE: usize = 256;
+/// How much of what is sent beyond a line is taken, so that the answer arrives.
+const MOST_UNREAD: u64 = 1 << 20;
 /// How long asking and being answered may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest path of a socket: `sun_path` has 108 bytes, the last one a zero (unix(7)).
@@ -129,6 +131,10 @@ async fn connection(mut stream: UnixStream, answers: &impl Answers) {
     let answer = answer.unwrap_or_else(|e| error(Code::Internal, &format!("the answer cannot be sent: {e}")));
     // Who does not wait for the answer (`done`) has gone.
     let sent = writer.write_all(&answer).await;
+    // What is left unread would take the answer away from who sent it (unix(7), ECONNRESET).
+    let _ = writer.shutdown().await;
+    reader.get_mut().set_limit(MOST_UNREAD);
+    let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
     answers.heard(name, if sent.is_ok() { "answered" } else { "gone" });
 }
 

@@ -73,7 +73,7 @@ macro_rules! entry_point {
         /// What the C runtime calls.
         // SAFETY: the name is the one the C runtime calls, with this signature, once.
         #[unsafe(no_mangle)]
-        pub extern "C" fn main(argc: i32, argv: *const *const std::ffi::c_char) -> i32 {
+        pub unsafe extern "C" fn main(argc: i32, argv: *const *const std::ffi::c_char) -> i32 {
             $crate::sys::start::prepare();
             // SAFETY: they are what the C runtime hands to `main`, as it hands them.
             let arguments = unsafe { $crate::sys::start::arguments(argc, argv) };

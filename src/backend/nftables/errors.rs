@@ -75,7 +75,7 @@ mod tests {
         ] {
             // Reasons for rules of other kinds, and words of the kind that a table's name has.
             for comment in ["to-inbound-proxy: x", "tproxy-hand-over: y", "a nat chain in table inet"] {
-                let mut modules = module(matches.clone(), verdict.clone(), comment);
+                let modules = module(matches.clone(), verdict.clone(), comment);
                 assert!(modules.iter().all(|module| *module == wanted), "{verdict:?} {comment}: {modules:?}");
             }
         }
