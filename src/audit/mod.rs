@@ -10,7 +10,6 @@ pub mod established;
 pub mod explain;
 pub mod flow;
 pub mod lints;
-pub mod manifest;
 pub mod partition;
 pub mod report;
 pub mod routes;

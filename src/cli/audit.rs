@@ -11,11 +11,11 @@ use jiff::tz::TimeZone;
 use crate::audit::accept::Accepted;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::established::{self, Established};
-use crate::audit::manifest::Manifest;
 use crate::audit::report::{Input, Report, html, json, sarif, text};
 use crate::audit::source::Source;
 use crate::audit::space::Space;
 use crate::backend::connections::{self, Kernel};
+use crate::config::pod::manifest::Manifest;
 
 use super::error::CliError;
 use super::manifest::Asked;

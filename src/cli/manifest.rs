@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 
-use crate::audit::manifest::{Manifest, Wanted};
 use crate::audit::source::options::Known;
 use crate::audit::source::{Source, options};
-use crate::cni::NodeOptions;
+use crate::cni;
+use crate::config::pod::NodeOptions;
+use crate::config::pod::manifest::{Manifest, Wanted};
 use crate::config::settings::Face;
 use crate::config::types::Families;
 use crate::sys::file;
@@ -51,7 +52,7 @@ pub fn asked(matches: &ArgMatches) -> Result<Option<Asked>, CliError> {
         None => NodeOptions::default(),
         Some(path) => {
             let text = read("--netconf", path)?;
-            let options = NodeOptions::of_file(text.as_bytes());
+            let options = cni::node_options(text.as_bytes());
             options.map_err(|e| CliError::Usage(format!("--netconf: {}: {}", shown(path), e.msg)))?
         }
     };
@@ -93,13 +94,8 @@ impl Asked {
         let named = |problem: String| CliError::Usage(format!("--pod-manifest: {problem}"));
         let mut wanted = match self.manifest.wanted(&self.node).map_err(|e| named(e.to_string()))? {
             Wanted::Init { arguments, variables } => {
-                let mut words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-                // Arguments begin with the face, unless the container's command does.
-                if !matches!(words.first(), Some(&("init" | "istio-iptables"))) {
-                    words.insert(0, "istio-iptables");
-                }
-                let known_variable = |name: &str| variables.get(name).cloned();
-                source::of_words_in("the arguments of istio-init", &words, None, &known, &known_variable)?
+                let (given, face) = source::given_of_init(&arguments, &variables)?;
+                options::read(&given, face, &known)?
             }
             Wanted::Annotations(given, notes) => {
                 let mut source = options::read(&given, Face::Init, &known)?;
@@ -126,7 +122,7 @@ fn unnamed(directory: &Path) -> Option<String> {
     let has_options = |path: &PathBuf| {
         let kind = path.extension().and_then(|ending| ending.to_str());
         let text = matches!(kind, Some("conflist" | "conf" | "json")).then(|| file::read(path, LARGEST).ok()).flatten();
-        text.and_then(|text| NodeOptions::of_file(text.as_bytes()).ok())
+        text.and_then(|text| cni::node_options(text.as_bytes()).ok())
             .is_some_and(|node| node.options.iter().next().is_some())
     };
     let file = files.into_iter().find(has_options)?.display().to_string();

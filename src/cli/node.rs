@@ -1,14 +1,14 @@
 //! `podweir node`: the agent of a node, and what one asks it.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
 
+use crate::cni;
 use crate::cni::agent::{self, message};
-use crate::cni::netconf::NodeOptions;
 use crate::config::given::{Given, process_environment};
 use crate::config::settings::Face;
 use crate::config::value;
@@ -205,7 +205,7 @@ fn settings(matches: &ArgMatches) -> Result<Settings, CliError> {
     // The plugin checks its entry at every call; a mistake shows here, before it is written.
     let mut checked = entry.clone();
     checked["interception"] = interception;
-    let checked = NodeOptions::of_file(checked.to_string().as_bytes());
+    let checked = cni::node_options(checked.to_string().as_bytes());
     let defaults = checked.map_err(|e| CliError::Usage(e.msg))?.options;
     duration(matches, "agent-timeout")?;
     let listen = match text_of(matches, "listen").as_deref() {
@@ -264,19 +264,9 @@ fn credentials(matches: &ArgMatches) -> Result<Credentials, CliError> {
     Ok(Credentials::ServiceAccount { server, folder: path_of(matches, "account") })
 }
 
-/// The options of an init container: its words begin with the program and the face.
-fn read_init(words: &[String], variables: &BTreeMap<String, String>) -> Result<(Given, Face), String> {
-    let program = |word: &&String| {
-        ["podweir", "pilot-agent"].contains(&Path::new(word).file_name().and_then(|n| n.to_str()).unwrap_or_default())
-    };
-    let words: Vec<&str> = words.iter().skip_while(program).map(String::as_str).collect();
-    let environment = |name: &str| variables.get(name).cloned();
-    let said = match words.first() {
-        Some(&("init" | "istio-iptables")) => None,
-        // An injector's own program, which knows nothing else.
-        _ => Some("istio-iptables"),
-    };
-    source::given_of("of the init container", &words, said, &environment).map_err(|e| e.to_string())
+/// The options of an init container, or in words why its arguments make none.
+fn read_init(arguments: &[String], variables: &BTreeMap<String, String>) -> Result<(Given, Face), String> {
+    source::given_of_init(arguments, variables).map_err(|e| e.to_string())
 }
 
 fn ask(matches: &ArgMatches, request: message::Request) -> Result<Value, CliError> {

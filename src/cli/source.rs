@@ -1,6 +1,7 @@
 //! Which rules are looked at: the arguments that `render`, `verify`, `explain` and
 //! `audit` have in common, and the reading of what they name.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -241,19 +242,22 @@ pub fn check_options(matches: &ArgMatches) -> Result<(), CliError> {
 
 /// The rules that options mean.
 pub fn of_words(words: &[&str], said: Option<&str>, known: &Known) -> Result<Source, CliError> {
-    of_words_in("behind --", words, said, known, &process_environment)
+    let (given, face) = given_of("behind --", words, said, &process_environment)?;
+    Ok(options::read(&given, face, known)?)
 }
 
-/// The same of words and variables from elsewhere; `place` says from where.
-pub fn of_words_in(
-    place: &str,
-    words: &[&str],
-    said: Option<&str>,
-    known: &Known,
-    environment: Environment,
-) -> Result<Source, CliError> {
-    let (given, face) = given_of(place, words, said, environment)?;
-    Ok(options::read(&given, face, known)?)
+/// The options of a pod's init container, whose arguments begin with the face. Where they do not,
+/// they are those of an injector's own program, which knows no other face than istio-iptables.
+///
+/// # Errors
+/// When they make no sense.
+pub fn given_of_init(arguments: &[String], variables: &BTreeMap<String, String>) -> Result<(Given, Face), CliError> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let said = match words.first() {
+        Some(&("init" | "istio-iptables")) => None,
+        _ => Some("istio-iptables"),
+    };
+    given_of("the arguments of istio-init", &words, said, &|name| variables.get(name).cloned())
 }
 
 /// The options that words give, in the face they are meant for.

@@ -6,43 +6,37 @@ use std::time::Duration;
 use tracing::warn;
 
 use crate::config::given::Given;
+use crate::config::pod::model::{Pod, STATUS};
+use crate::config::pod::selection::LeftAlone;
+use crate::config::pod::{PodId, annotations};
 
 use super::agent;
 use super::agent::message::Decide as Asked;
-use super::annotations;
+use super::decision::Decision;
 use super::kubeconfig::{self, Place};
 use super::lookup;
 use super::netconf::Netconf;
-use super::pod::{LeftAlone, Pod, STATUS};
 use super::protocol::{CniError, Code};
-use super::request::{Deadline, PodId};
+use super::request::Deadline;
 
 /// How the DaemonSets of agents are called; their pods' names begin so.
 const AGENTS: [&str; 2] = ["podweir-node-", "istio-cni-node-"];
 
 /// How long a pod waits for an agent that is away, unless the netconf says otherwise.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(30);
-/// The same where there is a kubeconfig as well.
+/// How long a pod waits for an agent that is away where there is a kubeconfig as well.
 const AGENT_TIMEOUT_BESIDE: Duration = Duration::from_secs(2);
 
-/// What is to be done with a pod.
-#[derive(Debug)]
-pub enum Decision {
-    LeaveAlone(LeftAlone),
-    Intercept {
-        options: Given,
-        why: &'static str,
-        /// What the user should hear.
-        warnings: Vec<String>,
-    },
-}
+/// Why nothing is done where no pod is named.
+const NOT_KUBERNETES: &str =
+    "CNI_ARGS names no pod with its namespace, and the netconf has no interception: this is not Kubernetes";
 
 /// Decides where there is no pod: this is not Kubernetes.
 pub fn without_pod(netconf: &Netconf) -> Decision {
     let why = "the netconf has an interception";
     match netconf.intercepts {
         true => Decision::Intercept { options: netconf.options.clone(), why, warnings: Vec::new() },
-        false => Decision::LeaveAlone(LeftAlone::NotKubernetes),
+        false => Decision::LeaveAlone(NOT_KUBERNETES.into()),
     }
 }
 
@@ -77,23 +71,23 @@ pub fn by_asking(netconf: &Netconf, pod: &PodId, asked: Asked, deadline: &Deadli
 pub fn about(pod: &Pod, netconf: &Given) -> Result<Decision, CniError> {
     let proxy = match pod.select() {
         Ok(proxy) => proxy,
-        Err(why) => return Ok(Decision::LeaveAlone(why)),
+        Err(why) => return Ok(Decision::LeaveAlone(why.to_string())),
     };
     let mut warnings = Vec::new();
     let options = annotations::options(pod, proxy, netconf, &mut |warning| warnings.push(warning))?;
     Ok(Decision::Intercept { options, why: "a sidecar was injected", warnings })
 }
 
-/// What can be told of a pod without asking anybody.
-pub fn without_asking(netconf: &Netconf, pod: &PodId) -> Option<LeftAlone> {
+/// Why a pod is left alone, where that can be told without asking anybody.
+pub fn without_asking(netconf: &Netconf, pod: &PodId) -> Option<String> {
     if netconf.exclude_namespaces.contains(&pod.namespace) {
-        return Some(LeftAlone::ExcludedNamespace(pod.namespace.clone()));
+        return Some(LeftAlone::ExcludedNamespace(pod.namespace.clone()).to_string());
     }
     // The agent brings the credential for looking pods up: it cannot wait for that.
     if pod.namespace == netconf.pod_namespace && AGENTS.iter().any(|agent| pod.name.starts_with(agent)) {
-        return Some(LeftAlone::OwnAgent);
+        return Some("it is the node's own agent".into());
     }
     // Labels are not handed over, so of all the rules only this one can be told.
     let annotations = netconf.annotations.as_ref()?;
-    (!annotations.contains_key(STATUS)).then_some(LeftAlone::NotInjected)
+    (!annotations.contains_key(STATUS)).then(|| LeftAlone::NotInjected.to_string())
 }

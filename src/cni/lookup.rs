@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use kube::core::Status;
 
+use crate::config::pod::PodId;
+use crate::config::pod::model::Pod;
+use crate::config::pod::selection::Mismatch;
 use crate::sys::process;
 use crate::sys::text::rounded;
 
 use super::client::{self, Answer, NoAnswer};
 use super::kubeconfig::{self, KubeconfigError, Place};
 use super::patience::{self, GaveUp, Patience};
-use super::pod::{Mismatch, Pod};
 use super::protocol::{CniError, Code};
-use super::request::{Deadline, PodId};
+use super::request::Deadline;
 
 /// An API server that has not answered within ten seconds will not.
 const PATIENCE: Patience = Patience { tries: 30, pause: Duration::from_secs(1), patience: Duration::from_secs(10) };

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `protocol` | verbs, versions, results, error objects |
 //! | `request`, `netconf` | what the runtime sends, checked |
-//! | `pod`, `annotations`, `decide` | which pods, and what is done with them |
+//! | `decide`, `decision` | what is done with a pod, which `config::pod` reads |
 //! | `kubeconfig`, `access`, `client`, `resolver` | whom to ask for a pod, and one request |
 //! | `lookup`, `patience` | asking for a pod, and asking again |
 //! | `facts`, `namespace` | working in a pod's network namespace |
@@ -14,10 +14,10 @@
 
 pub(crate) mod access;
 pub mod agent;
-pub(crate) mod annotations;
 mod answer;
 pub(crate) mod client;
 pub(crate) mod decide;
+pub(crate) mod decision;
 mod facts;
 pub(crate) mod kubeconfig;
 mod log;
@@ -25,7 +25,6 @@ pub(crate) mod lookup;
 pub(crate) mod namespace;
 pub(crate) mod netconf;
 mod patience;
-pub(crate) mod pod;
 pub(crate) mod protocol;
 pub(crate) mod request;
 mod resolver;
@@ -46,7 +45,7 @@ use protocol::{CniError, Code, Verb, Version};
 use request::{DEFAULT_TIMEOUT, Deadline, Variables};
 use verbs::Call;
 
-pub use netconf::NodeOptions;
+pub use netconf::node_options;
 
 /// Whether a container runtime has started this process.
 pub fn is_called(environment: Environment) -> bool {

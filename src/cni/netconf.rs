@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use crate::config::given::{Given, Origin};
 use crate::config::options::{Group, OPTIONS, Opt, Spec};
+use crate::config::pod::NodeOptions;
 use crate::config::settings::{Face, Settings, SettingsError};
 use crate::config::value;
 
@@ -166,48 +167,36 @@ impl Raw {
     }
 }
 
-/// What a node's netconf decides about a pod whatever the pod says.
-#[derive(Debug, Clone, Default)]
-pub struct NodeOptions {
-    /// Its `interception`, `backend` and `ip_families`: the options that a pod's
-    /// annotations go over.
-    pub options: Given,
-    /// Namespaces whose pods are left alone.
-    pub exclude_namespaces: Vec<String>,
-}
-
-impl NodeOptions {
-    /// Reads a file of a node's `/etc/cni/net.d`: a list of plugins with podweir among
-    /// them, or podweir's own entry.
-    ///
-    /// # Errors
-    ///
-    /// That the file is none, names no podweir, or asks for what makes no sense.
-    pub fn of_file(text: &[u8]) -> Result<Self, CniError> {
-        #[derive(Deserialize)]
-        struct Entry {
-            #[serde(rename = "type")]
-            kind: Option<String>,
-        }
-        let file = Raw::parse(text)?;
-        let entries: Option<Vec<Box<RawValue>>> = get(&file.keys, "plugins")?;
-        let is_ours = |kind: Option<String>| kind.as_deref() == Some("podweir");
-        let ours = match &entries {
-            None if is_ours(get(&file.keys, "type")?) => file,
-            None => return Err(wrong("type", "is not podweir, and there is no list of plugins with it")),
-            Some(entries) => {
-                let kind = |entry: &RawValue| serde_json::from_str::<Entry>(entry.get()).ok()?.kind;
-                match entries.iter().find(|entry| is_ours(kind(entry))) {
-                    Some(entry) => Raw::parse(entry.get().as_bytes())?,
-                    None => return Err(wrong("plugins", "has no plugin of type podweir")),
-                }
-            }
-        };
-        // Neither decides anything here; the list has the version, and a runtime adds the result.
-        let netconf = Raw { keys: ours.keys.into_iter().filter(|(key, _)| key != "prevResult").collect() };
-        let netconf = netconf.check(Version::LATEST)?;
-        Ok(Self { options: netconf.options, exclude_namespaces: netconf.exclude_namespaces })
+/// What a node's netconf decides about a pod whatever the pod says, from a file of the node's
+/// `/etc/cni/net.d`: a list of plugins with podweir among
+/// them, or podweir's own entry.
+///
+/// # Errors
+/// That the file is none, names no podweir, or asks for what makes no sense.
+pub fn node_options(text: &[u8]) -> Result<NodeOptions, CniError> {
+    #[derive(Deserialize)]
+    struct Entry {
+        #[serde(rename = "type")]
+        kind: Option<String>,
     }
+    let file = Raw::parse(text)?;
+    let entries: Option<Vec<Box<RawValue>>> = get(&file.keys, "plugins")?;
+    let is_ours = |kind: Option<String>| kind.as_deref() == Some("podweir");
+    let ours = match &entries {
+        None if is_ours(get(&file.keys, "type")?) => file,
+        None => return Err(wrong("type", "is not podweir, and there is no list of plugins with it")),
+        Some(entries) => {
+            let kind = |entry: &RawValue| serde_json::from_str::<Entry>(entry.get()).ok()?.kind;
+            match entries.iter().find(|entry| is_ours(kind(entry))) {
+                Some(entry) => Raw::parse(entry.get().as_bytes())?,
+                None => return Err(wrong("plugins", "has no plugin of type podweir")),
+            }
+        }
+    };
+    // Neither decides anything here; the list has the version, and a runtime adds the result.
+    let netconf = Raw { keys: ours.keys.into_iter().filter(|(key, _)| key != "prevResult").collect() };
+    let netconf = netconf.check(Version::LATEST)?;
+    Ok(NodeOptions { options: netconf.options, exclude_namespaces: netconf.exclude_namespaces })
 }
 
 fn wrong(key: &str, problem: impl std::fmt::Display) -> CniError {
@@ -364,7 +353,7 @@ mod tests {
 
     #[test]
     fn a_nodes_file_is_a_list_with_podweir_or_its_entry() {
-        let of = |text: &str| NodeOptions::of_file(text.as_bytes());
+        let of = |text: &str| node_options(text.as_bytes());
         let entry = r#"{"type":"podweir","exclude_namespaces":["a"],"interception":{"istio-inbound-ports":"80"},"prevResult":7}"#;
         let list = format!(r#"{{"cniVersion":"1.0.0","name":"n","plugins":[{{"type":"bridge"}},{entry}]}}"#);
         for text in [entry, &list] {

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use nix::errno::Errno;
 use serde_json::json;
 
+use crate::config::pod::error::PodError;
 use crate::sys::start::was_closed;
 use crate::sys::text::one_line;
 
@@ -185,6 +186,12 @@ impl CniError {
         let code = self.code.number();
         let object = json!({ "cniVersion": version.name(), "code": code, "msg": msg, "details": details });
         format!("{object}\n")
+    }
+}
+
+impl From<PodError> for CniError {
+    fn from(error: PodError) -> Self {
+        Self::new(Code::Pod, error.to_string()).details(error.advice())
     }
 }
 

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::config::given::Environment;
+use crate::config::pod::PodId;
 use crate::config::settings::LONGEST_QUOTE;
 use crate::sys::start::was_closed;
 use crate::sys::text::{rounded, shortened};
@@ -32,21 +33,6 @@ pub struct Deadline {
 impl Deadline {
     pub fn remaining(&self) -> Duration {
         self.timeout.saturating_sub(self.started.elapsed())
-    }
-}
-
-/// Which pod, where the runtime says so.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodId {
-    pub namespace: String,
-    pub name: String,
-    /// Another pod of the same name has another one; not every runtime tells it.
-    pub uid: Option<String>,
-}
-
-impl std::fmt::Display for PodId {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
     }
 }
 

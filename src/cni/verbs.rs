@@ -10,6 +10,7 @@ use crate::backend::install::Action;
 use crate::backend::iptables::programs::{ProgramEnvironment, Programs, Variant};
 use crate::backend::survey;
 use crate::config::given::process_environment;
+use crate::config::pod::PodId;
 use crate::config::settings::{BackendChoice, Face, Run};
 use crate::config::types::Family;
 use crate::sys::caps;
@@ -18,11 +19,12 @@ use crate::sys::trust;
 
 use super::agent::{self, message};
 use super::answer::{Answer, Given as Answered};
-use super::decide::{self, Decision};
+use super::decide;
+use super::decision::Decision;
 use super::namespace::{self, Done, Job};
 use super::netconf::Netconf;
 use super::protocol::{self, CniError, Code};
-use super::request::{Attachment, Deadline, PodId, Variables};
+use super::request::{Attachment, Deadline, Variables};
 use super::state::{self, State, Store};
 
 /// A call, understood.

@@ -1,5 +1,5 @@
-//! What the user asked for: option texts from flags, variables, a netconf or a pod's
-//! annotations, their precedence, and the typed [`interception::Interception`] they
+//! What the user asked for: option texts from flags, variables, a netconf or a pod, their
+//! precedence, and the typed [`interception::Interception`] they
 //! make. The only place that reads the environment.
 
 pub mod facts;
@@ -8,6 +8,7 @@ pub mod given;
 pub mod interception;
 pub mod options;
 mod owners;
+pub mod pod;
 pub mod ranges;
 pub mod settings;
 pub mod types;

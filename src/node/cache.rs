@@ -12,7 +12,7 @@ use kube::runtime::watcher::Event;
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use crate::cni::pod::{MIRROR_OF, Pod, PodSpec};
+use crate::config::pod::model::{MIRROR_OF, Pod, PodSpec};
 
 /// A pod as the watch delivers it. Of the specification and the status only what decides
 /// is ever taken out of the text.
@@ -21,18 +21,9 @@ pub struct WatchedPod {
     #[serde(default)]
     pub metadata: ObjectMeta,
     #[serde(default)]
-    spec: WatchedSpec,
+    spec: PodSpec,
     #[serde(default)]
     status: WatchedStatus,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct WatchedSpec {
-    #[serde(default)]
-    host_network: bool,
-    #[serde(flatten)]
-    decides: PodSpec,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -144,8 +135,8 @@ impl Known {
             name: metadata.name?,
             // A pod from a file on the node is known to the kubelet by another UID.
             uid: metadata.annotations.as_ref().and_then(|a| a.get(MIRROR_OF)).cloned().or(metadata.uid)?,
-            pod: Pod::trimmed(metadata.annotations, metadata.labels, spec.decides),
-            host_network: spec.host_network,
+            host_network: spec.host_network == Some(true),
+            pod: Pod::trimmed(metadata.annotations, metadata.labels, spec),
             phase: Phase::of(&status.phase),
             ips,
             ending: metadata.deletion_timestamp.is_some(),

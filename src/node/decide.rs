@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::cni::annotations;
-use crate::cni::pod::{LeftAlone, Pod};
 use crate::cni::protocol::CniError;
 use crate::config::given::Given;
+use crate::config::pod::annotations;
+use crate::config::pod::model::Pod;
+use crate::config::pod::selection::LeftAlone;
 use crate::config::settings::Face;
 
 use super::cache::Known;
@@ -68,7 +69,7 @@ pub fn decide(known: &Known, policy: &Policy) -> Decision {
                     why: "a sidecar was injected",
                     warnings,
                 },
-                Err(error) => Decision::Refuse(error),
+                Err(error) => Decision::Refuse(error.into()),
             }
         }
         Err(LeftAlone::HasInit) => by_init(&known.pod, policy),

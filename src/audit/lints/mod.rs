@@ -18,6 +18,7 @@
 //! | `can-become-proxy` | an app container may change the rules, or become the proxy's user |
 //! | `host-network` | the pod has no network of its own to intercept |
 
+pub mod containers;
 pub mod established;
 pub mod foreign;
 pub mod link_local;

@@ -12,6 +12,7 @@ use std::collections::HashSet;
 use jiff::civil::Date;
 
 use crate::config::facts::is_global;
+use crate::config::pod::manifest::Manifest;
 use crate::config::types::{Families, Family};
 use crate::plan::canon::CanonMatches;
 use crate::plan::model::{Counters, Origin, Rule, Verdict};
@@ -22,8 +23,7 @@ use super::escapes::kind::Severity;
 use super::escapes::{self, Escape};
 use super::established::{self, Established, Fate};
 use super::flow::Surroundings;
-use super::lints::{self, Lint, tproxy};
-use super::manifest::Manifest;
+use super::lints::{self, Lint, containers, tproxy};
 use super::partition::TooManyParts;
 use super::ruleset::Ruleset;
 use super::source::Source;
@@ -170,7 +170,7 @@ fn all_lints(input: &Input, space: &Space, families: Families) -> Result<Vec<Lin
     let proxy = proxy.or_else(|| input.manifest?.proxy_user().map(tproxy::Proxy::RunsAs));
     out.extend(tproxy::lint(has_tproxy(ruleset), &uids, &gids, proxy.unwrap_or(tproxy::Proxy::Unknown)));
     if let Some(manifest) = input.manifest {
-        out.extend(manifest.lints(&uids, &gids));
+        out.extend(containers::lints(manifest, &uids, &gids));
     }
     Ok(out)
 }

@@ -13,9 +13,8 @@ use tracing::{debug, warn};
 use crate::config::given::{Given, Origin};
 use crate::config::options::OPTIONS;
 
-use super::decide::Decision;
+use super::decision::Decision;
 use super::netconf::option_name;
-use super::pod::LeftAlone;
 use super::protocol::{CniError, Code};
 use super::request::Deadline;
 
@@ -133,7 +132,7 @@ pub fn decide(run_dir: &Path, asked: &Decide, deadline: &Deadline, longest: Dura
 /// The agent's answer as a decision.
 fn decision(answer: Answer) -> Result<Decision, CniError> {
     match answer {
-        Answer::LeaveAlone { why } => Ok(Decision::LeaveAlone(LeftAlone::AgentSays(why))),
+        Answer::LeaveAlone { why } => Ok(Decision::LeaveAlone(why)),
         Answer::Intercept { options, warnings, .. } => {
             let mut given = Given::default();
             for (name, setting) in options {

@@ -1,5 +1,5 @@
 //! From a pod's annotations, and its proxy's variables and user, to option texts. What
-//! they mean, and whether they are right, is settled where all options are.
+//! they mean, and whether they are right, is decided where all options are.
 
 use crate::config::given::{Given, Origin};
 use crate::config::options::{Opt, Takes};
@@ -7,8 +7,8 @@ use crate::config::settings::LONGEST_QUOTE;
 use crate::config::value;
 use crate::sys::text::shortened;
 
-use super::pod::{Container, Pod};
-use super::protocol::{CniError, Code};
+use super::error::PodError;
+use super::model::{Container, Pod};
 
 /// Ports of the proxy itself, never intercepted inbound.
 const PROXY_PORTS: [u16; 3] = [15020, 15021, 15090];
@@ -46,7 +46,10 @@ const DEFAULTS: &[(Opt, &str)] = &[
 ];
 
 /// The options of a pod over those of the netconf. `warn` is told of what does not count.
-pub fn options(pod: &Pod, proxy: &Container, netconf: &Given, warn: &mut dyn FnMut(String)) -> Result<Given, CniError> {
+///
+/// # Errors
+/// When a list of an annotation has an empty item, or the lists are too long together.
+pub fn options(pod: &Pod, proxy: &Container, netconf: &Given, warn: &mut dyn FnMut(String)) -> Result<Given, PodError> {
     let mut given = Given::default();
     let mut entries = 0;
     for (name, opt) in ANNOTATIONS {
@@ -54,7 +57,7 @@ pub fn options(pod: &Pod, proxy: &Container, netconf: &Given, warn: &mut dyn FnM
             check_items(name, *opt, text)?;
             entries += entries_of(*opt, text);
             if entries > MOST_ENTRIES {
-                return Err(too_many(name, entries));
+                return Err(PodError::TooManyEntries { annotation: name, entries, most: MOST_ENTRIES });
             }
             given.set(*opt, Origin::Annotation((*name).into()), text);
         }
@@ -112,13 +115,11 @@ fn below(given: &mut Given, netconf: &Given) {
     }
 }
 
-/// An empty item may be all that is left of one that mattered.
-fn check_items(name: &str, opt: Opt, text: &str) -> Result<(), CniError> {
+/// Refuses an empty item, which may be all that is left of one that mattered.
+fn check_items(name: &'static str, opt: Opt, text: &str) -> Result<(), PodError> {
     let is_list = matches!(opt.spec().takes, Takes::List(_));
     if is_list && !text.trim().is_empty() && text.split(',').any(|item| item.trim().is_empty()) {
-        let text = shortened(text, LONGEST_QUOTE);
-        let problem = format!("annotation {name}: '{text}' has an empty item; expected a comma separated list without");
-        return Err(CniError::new(Code::Pod, problem).details("correct the pod's annotation"));
+        return Err(PodError::EmptyItem { annotation: name, text: text.into() });
     }
     Ok(())
 }
@@ -132,18 +133,6 @@ fn entries_of(opt: Opt, text: &str) -> usize {
         Takes::List(_) => value::items(text).count(),
         Takes::One(_) | Takes::Boolean => 0,
     }
-}
-
-fn too_many(name: &str, entries: usize) -> CniError {
-    CniError::new(
-        Code::Pod,
-        format!(
-            "annotation {name}: with it the pod's annotations list {entries} ports, ranges and interfaces; a pod may list at most {MOST_ENTRIES}"
-        ),
-    )
-    .details(
-        "the node's kernel goes through each of them while the pod starts, on the node's account: write neighbouring ports as ranges (8000-8100) and neighbouring addresses as one CIDR, list what is to be taken instead of what is not, or have the node's administrator put a long list into the netconf's interception",
-    )
 }
 
 /// Adds the proxy's own ports where they are not in the list yet.
