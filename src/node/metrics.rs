@@ -23,7 +23,7 @@ impl EncodeLabelSet for Labels {
     }
 }
 
-fn labels<const N: usize>(pairs: [(&'static str, &str); N]) -> Labels {
+pub fn labels<const N: usize>(pairs: [(&'static str, &str); N]) -> Labels {
     Labels(pairs.into_iter().map(|(name, value)| (name, value.to_owned())).collect())
 }
 

@@ -20,10 +20,12 @@
 //! | `inventory`, `caretaker`, `look` | each pod's state; looking after it; looking and mending |
 //! | `worker`, `processes` | threads in pods' namespaces; finding these |
 //! | `events`, `metrics`, `http`, `condition` | saying what happens |
+//! | `ambient` | pods without a proxy of their own: telling ztunnel, and keeping that true |
 //! | `preflight`, `on_failure` | what is looked at first; what becomes of a pod that cannot be repaired |
 //! | `agent`, `run` | all of it together |
 
 mod agent;
+pub mod ambient;
 pub mod api;
 mod budget;
 mod cache;

@@ -13,6 +13,7 @@ pub mod netns;
 pub mod packet;
 pub mod proc_net;
 pub mod process;
+pub mod seqpacket;
 pub mod socket_owner;
 pub mod start;
 pub mod subscription;

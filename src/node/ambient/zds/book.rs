@@ -1,0 +1,334 @@
+//! The pods that every ztunnel is to take the traffic of, and how far each ztunnel is told.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::{Notify, watch};
+
+use crate::sys::netns::Netns;
+
+use super::super::super::inventory::Place;
+use super::ledger::{Ledger, Next, Tell, Uid, pause};
+use super::message::{self, AddWorkload, DelWorkload, KeepWorkload, Request, SnapshotSent, WorkloadInfo};
+
+/// A network namespace: device and inode.
+pub type Identity = (u64, u64);
+
+/// As much of a pod as decides what is told of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pod {
+    /// Its namespace, once that is found and has its rules.
+    pub identity: Option<Identity>,
+    /// Its namespace has been looked for at least once.
+    pub settled: bool,
+    /// It is not told of before: connections were lost over it.
+    pub not_before: Option<Instant>,
+}
+
+/// The pods that there are.
+pub trait Pods {
+    fn get(&self, uid: &Uid) -> Option<Pod>;
+    /// Whether these are all of them.
+    fn is_complete(&self) -> bool;
+}
+
+/// How far a pod is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// No ztunnel has said anything.
+    Waiting,
+    /// A ztunnel has taken it.
+    Taken,
+    /// None has, and this is what the last one said.
+    Refused(String),
+}
+
+#[derive(Debug)]
+struct Workload {
+    info: WorkloadInfo,
+    place: Option<Place>,
+    settled: bool,
+    /// How many connections in a row were lost while it was told of.
+    lost: u32,
+    not_before: Option<Instant>,
+    progress: watch::Sender<Progress>,
+}
+
+impl Workload {
+    fn new(info: WorkloadInfo) -> Self {
+        let progress = watch::Sender::new(Progress::Waiting);
+        Self { info, place: None, settled: false, lost: 0, not_before: None, progress }
+    }
+
+    fn refused(&self, why: String) {
+        self.progress.send_if_modified(|progress| {
+            let news = !matches!(progress, Progress::Taken) && *progress != Progress::Refused(why.clone());
+            if news {
+                *progress = Progress::Refused(why);
+            }
+            news
+        });
+    }
+}
+
+#[derive(Debug, Default)]
+struct Workloads {
+    pods: HashMap<Uid, Workload>,
+    unsettled: usize,
+    complete: bool,
+}
+
+impl Pods for Workloads {
+    fn get(&self, uid: &Uid) -> Option<Pod> {
+        let pod = self.pods.get(uid)?;
+        let identity = pod.place.as_ref().map(|place| place.identity);
+        Some(Pod { identity, settled: pod.settled, not_before: pod.not_before })
+    }
+
+    fn is_complete(&self) -> bool {
+        self.complete && self.unsettled == 0
+    }
+}
+
+#[derive(Debug)]
+struct Line {
+    ledger: Ledger,
+    wake: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    workloads: Workloads,
+    lines: BTreeMap<u64, Line>,
+    /// How many connections there have been.
+    count: u64,
+}
+
+impl Inner {
+    fn changed(&mut self, uid: &Uid) {
+        for line in self.lines.values_mut() {
+            line.ledger.changed(uid);
+            line.wake.notify_one();
+        }
+    }
+
+    fn wake_all(&self) {
+        self.lines.values().for_each(|line| line.wake.notify_one());
+    }
+
+    fn settle(&mut self, uid: &Uid) {
+        if let Some(pod) = self.workloads.pods.get_mut(uid)
+            && !std::mem::replace(&mut pod.settled, true)
+        {
+            self.workloads.unsettled -= 1;
+            if self.workloads.unsettled == 0 {
+                // Somebody may wait to say that this was all.
+                self.wake_all();
+            }
+        }
+    }
+}
+
+/// What is to be sent: with the descriptor, which stays open until the acknowledgement.
+#[derive(Debug)]
+pub struct Letter {
+    pub tell: Tell,
+    pub packet: Vec<u8>,
+    pub netns: Option<Arc<Netns>>,
+}
+
+/// What a connection is to do.
+#[derive(Debug)]
+pub enum Do {
+    Send(Letter),
+    Wait(Option<Instant>),
+}
+
+/// The book, shared by all connections and by whatever decides about pods.
+#[derive(Debug)]
+pub struct Book {
+    inner: Mutex<Inner>,
+    /// Counts acknowledgements and connections.
+    news: watch::Sender<u64>,
+}
+
+impl Default for Book {
+    fn default() -> Self {
+        Self { inner: Mutex::default(), news: watch::Sender::new(0) }
+    }
+}
+
+impl Book {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_news(&self) {
+        self.news.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// A pod that belongs here and whose namespace is being looked for. Until it is
+    /// found, or not found, no snapshot is complete.
+    pub fn expect(&self, uid: &Uid, info: WorkloadInfo) {
+        let mut inner = self.lock();
+        if !inner.workloads.pods.contains_key(uid) {
+            inner.workloads.pods.insert(uid.clone(), Workload::new(info));
+            inner.workloads.unsettled += 1;
+        }
+    }
+
+    /// The namespace of a pod was not found, or is not as it should be (yet).
+    pub fn not_found(&self, uid: &Uid) {
+        let mut inner = self.lock();
+        inner.settle(uid);
+        inner.changed(uid);
+    }
+
+    /// Has every ztunnel take a pod's traffic, in this namespace, which has its rules. Gives
+    /// how far it is.
+    pub fn announce(&self, uid: &Uid, info: WorkloadInfo, place: Place) -> watch::Receiver<Progress> {
+        let mut inner = self.lock();
+        let Inner { workloads, .. } = &mut *inner;
+        if !workloads.pods.contains_key(uid) {
+            workloads.unsettled += 1;
+        }
+        let pod = workloads.pods.entry(uid.clone()).or_insert_with(|| Workload::new(info));
+        if pod.place.as_ref().is_none_or(|known| known.identity != place.identity) {
+            pod.progress.send_replace(Progress::Waiting);
+            (pod.lost, pod.not_before) = (0, None);
+            pod.place = Some(place);
+        }
+        let progress = pod.progress.subscribe();
+        inner.settle(uid);
+        inner.changed(uid);
+        progress
+    }
+
+    /// Has every ztunnel let go of a pod.
+    pub fn remove(&self, uid: &Uid) {
+        let mut inner = self.lock();
+        inner.settle(uid);
+        inner.workloads.pods.remove(uid);
+        inner.changed(uid);
+    }
+
+    /// Waits until every ztunnel has let go of a pod that was removed, or is gone itself.
+    pub async fn let_go(&self, uid: &Uid) {
+        let mut news = self.news.subscribe();
+        while self.lock().lines.values().any(|line| line.ledger.knows(uid)) {
+            if news.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Every pod of the node is known by now: a snapshot may end as soon as each was looked for.
+    pub fn complete(&self) {
+        let mut inner = self.lock();
+        inner.workloads.complete = true;
+        inner.wake_all();
+    }
+
+    /// Looking for namespaces has taken long enough: snapshots may end without.
+    pub fn settle_all(&self) {
+        let mut inner = self.lock();
+        let late: Vec<Uid> =
+            inner.workloads.pods.iter().filter(|(_, pod)| !pod.settled).map(|(uid, _)| uid.clone()).collect();
+        for uid in late {
+            inner.settle(&uid);
+            inner.changed(&uid);
+        }
+    }
+
+    /// How many ztunnels are connected, and how many of them know of every pod.
+    pub fn ztunnels(&self) -> (usize, usize) {
+        let inner = self.lock();
+        (inner.lines.len(), inner.lines.values().filter(|line| line.ledger.snapshot_sent()).count())
+    }
+
+    /// How many pods there are.
+    pub fn len(&self) -> usize {
+        self.lock().workloads.pods.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A ztunnel has greeted: its number, and what wakes its connection.
+    pub(super) fn join(&self) -> (u64, Arc<Notify>) {
+        let mut inner = self.lock();
+        inner.count += 1;
+        let (number, wake) = (inner.count, Arc::new(Notify::new()));
+        let ledger = Ledger::new(inner.workloads.pods.keys());
+        inner.lines.insert(number, Line { ledger, wake: wake.clone() });
+        drop(inner);
+        self.tell_news();
+        (number, wake)
+    }
+
+    /// A connection has ended; what was told last was not acknowledged.
+    pub(super) fn leave(&self, number: u64, in_flight: Option<&Tell>, why: &str, now: Instant) {
+        let mut inner = self.lock();
+        inner.lines.remove(&number);
+        if let Some(Tell::Add(uid, identity)) = in_flight
+            && let Some(pod) = inner.workloads.pods.get_mut(uid)
+            && pod.place.as_ref().is_some_and(|place| place.identity == *identity)
+        {
+            pod.lost = pod.lost.saturating_add(1);
+            pod.not_before = Some(now + pause(pod.lost));
+            pod.refused(format!("the connection to ztunnel was lost while it was told of the pod: {why}"));
+        }
+        drop(inner);
+        self.tell_news();
+    }
+
+    /// What a connection is to send.
+    pub(super) fn next(&self, number: u64, now: Instant) -> Do {
+        let mut inner = self.lock();
+        let Inner { workloads, lines, .. } = &mut *inner;
+        let Some(line) = lines.get_mut(&number) else { return Do::Wait(None) };
+        let tell = match line.ledger.next(workloads, now) {
+            Next::Tell(tell) => tell,
+            Next::Wait(until) => return Do::Wait(until),
+        };
+        let (mut netns, name) = (None, |uid: &Uid| uid.to_string());
+        let request = match &tell {
+            Tell::Add(uid, _) => {
+                let pod = workloads.pods.get(uid);
+                netns = pod.and_then(|pod| pod.place.as_ref()).map(|place| place.netns.clone());
+                let info = pod.map(|pod| pod.info.clone()).unwrap_or_default();
+                Request::Add(AddWorkload { uid: name(uid), workload_info: Some(info) })
+            }
+            Tell::Keep(uid) => Request::Keep(KeepWorkload { uid: name(uid) }),
+            Tell::Del(uid) => Request::Del(DelWorkload { uid: name(uid) }),
+            Tell::SnapshotSent => Request::SnapshotSent(SnapshotSent {}),
+        };
+        Do::Send(Letter { tell, packet: message::encode(request), netns })
+    }
+
+    /// What a ztunnel said to what it was told.
+    pub(super) fn acknowledged(&self, number: u64, tell: &Tell, result: Result<(), String>, now: Instant) {
+        let mut inner = self.lock();
+        let Inner { workloads, lines, .. } = &mut *inner;
+        if let Some(line) = lines.get_mut(&number) {
+            line.ledger.acknowledged(tell, result.is_ok(), now);
+        }
+        if let Tell::Add(uid, identity) = tell
+            && let Some(pod) = workloads.pods.get_mut(uid)
+            && pod.place.as_ref().is_some_and(|place| place.identity == *identity)
+        {
+            match result {
+                Ok(()) => {
+                    (pod.lost, pod.not_before) = (0, None);
+                    pod.progress
+                        .send_if_modified(|progress| std::mem::replace(progress, Progress::Taken) != Progress::Taken);
+                }
+                Err(why) => pod.refused(why),
+            }
+        }
+        drop(inner);
+        self.tell_news();
+    }
+}

@@ -1,0 +1,223 @@
+//! One ztunnel: greeting, then one request after the other, each acknowledged before the
+//! next. An acknowledgement says nothing of what it belongs to but by its place in the
+//! order, so a connection over which one is missed, or comes unasked, is closed.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, info, warn};
+
+use crate::sys::seqpacket::{Connection, Received};
+
+use super::super::figures::Figures;
+use super::book::{Book, Do, Letter};
+use super::ledger::Tell;
+use super::message::{self, LONGEST_REQUEST, LONGEST_RESPONSE, Version};
+
+/// The most of a ztunnel's error that is repeated: it may come with a backtrace.
+const LONGEST_QUOTE: usize = 300;
+
+/// Why a connection came to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Ended {
+    #[error("it closed the connection")]
+    Closed,
+    #[error("it has not {what} within {} s", .within.as_secs_f64())]
+    Late { what: &'static str, within: Duration },
+    #[error("it greets with version {version} of ZDS, and podweir speaks version 1")]
+    OtherVersion { version: i32 },
+    #[error("its {what} makes no sense: {problem}")]
+    Nonsense { what: &'static str, problem: String },
+    #[error("it sent {bytes} bytes without having been asked anything")]
+    Unasked { bytes: usize },
+    #[error("it does not take that the snapshot is complete: {0}")]
+    Snapshot(String),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// What connections share.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    pub book: Arc<Book>,
+    pub figures: Arc<Figures>,
+    /// How long greeting, writing and an acknowledgement may take.
+    pub patience: Duration,
+}
+
+/// Serves a ztunnel until its connection ends.
+pub async fn serve(connection: Connection, shared: Shared) {
+    let pid = connection.peer().map_or(0, |(_, pid)| pid);
+    let mut buffer = vec![0; LONGEST_RESPONSE];
+    if let Err(ended) = greeting(&connection, &shared, &mut buffer).await {
+        shared.figures.disconnected("greeting");
+        warn!(pid, "a ztunnel connected and did not get to work: {ended}");
+        return;
+    }
+    let (number, wake) = shared.book.join();
+    shared.figures.connected();
+    info!(pid, ztunnel = number, "a ztunnel is connected");
+    let mut line = Line { connection, shared, number, buffer, in_flight: None, since: Instant::now() };
+    let ended = loop {
+        if let Err(ended) = line.step(&wake).await {
+            break ended;
+        }
+    };
+    line.shared.book.leave(number, line.in_flight.as_ref(), &ended.to_string(), Instant::now());
+    line.shared.figures.left(word(&ended));
+    match ended {
+        Ended::Closed => info!(pid, ztunnel = number, "a ztunnel has gone: {ended}"),
+        _ => {
+            warn!(pid, ztunnel = number, "the connection to a ztunnel is closed: {ended}; it connects again by itself")
+        }
+    }
+}
+
+/// The cause of an end as a word for the metrics.
+fn word(ended: &Ended) -> &'static str {
+    match ended {
+        Ended::Closed => "closed",
+        Ended::Late { .. } => "late",
+        Ended::OtherVersion { .. } | Ended::Nonsense { .. } | Ended::Unasked { .. } => "nonsense",
+        Ended::Snapshot(_) => "snapshot",
+        Ended::Io(_) => "io",
+    }
+}
+
+async fn greeting(connection: &Connection, shared: &Shared, buffer: &mut [u8]) -> Result<(), Ended> {
+    let received = within(shared.patience, "greeted", connection.receive(buffer)).await?;
+    let packet = whole(received, buffer, "greeting")?;
+    let version = message::hello(packet).map_err(|e| Ended::Nonsense { what: "greeting", problem: e.to_string() })?;
+    match version == Version::V1 as i32 {
+        true => Ok(()),
+        false => Err(Ended::OtherVersion { version }),
+    }
+}
+
+/// Waits, but not for ever.
+async fn within<T>(
+    patience: Duration,
+    what: &'static str,
+    work: impl Future<Output = io::Result<T>>,
+) -> Result<T, Ended> {
+    match tokio::time::timeout(patience, work).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(Ended::Late { what, within: patience }),
+    }
+}
+
+/// The bytes of a packet that was received whole.
+fn whole<'a>(received: Received, buffer: &'a [u8], what: &'static str) -> Result<&'a [u8], Ended> {
+    match received {
+        Received::End => Err(Ended::Closed),
+        Received::Packet(length) => buffer.get(..length).ok_or_else(|| Ended::Nonsense {
+            what,
+            problem: format!("it has {length} bytes, and at most {LONGEST_RESPONSE} are read"),
+        }),
+    }
+}
+
+/// A ztunnel that has greeted.
+struct Line {
+    connection: Connection,
+    shared: Shared,
+    number: u64,
+    buffer: Vec<u8>,
+    /// What was told and is not acknowledged yet.
+    in_flight: Option<Tell>,
+    /// When it connected.
+    since: Instant,
+}
+
+impl Line {
+    /// Tells the next thing and hears the answer, or waits for something to tell.
+    async fn step(&mut self, wake: &tokio::sync::Notify) -> Result<(), Ended> {
+        match self.shared.book.next(self.number, Instant::now()) {
+            Do::Send(letter) => self.tell(letter).await,
+            Do::Wait(until) => {
+                let alarm = async {
+                    match until {
+                        Some(until) => tokio::time::sleep_until(until.into()).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    received = self.connection.receive(&mut self.buffer) => match received? {
+                        Received::End => Err(Ended::Closed),
+                        Received::Packet(bytes) => Err(Ended::Unasked { bytes }),
+                    },
+                    () = wake.notified() => Ok(()),
+                    () = alarm => Ok(()),
+                }
+            }
+        }
+    }
+
+    async fn tell(&mut self, letter: Letter) -> Result<(), Ended> {
+        let Letter { tell, packet, netns } = letter;
+        let started = Instant::now();
+        if packet.len() > LONGEST_REQUEST {
+            let problem = format!(
+                "what ztunnel has to be told of it takes {} bytes, and it reads {LONGEST_REQUEST}",
+                packet.len()
+            );
+            self.acknowledged(&tell, Err(problem), started);
+            return Ok(());
+        }
+        let patience = self.shared.patience;
+        self.in_flight = Some(tell.clone());
+        let descriptor = netns.as_ref().map(|netns| netns.as_fd());
+        within(patience, "read what it was told", self.connection.send(&packet, descriptor)).await?;
+        let received = within(patience, "acknowledged", self.connection.receive(&mut self.buffer)).await?;
+        let packet = whole(received, &self.buffer, "acknowledgement")?;
+        let result = message::ack(packet).map_err(|problem| Ended::Nonsense { what: "acknowledgement", problem })?;
+        // From here on the namespace is no business of ours.
+        drop(netns);
+        self.in_flight = None;
+        let result = result.map_err(|error| shortened(&error));
+        if let (Tell::SnapshotSent, Err(error)) = (&tell, &result) {
+            return Err(Ended::Snapshot(error.clone()));
+        }
+        self.acknowledged(&tell, result, started);
+        Ok(())
+    }
+
+    fn acknowledged(&self, tell: &Tell, result: Result<(), String>, started: Instant) {
+        let uid = tell.uid().map_or("", |uid| uid);
+        self.shared.figures.acknowledged(tell.word(), result.is_ok(), started.elapsed());
+        match &result {
+            Ok(()) if *tell == Tell::SnapshotSent => {
+                let ms = self.since.elapsed().as_secs_f64() * 1000.0;
+                info!(ztunnel = self.number, pods = self.shared.book.len(), ms, "a ztunnel knows of every pod");
+            }
+            Ok(()) => debug!(ztunnel = self.number, uid, "{} is acknowledged", tell.word()),
+            Err(error) => warn!(ztunnel = self.number, uid, "ztunnel refuses {}: {error}", tell.word()),
+        }
+        self.shared.book.acknowledged(self.number, tell, result, Instant::now());
+    }
+}
+
+/// The beginning of an error, in one line.
+fn shortened(error: &str) -> String {
+    let line = error.lines().next().unwrap_or_default().trim();
+    match line.char_indices().nth(LONGEST_QUOTE) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        // An error is an error even where it says nothing.
+        None if line.is_empty() => "it gives no reason".into(),
+        None => line.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_an_error_with_its_backtrace_the_first_line_is_kept() {
+        assert_eq!(shortened("failed to bind: in use\n   0: std::backtrace\n"), "failed to bind: in use");
+        assert_eq!(shortened(&"ä".repeat(2000)).chars().count(), LONGEST_QUOTE + 1);
+        assert_eq!(shortened("\n\n"), "it gives no reason");
+    }
+}

@@ -1,0 +1,156 @@
+//! What is said between the agent and a ztunnel: ZDS, version 1, one message of Protocol
+//! Buffers (proto3) a packet (`zds.proto` of istio/ztunnel and istio/istio).
+
+use prost::Message;
+
+/// The longest packet that a ztunnel reads: with a longer one it ends the connection.
+pub const LONGEST_REQUEST: usize = 1024;
+/// The longest packet that is read from a ztunnel: errors come with their backtraces.
+pub const LONGEST_RESPONSE: usize = 64 << 10;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum Version {
+    NotUsed = 0,
+    V1 = 1,
+}
+
+/// What a ztunnel says first. It is not acknowledged.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ZdsHello {
+    #[prost(enumeration = "Version", tag = "1")]
+    pub version: i32,
+}
+
+/// What a ztunnel is told of a pod beside its namespace.
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
+pub struct WorkloadInfo {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(string, tag = "2")]
+    pub namespace: String,
+    #[prost(string, tag = "3")]
+    pub service_account: String,
+}
+
+/// A pod to take the traffic of; its network namespace comes as a descriptor.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct AddWorkload {
+    #[prost(string, tag = "1")]
+    pub uid: String,
+    #[prost(message, optional, tag = "2")]
+    pub workload_info: Option<WorkloadInfo>,
+}
+
+/// A pod to let go of.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct DelWorkload {
+    #[prost(string, tag = "1")]
+    pub uid: String,
+}
+
+/// A pod to keep if it is known: where its namespace is is not known (yet).
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct KeepWorkload {
+    #[prost(string, tag = "1")]
+    pub uid: String,
+}
+
+/// Everything there is has been told: what was not is to be dropped.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct SnapshotSent {}
+
+/// What the agent says.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct WorkloadRequest {
+    #[prost(oneof = "Request", tags = "1, 2, 3, 5")]
+    pub payload: Option<Request>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Oneof)]
+pub enum Request {
+    #[prost(message, tag = "1")]
+    Add(AddWorkload),
+    #[prost(message, tag = "2")]
+    Del(DelWorkload),
+    #[prost(message, tag = "3")]
+    SnapshotSent(SnapshotSent),
+    #[prost(message, tag = "5")]
+    Keep(KeepWorkload),
+}
+
+/// Whether a request was carried out: no error, no text.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Ack {
+    #[prost(string, tag = "1")]
+    pub error: String,
+}
+
+/// What a ztunnel says to a request.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct WorkloadResponse {
+    #[prost(oneof = "Response", tags = "1")]
+    pub payload: Option<Response>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Oneof)]
+pub enum Response {
+    #[prost(message, tag = "1")]
+    Ack(Ack),
+}
+
+/// The packet of a request.
+pub fn encode(request: Request) -> Vec<u8> {
+    WorkloadRequest { payload: Some(request) }.encode_to_vec()
+}
+
+/// The version that a ztunnel says it speaks.
+///
+/// # Errors
+/// The packet is no greeting.
+pub fn hello(packet: &[u8]) -> Result<i32, prost::DecodeError> {
+    ZdsHello::decode(packet).map(|hello| hello.version)
+}
+
+/// What a ztunnel answered: carried out, or why not.
+///
+/// # Errors
+/// The packet is no acknowledgement; what is wrong with it.
+pub fn ack(packet: &[u8]) -> Result<Result<(), String>, String> {
+    match WorkloadResponse::decode(packet).map_err(|e| e.to_string())?.payload {
+        Some(Response::Ack(ack)) if ack.error.is_empty() => Ok(Ok(())),
+        Some(Response::Ack(ack)) => Ok(Err(ack.error)),
+        None => Err("it acknowledges nothing".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_are_those_of_the_protocol() {
+        let info = WorkloadInfo { name: "a".into(), namespace: "b".into(), service_account: "c".into() };
+        let add = encode(Request::Add(AddWorkload { uid: "u".into(), workload_info: Some(info) }));
+        assert_eq!(add, b"\x0a\x0e\x0a\x01u\x12\x09\x0a\x01a\x12\x01b\x1a\x01c");
+        assert_eq!(encode(Request::Del(DelWorkload { uid: "u".into() })), b"\x12\x03\x0a\x01u");
+        assert_eq!(encode(Request::SnapshotSent(SnapshotSent {})), b"\x1a\x00");
+        assert_eq!(encode(Request::Keep(KeepWorkload { uid: "u".into() })), b"\x2a\x03\x0a\x01u");
+        assert_eq!(hello(b"\x08\x01"), Ok(1));
+        assert_eq!(hello(b""), Ok(0));
+        assert!(hello(b"\xff").is_err());
+        assert_eq!(ack(b"\x0a\x00"), Ok(Ok(())));
+        assert_eq!(ack(b"\x0a\x04\x0a\x02no"), Ok(Err("no".into())));
+        assert!(ack(b"").unwrap_err().contains("nothing"));
+        assert!(ack(b"\x0a\x7f").is_err());
+    }
+
+    #[test]
+    fn the_longest_names_of_kubernetes_fit_what_a_ztunnel_reads() {
+        // Names of pods and accounts are at most 253 letters long, of namespaces 63.
+        let info = WorkloadInfo { name: "p".repeat(253), namespace: "n".repeat(63), service_account: "s".repeat(253) };
+        let uid = "0a1b2c3d-1111-2222-3333-444455556666".into();
+        let packet = encode(Request::Add(AddWorkload { uid, workload_info: Some(info) }));
+        assert!(packet.len() <= LONGEST_REQUEST, "{}", packet.len());
+    }
+}

@@ -1,0 +1,471 @@
+//! A ztunnel of our own, for everything that a real one does not do.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use prost::Message;
+use tokio::sync::watch;
+
+use super::super::super::inventory::Place;
+use super::super::figures::Figures;
+use super::book::{Book, Identity, Progress};
+use super::message::{Request, WorkloadInfo, WorkloadRequest};
+use super::*;
+use crate::sys::netns::Netns;
+use crate::sys::seqpacket::{Connection, Received};
+
+const SHORT: Duration = Duration::from_millis(50);
+const LONG: Duration = Duration::from_secs(30);
+const HELLO: &[u8] = b"\x08\x01";
+const DONE: &[u8] = b"\x0a\x00";
+
+/// The agent's side.
+struct Side {
+    shared: Shared,
+    registry: prometheus_client::registry::Registry,
+}
+
+impl Side {
+    fn new(patience: Duration) -> Self {
+        let figures = Arc::new(Figures::default());
+        let mut registry = prometheus_client::registry::Registry::default();
+        figures.register(&mut registry);
+        Self { shared: Shared { book: Arc::new(Book::default()), figures, patience }, registry }
+    }
+
+    fn book(&self) -> &Book {
+        &self.shared.book
+    }
+
+    /// Lets a ztunnel connect, which greets or not.
+    async fn connect(&self, hello: Option<&[u8]>) -> Ztunnel {
+        let (ours, theirs) = Connection::pair().unwrap();
+        let task = tokio::spawn(connection::serve(ours, self.shared.clone()));
+        if let Some(hello) = hello {
+            theirs.send(hello, None).await.unwrap();
+        }
+        Ztunnel { end: theirs, task }
+    }
+
+    fn counted(&self, line: &str) -> bool {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        let found = text.lines().any(|l| l == line);
+        if !found {
+            eprintln!("{line} is not in\n{text}");
+        }
+        found
+    }
+}
+
+struct Ztunnel {
+    end: Connection,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Ztunnel {
+    async fn packet(&self) -> Option<(Request, Vec<OwnedFd>)> {
+        let mut buffer = [0; 1024];
+        match self.end.receive_with_descriptors(&mut buffer).await.unwrap() {
+            (Received::End, _) => None,
+            (Received::Packet(length), descriptors) => {
+                let request = WorkloadRequest::decode(&buffer[..length]).unwrap();
+                Some((request.payload.unwrap(), descriptors))
+            }
+        }
+    }
+
+    /// What it is told next, in words.
+    async fn told(&self) -> String {
+        let Some((request, descriptors)) = self.packet().await else { return "the end".into() };
+        if !matches!(request, Request::Add(_)) {
+            assert!(descriptors.is_empty());
+        }
+        match request {
+            Request::Add(add) => {
+                assert_eq!(descriptors.len(), 1);
+                let info = add.workload_info.unwrap();
+                assert_eq!((info.namespace.as_str(), info.service_account.as_str()), ("shop", "account"));
+                format!("add {} {}", add.uid, identity(&descriptors[0]).1)
+            }
+            Request::Keep(keep) => format!("keep {}", keep.uid),
+            Request::Del(del) => format!("del {}", del.uid),
+            Request::SnapshotSent(_) => "snapshot".into(),
+        }
+    }
+
+    async fn say(&self, packet: &[u8]) {
+        self.end.send(packet, None).await.unwrap();
+    }
+
+    async fn refuse(&self, error: &str) {
+        self.say(&refusal(error)).await;
+    }
+
+    /// Acknowledges whatever comes, until that was it.
+    async fn take(&self, what: &[&str]) {
+        for expected in what {
+            assert_eq!(self.told().await, *expected);
+            self.say(DONE).await;
+        }
+    }
+
+    /// Waits until the agent's side has ended the connection.
+    async fn ended(self) {
+        tokio::time::timeout(LONG, self.task).await.expect("the connection is not closed").unwrap();
+    }
+}
+
+fn refusal(error: &str) -> Vec<u8> {
+    use super::message::{Ack, Response, WorkloadResponse};
+    WorkloadResponse { payload: Some(Response::Ack(Ack { error: error.into() })) }.encode_to_vec()
+}
+
+fn identity(descriptor: &impl AsFd) -> Identity {
+    let meta = File::from(descriptor.as_fd().try_clone_to_owned().unwrap()).metadata().unwrap();
+    (meta.dev(), meta.ino())
+}
+
+/// A network namespace, for as long as a process of its own lives.
+struct Space {
+    process: Option<Child>,
+    path: PathBuf,
+}
+
+impl Space {
+    fn own() -> Self {
+        Self { process: None, path: "/proc/self/ns/net".into() }
+    }
+
+    fn another() -> Self {
+        let mut unshare = Command::new("unshare");
+        let mut process = unshare.args(["--net", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // It answers when it is where it should be.
+        use std::io::{Read, Write};
+        process.stdin.as_mut().unwrap().write_all(b".").unwrap();
+        process.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let path = format!("/proc/{}/ns/net", process.id()).into();
+        Self { process: Some(process), path }
+    }
+
+    fn place(&self) -> Place {
+        let netns = Netns::open(&self.path).unwrap();
+        let identity = netns.identity().unwrap();
+        Place { netns: Arc::new(netns), identity }
+    }
+
+    fn inode(&self) -> u64 {
+        self.place().identity.1
+    }
+
+    /// How many of this process's descriptors lead here.
+    fn held(&self) -> usize {
+        let identity = std::fs::metadata(&self.path).map(|meta| (meta.dev(), meta.ino())).unwrap();
+        let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        all.filter(|fd| {
+            let leads_to = std::fs::read_link(fd.path()).unwrap_or_default();
+            leads_to.to_string_lossy().starts_with("net:")
+                && std::fs::metadata(fd.path()).is_ok_and(|meta| (meta.dev(), meta.ino()) == identity)
+        })
+        .count()
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        if let Some(process) = &mut self.process {
+            drop(process.stdin.take());
+            let _ = process.wait();
+        }
+    }
+}
+
+fn info(name: &str) -> WorkloadInfo {
+    WorkloadInfo { name: name.into(), namespace: "shop".into(), service_account: "account".into() }
+}
+
+fn announce(book: &Book, uid: &str, space: &Space) -> watch::Receiver<Progress> {
+    book.announce(&uid.into(), info(uid), space.place())
+}
+
+async fn until(progress: &mut watch::Receiver<Progress>, wanted: impl Fn(&Progress) -> bool) -> Progress {
+    tokio::time::timeout(LONG, progress.wait_for(|progress| wanted(progress))).await.unwrap().unwrap().clone()
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_ztunnel_gets_a_snapshot_and_then_what_happens() {
+    let (side, own) = (Side::new(LONG), Space::own());
+    let mut a = announce(side.book(), "a", &own);
+    side.book().expect(&"b".into(), info("b"));
+    side.book().complete();
+    let ztunnel = side.connect(Some(HELLO)).await;
+    let add = |uid: &str| format!("add {uid} {}", own.inode());
+    ztunnel.take(&[&add("a")]).await;
+    assert_eq!(until(&mut a, |p| *p != Progress::Waiting).await, Progress::Taken);
+    // The second is still looked for, so nothing is said to be complete.
+    assert!(tokio::time::timeout(SHORT, ztunnel.told()).await.is_err());
+    assert_eq!(side.book().ztunnels(), (1, 0));
+    side.book().not_found(&"b".into());
+    ztunnel.take(&["keep b", "snapshot"]).await;
+    let mut b = announce(side.book(), "b", &own);
+    ztunnel.take(&[&add("b")]).await;
+    assert_eq!(until(&mut b, |p| *p != Progress::Waiting).await, Progress::Taken);
+    assert_eq!(side.book().ztunnels(), (1, 1));
+    // The same again is nothing new.
+    announce(side.book(), "a", &own);
+    side.book().remove(&"a".into());
+    assert_eq!(ztunnel.told().await, "del a");
+    // Until it has let go, nobody goes on.
+    assert!(tokio::time::timeout(SHORT, side.book().let_go(&"a".into())).await.is_err());
+    ztunnel.say(DONE).await;
+    tokio::time::timeout(LONG, side.book().let_go(&"a".into())).await.unwrap();
+    drop(ztunnel.end);
+    tokio::time::timeout(LONG, ztunnel.task).await.unwrap().unwrap();
+    assert_eq!(side.book().ztunnels(), (0, 0));
+    assert!(side.counted("ambient_acks_total{request=\"add\",result=\"done\"} 2"));
+    assert!(side.counted("ambient_disconnects_total{cause=\"closed\"} 1"));
+    assert!(side.counted("ambient_ztunnels 0"));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn looking_for_namespaces_does_not_hold_a_snapshot_up_for_ever() {
+    let side = Side::new(LONG);
+    side.book().expect(&"a".into(), info("a"));
+    side.book().complete();
+    let ztunnel = side.connect(Some(HELLO)).await;
+    assert!(tokio::time::timeout(SHORT, ztunnel.told()).await.is_err());
+    side.book().settle_all();
+    ztunnel.take(&["keep a", "snapshot"]).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn every_ztunnel_gets_everything_and_one_that_hangs_is_closed() {
+    let (side, own) = (Side::new(Duration::from_secs(1)), Space::own());
+    let add = format!("add a {}", own.inode());
+    side.book().complete();
+    let (old, new) = (side.connect(Some(HELLO)).await, side.connect(Some(HELLO)).await);
+    old.take(&["snapshot"]).await;
+    new.take(&["snapshot"]).await;
+    let mut a = announce(side.book(), "a", &own);
+    assert_eq!((old.told().await, new.told().await), (add.clone(), add.clone()));
+    // One is enough to go on; the other one has its deadline.
+    new.say(DONE).await;
+    assert_eq!(until(&mut a, |p| *p != Progress::Waiting).await, Progress::Taken);
+    // Its acknowledgement is late: nobody could tell to what it belongs.
+    tokio::time::timeout(LONG, old.task).await.unwrap().unwrap();
+    assert!(old.end.send(DONE, None).await.is_err());
+    assert_eq!(side.book().ztunnels(), (1, 1));
+    assert!(side.counted("ambient_disconnects_total{cause=\"late\"} 1"));
+    // What one has not answered does not count against what the other has.
+    assert_eq!(*a.borrow(), Progress::Taken);
+    side.book().remove(&"a".into());
+    new.take(&["del a"]).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_refusal_is_told_and_tried_again() {
+    let (side, own) = (Side::new(LONG), Space::own());
+    side.book().complete();
+    let ztunnel = side.connect(Some(HELLO)).await;
+    ztunnel.take(&["snapshot"]).await;
+    let mut a = announce(side.book(), "a", &own);
+    let add = format!("add a {}", own.inode());
+    assert_eq!(ztunnel.told().await, add);
+    // With its backtrace it is longer than what ztunnel itself would read.
+    ztunnel.refuse(&format!("failed to bind: address in use\n{}", "  0: backtrace\n".repeat(4000))).await;
+    let refused = until(&mut a, |p| *p != Progress::Waiting).await;
+    assert_eq!(refused, Progress::Refused("failed to bind: address in use".into()));
+    ztunnel.take(&[&add]).await;
+    assert_eq!(until(&mut a, |p| *p == Progress::Taken).await, Progress::Taken);
+    assert!(side.counted("ambient_acks_total{request=\"add\",result=\"refused\"} 1"));
+    // What one ztunnel has, another one's refusal does not take away.
+    let other = side.connect(Some(HELLO)).await;
+    assert_eq!(other.told().await, add);
+    other.refuse("no").await;
+    assert_eq!(other.told().await, "snapshot");
+    assert_eq!(*a.borrow(), Progress::Taken);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_pod_over_which_ztunnel_ends_does_not_keep_the_others_out() {
+    let (side, own) = (Side::new(LONG), Space::own());
+    let (add_a, add_b) = (format!("add a {}", own.inode()), format!("add b {}", own.inode()));
+    let mut a = announce(side.book(), "a", &own);
+    let mut b = announce(side.book(), "b", &own);
+    side.book().complete();
+    // In the middle of a snapshot, again and again.
+    let mut seen = Vec::new();
+    for _ in 0..20 {
+        let ztunnel = side.connect(Some(HELLO)).await;
+        loop {
+            let told = ztunnel.told().await;
+            seen.push(told.clone());
+            if told == add_a {
+                break;
+            }
+            ztunnel.say(DONE).await;
+            if told == "snapshot" && *b.borrow_and_update() == Progress::Taken {
+                break;
+            }
+        }
+        let over = *b.borrow() == Progress::Taken;
+        let Ztunnel { end, task } = ztunnel;
+        drop(end);
+        task.await.unwrap();
+        if over {
+            break;
+        }
+    }
+    assert_eq!(until(&mut b, |p| *p == Progress::Taken).await, Progress::Taken, "{seen:?}");
+    let Progress::Refused(why) = until(&mut a, |p| *p != Progress::Waiting).await else { panic!() };
+    assert!(why.contains("lost while it was told of the pod"), "{why}");
+    // Such a pod was kept, not dropped; and is tried again.
+    assert!(seen.contains(&"keep a".to_owned()), "{seen:?}");
+    let ztunnel = side.connect(Some(HELLO)).await;
+    let mut told = Vec::new();
+    while *a.borrow() != Progress::Taken {
+        let next = ztunnel.told().await;
+        told.push(next);
+        ztunnel.say(DONE).await;
+        tokio::task::yield_now().await;
+        if told.contains(&add_a) {
+            until(&mut a, |p| *p == Progress::Taken).await;
+        }
+    }
+    assert!(told.contains(&add_b) && told.contains(&"snapshot".to_owned()) || told.contains(&add_a), "{told:?}");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn whoever_does_not_keep_to_the_protocol_is_let_go_of() {
+    for (hello, cause) in [
+        (None, "greeting"),
+        (Some(&b"\xff\xff\xff"[..]), "greeting"),
+        (Some(b"\x08\x02"), "greeting"),
+        (Some(b"\x08\x00"), "greeting"),
+        (Some(&[b'x'; LONGER]), "greeting"),
+    ] {
+        let side = Side::new(SHORT);
+        side.connect(hello).await.ended().await;
+        assert_eq!(side.book().ztunnels(), (0, 0));
+        assert!(side.counted(&format!("ambient_disconnects_total{{cause=\"{cause}\"}} 1")));
+    }
+    const LONGER: usize = super::message::LONGEST_RESPONSE + 1;
+    let own = Space::own();
+    // What is no acknowledgement, or none that came in time; two of them; one too early.
+    let garbage: [(&[&[u8]], &str); 6] = [
+        (&[], "late"),
+        (&[b"\xff"], "nonsense"),
+        (&[b"\x12\x00"], "nonsense"),
+        (&[&[b'x'; LONGER]], "nonsense"),
+        (&[HELLO], "nonsense"),
+        (&[DONE, DONE, DONE], "nonsense"),
+    ];
+    for (packets, cause) in garbage {
+        let side = Side::new(SHORT);
+        let mut progress = announce(side.book(), "a", &own);
+        let ztunnel = side.connect(Some(HELLO)).await;
+        assert_eq!(ztunnel.told().await, format!("add a {}", own.inode()));
+        for packet in packets {
+            // The connection may be closed at the first already.
+            let _ = ztunnel.end.send(packet, None).await;
+        }
+        ztunnel.ended().await;
+        assert!(side.counted(&format!("ambient_disconnects_total{{cause=\"{cause}\"}} 1")), "{packets:?}");
+        let taken = packets.first() == Some(&DONE);
+        let now = until(&mut progress, |p| *p != Progress::Waiting).await;
+        assert_eq!(now == Progress::Taken, taken, "{now:?}");
+    }
+    // A ztunnel that does not take the end of its snapshot is about to end itself.
+    let side = Side::new(LONG);
+    side.book().complete();
+    let ztunnel = side.connect(Some(HELLO)).await;
+    assert_eq!(ztunnel.told().await, "snapshot");
+    ztunnel.refuse("SnapshotSent received already").await;
+    ztunnel.ended().await;
+    assert!(side.counted("ambient_disconnects_total{cause=\"snapshot\"} 1"));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_descriptor_is_the_pods_namespace_and_is_closed_after_the_ack() {
+    let side = Side::new(LONG);
+    let space = Space::another();
+    assert_eq!(space.held(), 0);
+    announce(side.book(), "a", &space);
+    side.book().complete();
+    // The book holds one as long as the pod is there.
+    assert_eq!(space.held(), 1);
+    let ztunnel = side.connect(Some(HELLO)).await;
+    let (_, descriptors) = ztunnel.packet().await.unwrap();
+    let meta = File::from(descriptors[0].try_clone().unwrap()).metadata().unwrap();
+    assert_eq!((meta.dev(), meta.ino()), space.place().identity);
+    drop(descriptors);
+    // The pod goes while ztunnel has not answered: what is in flight is let go of after the ack.
+    side.book().remove(&"a".into());
+    assert_eq!(space.held(), 1);
+    ztunnel.say(DONE).await;
+    ztunnel.take(&["del a", "snapshot"]).await;
+    side.book().let_go(&"a".into()).await;
+    assert_eq!(space.held(), 0);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn another_namespace_is_told_as_such() {
+    let (side, own, another) = (Side::new(LONG), Space::own(), Space::another());
+    side.book().complete();
+    let mut first = announce(side.book(), "a", &own);
+    let ztunnel = side.connect(Some(HELLO)).await;
+    ztunnel.take(&[&format!("add a {}", own.inode()), "snapshot"]).await;
+    until(&mut first, |p| *p == Progress::Taken).await;
+    // A pod's sandbox was made anew: what was said of the one before does not count.
+    let mut second = announce(side.book(), "a", &another);
+    assert_eq!(*second.borrow(), Progress::Waiting);
+    ztunnel.take(&[&format!("add a {}", another.inode())]).await;
+    assert_eq!(until(&mut second, |p| *p != Progress::Waiting).await, Progress::Taken);
+    assert_ne!(own.inode(), another.inode());
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_ztunnel_dials_the_socket_whatever_was_left_there() {
+    let folder = std::env::temp_dir().join(format!("podweir-zds-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&folder);
+    let path = folder.join("deep/ztunnel.sock");
+    drop(listen(&path).unwrap());
+    assert!(path.exists());
+    // The one before was killed.
+    let listener = listen(&path).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let side = Side::new(LONG);
+    side.book().complete();
+    tokio::spawn(serve(listener, side.shared.clone()));
+    let end = Connection::connect(&path).unwrap();
+    end.send(HELLO, None).await.unwrap();
+    let ztunnel = Ztunnel { end, task: tokio::spawn(async {}) };
+    ztunnel.take(&["snapshot"]).await;
+    fs::write(folder.join("file"), "precious").unwrap();
+    assert!(matches!(listen(&folder.join("file")), Err(ListenError::Taken { .. })));
+    assert!(matches!(listen(&folder.join("x".repeat(120))), Err(ListenError::Io { .. })));
+    fs::remove_dir_all(folder).unwrap();
+}
+
+/// Not a measurement: that it is not one look at every pod for each pod.
+#[tokio::test(flavor = "current_thread")]
+async fn a_snapshot_of_many_pods_is_a_request_a_pod() {
+    let (side, own) = (Side::new(LONG), Space::own());
+    for n in 0..500 {
+        announce(side.book(), &n.to_string(), &own);
+    }
+    side.book().complete();
+    let started = Instant::now();
+    let ztunnel = side.connect(Some(HELLO)).await;
+    let mut adds = 0;
+    while ztunnel.told().await != "snapshot" {
+        adds += 1;
+        ztunnel.say(DONE).await;
+    }
+    eprintln!("500 pods in {:?}", started.elapsed());
+    assert_eq!(adds, 500);
+}
