@@ -3,6 +3,7 @@
 //! is in it: a token may be anywhere in a file that is damaged.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::Path;
 
 use base64::Engine;
@@ -139,7 +140,7 @@ fn server(cluster: &Key, allow_http: bool) -> Result<String, Problem> {
     if authority.as_str().contains('@') || authority.host().is_empty() || uri.query().is_some() || text.contains('#') {
         return Err(wrong());
     }
-    if *scheme == Scheme::HTTP && !allow_http {
+    if *scheme == Scheme::HTTP && !allow_http && !stays_here(authority.host()) {
         return Err(Problem::lasting(format!(
             "{name} begins with http://: the token would go over the network for all to read, and anybody could answer; use https://, or set \"allow_http\": true in the netconf"
         )));
@@ -148,6 +149,14 @@ fn server(cluster: &Key, allow_http: bool) -> Result<String, Problem> {
         return Err(wrong());
     }
     Ok(format!("{scheme}://{authority}{}", uri.path().trim_end_matches('/')))
+}
+
+/// Whether what is sent to a host never leaves this machine: a loopback address (RFC 1122
+/// section 3.2.1.3, RFC 4291 section 2.5.3). A name, `localhost` too, is no proof of that:
+/// a resolver decides where it leads.
+fn stays_here(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn token(user: &Key, folder: &Path) -> Result<Option<SecretString>, Problem> {

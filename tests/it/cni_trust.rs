@@ -233,12 +233,22 @@ fn a_token_comes_from_where_tokens_are() {
 #[test]
 fn a_server_without_tls_is_asked_for_by_name() {
     let cluster = cluster();
+    let port = cluster.api.address.port();
+    for elsewhere in ["10.96.0.1", "[fd00::1]", "localhost", "127.0.0.1.example.com"] {
+        change(&cluster, |_, of| of["server"] = json!(format!("http://{elsewhere}:{port}")));
+        refused(&cluster, &["clusters[0].cluster.server begins with http://", "\"allow_http\": true"]);
+    }
+    let asked = |server: &str, answer: (u64, String)| {
+        // It is asked then; the stub speaks TLS only.
+        assert!(answer.0 == 11 && answer.1.contains(&format!("{server} gives no answer")), "{}", answer.1);
+    };
+    let server = format!("http://localhost:{port}");
+    change(&cluster, |_, of| of["server"] = json!(server));
+    asked(&server, cluster.add().key("allow_http", json!(true)).key("timeout", json!(1)).call().error());
+    // A token that goes to a loopback address does not leave the node.
     let server = format!("http://{}", cluster.api.address);
     change(&cluster, |_, of| of["server"] = json!(server));
-    refused(&cluster, &["clusters[0].cluster.server begins with http://", "\"allow_http\": true"]);
-    // It is asked then; the stub speaks TLS only.
-    let (code, message) = cluster.add().key("allow_http", json!(true)).key("timeout", json!(1)).call().error();
-    assert!(code == 11 && message.contains(&format!("{server} gives no answer")), "{message}");
+    asked(&server, cluster.add().key("timeout", json!(1)).call().error());
     let (code, message) = cluster.add().key("allow_http", json!("yes")).call().error();
     assert!(code == 7 && message.contains("allow_http"), "{message}");
 }
