@@ -69,6 +69,7 @@ mod reasons;
 mod relay;
 mod replacing;
 mod scarce;
+mod schemas;
 mod semantics;
 mod sources;
 mod statements;
