@@ -12,7 +12,7 @@ use crate::sys::proc_net;
 /// A connection, by what the kernel holds of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connection {
-    /// Its ends in this namespace: one, or both.
+    /// Its ends in this namespace: one, or both; none of what is forwarded for others.
     pub sockets: Vec<TcpSocket>,
     /// `None`: connection tracking has not seen it.
     pub tracked: Option<Tracked>,
@@ -71,6 +71,14 @@ impl Kernel {
             None => Ok(None),
         }
     }
+
+    /// Every TCP connection that is tracked. Takes a walk through the table of the whole node.
+    ///
+    /// # Errors
+    /// Those of [`conntrack::list`].
+    pub fn all_tracked(&mut self) -> io::Result<Vec<Tracked>> {
+        self.conntrack.as_mut().map_or(Ok(Vec::new()), conntrack::list)
+    }
 }
 
 /// What it takes to end connections.
@@ -97,7 +105,8 @@ impl Ending for Kernel {
 /// What came of ending connections.
 #[derive(Debug, Default)]
 pub struct Ended {
-    /// Both ends know it, or it was over by itself.
+    /// Both ends know it, or it was over by itself; or there is no end of it here, and its
+    /// next packet breaks it.
     pub ended: usize,
     /// The socket could not be ended, but connection tracking does not know the connection,
     /// or does not any more: its next packet meets the rules as the first of a new one, and

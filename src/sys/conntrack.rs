@@ -1,16 +1,16 @@
 //! What connection tracking knows of a connection, asked and forgotten by way of
 //! ctnetlink (linux/netfilter/nfnetlink_conntrack.h). Takes CAP_NET_ADMIN.
 //!
-//! Connections are asked for one by one: they are found by their addresses at once, while
-//! a dump walks the table of the whole node, whichever namespace asks (10 ms for a table of
-//! the usual size without an entry).
+//! Connections are asked for one by one where their addresses are known: they are found at
+//! once, while a dump walks the table of the whole node, whichever namespace asks (10 ms for
+//! a table of the usual size without an entry).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use nix::libc;
 
-use super::netlink::{NLM_F_ACK, Netlink, attribute, attributes, request};
+use super::netlink::{NLM_F_ACK, NLM_F_DUMP, Netlink, attribute, attributes, request};
 
 /// `NFNL_SUBSYS_CTNETLINK`, the high byte of a message's type.
 const SUBSYSTEM: u16 = 1 << 8;
@@ -19,6 +19,7 @@ const IPCTNL_MSG_CT_DELETE: u16 = SUBSYSTEM | 2;
 const NLA_F_NESTED: u16 = 1 << 15;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_PROTOINFO: u16 = 4;
 const CTA_MARK: u16 = 8;
 const CTA_ID: u16 = 12;
 /// Inside a tuple.
@@ -31,6 +32,11 @@ const CTA_IP_V6_DST: u16 = 4;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
+/// Inside what is known of the protocol.
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
+/// `TCP_CONNTRACK_ESTABLISHED`.
+const ESTABLISHED: u8 = 3;
 
 /// The two ends of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,6 +54,8 @@ pub struct Tracked {
     /// from the other one.
     pub reply: Ends,
     pub mark: u32,
+    /// Whether both ends have agreed on it, and neither has closed it.
+    pub established: bool,
     id: [u8; 4],
 }
 
@@ -71,6 +79,18 @@ pub fn find(netlink: &mut Netlink, ends: Ends) -> io::Result<Option<Tracked>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         other => other.map(|()| found),
     }
+}
+
+/// Lists the TCP connections of the namespace.
+///
+/// # Errors
+/// As for [`find`].
+pub fn list(netlink: &mut Netlink) -> io::Result<Vec<Tracked>> {
+    let mut out = Vec::new();
+    // Of every family.
+    let request = request(IPCTNL_MSG_CT_GET, NLM_F_DUMP, &[&[0; 4]]);
+    netlink.dump(&request, |received| out.extend(parse(received.payload)))?;
+    Ok(out)
 }
 
 /// Makes connection tracking forget a connection: its next packet is the first of a new one.
@@ -115,19 +135,26 @@ fn tuple(kind: u16, ends: Ends) -> Vec<u8> {
 }
 
 fn parse(payload: &[u8]) -> Option<Tracked> {
-    let (mut original, mut reply, mut mark, mut id) = (None, None, 0, None);
+    let (mut original, mut reply, mut mark, mut id, mut established) = (None, None, 0, None, false);
     for (kind, value) in attributes(payload.get(4..)?) {
         match kind {
             CTA_TUPLE_ORIG => original = ends(value),
             CTA_TUPLE_REPLY => reply = ends(value),
+            CTA_PROTOINFO => {
+                let inside =
+                    |value, wanted| attributes(value).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+                let state = inside(value, CTA_PROTOINFO_TCP).and_then(|tcp| inside(tcp, CTA_PROTOINFO_TCP_STATE));
+                established = state == Some(&[ESTABLISHED]);
+            }
             CTA_MARK => mark = u32::from_be_bytes(value.try_into().ok()?),
             CTA_ID => id = Some(value.try_into().ok()?),
             _ => {}
         }
     }
-    Some(Tracked { original: original?, reply: reply?, mark, id: id? })
+    Some(Tracked { original: original?, reply: reply?, mark, established, id: id? })
 }
 
+/// Of TCP.
 fn ends(tuple: &[u8]) -> Option<Ends> {
     let (mut addresses, mut ports) = ([None, None], [None, None]);
     for (kind, value) in attributes(tuple) {
@@ -149,6 +176,7 @@ fn ends(tuple: &[u8]) -> Option<Ends> {
                 for (kind, value) in attributes(value) {
                     let port = || value.try_into().ok().map(u16::from_be_bytes);
                     match kind {
+                        CTA_PROTO_NUM if value != [libc::IPPROTO_TCP as u8] => return None,
                         CTA_PROTO_SRC_PORT => ports[0] = port(),
                         CTA_PROTO_DST_PORT => ports[1] = port(),
                         _ => {}
@@ -160,6 +188,14 @@ fn ends(tuple: &[u8]) -> Option<Ends> {
     }
     let end = |at: usize| Some(SocketAddr::new(addresses[at]?, ports[at]?));
     Some(Ends { from: end(0)?, to: end(1)? })
+}
+
+#[cfg(test)]
+impl Tracked {
+    /// One that is established, for tests.
+    pub fn of(original: Ends, reply: Ends, mark: u32) -> Self {
+        Self { original, reply, mark, established: true, id: [0; 4] }
+    }
 }
 
 #[cfg(test)]
@@ -178,8 +214,11 @@ mod tests {
             bytes.extend(tuple(CTA_TUPLE_ORIG, original));
             bytes.extend(tuple(CTA_TUPLE_REPLY, reply));
             bytes.extend(attribute(CTA_MARK, &[0, 0, 5, 0x39]));
+            let state =
+                attribute(CTA_PROTOINFO_TCP | NLA_F_NESTED, &attribute(CTA_PROTOINFO_TCP_STATE, &[ESTABLISHED]));
+            bytes.extend(attribute(CTA_PROTOINFO | NLA_F_NESTED, &state));
             bytes.extend(attribute(CTA_ID, &[1, 2, 3, 4]));
-            let wanted = Tracked { original, reply, mark: 1337, id: [1, 2, 3, 4] };
+            let wanted = Tracked { original, reply, mark: 1337, established: true, id: [1, 2, 3, 4] };
             assert_eq!(parse(&bytes), Some(wanted));
             for end in 0..bytes.len() {
                 assert_eq!(parse(&bytes[..end]), None, "{end}");

@@ -31,6 +31,8 @@ pub enum State {
     HalfClosed,
     /// Nothing is sent any more but the packets that end it.
     Over,
+    /// Closed at both ends, and only known so that a packet that comes late is (TIME_WAIT).
+    Remembered,
 }
 
 impl State {
@@ -39,6 +41,7 @@ impl State {
             1 => State::Established,
             2 | 3 | 12 => State::Opening,
             4 | 5 | 8 => State::HalfClosed,
+            6 => State::Remembered,
             10 => State::Listening,
             _ => State::Over,
         }
@@ -157,7 +160,8 @@ pub mod tests {
         let number = match state {
             State::Established => 1,
             State::Opening => 2,
-            State::Over => 6,
+            State::Over => 9,
+            State::Remembered => 6,
             State::HalfClosed => 8,
             State::Listening => 10,
         };

@@ -12,10 +12,11 @@ use podweir::plan::model::{ChainName, Plan};
 use podweir::plan::words;
 use podweir::sys::netlink::Netlink;
 
+use crate::busy::{AWAY, Asker, Busy};
 use crate::escapes::plan;
 use crate::fixture::{Namespace, PODWEIR, RESOLV, V4, V6};
 use crate::kernel::conditions;
-use crate::relay::{AWAY, Asker, Busy, Mode};
+use crate::relay::Mode;
 
 fn held(held: &Held, chain: &ChainName) -> Vec<String> {
     let rules: Vec<CanonRule> = canon_rules(held.rules(chain), Family::V4);

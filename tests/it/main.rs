@@ -9,6 +9,7 @@ mod attribution;
 mod audit;
 mod bad_input;
 mod beside;
+mod busy;
 mod busybox;
 mod cli;
 mod closed;

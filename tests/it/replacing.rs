@@ -4,8 +4,9 @@
 
 use std::time::Duration;
 
+use crate::busy::{AWAY, Asker, Busy, NAME_SERVER};
 use crate::fixture::PODWEIR;
-use crate::relay::{AWAY, Asker, Busy, Mode, NAME_SERVER};
+use crate::relay::Mode;
 
 const BACKENDS: [&str; 3] = ["nftables", "iptables-nft", "iptables-legacy"];
 /// What a plan may be replaced by.
@@ -108,6 +109,101 @@ fn from_redirection_to_tproxy() {
         let busy = Busy::new(Mode::Tproxy);
         init(&busy, backend, Mode::Redirect, &[]);
         unharmed(&busy, more(20, 100), backend, || init(&busy, backend, Mode::Tproxy, &[]));
+    }
+}
+
+/// The streams to the app, which are over at once: nobody waits for an answer in vain.
+fn are_over(broken: &[String], count: usize) {
+    let is_over = |b: &&String| b.contains("8080: ") && (b.contains("end of file") || b.contains("reset"));
+    assert_eq!(broken.iter().filter(is_over).count(), count, "{broken:?}");
+    assert_eq!(broken.len(), count, "{broken:?}");
+}
+
+/// What the proxy has with the app by the client's address finds no way back under rules
+/// without a mark. Such a connection ends, rather than that it goes on outside.
+#[test]
+fn from_tproxy_to_redirection() {
+    for backend in BACKENDS {
+        let busy = Busy::new(Mode::Tproxy);
+        init(&busy, backend, Mode::Tproxy, &[]);
+        let each_way = more(20, 100);
+        let streams = busy.streams(each_way, PAUSE);
+        let openers = busy.openers(2);
+        openers.opened(8);
+        let log = busy.pod.ok(&["init", "--reconcile", "--backend", backend]);
+        let ended: usize = log.split_once("ended ").unwrap().1.split(' ').next().unwrap().parse().unwrap();
+        // Those that just begin or end may be among them.
+        assert!((each_way..=each_way + 4).contains(&ended), "{log}");
+        openers.opened(8);
+        let marked = busy.wrongly_marked();
+        let (broken, not_opened) = (streams.finish(), openers.finish());
+        assert_eq!((busy.escaped(), marked.len()), (0, 0), "{backend}: {marked:?}");
+        are_over(&broken, each_way);
+        assert!(not_opened.len() <= 2, "{backend}: {not_opened:?}");
+    }
+}
+
+/// Whichever call of the kernel it gets to: what lost its mark ends before the guard goes.
+#[test]
+fn a_change_of_mode_that_was_killed_is_finished_by_the_next_run() {
+    let each_way = 2;
+    let mut guarded = 0;
+    for call in 1.. {
+        let busy = Busy::new(Mode::Tproxy);
+        init(&busy, "nftables", Mode::Tproxy, &[]);
+        let streams = busy.streams(each_way, PAUSE);
+        let kill = format!("inject=sendto:signal=KILL:when={}", 3 * call);
+        let run = ["-qq", "-o", "/dev/null", "-e", "trace=sendto", "-e", &kill, PODWEIR, "init"];
+        if busy.pod.command("strace", &run, &[]).status.success() {
+            break;
+        }
+        let is_guarded = busy.pod.rules().contains("podweir-guard");
+        guarded += usize::from(is_guarded);
+        if is_guarded {
+            busy.pod.ok(&["init"]);
+            are_over(&streams.finish(), each_way);
+        }
+        assert_eq!(busy.escaped(), 0, "{call}");
+    }
+    assert!(guarded > 5, "{guarded}");
+}
+
+/// Taken back, it takes the mark from those that began meanwhile.
+#[test]
+fn from_redirection_to_tproxy_and_back() {
+    let busy = Busy::new(Mode::Tproxy);
+    init(&busy, "nftables", Mode::Redirect, &[]);
+    let (before, meanwhile) = std::thread::scope(|scope| {
+        let before = busy.streams(2, PAUSE);
+        let changed = scope.spawn(|| {
+            // Slow to hear that nobody reads what it says.
+            let slow = "strace -qq -o /dev/null -e trace=write -e inject=write:delay_enter=1500000";
+            let script = format!("{slow} {PODWEIR} init -m TPROXY 2>/dev/full");
+            assert_eq!(busy.pod.command("sh", &["-c", &script], &[]).status.code(), Some(1));
+        });
+        while !busy.pod.rules().contains("tproxy") || busy.pod.rules().contains("podweir-guard") {
+            assert!(!changed.is_finished());
+        }
+        let meanwhile = busy.streams(2, PAUSE);
+        assert!(!changed.is_finished());
+        (before, meanwhile)
+    });
+    assert_eq!(before.finish(), [""; 0]);
+    are_over(&meanwhile.finish(), 2);
+    assert_eq!(busy.escaped(), 0);
+}
+
+#[test]
+fn cleaning_ends_what_it_takes_the_mark_from() {
+    for backend in BACKENDS {
+        let busy = Busy::new(Mode::Tproxy);
+        init(&busy, backend, Mode::Tproxy, &[]);
+        // At rest meanwhile: what the app sends by them without rules is answered by a reset.
+        let streams = busy.streams(4, Duration::from_secs(3));
+        let log = busy.pod.ok(&["clean"]);
+        assert!(log.contains("ended 4 connections of the proxy to the app"), "{backend}: {log}");
+        let broken = streams.finish();
+        are_over(&broken.into_iter().filter(|b| b.contains("8080: ")).collect::<Vec<_>>(), 4);
     }
 }
 

@@ -1,7 +1,5 @@
 //! Carrying out: every step is remembered with what it takes to undo it.
 
-use std::collections::BTreeSet;
-
 use tracing::debug;
 
 use crate::backend::guard::{Guard, GuardError};
@@ -15,10 +13,12 @@ use crate::plan::model::{ChainName, Plan, Table};
 use crate::sys::grace;
 
 use super::error::{self, InstallError};
+use super::forsaken::{self, Lost};
 use super::look::Found;
 use super::{Done, Request, Session, holds};
 
 impl Session {
+    /// Gives what there is to be said of it.
     pub(super) fn execute(
         &mut self,
         request: &Request,
@@ -27,12 +27,18 @@ impl Session {
         reading: &Reading,
         ours: &FoundRouting,
         elsewhere: &[Kind],
-    ) -> Result<(), InstallError> {
+    ) -> Result<Vec<String>, InstallError> {
         let plan = request.plan;
         let families = found.families(kind);
         let writes = request.force || !holds(reading, plan);
         let in_steps = writes && needs_guard(plan, reading) && self.backend(kind, families)?.steps(plan, reading) > 1;
         let moves = !elsewhere.is_empty() || ours.loses_routes(&plan.routing);
+        let (was, is) = (forsaken::marks(found.plans()), forsaken::marks([plan]));
+        let mut said = Vec::new();
+        if found.guard.is_some() {
+            // Behind the guard of a killed run, which this one's need not be as tight as.
+            said.extend(forsaken::end(&Lost::AllBut(is.clone()), &mut self.route));
+        }
         // What a killed run left goes on, as this one needs it.
         if in_steps || found.guard.is_some() || two_at_once(plan, found, moves) {
             self.raise_guard(kind, found, Held::of(plan, found.plans()))?;
@@ -48,9 +54,11 @@ impl Session {
             debug!(backend = other.name(), "removing what is there");
             self.remove(other, found)?;
         }
-        self.lower_guard()?;
+        // Last, since it cannot be undone, and before anything gets through.
+        said.extend(forsaken::end(&Lost::by_change(&was, &is), &mut self.route));
+        self.lower_guard(&Lost::by_change(&is, &was))?;
         self.sweep(found);
-        Ok(())
+        Ok(said)
     }
 
     /// Takes away tables of iptables-nft that held something of ours and hold nothing now.
@@ -115,12 +123,14 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn lower_guard(&mut self) -> Result<(), InstallError> {
+    /// `lost_by_undo`: what going back takes the mark from that begins now.
+    pub(super) fn lower_guard(&mut self, lost_by_undo: &Lost) -> Result<(), InstallError> {
         let mut lowered = None;
         for done in &self.done {
             let Done::Guard { guard, held, .. } = done else { break };
             guard.lower(self.netfilter.as_mut(), &self.conditions)?;
-            lowered = Some(Done::Lowered { guard: guard.clone(), held: held.clone() });
+            lowered =
+                Some(Done::Lowered { guard: guard.clone(), held: held.clone(), lost_by_undo: lost_by_undo.clone() });
         }
         self.done.extend(lowered);
         Ok(())
@@ -140,9 +150,8 @@ fn let_packets_pass(held: &Held) {
 /// while, or what marks comes, goes, or takes another mark. The nat table decides about a
 /// connection once, whoever is asked first, and there a change needs nothing.
 fn two_at_once(plan: &Plan, found: &Found, moves: bool) -> bool {
-    let marks = |plan: &Plan| plan.marks().into_iter().collect::<BTreeSet<_>>();
-    let wanted = marks(plan);
-    found.plans().map(marks).any(|other| other != wanted || (moves && !other.is_empty()))
+    let wanted = forsaken::marks([plan]);
+    found.plans().map(|other| forsaken::marks([other])).any(|other| other != wanted || (moves && !other.is_empty()))
 }
 
 /// Whether a stop between the steps of an installation could let traffic escape that is

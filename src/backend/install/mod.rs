@@ -2,16 +2,17 @@
 //! and takes everything back when a part of it fails.
 //!
 //! Order: the guard, if one is needed; routing, which without rules does nothing; the
-//! rules; what another backend holds; the guard goes. Everything done is undone in
-//! reverse order on failure, behind the same guard.
+//! rules; what another backend holds; connections that lose their mark end; the guard goes.
+//! Everything done is undone in reverse order on failure, behind the same guard.
 
 mod error;
 mod execute;
+mod forsaken;
 mod look;
 
 use std::time::{Duration, Instant};
 
-use tracing::{Level, debug, enabled};
+use tracing::{Level, debug, enabled, warn};
 
 use crate::backend::guard::Guard;
 use crate::backend::held::Held;
@@ -30,6 +31,7 @@ use crate::sys::lock;
 use crate::sys::netlink::Netlink;
 
 pub use error::InstallError;
+use forsaken::{Lost, Marks};
 pub use look::choose_unseen;
 use look::{Found, marks};
 
@@ -110,6 +112,7 @@ enum Done {
     Lowered {
         guard: Guard,
         held: Held,
+        lost_by_undo: Lost,
     },
     Routing(Changes),
     Rules {
@@ -208,14 +211,17 @@ impl Session {
     /// Takes back the last install or clean. On failure the guard stays up.
     pub fn undo(&mut self) -> Result<(), (String, bool)> {
         let mut problems: Vec<String> = Vec::new();
-        let mut guarded = false;
+        let (mut guarded, mut lost) = (false, None);
         for done in std::mem::take(&mut self.done).into_iter().rev() {
             match done {
-                Done::Lowered { guard, held } => {
+                Done::Lowered { guard, held, lost_by_undo } => {
                     problems.extend(self.raise_again(&guard, &held).err().map(|e| e.to_string()));
+                    lost = Some(lost_by_undo);
                 }
                 Done::Guard { left: true, .. } => {}
                 Done::Guard { guard, .. } if problems.is_empty() => {
+                    let said = lost.take().and_then(|lost| forsaken::end(&lost, &mut self.route));
+                    said.into_iter().for_each(|said| warn!("{said}"));
                     if let Err(e) = guard.lower(self.netfilter.as_mut(), &self.conditions) {
                         problems.push(e.to_string());
                         guarded = true;
@@ -265,7 +271,7 @@ impl Session {
         let kind = self.choose(request.choice, &found, &mut warnings);
         let Decision { action, reading, ours, elsewhere } = self.decide(request, &found, kind, &mut warnings)?;
         if action != Action::Unchanged {
-            self.execute(request, kind, &found, &reading, &ours, &elsewhere)?;
+            warnings.extend(self.execute(request, kind, &found, &reading, &ours, &elsewhere)?);
         }
         Ok(Outcome { action, backend: kind, removed_from: elsewhere, warnings, read })
     }
@@ -362,13 +368,16 @@ impl Session {
         }
         let changes = Changes::apply(&mut self.route, &ours, &Routing::default())?;
         self.done.push(Done::Routing(changes));
-        self.lower_guard()?;
+        let was = forsaken::marks(found.plans());
+        let lost = if found.guard.is_some() { Lost::AllBut(Marks::new()) } else { Lost::These(was) };
+        let warnings = forsaken::end(&lost, &mut self.route).into_iter().collect();
+        self.lower_guard(&Lost::These(Marks::new()))?;
         self.sweep(&found);
         Ok(Outcome {
             action: if nothing { Action::Nothing } else { Action::Removed },
             backend: holders.first().copied().unwrap_or(Kind::Nftables),
             removed_from: holders,
-            warnings: Vec::new(),
+            warnings,
             read,
         })
     }
