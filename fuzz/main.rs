@@ -1,6 +1,7 @@
 //! Random bytes for everything that reads what somebody else wrote. `PODWEIR_FUZZ` names
 //! what reads them; the arguments are libFuzzer's. scripts/fuzz runs all of it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is what it looks for")]
 #![no_main]
 
 mod accept;

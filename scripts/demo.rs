@@ -1,6 +1,8 @@
 //! Who answers a pod's connections, before and after `podweir init`. Run by
 //! `scripts/demo`.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a demonstration ends by it")]
+
 #[allow(dead_code)] // what the tests alone use
 #[path = "../tests/it/fixture.rs"]
 mod fixture;

@@ -4,6 +4,8 @@
 //! - `bench connections PODWEIR PLOT`: what a connection costs as lists grow, drawn as SVG
 //! - `bench cni PODWEIR`: the plugin as a container runtime calls it
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a measurement ends by it")]
+
 #[path = "../../tests/it/api.rs"]
 #[expect(dead_code, reason = "the tests ask more of it")]
 mod api;

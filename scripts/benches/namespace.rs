@@ -64,6 +64,7 @@ pub fn spawn(command: &mut Command, input: &str) -> Child {
 /// Waits for a command that must succeed: its peak memory in KiB.
 pub fn wait(child: Child) -> i64 {
     let mut status = 0;
+    // SAFETY: numbers only, for which all zeros is a value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: a child of ours, waited for once; both pointers are to locals.
     unsafe { libc::wait4(child.id() as i32, &mut status, 0, &mut usage) };

@@ -22,6 +22,7 @@ impl Port {
     }
 
     /// A port known when this is compiled; 0 does not compile.
+    #[expect(clippy::panic, reason = "it is the compiler's, not the program's")]
     pub const fn literal(port: u16) -> Self {
         match NonZeroU16::new(port) {
             Some(port) => Self(port),

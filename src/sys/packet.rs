@@ -31,7 +31,7 @@ impl PacketSocket {
         address.sll_family = libc::AF_PACKET as u16;
         address.sll_protocol = all;
         address.sll_ifindex = interface as i32;
-        let size = std::mem::size_of_val(&address) as libc::socklen_t;
+        let size = size_of_val(&address) as libc::socklen_t;
         // SAFETY: the pointer is to a local of the size given.
         if unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size) } < 0 {
             return Err(io::Error::last_os_error());

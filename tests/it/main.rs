@@ -1,6 +1,8 @@
 //! Black-box and property tests. Those that need the kernel make network namespaces of
 //! their own and fail, rather than skip, where that is not possible.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by it")]
+
 mod api;
 mod arbitrary;
 mod archive;
