@@ -116,6 +116,11 @@ pub struct Known {
     pub created: Option<i64>,
     /// Its init containers have ended, or it has none.
     pub init_done: bool,
+    pub service_account: String,
+    /// It is from a file on the node: the API server knows it by another UID.
+    pub mirror: bool,
+    /// It is a ztunnel itself.
+    pub ztunnel: bool,
 }
 
 impl std::fmt::Display for Known {
@@ -127,8 +132,12 @@ impl std::fmt::Display for Known {
 impl Known {
     /// Takes of a pod what decides; `None` for one without a name or UID, which the API
     /// server does not deliver.
-    fn of(watched: WatchedPod) -> Option<Self> {
-        let WatchedPod { metadata, spec, status } = watched;
+    pub fn of(watched: WatchedPod) -> Option<Self> {
+        let WatchedPod { metadata, mut spec, status } = watched;
+        let labelled = |name| metadata.labels.as_ref()?.get(name).map(String::as_str);
+        let ztunnel = ["app", "app.kubernetes.io/name"].into_iter().any(|name| labelled(name) == Some("ztunnel"));
+        let mirror = metadata.annotations.as_ref().is_some_and(|a| a.contains_key(MIRROR_OF));
+        let service_account = spec.service_account_name.take().unwrap_or_default();
         let ips = status.pod_ips.iter().filter_map(|ip| ip.ip.parse().ok()).collect();
         Some(Self {
             namespace: metadata.namespace?,
@@ -142,6 +151,9 @@ impl Known {
             ending: metadata.deletion_timestamp.is_some(),
             init_done: status.conditions.iter().any(|c| c.kind == "Initialized" && c.status == "True"),
             created: metadata.creation_timestamp.map(|time| time.0.as_second()),
+            service_account,
+            mirror,
+            ztunnel,
         })
     }
 

@@ -31,10 +31,14 @@ pub enum State {
     Failed { why: String },
     /// Its network namespace is not known: it has no process yet, or none any more.
     NoNamespace,
+    /// Ambient mode: a ztunnel takes its traffic.
+    Enrolled,
+    /// Ambient mode: its rules are there, and no ztunnel has taken it yet.
+    Pending { why: String },
 }
 
 impl State {
-    /// A word for metrics and listings. There are eight at most.
+    /// A word for metrics and listings.
     pub fn word(&self) -> &'static str {
         match self {
             Self::New => "new",
@@ -44,11 +48,14 @@ impl State {
             Self::Unguarded => "unguarded",
             Self::Failed { .. } => "failed",
             Self::NoNamespace => "no-namespace",
+            Self::Enrolled => "enrolled",
+            Self::Pending { .. } => "pending",
         }
     }
 
     /// Every word of [`Self::word`].
-    pub const WORDS: [&str; 7] = ["new", "left-alone", "intercepted", "drifted", "unguarded", "failed", "no-namespace"];
+    pub const WORDS: [&str; 9] =
+        ["new", "left-alone", "intercepted", "drifted", "unguarded", "failed", "no-namespace", "enrolled", "pending"];
 
     /// The state in a sentence.
     pub fn sentence(&self) -> String {
@@ -61,6 +68,8 @@ impl State {
             Self::Unguarded => "it should have rules and has none".into(),
             Self::Failed { why } => why.clone(),
             Self::NoNamespace => "its network namespace is not known: none of its processes is running".into(),
+            Self::Enrolled => "it is in ambient mode, and ztunnel takes its traffic".into(),
+            Self::Pending { why } => format!("it is in ambient mode, and waits for ztunnel: {why}"),
         }
     }
 }

@@ -61,6 +61,8 @@ pub struct PodSpec {
     #[serde(default)]
     pub host_network: Option<bool>,
     #[serde(default)]
+    pub service_account_name: Option<String>,
+    #[serde(default)]
     security_context: Option<SecurityContext>,
     #[serde(default)]
     dns_policy: Option<String>,
@@ -253,7 +255,7 @@ impl Pod {
         is_all.then(|| servers.iter().filter_map(|server| server.parse().ok()).collect())
     }
 
-    pub(super) fn label(&self, name: &str) -> Option<&str> {
+    pub fn label(&self, name: &str) -> Option<&str> {
         self.metadata.labels.as_ref()?.get(name).map(String::as_str)
     }
 

@@ -2,10 +2,298 @@
 //! The agent programs their namespaces, hands these to ztunnel, lets the kubelet's probes
 //! by, and keeps all of it true.
 //!
+//! ```text
+//! watch of pods ─┐
+//! watch of       ├─► standing ─► what is wanted ─┐
+//! namespaces ────┘                               ├─► step ─► member: find, program, announce, let probes by, annotate
+//! kernel, ztunnel, plugin ─► what is ────────────┘
+//! ```
+//!
 //! | module | what it owns |
 //! |---|---|
+//! | `standing` | what is wanted of a pod: pure |
+//! | `step` | from what is to what is wanted, in order: pure |
+//! | `claims`, `annotation` | who has which address; what the annotation says: pure |
+//! | `member`, `care` | a pod as others see it; looking after it |
+//! | `world` | what is done to the kernel and the API server, behind a trait |
 //! | `zds` | telling ztunnels |
+//! | `kubelet` | as whom the kubelet runs |
 //! | `figures` | what is counted |
 
+mod annotation;
+mod care;
+mod claims;
 pub mod figures;
+pub mod kubelet;
+mod member;
+pub mod standing;
+mod step;
+#[cfg(test)]
+mod tests;
+pub mod world;
 pub mod zds;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::cache::{Known, Phase};
+use super::inventory::Place;
+
+pub use claims::{Difference, Entries};
+use figures::Figures;
+use member::{Member, Where};
+use standing::{Policy, Standing};
+use world::World;
+use zds::book::Book;
+use zds::message::WorkloadInfo;
+
+/// How long looking for the namespaces of pods may hold a ztunnel's first snapshot up.
+const LOOKING: Duration = Duration::from_secs(10);
+
+/// What ambient mode is told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub policy: Policy,
+    /// Repair what is not as it should be.
+    pub heal: bool,
+    /// How often pods are looked at of which the kernel does not tell.
+    pub verify_interval: Duration,
+}
+
+/// Which namespaces of Kubernetes have the label.
+#[derive(Debug, Default)]
+struct Namespaces {
+    labelled: HashSet<String>,
+    known: bool,
+    /// Every pod of the node is known, too.
+    pods_known: bool,
+}
+
+/// What came of a pod's start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Joined {
+    /// A ztunnel has its traffic.
+    Enrolled,
+    /// It is none of ambient mode's.
+    Out,
+}
+
+/// Ambient mode.
+pub struct Ambient<W: World> {
+    pub world: W,
+    pub settings: Settings,
+    pub book: Arc<Book>,
+    pub figures: Arc<Figures>,
+    namespaces: Mutex<Namespaces>,
+    members: Mutex<HashMap<String, Arc<Member>>>,
+    claims: Mutex<claims::Claims>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What ztunnels are told of a pod.
+fn info(known: &Known) -> WorkloadInfo {
+    WorkloadInfo {
+        name: known.name.clone(),
+        namespace: known.namespace.clone(),
+        service_account: known.service_account.clone(),
+    }
+}
+
+impl<W: World> Ambient<W> {
+    pub fn new(world: W, settings: Settings, figures: Arc<Figures>) -> Self {
+        Self {
+            world,
+            settings,
+            book: Arc::default(),
+            figures,
+            namespaces: Mutex::default(),
+            members: Mutex::default(),
+            claims: Mutex::default(),
+        }
+    }
+
+    /// How a pod stands; `None` while it is not known which namespaces have the label.
+    pub fn standing(&self, known: &Known) -> Option<Standing> {
+        let namespaces = lock(&self.namespaces);
+        namespaces
+            .known
+            .then(|| standing::standing(known, namespaces.labelled.contains(&known.namespace), &self.settings.policy))
+    }
+
+    /// Takes up which namespaces have the label, all of them; gives those of which that is new.
+    pub fn namespaces_are(&self, labelled: HashSet<String>) -> Vec<String> {
+        let mut namespaces = lock(&self.namespaces);
+        namespaces.known = true;
+        let before = std::mem::replace(&mut namespaces.labelled, labelled);
+        before.symmetric_difference(&namespaces.labelled).cloned().collect()
+    }
+
+    /// A namespace has the label, or has it not; whether that is new.
+    pub fn namespace_is(&self, name: &str, labelled: bool) -> bool {
+        let mut namespaces = lock(&self.namespaces);
+        match labelled {
+            true => namespaces.labelled.insert(name.to_owned()),
+            false => namespaces.labelled.remove(name),
+        }
+    }
+
+    /// A pod is there, or is not as it was, or its namespace is not.
+    pub fn consider(self: &Arc<Self>, known: &Arc<Known>) {
+        let standing = self.standing(known);
+        if standing.as_ref().is_some_and(Standing::is_in) {
+            // Before anybody could say that the snapshot is complete without it.
+            self.book.expect(&known.uid.as_str().into(), info(known));
+        }
+        let mut members = lock(&self.members);
+        if let Some(member) = members.get(&known.uid) {
+            return member.changed(known);
+        }
+        // An agent before this one may have left something in pods that are there already.
+        let is_old = !lock(&self.namespaces).pods_known;
+        let is_marked = known.pod.annotation(standing::REDIRECTION).is_some();
+        let is_none_of_ours = match standing {
+            Some(Standing::Out { .. }) => (!is_old || known.host_network || known.phase == Phase::Ended) && !is_marked,
+            None => known.host_network || known.phase == Phase::Ended,
+            Some(Standing::In { .. }) => false,
+        };
+        if !is_none_of_ours {
+            self.start(&mut members, known);
+        }
+    }
+
+    fn start(self: &Arc<Self>, members: &mut HashMap<String, Arc<Member>>, known: &Arc<Known>) -> Arc<Member> {
+        let member = Arc::new(Member::new(known.clone()));
+        members.insert(known.uid.clone(), member.clone());
+        let task = tokio::spawn(care::look_after(self.clone(), member.clone()));
+        member.has_task(task.abort_handle());
+        member
+    }
+
+    /// A pod is gone.
+    pub fn gone(&self, uid: &str) {
+        if let Some(member) = lock(&self.members).get(uid) {
+            member.gone();
+        }
+    }
+
+    /// A pod's sandbox is being taken down.
+    pub fn sandbox_gone(&self, uid: &str) {
+        if let Some(member) = lock(&self.members).get(uid) {
+            member.sandbox_gone();
+        }
+    }
+
+    /// Every pod of the node is known, and which namespaces have the label: what ztunnels
+    /// are told from now on is complete.
+    pub fn complete(self: &Arc<Self>) {
+        lock(&self.namespaces).pods_known = true;
+        self.book.complete();
+        let book = self.book.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(LOOKING).await;
+            book.settle_all();
+        });
+    }
+
+    /// A pod starts, in this namespace: waits until a ztunnel has taken it.
+    ///
+    /// # Errors
+    /// Why it is not taken, with what helps.
+    pub async fn join(
+        self: &Arc<Self>,
+        known: &Arc<Known>,
+        place: Place,
+        patience: Duration,
+    ) -> Result<Joined, String> {
+        let identity = place.identity;
+        let mut whereabouts = {
+            let mut members = lock(&self.members);
+            let member = match members.get(&known.uid) {
+                Some(member) => member.clone(),
+                None => self.start(&mut members, known),
+            };
+            member.sandbox_made(place)
+        };
+        let decided = |now: &Where| match now {
+            Where::Enrolled(at) | Where::Failed(at, _) => *at == identity,
+            Where::Out(_) => true,
+            Where::Joining | Where::Pending(..) => false,
+        };
+        let waited = tokio::time::timeout(patience, async {
+            loop {
+                if whereabouts.changed().await.is_err() || decided(&whereabouts.borrow()) {
+                    return whereabouts.borrow().clone();
+                }
+            }
+        });
+        match waited.await {
+            Ok(Where::Enrolled(_)) => Ok(Joined::Enrolled),
+            Ok(Where::Out(_)) => Ok(Joined::Out),
+            Ok(Where::Failed(_, why)) => Err(why),
+            Ok(Where::Joining | Where::Pending(..)) => Err("the agent ends".into()),
+            Err(_) => Err(match &*whereabouts.borrow() {
+                Where::Pending(_, why) => why.clone(),
+                _ if self.standing(known).is_none() => {
+                    "the API server has not told yet which namespaces are in ambient mode".into()
+                }
+                _ => format!("it was not done within {:.1} s", patience.as_secs_f64()),
+            }),
+        }
+    }
+
+    /// The addresses that the node's sets have for a pod.
+    fn claimed(&self, uid: &str) -> BTreeSet<IpAddr> {
+        lock(&self.claims).of(uid)
+    }
+
+    /// Gives a pod these addresses in the node's sets, and no others.
+    async fn claim(&self, known: &Known, addresses: BTreeSet<IpAddr>) -> Result<(), String> {
+        let before = self.claimed(&known.uid);
+        let difference = lock(&self.claims).set(&known.uid, known.created, addresses);
+        if difference.is_empty() {
+            return Ok(());
+        }
+        let changed = self.world.change_sets(difference).await;
+        self.figures.host_set(if changed.is_ok() { "changed" } else { "failed" });
+        if changed.is_err() {
+            // It is claimed when it is there. What is there too much goes with the next look.
+            lock(&self.claims).set(&known.uid, known.created, before);
+        }
+        changed
+    }
+
+    /// What the node's sets should hold.
+    pub fn entries(&self) -> Entries {
+        lock(&self.claims).entries().clone()
+    }
+
+    /// How many namespaces of pods are kept open.
+    pub fn open_namespaces(&self) -> usize {
+        lock(&self.members).values().filter(|member| member.is_open()).count()
+    }
+
+    /// How many pods are looked after.
+    pub fn len(&self) -> usize {
+        lock(&self.members).len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Lets go of a pod that is out, unless something new was told of it meanwhile.
+    fn let_go(&self, member: &Arc<Member>) -> bool {
+        let mut members = lock(&self.members);
+        let is_out = !self.standing(&member.known()).is_some_and(|s| s.is_in()) || member.is_gone();
+        if is_out && member.is_idle() {
+            members.remove(&*member.uid);
+            return true;
+        }
+        false
+    }
+}

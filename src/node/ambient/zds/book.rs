@@ -247,6 +247,11 @@ impl Book {
         (inner.lines.len(), inner.lines.values().filter(|line| line.ledger.snapshot_sent()).count())
     }
 
+    /// Whether a pod belongs here.
+    pub fn contains(&self, uid: &Uid) -> bool {
+        self.lock().workloads.pods.contains_key(uid)
+    }
+
     /// How many pods there are.
     pub fn len(&self) -> usize {
         self.lock().workloads.pods.len()

@@ -69,6 +69,12 @@ pub fn listen(path: &Path) -> Result<Listener, ListenError> {
     Ok(listener)
 }
 
+/// Serves one ztunnel, as a test has it.
+#[cfg(test)]
+pub async fn serve_one(connection: crate::sys::seqpacket::Connection, shared: Shared) {
+    connection::serve(connection, shared).await;
+}
+
 /// Serves ztunnels for ever.
 pub async fn serve(listener: Listener, shared: Shared) {
     let places = Arc::new(Semaphore::new(AT_ONCE));

@@ -1,0 +1,523 @@
+//! Looking after one pod in ambient mode: a task that takes one step after the other from
+//! what is to what is wanted, and looks again when the kernel, the watch or a ztunnel tells
+//! of something, and now and then.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::super::budget::Budget;
+use super::super::cache::{Known, Phase};
+use super::super::events::Kind;
+use super::super::inventory::{self, State};
+use super::Ambient;
+use super::annotation::Annotation;
+use super::member::{Member, Sandbox, Where};
+use super::standing::{ENABLED, Options, Standing};
+use super::step::{Is, Place, Rules, Step, Told, Want, step};
+use super::world::World;
+use super::zds::book::Progress;
+use super::zds::{PATIENCE, Uid, pause};
+
+/// Changes come in bursts: one look for all of them.
+const BURST: Duration = Duration::from_millis(5);
+/// How many looks and repairs a pod may cause at once, and how often after that.
+const LOOKS: (u32, Duration) = (20, Duration::from_millis(200));
+const REPAIRS: (u32, Duration) = (5, Duration::from_secs(10));
+/// For how long a ztunnel's silence is nothing to speak of.
+const SILENCE: Duration = Duration::from_secs(1);
+/// The pauses between two searches for a namespace.
+const SEARCHES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// Where the kernel tells of changes, how many times longer than the usual interval passes
+/// between two looks.
+const TOLD_FACTOR: u32 = 10;
+
+/// What comes after a step.
+enum Turn {
+    /// The next step.
+    Again,
+    /// Nothing before then, unless something happens.
+    Wait(Duration),
+    /// There is nothing to look after any more.
+    End,
+}
+
+/// What was told to ztunnels.
+struct Announced {
+    progress: watch::Receiver<Progress>,
+    since: Instant,
+}
+
+struct Care<W: World> {
+    ambient: Arc<Ambient<W>>,
+    member: Arc<Member>,
+    place: Option<inventory::Place>,
+    place_is: Place,
+    /// The plugin has taken the sandbox down, and none has been made since.
+    taken_down: bool,
+    rules: Rules,
+    announced: Option<Announced>,
+    annotation: Annotation,
+    ears: Option<W::Ears>,
+    /// The namespace is to be looked at, since something may have changed there.
+    look: bool,
+    looked: Instant,
+    /// The addresses that the namespace has, for as long as the pod's status has none.
+    addresses: Vec<IpAddr>,
+    looks: Budget,
+    repairs: Budget,
+    /// How many times in a row something failed, or nothing was found.
+    failures: u32,
+    searches: u32,
+    warned: Vec<String>,
+}
+
+/// Looks after a pod until it is out and nothing is left.
+pub async fn look_after<W: World>(ambient: Arc<Ambient<W>>, member: Arc<Member>) {
+    let now = Instant::now();
+    let mut care = Care {
+        ambient,
+        member,
+        place: None,
+        place_is: Place::Unknown,
+        taken_down: false,
+        rules: Rules::Unknown,
+        announced: None,
+        annotation: Annotation::default(),
+        ears: None,
+        look: false,
+        looked: now,
+        addresses: Vec::new(),
+        looks: Budget::new(LOOKS.0, LOOKS.1, now),
+        repairs: Budget::new(REPAIRS.0, REPAIRS.1, now),
+        failures: 0,
+        searches: 0,
+        warned: Vec::new(),
+    };
+    loop {
+        match care.round().await {
+            Turn::Again => {}
+            Turn::Wait(longest) => care.wait(longest).await,
+            Turn::End if care.ambient.let_go(&care.member) => return,
+            Turn::End => {}
+        }
+    }
+}
+
+impl<W: World> Care<W> {
+    fn uid(&self) -> &Uid {
+        &self.member.uid
+    }
+
+    fn close(&mut self, is: Place) {
+        self.place = None;
+        self.place_is = is;
+        self.ears = None;
+        self.rules = Rules::Unknown;
+        // Of another namespace ztunnels have to be told again; of the same one it is no news.
+        self.announced = None;
+        self.member.set_open(false);
+    }
+
+    fn open(&mut self, place: inventory::Place) {
+        self.close(Place::Open);
+        self.place = Some(place);
+        self.searches = 0;
+        self.failures = 0;
+        self.member.set_open(true);
+    }
+
+    /// Takes up what the plugin told.
+    fn sandbox(&mut self) {
+        match self.member.take_sandbox() {
+            Some(Sandbox::Made(place)) => {
+                self.taken_down = false;
+                self.addresses.clear();
+                if self.place.as_ref().is_none_or(|known| known.identity != place.identity) {
+                    self.open(place);
+                }
+                self.failures = 0;
+                self.member.set(Where::Joining);
+            }
+            Some(Sandbox::Gone) => {
+                self.taken_down = true;
+                self.addresses.clear();
+                self.close(Place::Missing);
+            }
+            None => {}
+        }
+    }
+
+    fn want(&mut self, known: &Arc<Known>, gone: bool) -> Option<Want> {
+        if gone {
+            return Some(Want::Out { runs: false, exists: false });
+        }
+        match self.ambient.standing(known)? {
+            Standing::Out { why } => {
+                self.member.set(Where::Out(why));
+                let runs = !self.taken_down && !known.host_network && known.phase != Phase::Ended;
+                // Nobody reads what is written on a pod that is being deleted.
+                Some(Want::Out { runs, exists: !(known.ending && known.phase == Phase::Ended) })
+            }
+            // Until its sandbox is made anew there is nothing of it.
+            Standing::In { .. } if self.taken_down => Some(Want::Out { runs: false, exists: false }),
+            Standing::In { options, warnings, .. } => {
+                if self.warned != warnings {
+                    warnings.iter().for_each(|warning| {
+                        tracing::warn!(pod = %known, "{warning}");
+                        self.ambient.world.note(self.uid(), warning.clone());
+                    });
+                    self.warned = warnings;
+                }
+                let addresses = match known.ips.is_empty() {
+                    true => self.addresses.iter().copied().collect(),
+                    false => known.ips.iter().copied().collect(),
+                };
+                Some(Want::In { options, addresses })
+            }
+        }
+    }
+
+    fn is(&self, known: &Arc<Known>, want: &Want) -> Is {
+        let told = match &self.announced {
+            // It may be in the book by another namespace, or before it was found.
+            None => match want {
+                Want::Out { .. } if self.ambient.book.contains(self.uid()) => Told::Waiting { long: false },
+                _ => Told::Nothing,
+            },
+            Some(announced) => match &*announced.progress.borrow() {
+                Progress::Waiting => Told::Waiting { long: announced.since.elapsed() >= SILENCE },
+                Progress::Refused(_) => Told::Refused,
+                Progress::Taken => Told::Taken,
+            },
+        };
+        Is {
+            place: self.place_is,
+            rules: self.rules.clone(),
+            told,
+            probed: self.ambient.claimed(self.uid()),
+            annotation: self.annotation.value(known),
+        }
+    }
+
+    /// Takes one step.
+    async fn round(&mut self) -> Turn {
+        self.sandbox();
+        let (known, gone) = (self.member.known(), self.member.is_gone());
+        // Which namespaces have the label is not known yet.
+        let Some(want) = self.want(&known, gone) else { return Turn::Wait(self.ambient.settings.verify_interval) };
+        if let (Want::In { options, .. }, true, Some(place)) = (&want, self.look, self.place.clone()) {
+            return self.look(&known, &place, options).await;
+        }
+        let next = step(&want, &self.is(&known, &want));
+        match next {
+            Step::Find => self.find(&want).await,
+            Step::Program(options) => self.program(&known, &options).await,
+            Step::Announce => self.announce(&known),
+            Step::LetProbesBy(addresses) => self.let_probes_by(&known, addresses).await,
+            Step::Annotate(value) => self.annotate(&known, value).await,
+            Step::Unprogram => self.unprogram(&known).await,
+            Step::Withdraw => self.withdraw().await,
+            Step::Wait => self.waiting(),
+            Step::Done => match want {
+                Want::In { .. } => self.enrolled(&known),
+                Want::Out { exists: false, .. } if self.taken_down && !gone => {
+                    self.ambient.world.show(self.uid(), State::NoNamespace);
+                    Turn::Wait(self.ambient.settings.verify_interval * TOLD_FACTOR)
+                }
+                Want::Out { .. } => {
+                    self.close(Place::Unknown);
+                    Turn::End
+                }
+            },
+        }
+    }
+
+    async fn find(&mut self, want: &Want) -> Turn {
+        match self.ambient.world.find(self.uid()).await {
+            Some(place) => self.open(place),
+            None => {
+                self.close(Place::Missing);
+                if matches!(want, Want::In { .. }) {
+                    self.ambient.book.not_found(self.uid());
+                    self.ambient.world.show(self.uid(), State::NoNamespace);
+                }
+            }
+        }
+        Turn::Again
+    }
+
+    async fn program(&mut self, known: &Arc<Known>, options: &Options) -> Turn {
+        let Some(place) = self.place.clone() else {
+            self.place_is = Place::Unknown;
+            return Turn::Again;
+        };
+        // Heard from before the rules are there, so that no change is missed.
+        if self.ears.is_none() {
+            self.ears = self.ambient.world.listen(&place).await;
+        }
+        match self.ambient.world.program(&place, options).await {
+            Ok(programmed) => {
+                self.failures = 0;
+                self.rules = Rules::Held(options.clone());
+                self.looked = Instant::now();
+                programmed.warnings.iter().for_each(|warning| tracing::warn!(pod = %known, "{warning}"));
+                if programmed.changed {
+                    let uid = self.uid();
+                    self.ambient.world.note(uid, format!("its rules were made in {}", programmed.backend));
+                }
+                if known.ips.is_empty() {
+                    self.addresses = self.ambient.world.addresses(&place).await;
+                }
+                Turn::Again
+            }
+            Err(_) if !self.ambient.world.is_there(&place) => self.lost(),
+            Err(why) => {
+                self.member.set(Where::Failed(place.identity, why.clone()));
+                // ztunnels are told of what they have already, and nothing of what they have not.
+                self.ambient.book.not_found(self.uid());
+                self.failed(known, why)
+            }
+        }
+    }
+
+    /// The namespace is gone: its sandbox may have been made anew.
+    fn lost(&mut self) -> Turn {
+        self.close(Place::Unknown);
+        self.searches += 1;
+        match self.searches {
+            1 => Turn::Again,
+            _ => Turn::Wait(self.search_pause()),
+        }
+    }
+
+    fn announce(&mut self, known: &Arc<Known>) -> Turn {
+        let Some(place) = self.place.clone() else {
+            self.place_is = Place::Unknown;
+            return Turn::Again;
+        };
+        let progress = self.ambient.book.announce(self.uid(), super::info(known), place);
+        self.announced = Some(Announced { progress, since: Instant::now() });
+        Turn::Again
+    }
+
+    async fn let_probes_by(&mut self, known: &Arc<Known>, addresses: BTreeSet<IpAddr>) -> Turn {
+        match self.ambient.claim(known, addresses).await {
+            Ok(()) => Turn::Again,
+            Err(why) => {
+                let why = format!("the node's probes cannot be let by: {why}");
+                if let Some(place) = &self.place {
+                    self.member.set(Where::Failed(place.identity, why.clone()));
+                }
+                self.failed(known, why)
+            }
+        }
+    }
+
+    async fn annotate(&mut self, known: &Arc<Known>, value: Option<&'static str>) -> Turn {
+        if value == Some(ENABLED) {
+            self.show_enrolled(known);
+        } else if value.is_some() {
+            self.show_pending();
+        }
+        let written = self.ambient.world.annotate(known, value).await;
+        self.ambient.figures.annotated(written.is_ok());
+        match written {
+            Ok(()) => {
+                self.annotation.wrote(value, known);
+                Turn::Again
+            }
+            Err(why) => {
+                self.failures = self.failures.saturating_add(1);
+                tracing::warn!(pod = %known, "its annotation cannot be written: {why}");
+                // What is true stays true without being written down.
+                Turn::Wait(pause(self.failures).max(SILENCE))
+            }
+        }
+    }
+
+    async fn unprogram(&mut self, known: &Arc<Known>) -> Turn {
+        let Some(place) = self.place.clone() else {
+            self.place_is = Place::Missing;
+            return Turn::Again;
+        };
+        match self.ambient.world.unprogram(&place).await {
+            Ok(changed) => {
+                self.failures = 0;
+                self.rules = Rules::None;
+                self.ears = None;
+                if changed {
+                    let Where::Out(why) = self.member.whereabouts() else { return Turn::Again };
+                    self.ambient.world.note(self.uid(), format!("it left ambient mode: {why}"));
+                }
+                Turn::Again
+            }
+            Err(_) if !self.ambient.world.is_there(&place) => {
+                self.close(Place::Missing);
+                Turn::Again
+            }
+            Err(why) => self.failed(known, format!("its rules cannot be removed: {why}")),
+        }
+    }
+
+    async fn withdraw(&mut self) -> Turn {
+        let uid = self.uid().clone();
+        self.ambient.book.remove(&uid);
+        // A ztunnel that does not answer is closed before this ends.
+        let _ = tokio::time::timeout(PATIENCE * 2, self.ambient.book.let_go(&uid)).await;
+        self.announced = None;
+        Turn::Again
+    }
+
+    /// There is nothing to do but wait for others.
+    fn waiting(&mut self) -> Turn {
+        if self.place_is == Place::Missing {
+            self.searches = self.searches.saturating_add(1);
+            let pause = self.search_pause();
+            self.place_is = Place::Unknown;
+            return Turn::Wait(pause);
+        }
+        self.show_pending();
+        Turn::Wait(SILENCE)
+    }
+
+    fn search_pause(&self) -> Duration {
+        let (first, longest) = SEARCHES;
+        first.saturating_mul(1u32.checked_shl(self.searches.saturating_sub(1)).unwrap_or(u32::MAX)).min(longest)
+    }
+
+    fn show_pending(&self) {
+        let (Some(announced), Some(place)) = (&self.announced, &self.place) else { return };
+        let why = match &*announced.progress.borrow() {
+            Progress::Refused(why) => format!("ztunnel refuses it: {why}"),
+            _ if self.ambient.book.ztunnels().0 == 0 => {
+                "no ztunnel is connected to the agent; is there one on this node, and are its logs in order?".into()
+            }
+            _ => "ztunnel has not acknowledged it yet".into(),
+        };
+        self.member.set(Where::Pending(place.identity, why.clone()));
+        if announced.since.elapsed() >= SILENCE || matches!(&*announced.progress.borrow(), Progress::Refused(_)) {
+            self.ambient.world.show(self.uid(), State::Pending { why });
+        }
+    }
+
+    fn show_enrolled(&mut self, known: &Arc<Known>) {
+        let Some(place) = &self.place else { return };
+        self.failures = 0;
+        if self.ambient.world.show(self.uid(), State::Enrolled) {
+            tracing::info!(pod = %known, "ztunnel takes its traffic");
+            self.ambient.world.note(self.uid(), "ztunnel takes its traffic".into());
+        }
+        self.member.set(Where::Enrolled(place.identity));
+    }
+
+    fn enrolled(&mut self, known: &Arc<Known>) -> Turn {
+        self.show_enrolled(known);
+        let interval = self.ambient.settings.verify_interval * if self.ears.is_some() { TOLD_FACTOR } else { 1 };
+        match interval.checked_sub(self.looked.elapsed()) {
+            Some(left) if !left.is_zero() => Turn::Wait(left),
+            _ => {
+                self.look = true;
+                Turn::Again
+            }
+        }
+    }
+
+    /// Holds the namespace against what it should have.
+    async fn look(&mut self, known: &Arc<Known>, place: &inventory::Place, options: &Options) -> Turn {
+        self.look = false;
+        if self.rules != Rules::Held(options.clone()) {
+            // They are made anew in any case.
+            return Turn::Again;
+        }
+        if let Err(pause) = self.looks.take(Instant::now()) {
+            self.look = true;
+            return Turn::Wait(pause);
+        }
+        self.looked = Instant::now();
+        match self.ambient.world.verify(place, options).await {
+            Ok(differences) if differences.is_empty() => match self.ambient.world.is_there(place) {
+                true => Turn::Again,
+                false => self.lost(),
+            },
+            Ok(differences) => {
+                let first = differences.first().cloned().unwrap_or_default();
+                let what = format!("its rules differed: {first}");
+                self.ambient.world.show(self.uid(), State::Drifted { first, escapes: true });
+                if !self.ambient.settings.heal {
+                    self.drifted(known, Kind::Drifted, format!("{what}; it is not repaired, since --heal is off"));
+                    self.look = true;
+                    return Turn::Wait(self.ambient.settings.verify_interval);
+                }
+                if let Err(pause) = self.repairs.take(Instant::now()) {
+                    let often = format!("{what}; this happens so often that repairs wait {} s", pause.as_secs().max(1));
+                    self.drifted(known, Kind::Failed, often);
+                    self.look = true;
+                    return Turn::Wait(pause);
+                }
+                match self.ambient.world.program(place, options).await {
+                    Ok(programmed) => {
+                        self.drifted(known, Kind::Drifted, format!("{what}; repaired with {}", programmed.backend));
+                        Turn::Again
+                    }
+                    Err(why) => {
+                        self.rules = Rules::Unknown;
+                        self.failed(known, format!("{what}, and cannot be repaired: {why}"))
+                    }
+                }
+            }
+            Err(_) if !self.ambient.world.is_there(place) => self.lost(),
+            Err(why) => {
+                self.look = true;
+                self.failed(known, format!("its rules cannot be verified: {why}"))
+            }
+        }
+    }
+
+    fn drifted(&self, known: &Arc<Known>, kind: Kind, text: String) {
+        tracing::warn!(pod = %known, "{text}");
+        self.ambient.world.note(self.uid(), text.clone());
+        self.ambient.world.tell(known, kind, text);
+    }
+
+    fn failed(&mut self, known: &Arc<Known>, why: String) -> Turn {
+        self.failures = self.failures.saturating_add(1);
+        if self.ambient.world.show(self.uid(), State::Failed { why: why.clone() }) {
+            self.drifted(known, Kind::Failed, why);
+        }
+        // The first tries come soon: what is in the way may be about to end.
+        Turn::Wait(pause(self.failures))
+    }
+
+    /// Waits until there is a reason to go on.
+    async fn wait(&mut self, longest: Duration) {
+        let member = self.member.clone();
+        let recheck = self.annotation.recheck();
+        let heard = async {
+            match &self.ears {
+                Some(ears) => W::heard(ears).await,
+                None => std::future::pending().await,
+            }
+        };
+        let told = async {
+            let Some(announced) = &mut self.announced else { return std::future::pending().await };
+            if announced.progress.changed().await.is_err() {
+                // The book has forgotten the pod: somebody says so otherwise.
+                std::future::pending().await
+            }
+        };
+        let changed = tokio::select! {
+            () = heard => true,
+            () = told => false,
+            () = member.woken() => false,
+            () = tokio::time::sleep(recheck.map_or(longest, |soon| soon.min(longest))) => false,
+        };
+        if changed {
+            tokio::time::sleep(BURST).await;
+            self.look = true;
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! A pod of ambient mode, as far as others see it: what they tell it, and how far it is.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+
+use super::super::cache::Known;
+use super::super::inventory::Place;
+use super::zds::Uid;
+use super::zds::book::Identity;
+
+/// How far a pod is, for who waits for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Where {
+    Joining,
+    /// Not in a moment, and why; it is tried again.
+    Pending(Identity, String),
+    /// Nothing was done in this namespace, and why; it is tried again later.
+    Failed(Identity, String),
+    /// Its traffic is taken in this namespace.
+    Enrolled(Identity),
+    Out(String),
+}
+
+/// What is told of a pod's sandbox.
+#[derive(Debug, Clone)]
+pub(super) enum Sandbox {
+    /// The plugin was called to set this namespace up.
+    Made(Place),
+    /// The plugin was called to take it down.
+    Gone,
+}
+
+#[derive(Debug)]
+struct Shared {
+    known: Arc<Known>,
+    /// The pod is gone from the API server.
+    gone: bool,
+    sandbox: Option<Sandbox>,
+    /// Whether there is a place, for the count of namespaces.
+    open: bool,
+    task: Option<AbortHandle>,
+}
+
+/// A pod that is looked after.
+#[derive(Debug)]
+pub struct Member {
+    pub uid: Uid,
+    shared: Mutex<Shared>,
+    wake: Notify,
+    whereabouts: watch::Sender<Where>,
+}
+
+impl Member {
+    pub fn new(known: Arc<Known>) -> Self {
+        Self {
+            uid: known.uid.as_str().into(),
+            shared: Mutex::new(Shared { known, gone: false, sandbox: None, open: false, task: None }),
+            wake: Notify::new(),
+            whereabouts: watch::Sender::new(Where::Joining),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn known(&self) -> Arc<Known> {
+        self.lock().known.clone()
+    }
+
+    /// The pod is not as it was, or something else has to be looked at.
+    pub fn changed(&self, known: &Arc<Known>) {
+        let mut shared = self.lock();
+        shared.known = known.clone();
+        shared.gone = false;
+        drop(shared);
+        self.wake.notify_one();
+    }
+
+    /// The pod is gone.
+    pub fn gone(&self) {
+        self.lock().gone = true;
+        self.wake.notify_one();
+    }
+
+    /// The plugin sets this namespace up. Gives how far that is.
+    pub fn sandbox_made(&self, place: Place) -> watch::Receiver<Where> {
+        let receiver = self.whereabouts.subscribe();
+        self.lock().sandbox = Some(Sandbox::Made(place));
+        self.wake.notify_one();
+        receiver
+    }
+
+    /// The plugin takes the namespace down.
+    pub fn sandbox_gone(&self) {
+        self.lock().sandbox = Some(Sandbox::Gone);
+        self.wake.notify_one();
+    }
+
+    pub fn has_task(&self, task: AbortHandle) {
+        self.lock().task = Some(task);
+    }
+
+    /// Ends looking after it, as the end of the agent does; everything stays as it is.
+    #[cfg(test)]
+    pub fn abort(&self) {
+        if let Some(task) = self.lock().task.take() {
+            task.abort();
+        }
+    }
+
+    /// Whether nothing has been told that has not been taken up.
+    pub fn is_idle(&self) -> bool {
+        self.lock().sandbox.is_none()
+    }
+
+    /// Whether the pod is gone.
+    pub fn is_gone(&self) -> bool {
+        self.lock().gone
+    }
+
+    /// Whether the pod's namespace is kept open.
+    pub fn is_open(&self) -> bool {
+        self.lock().open
+    }
+
+    pub fn whereabouts(&self) -> Where {
+        self.whereabouts.borrow().clone()
+    }
+
+    /// Whether the pod's namespace is kept open from now on.
+    pub fn set_open(&self, open: bool) {
+        self.lock().open = open;
+    }
+
+    /// What the plugin has told since this was last asked.
+    pub fn take_sandbox(&self) -> Option<Sandbox> {
+        self.lock().sandbox.take()
+    }
+
+    /// Waits until something has been told.
+    pub async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    pub fn set(&self, whereabouts: Where) {
+        self.whereabouts.send_if_modified(|now| {
+            let news = *now != whereabouts;
+            *now = whereabouts;
+            news
+        });
+    }
+}

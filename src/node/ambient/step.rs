@@ -1,0 +1,321 @@
+//! From what is to what is wanted, one step at a time: pure. The order of joining is chosen
+//! so that a pod never has an open way past ztunnel that it did not have before, and what
+//! it is said to be is true: rules before ztunnel, ztunnel before probes, all of it before
+//! `enabled`. Leaving undoes it in the order in which nothing is cut off: probes, rules,
+//! ztunnel.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::standing::{ENABLED, Options, PENDING};
+
+/// What is wanted of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Want {
+    /// That ztunnel has its traffic, and the node's probes reach it at these addresses.
+    In { options: Options, addresses: BTreeSet<IpAddr> },
+    /// That nothing of ambient mode is left of it.
+    Out {
+        /// Its namespace is there to be cleaned.
+        runs: bool,
+        /// The pod is there to be written to.
+        exists: bool,
+    },
+}
+
+/// What is known of the pod's namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// It has not been looked for.
+    Unknown,
+    /// It was looked for and not found.
+    Missing,
+    Open,
+}
+
+/// What the pod's namespace holds of ambient mode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rules {
+    /// An agent before this one may have left some.
+    Unknown,
+    None,
+    Held(Options),
+}
+
+/// What ztunnels say of the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// They are not told of it.
+    Nothing,
+    /// They are told, and none has answered; `long`: for longer than usual.
+    Waiting {
+        long: bool,
+    },
+    Refused,
+    Taken,
+}
+
+/// What is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Is {
+    pub place: Place,
+    pub rules: Rules,
+    pub told: Told,
+    /// The addresses that the node's sets have for it.
+    pub probed: BTreeSet<IpAddr>,
+    /// The annotation that says what was done.
+    pub annotation: Option<String>,
+}
+
+/// The next thing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Look for the namespace.
+    Find,
+    /// Make the namespace hold the rules.
+    Program(Options),
+    /// Tell ztunnels.
+    Announce,
+    /// Let the node's probes by, at these addresses and at no others.
+    LetProbesBy(BTreeSet<IpAddr>),
+    Annotate(Option<&'static str>),
+    /// Take the rules away.
+    Unprogram,
+    /// Have ztunnels let go of it.
+    Withdraw,
+    /// Wait for ztunnels, or for the namespace.
+    Wait,
+    /// What is, is what is wanted.
+    Done,
+}
+
+/// What to do next.
+pub fn step(want: &Want, is: &Is) -> Step {
+    match want {
+        Want::In { options, addresses } => join(options, addresses, is),
+        Want::Out { runs, exists } => leave(*runs, *exists, is),
+    }
+}
+
+fn join(options: &Options, addresses: &BTreeSet<IpAddr>, is: &Is) -> Step {
+    match is.place {
+        Place::Unknown => return Step::Find,
+        // Whatever an agent before did is still done, as far as anybody knows.
+        Place::Missing => return Step::Wait,
+        Place::Open => {}
+    }
+    if is.rules != Rules::Held(options.clone()) {
+        return Step::Program(options.clone());
+    }
+    let annotation = is.annotation.as_deref();
+    match is.told {
+        Told::Nothing => return Step::Announce,
+        // While a ztunnel or the agent starts anew, what was enabled is.
+        Told::Waiting { long } if annotation.is_none() && long => return Step::Annotate(Some(PENDING)),
+        Told::Waiting { .. } => return Step::Wait,
+        Told::Refused if annotation != Some(PENDING) => return Step::Annotate(Some(PENDING)),
+        Told::Refused => return Step::Wait,
+        Told::Taken => {}
+    }
+    if is.probed != *addresses {
+        return Step::LetProbesBy(addresses.clone());
+    }
+    if annotation != Some(ENABLED) {
+        return Step::Annotate(Some(ENABLED));
+    }
+    Step::Done
+}
+
+fn leave(runs: bool, exists: bool, is: &Is) -> Step {
+    if !is.probed.is_empty() {
+        return Step::LetProbesBy(BTreeSet::new());
+    }
+    if runs && is.rules != Rules::None {
+        match is.place {
+            Place::Unknown => return Step::Find,
+            Place::Open => return Step::Unprogram,
+            // What has no process has nobody who could be cut off.
+            Place::Missing => {}
+        }
+    }
+    if is.told != Told::Nothing {
+        return Step::Withdraw;
+    }
+    if exists && is.annotation.is_some() {
+        return Step::Annotate(None);
+    }
+    Step::Done
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn addresses(n: u8) -> BTreeSet<IpAddr> {
+        (0..n).map(|n| IpAddr::from([10, 0, 0, n])).collect()
+    }
+
+    fn options() -> impl Strategy<Value = Options> {
+        (any::<bool>(), any::<bool>()).prop_map(|(dns, ingress)| Options {
+            dns,
+            ingress,
+            virtual_interfaces: Vec::new(),
+        })
+    }
+
+    fn want() -> impl Strategy<Value = Want> {
+        prop_oneof![
+            (options(), 0u8..3).prop_map(|(options, n)| Want::In { options, addresses: addresses(n) }),
+            (any::<bool>(), any::<bool>()).prop_map(|(runs, exists)| Want::Out { runs, exists }),
+        ]
+    }
+
+    fn is() -> impl Strategy<Value = Is> {
+        let place = prop_oneof![Just(Place::Unknown), Just(Place::Missing), Just(Place::Open)];
+        let rules = prop_oneof![Just(Rules::Unknown), Just(Rules::None), options().prop_map(Rules::Held)];
+        let told = prop_oneof![
+            Just(Told::Nothing),
+            any::<bool>().prop_map(|long| Told::Waiting { long }),
+            Just(Told::Refused),
+            Just(Told::Taken)
+        ];
+        let annotation = prop_oneof![Just(None), Just(Some(ENABLED)), Just(Some(PENDING)), Just(Some("odd"))];
+        (place, rules, told, 0u8..3, annotation).prop_map(|(place, rules, told, n, annotation)| Is {
+            place,
+            rules,
+            told,
+            probed: addresses(n),
+            annotation: annotation.map(str::to_owned),
+        })
+    }
+
+    /// Does a step, as a world does it in which everything works.
+    fn done(step: &Step, is: &mut Is) {
+        match step {
+            Step::Find => is.place = Place::Open,
+            Step::Program(options) => is.rules = Rules::Held(options.clone()),
+            Step::Announce => is.told = Told::Waiting { long: false },
+            Step::LetProbesBy(addresses) => is.probed = addresses.clone(),
+            Step::Annotate(value) => is.annotation = value.map(str::to_owned),
+            Step::Unprogram => is.rules = Rules::None,
+            Step::Withdraw => is.told = Told::Nothing,
+            Step::Wait if is.place == Place::Missing => is.place = Place::Open,
+            Step::Wait => is.told = Told::Taken,
+            Step::Done => {}
+        }
+    }
+
+    proptest! {
+        /// From anywhere, the steps lead to what is wanted, in an order that holds at every
+        /// moment; and what is as it is wanted is left alone.
+        #[test]
+        fn the_steps_lead_to_what_is_wanted(want in want(), start in is()) {
+            let mut is = start.clone();
+            let mut steps = Vec::new();
+            loop {
+                let next = step(&want, &is);
+                prop_assert!(steps.len() < 16, "{:?} for {:?} from {:?}", steps, want, start);
+                match (&want, &next) {
+                    (Want::In { options, .. }, Step::Announce | Step::LetProbesBy(_)) => {
+                        prop_assert_eq!(&is.rules, &Rules::Held(options.clone()));
+                    }
+                    (Want::In { options, addresses }, Step::Annotate(Some(ENABLED))) => {
+                        prop_assert_eq!(&is.rules, &Rules::Held(options.clone()));
+                        prop_assert_eq!(is.told, Told::Taken);
+                        prop_assert_eq!(&is.probed, addresses);
+                    }
+                    (Want::In { .. }, Step::Unprogram | Step::Withdraw | Step::Annotate(None)) => {
+                        prop_assert!(false, "a pod that is in is not thrown out: {:?}", next);
+                    }
+                    (Want::Out { .. }, Step::Program(_) | Step::Announce | Step::Annotate(Some(_)) | Step::Wait) => {
+                        prop_assert!(false, "a pod that is out is not taken in: {:?}", next);
+                    }
+                    (Want::Out { runs, .. }, Step::Unprogram) => {
+                        prop_assert!(*runs && is.place == Place::Open && is.probed.is_empty());
+                    }
+                    (Want::Out { .. }, Step::Withdraw) => prop_assert!(is.probed.is_empty()),
+                    (Want::Out { exists, .. }, Step::Annotate(None)) => {
+                        prop_assert!(*exists);
+                        prop_assert_eq!(is.told, Told::Nothing);
+                    }
+                    _ => {}
+                }
+                if next == Step::Done {
+                    break;
+                }
+                done(&next, &mut is);
+                steps.push(next);
+            }
+            match &want {
+                Want::In { options, addresses } => {
+                    prop_assert_eq!(&is.rules, &Rules::Held(options.clone()));
+                    prop_assert_eq!((is.told, &is.probed), (Told::Taken, addresses));
+                    prop_assert_eq!(is.annotation.as_deref(), Some(ENABLED));
+                }
+                Want::Out { runs, exists } => {
+                    prop_assert!(!runs || is.place == Place::Missing || is.rules == Rules::None);
+                    prop_assert_eq!((is.told, is.probed.is_empty()), (Told::Nothing, true));
+                    prop_assert!(!exists || is.annotation.is_none());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn joining_and_leaving_have_the_order_that_they_must_have() {
+        let words = |want: &Want, is: &mut Is| {
+            let mut words = Vec::new();
+            loop {
+                let next = step(want, is);
+                words.push(match &next {
+                    Step::LetProbesBy(addresses) => format!("probes {}", addresses.len()),
+                    Step::Annotate(value) => format!("annotate {}", value.unwrap_or("nothing")),
+                    other => format!("{other:?}").split(['(', ' ']).next().unwrap().to_lowercase(),
+                });
+                if next == Step::Done {
+                    return words;
+                }
+                done(&next, is);
+            }
+        };
+        let mut is = Is {
+            place: Place::Unknown,
+            rules: Rules::Unknown,
+            told: Told::Nothing,
+            probed: BTreeSet::new(),
+            annotation: None,
+        };
+        let want = Want::In { options: Options::default(), addresses: addresses(1) };
+        assert_eq!(
+            words(&want, &mut is),
+            ["find", "program", "announce", "wait", "probes 1", "annotate enabled", "done"]
+        );
+        assert_eq!(words(&want, &mut is), ["done"]);
+        // Another option: the rules change, ztunnel has it already.
+        let want = Want::In { options: Options { ingress: true, ..Options::default() }, addresses: addresses(1) };
+        assert_eq!(words(&want, &mut is), ["program", "done"]);
+        let want = Want::Out { runs: true, exists: true };
+        assert_eq!(words(&want, &mut is), ["probes 0", "unprogram", "withdraw", "annotate nothing", "done"]);
+    }
+
+    #[test]
+    fn what_was_enabled_stays_so_while_nobody_answers_and_not_when_refused() {
+        let want = Want::In { options: Options::default(), addresses: addresses(1) };
+        let is = |told, annotation: Option<&str>| Is {
+            place: Place::Open,
+            rules: Rules::Held(Options::default()),
+            told,
+            probed: BTreeSet::new(),
+            annotation: annotation.map(str::to_owned),
+        };
+        let (soon, late) = (Told::Waiting { long: false }, Told::Waiting { long: true });
+        assert_eq!(step(&want, &is(soon, None)), Step::Wait);
+        assert_eq!(step(&want, &is(late, None)), Step::Annotate(Some(PENDING)));
+        assert_eq!(step(&want, &is(late, Some(ENABLED))), Step::Wait);
+        assert_eq!(step(&want, &is(late, Some(PENDING))), Step::Wait);
+        assert_eq!(step(&want, &is(Told::Refused, Some(ENABLED))), Step::Annotate(Some(PENDING)));
+        assert_eq!(step(&want, &is(Told::Refused, Some(PENDING))), Step::Wait);
+    }
+}

@@ -1,0 +1,524 @@
+//! Ambient mode in a world that is played: pods that come, go and change their minds,
+//! ztunnels that end, an agent that starts anew. The end of each is the same: exactly the
+//! enrolled pods have rules, a ztunnel, addresses in the node's sets, and the annotation.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use prost::Message;
+use serde_json::json;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::super::events::Kind;
+use super::super::inventory::State;
+use super::standing::{AMBIENT, ENABLED, MODE, Options, PENDING, REDIRECTION};
+use super::world::Programmed;
+use super::zds::book::Identity;
+use super::zds::message::{Request, WorkloadRequest};
+use super::zds::{self, PATIENCE};
+use super::*;
+use crate::sys::netns::Netns;
+use crate::sys::seqpacket::{Connection, Received};
+
+const LONG: Duration = Duration::from_secs(30);
+
+#[derive(Default)]
+struct Played {
+    /// The namespace of each pod that runs; its inode is its number.
+    places: BTreeMap<String, u64>,
+    rules: BTreeMap<u64, Options>,
+    sets: Entries,
+    annotations: BTreeMap<String, String>,
+    states: BTreeMap<String, String>,
+    /// What was done, in order.
+    done: Vec<String>,
+    /// What is to fail, and how often.
+    fail: BTreeMap<&'static str, usize>,
+}
+
+/// A world whose state outlives an agent.
+#[derive(Clone, Default)]
+struct Fake {
+    state: Arc<Mutex<Played>>,
+    changes: Arc<Notify>,
+}
+
+impl Fake {
+    fn with<T>(&self, work: impl FnOnce(&mut Played) -> T) -> T {
+        work(&mut lock(&self.state))
+    }
+
+    fn does(&self, what: &'static str, detail: &str) -> Result<(), String> {
+        self.with(|played| {
+            played.done.push(format!("{what} {detail}"));
+            match played.fail.get_mut(what) {
+                Some(left) if *left > 0 => {
+                    *left -= 1;
+                    Err(format!("{what} fails"))
+                }
+                _ => Ok(()),
+            }
+        })
+    }
+}
+
+/// A place with an identity of its own: the descriptor is this process's own namespace.
+fn place(inode: u64) -> Place {
+    let netns = Netns::open(&PathBuf::from("/proc/self/ns/net")).unwrap();
+    Place { netns: Arc::new(netns), identity: (0, inode) }
+}
+
+impl World for Fake {
+    type Ears = Arc<Notify>;
+
+    async fn find(&self, uid: &str) -> Option<Place> {
+        self.with(|played| played.places.get(uid).copied()).map(place)
+    }
+
+    fn is_there(&self, place: &Place) -> bool {
+        self.with(|played| played.places.values().any(|inode| *inode == place.identity.1))
+    }
+
+    async fn program(&self, place: &Place, options: &Options) -> Result<Programmed, String> {
+        // Not at once: others get their turn.
+        tokio::task::yield_now().await;
+        if !self.is_there(place) {
+            return Err("no such namespace".into());
+        }
+        self.does("program", &place.identity.1.to_string())?;
+        let changed =
+            self.with(|played| played.rules.insert(place.identity.1, options.clone())) != Some(options.clone());
+        Ok(Programmed { backend: "nftables".into(), changed, warnings: Vec::new() })
+    }
+
+    async fn verify(&self, place: &Place, options: &Options) -> Result<Vec<String>, String> {
+        if !self.is_there(place) {
+            return Err("no such namespace".into());
+        }
+        let same = self.with(|played| played.rules.get(&place.identity.1) == Some(options));
+        Ok(if same { Vec::new() } else { vec!["missing rule".into()] })
+    }
+
+    async fn unprogram(&self, place: &Place) -> Result<bool, String> {
+        tokio::task::yield_now().await;
+        self.does("unprogram", &place.identity.1.to_string())?;
+        Ok(self.with(|played| played.rules.remove(&place.identity.1)).is_some())
+    }
+
+    async fn addresses(&self, _: &Place) -> Vec<IpAddr> {
+        vec!["10.9.9.9".parse().unwrap()]
+    }
+
+    async fn listen(&self, _: &Place) -> Option<Arc<Notify>> {
+        Some(self.changes.clone())
+    }
+
+    async fn heard(ears: &Arc<Notify>) {
+        ears.notified().await;
+    }
+
+    async fn change_sets(&self, difference: Difference) -> Result<(), String> {
+        self.does("sets", &format!("+{} -{}", difference.add.len(), difference.delete.len()))?;
+        self.with(|played| {
+            for (address, uid) in &difference.delete {
+                if played.sets.get(address) == Some(uid) {
+                    played.sets.remove(address);
+                }
+            }
+            played.sets.extend(difference.add);
+        });
+        Ok(())
+    }
+
+    async fn annotate(&self, known: &Known, value: Option<&'static str>) -> Result<(), String> {
+        tokio::task::yield_now().await;
+        self.does("annotate", value.unwrap_or("nothing"))?;
+        self.with(|played| match value {
+            Some(value) => drop(played.annotations.insert(known.uid.clone(), value.into())),
+            None => drop(played.annotations.remove(&known.uid)),
+        });
+        Ok(())
+    }
+
+    fn show(&self, uid: &str, state: State) -> bool {
+        let word = state.word().to_owned();
+        self.with(|played| played.states.insert(uid.into(), word.clone())) != Some(word)
+    }
+
+    fn note(&self, _: &str, _: String) {}
+
+    fn tell(&self, _: &Arc<Known>, _: Kind, text: String) {
+        self.with(|played| played.done.push(format!("tell {text}")));
+    }
+}
+
+type Agent = Arc<Ambient<Fake>>;
+
+fn agent(world: &Fake) -> Agent {
+    let policy = Policy { exclude_namespaces: Vec::new(), dns: true };
+    let settings = Settings { policy, heal: true, verify_interval: Duration::from_secs(60) };
+    Arc::new(Ambient::new(world.clone(), settings, Arc::default()))
+}
+
+/// A ztunnel that takes what it is given, and what it has.
+struct Ztunnel {
+    has: Arc<Mutex<BTreeMap<String, Option<Identity>>>>,
+    task: JoinHandle<()>,
+    served: JoinHandle<()>,
+}
+
+fn shared(agent: &Agent) -> zds::Shared {
+    zds::Shared { book: agent.book.clone(), figures: agent.figures.clone(), patience: PATIENCE }
+}
+
+impl Ztunnel {
+    /// Starts one; `refuses` says of how many Adds it takes none.
+    fn start(agent: &Agent, refuses: usize) -> Self {
+        let (ours, theirs) = Connection::pair().unwrap();
+        let served = tokio::spawn(zds::serve_one(ours, shared(agent)));
+        let has: Arc<Mutex<BTreeMap<String, Option<Identity>>>> = Arc::default();
+        let kept = has.clone();
+        let task = tokio::spawn(async move {
+            theirs.send(b"\x08\x01", None).await.unwrap();
+            let (mut refuses, mut buffer, mut snapshot) = (refuses, [0; 1024], false);
+            while let Ok((Received::Packet(length), descriptors)) = theirs.receive_with_descriptors(&mut buffer).await {
+                let request = WorkloadRequest::decode(&buffer[..length]).unwrap().payload.unwrap();
+                let mut answer: &[u8] = b"\x0a\x00";
+                match request {
+                    Request::Add(_) if refuses > 0 => {
+                        refuses -= 1;
+                        answer = b"\x0a\x04\x0a\x02no";
+                    }
+                    Request::Add(add) => {
+                        let meta = std::fs::File::from(descriptors.into_iter().next().unwrap()).metadata().unwrap();
+                        lock(&kept).insert(add.uid, Some((meta.dev(), meta.ino())));
+                    }
+                    Request::Keep(keep) => {
+                        assert!(!snapshot, "ztunnel would end");
+                        lock(&kept).insert(keep.uid, None);
+                    }
+                    Request::Del(del) => drop(lock(&kept).remove(&del.uid)),
+                    Request::SnapshotSent(_) => assert!(!std::mem::replace(&mut snapshot, true), "ztunnel would end"),
+                }
+                if theirs.send(answer, None).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self { has, task, served }
+    }
+
+    async fn end(self) {
+        self.task.abort();
+        let _ = self.task.await;
+        tokio::time::timeout(LONG, self.served).await.unwrap().unwrap();
+    }
+
+    fn uids(&self) -> Vec<String> {
+        lock(&self.has).keys().cloned().collect()
+    }
+}
+
+fn known(world: &Fake, n: usize, label: Option<&str>) -> Arc<Known> {
+    let uid = format!("uid-{n}");
+    let mut pod = json!({
+        "metadata": { "namespace": "shop", "name": format!("web-{n}"), "uid": uid, "labels": {}, "annotations": {},
+            "creationTimestamp": "2026-01-01T00:00:00Z" },
+        "spec": { "containers": [{ "name": "app" }], "serviceAccountName": "account" },
+        "status": { "phase": "Running", "podIPs": [{ "ip": format!("10.0.{}.{}", n / 250, n % 250) }] } });
+    if let Some(label) = label {
+        pod["metadata"]["labels"][MODE] = label.into();
+    }
+    if let Some(value) = world.with(|played| played.annotations.get(&uid).cloned()) {
+        pod["metadata"]["annotations"][REDIRECTION] = value.into();
+    }
+    Arc::new(Known::of(serde_json::from_value(pod).unwrap()).unwrap())
+}
+
+/// A pod's sandbox is there.
+fn run(world: &Fake, n: usize) {
+    world.with(|played| played.places.insert(format!("uid-{n}"), 1000 + n as u64));
+}
+
+/// A pod's last process has ended.
+fn stop(world: &Fake, n: usize) {
+    world.with(|played| {
+        if let Some(inode) = played.places.remove(&format!("uid-{n}")) {
+            played.rules.remove(&inode);
+        }
+    });
+}
+
+async fn until(what: &str, agent: &Agent, wanted: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !wanted() {
+        if started.elapsed() > LONG {
+            let world = &agent.world;
+            panic!(
+                "not {what}: {}",
+                world.with(|p| format!("{:?} {:?} {:?} {:?}", p.states, p.annotations, p.sets, p.done))
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Whether exactly these pods are enrolled, in everything.
+fn exactly(agent: &Agent, ztunnel: &Ztunnel, pods: &[usize]) -> bool {
+    let uids: Vec<String> = pods.iter().map(|n| format!("uid-{n}")).collect::<BTreeSet<_>>().into_iter().collect();
+    agent.world.with(|played| {
+        let rules: BTreeSet<u64> = played.rules.keys().copied().collect();
+        let sets: BTreeSet<&String> = played.sets.values().collect();
+        let enabled: Vec<&String> = played.annotations.iter().filter(|(_, v)| *v == ENABLED).map(|(k, _)| k).collect();
+        rules == pods.iter().map(|n| 1000 + *n as u64).collect()
+            && sets == uids.iter().collect()
+            && enabled == uids.iter().collect::<Vec<_>>()
+            && played.annotations.len() == uids.len()
+    }) && ztunnel.uids() == uids
+        && agent.open_namespaces() == pods.len()
+}
+
+async fn start(world: &Fake, labelled: bool, pods: &[Arc<Known>]) -> Agent {
+    let agent = agent(world);
+    agent.namespaces_are(labelled.then(|| "shop".to_owned()).into_iter().collect());
+    pods.iter().for_each(|known| agent.consider(known));
+    agent.complete();
+    agent
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_pod_joins_and_leaves_in_order() {
+    let world = Fake::default();
+    run(&world, 1);
+    let agent = start(&world, false, &[]).await;
+    let ztunnel = Ztunnel::start(&agent, 0);
+    agent.consider(&known(&world, 1, Some(AMBIENT)));
+    until("enrolled", &agent, || exactly(&agent, &ztunnel, &[1])).await;
+    let done = world.with(|played| std::mem::take(&mut played.done));
+    assert_eq!(done, ["program 1001", "sets +1 -0", "annotate enabled"]);
+    assert_eq!(world.with(|played| played.states["uid-1"].clone()), "enrolled");
+    agent.consider(&known(&world, 1, Some("none")));
+    until("out", &agent, || exactly(&agent, &ztunnel, &[]) && agent.is_empty()).await;
+    let done = world.with(|played| std::mem::take(&mut played.done));
+    assert_eq!(done, ["sets +0 -1", "unprogram 1001", "annotate nothing"]);
+    // A pod that never was in is nobody's business.
+    agent.consider(&known(&world, 2, None));
+    assert!(agent.is_empty());
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_start_waits_for_the_ack_and_fails_closed() {
+    let world = Fake::default();
+    let agent = start(&world, true, &[]).await;
+    // No ztunnel: the pod does not start, and why is said.
+    let pod = known(&world, 1, None);
+    agent.consider(&pod);
+    run(&world, 1);
+    let error = agent.join(&pod, place(1001), Duration::from_millis(50)).await.unwrap_err();
+    assert!(error.contains("no ztunnel is connected"), "{error}");
+    assert!(world.with(|played| played.sets.is_empty() && !played.annotations.values().any(|v| v == ENABLED)));
+    // It connects while another start waits, and refuses at first.
+    let waiting = {
+        let (agent, pod) = (agent.clone(), pod.clone());
+        tokio::spawn(async move { agent.join(&pod, place(1001), LONG).await })
+    };
+    tokio::task::yield_now().await;
+    let ztunnel = Ztunnel::start(&agent, 3);
+    assert_eq!(waiting.await.unwrap(), Ok(Joined::Enrolled));
+    until("enrolled", &agent, || exactly(&agent, &ztunnel, &[1])).await;
+    // Again for the same sandbox; and for another one, the first having gone.
+    assert_eq!(agent.join(&pod, place(1001), LONG).await, Ok(Joined::Enrolled));
+    agent.sandbox_gone("uid-1");
+    until("taken down", &agent, || ztunnel.uids().is_empty() && world.with(|p| p.sets.is_empty())).await;
+    stop(&world, 1);
+    world.with(|played| played.places.insert("uid-1".into(), 77));
+    assert_eq!(agent.join(&pod, place(77), LONG).await, Ok(Joined::Enrolled));
+    assert!(world.with(|played| played.rules.contains_key(&77)));
+    // Rules that cannot be made: nothing is half done, and it is said at once.
+    let other = known(&world, 2, None);
+    run(&world, 2);
+    world.with(|played| played.fail.insert("program", usize::MAX));
+    let error = agent.join(&other, place(1002), LONG).await.unwrap_err();
+    assert_eq!(error, "program fails");
+    assert!(!ztunnel.uids().contains(&"uid-2".to_owned()));
+    world.with(|played| played.fail.clear());
+    // A pod that is none of ours starts without anything.
+    let out = known(&world, 3, Some("none"));
+    run(&world, 3);
+    assert_eq!(agent.join(&out, place(1003), LONG).await, Ok(Joined::Out));
+    assert!(world.with(|played| !played.rules.contains_key(&1003)));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_start_without_known_addresses_takes_those_of_the_namespace() {
+    let world = Fake::default();
+    let agent = start(&world, true, &[]).await;
+    let ztunnel = Ztunnel::start(&agent, 0);
+    let mut pod = json!({ "metadata": { "namespace": "shop", "name": "web-1", "uid": "uid-1" }, "status": { "phase": "Pending" } });
+    let young = Arc::new(Known::of(serde_json::from_value(pod.clone()).unwrap()).unwrap());
+    run(&world, 1);
+    assert_eq!(agent.join(&young, place(1001), LONG).await, Ok(Joined::Enrolled));
+    assert_eq!(world.with(|played| played.sets.keys().map(ToString::to_string).collect::<Vec<_>>()), ["10.9.9.9"]);
+    pod["status"] = json!({ "phase": "Running", "podIPs": [{ "ip": "10.0.0.1" }] });
+    agent.consider(&Arc::new(Known::of(serde_json::from_value(pod).unwrap()).unwrap()));
+    until("exact", &agent, || exactly(&agent, &ztunnel, &[1])).await;
+    assert_eq!(world.with(|played| played.sets.keys().map(ToString::to_string).collect::<Vec<_>>()), ["10.0.0.1"]);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn labels_that_flip_leave_nothing_half_done() {
+    let world = Fake::default();
+    let pods: Vec<usize> = (0..8).collect();
+    pods.iter().for_each(|n| run(&world, *n));
+    let all = |world: &Fake| -> Vec<Arc<Known>> {
+        // One says no for itself.
+        pods.iter().map(|n| known(world, *n, (*n == 3).then_some("none"))).collect()
+    };
+    let agent = start(&world, false, &all(&world)).await;
+    let ztunnel = Ztunnel::start(&agent, 2);
+    for flip in 0..40 {
+        agent.namespace_is("shop", flip % 2 == 0);
+        all(&world).iter().for_each(|known| agent.consider(known));
+        // Each time at another point of what goes on.
+        for _ in 0..flip {
+            tokio::task::yield_now().await;
+        }
+        if flip % 5 == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+    // Off last.
+    until("out", &agent, || exactly(&agent, &ztunnel, &[]) && agent.is_empty()).await;
+    agent.namespace_is("shop", true);
+    all(&world).iter().for_each(|known| agent.consider(known));
+    let most: Vec<usize> = pods.iter().copied().filter(|n| *n != 3).collect();
+    until("in", &agent, || exactly(&agent, &ztunnel, &most)).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn agent_and_ztunnel_start_anew_in_any_order() {
+    let world = Fake::default();
+    (0..6).for_each(|n| run(&world, n));
+    let ambient = |world: &Fake, n: usize| known(world, n, (n != 4).then_some(AMBIENT));
+    let all = |world: &Fake| (0..6).map(|n| ambient(world, n)).collect::<Vec<_>>();
+    let enrolled = [0, 1, 2, 3, 5];
+    let first = start(&world, false, &all(&world)).await;
+    let ztunnel = Ztunnel::start(&first, 0);
+    until("enrolled", &first, || exactly(&first, &ztunnel, &enrolled)).await;
+    // ztunnel alone; what was enabled stays so meanwhile.
+    ztunnel.end().await;
+    assert_eq!(world.with(|played| played.annotations.values().filter(|v| *v == ENABLED).count()), 5);
+    let ztunnel = Ztunnel::start(&first, 0);
+    until("enrolled again", &first, || exactly(&first, &ztunnel, &enrolled)).await;
+    // The agent, which is killed: a pod leaves, one goes and one comes while it is away.
+    ztunnel.end().await;
+    for member in lock(&first.members).values() {
+        member.abort();
+    }
+    drop(first);
+    stop(&world, 1);
+    world.with(|played| played.annotations.remove("uid-1"));
+    run(&world, 6);
+    let now = |world: &Fake| {
+        let label = |n: usize| if n == 2 { None } else { Some(AMBIENT) };
+        [0, 2, 3, 4, 5, 6].into_iter().map(|n| known(world, n, label(n))).collect::<Vec<_>>()
+    };
+    let pods = now(&world);
+    let second = start(&world, false, &pods).await;
+    // Addresses that nobody claims are the host's to drop; here the world does.
+    world.with(|played| played.sets.clear());
+    let ztunnel = Ztunnel::start(&second, 0);
+    until("anew", &second, || exactly(&second, &ztunnel, &[0, 3, 4, 5, 6])).await;
+    assert!(world.with(|played| !played.rules.contains_key(&1002)), "left while the agent was away");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_pod_whose_namespace_is_not_found_is_kept_and_looked_for() {
+    let world = Fake::default();
+    run(&world, 1);
+    let pods = [known(&world, 1, Some(AMBIENT)), known(&world, 2, Some(AMBIENT))];
+    let agent = start(&world, false, &pods).await;
+    let ztunnel = Ztunnel::start(&agent, 0);
+    until("kept", &agent, || lock(&ztunnel.has).get("uid-2") == Some(&None)).await;
+    assert_eq!(world.with(|played| played.states["uid-2"].clone()), "no-namespace");
+    until("a snapshot", &agent, || agent.book.ztunnels() == (1, 1)).await;
+    run(&world, 2);
+    until("found", &agent, || exactly(&agent, &ztunnel, &[1, 2])).await;
+    assert!(lock(&ztunnel.has)["uid-2"].is_some());
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_pod_that_dies_in_the_middle_leaves_nothing() {
+    let world = Fake::default();
+    let agent = start(&world, true, &[]).await;
+    // Between rules and Add: there is no ztunnel yet.
+    run(&world, 1);
+    let pod = known(&world, 1, None);
+    agent.consider(&pod);
+    until("programmed", &agent, || world.with(|played| played.rules.contains_key(&1001))).await;
+    stop(&world, 1);
+    agent.sandbox_gone("uid-1");
+    agent.gone("uid-1");
+    until("gone", &agent, || agent.is_empty()).await;
+    let ztunnel = Ztunnel::start(&agent, 0);
+    until("nothing", &agent, || agent.book.ztunnels() == (1, 1)).await;
+    world.with(|played| played.annotations.clear());
+    assert!(exactly(&agent, &ztunnel, &[]));
+    // Gone from the API server while it joins, at every point of that.
+    for yields in 0..40 {
+        run(&world, 1);
+        agent.consider(&pod);
+        for _ in 0..yields {
+            tokio::task::yield_now().await;
+        }
+        stop(&world, 1);
+        agent.gone("uid-1");
+        until("gone", &agent, || agent.is_empty()).await;
+        world.with(|played| played.annotations.clear());
+        assert!(exactly(&agent, &ztunnel, &[]), "after {yields}");
+        assert!(agent.book.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn rules_that_are_changed_are_put_back_and_failures_are_tried_again() {
+    let world = Fake::default();
+    run(&world, 1);
+    world.with(|played| {
+        played.fail = [("program", 2), ("sets", 2), ("annotate", 1)].into();
+    });
+    let agent = start(&world, false, &[known(&world, 1, Some(AMBIENT))]).await;
+    let ztunnel = Ztunnel::start(&agent, 0);
+    until("enrolled", &agent, || exactly(&agent, &ztunnel, &[1])).await;
+    world.with(|played| played.rules.clear());
+    world.changes.notify_waiters();
+    until("repaired", &agent, || exactly(&agent, &ztunnel, &[1])).await;
+    let done = world.with(|played| played.done.join("\n"));
+    assert!(done.contains("its rules differed: missing rule; repaired with nftables"), "{done}");
+    // What a pod asks for changes: the rules follow, and ztunnel is not told again.
+    let mut changed = json!({ "metadata": { "namespace": "shop", "name": "web-1", "uid": "uid-1", "labels": { MODE: AMBIENT },
+            "annotations": { "ambient.istio.io/dns-capture": "false", REDIRECTION: ENABLED } },
+        "status": { "phase": "Running", "podIPs": [{ "ip": "10.0.0.1" }] } });
+    agent.consider(&Arc::new(Known::of(serde_json::from_value(changed.clone()).unwrap()).unwrap()));
+    until("changed", &agent, || world.with(|played| !played.rules[&1001].dns)).await;
+    assert!(exactly(&agent, &ztunnel, &[1]));
+    // It ends: its annotation goes, too.
+    changed["status"]["phase"] = "Succeeded".into();
+    stop(&world, 1);
+    agent.consider(&Arc::new(Known::of(serde_json::from_value(changed).unwrap()).unwrap()));
+    until("ended", &agent, || exactly(&agent, &ztunnel, &[]) && agent.is_empty()).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_pod_without_a_ztunnel_is_pending() {
+    let world = Fake::default();
+    run(&world, 1);
+    let agent = start(&world, false, &[known(&world, 1, Some(AMBIENT))]).await;
+    until("pending", &agent, || world.with(|p| p.annotations.get("uid-1").is_some_and(|v| v == PENDING))).await;
+    assert_eq!(world.with(|played| played.states["uid-1"].clone()), "pending");
+    let ztunnel = Ztunnel::start(&agent, 1);
+    until("enrolled", &agent, || exactly(&agent, &ztunnel, &[1])).await;
+}
