@@ -74,6 +74,7 @@ mod replacing;
 mod scarce;
 mod schemas;
 mod semantics;
+mod side_by_side;
 mod sources;
 mod statements;
 mod states;

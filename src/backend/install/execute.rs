@@ -12,10 +12,11 @@ use crate::config::types::Families;
 use crate::plan::model::{ChainName, Plan, Table};
 use crate::sys::grace;
 
+use super::compare::holds;
 use super::error::{self, InstallError};
 use super::forsaken::{self, Lost};
 use super::look::Found;
-use super::{Done, Request, Session, holds};
+use super::{Done, Request, Session};
 
 impl Session {
     /// Gives what there is to be said of it.

@@ -5,6 +5,7 @@
 //! rules; what another backend holds; connections that lose their mark end; the guard goes.
 //! Everything done is undone in reverse order on failure, behind the same guard.
 
+mod compare;
 mod error;
 mod execute;
 mod forsaken;
@@ -24,12 +25,12 @@ use crate::backend::routing::{Changes, FoundRouting};
 use crate::backend::{Backend, BackendError, Kind, Reading};
 use crate::config::settings::BackendChoice;
 use crate::config::types::Families;
-use crate::plan::canon::Canon;
 use crate::plan::diff;
-use crate::plan::model::{ChainName, Plan, Routing, Table};
+use crate::plan::model::{Plan, Routing};
 use crate::sys::lock;
 use crate::sys::netlink::Netlink;
 
+use compare::{adds_nothing, holds, is_unfinished};
 pub use error::InstallError;
 use forsaken::{Lost, Marks};
 pub use look::choose_unseen;
@@ -319,7 +320,8 @@ impl Session {
         if same && elsewhere.is_empty() && found.guard.is_none() && !request.force {
             return Ok(Decision { action: Action::Unchanged, reading, ours, elsewhere });
         }
-        let interrupted = found.guard.is_some() || is_unfinished(&reading);
+        let moved = same_rules && elsewhere.iter().all(|&kind| adds_nothing(plan, &found.reading(kind)));
+        let interrupted = found.guard.is_some() || is_unfinished(&reading) || moved;
         let differs = (reading.present && !same) || !elsewhere.is_empty();
         let refuses = kind != Kind::Nftables && differs && !interrupted && !request.reconcile;
         let mut differences: Vec<String> = Vec::new();
@@ -381,16 +383,4 @@ impl Session {
             read,
         })
     }
-}
-
-/// Whether exactly the plan's rules were found. Comparing with nothing would only take time.
-fn holds(reading: &Reading, plan: &Plan) -> bool {
-    let comparable = reading.present && reading.strange.is_empty();
-    comparable && Canon::of(plan).same_rules(&Canon::of(&reading.plan))
-}
-
-/// Whether a run was killed before its last step: it is the nat table that redirects, and
-/// no interception is without a jump from its output hook.
-fn is_unfinished(reading: &Reading) -> bool {
-    reading.present && reading.plan.chain(Table::Nat, &ChainName::Output).is_none()
 }
