@@ -4,6 +4,7 @@
 mod config;
 mod functional;
 mod place;
+mod ports;
 mod proxy;
 mod reconcile;
 
@@ -52,6 +53,7 @@ fn replaced(backends: [&str; 2], modes: &[bool], rounds: usize) {
         let outcome = reconcile::replace(&place, backends, mode, rounds);
         let reconcile::Outcome { opened, failed, broken, escaped_out, escaped_in } = outcome;
         let of = format!("{backends:?} {mode}, of {opened} connections");
+        eprintln!("{of}, {rounds} changes");
         assert!(opened >= 20 * rounds as u64, "{of}");
         assert_eq!((escaped_out, escaped_in), (0, 0), "{of}");
         let first = |wrong: &[String]| wrong.iter().take(8).cloned().collect::<Vec<_>>().join("\n");
@@ -82,16 +84,25 @@ mod slice {
     #[test]
     #[ignore = "needs Envoy: run ./scripts/test-envoy"]
     fn nothing_escapes_or_breaks_while_nftables_replaces_rules() {
-        replaced(["nftables"; 2], &[false], 60);
+        replaced(["nftables"; 2], &[false, true], crate::cases(60) as usize);
     }
 }
 
-/// Not in the slice: a few of some ten thousand inbound streams behind a transparent listener
-/// still stop when the rules are replaced again and again, and it is not known why.
+/// A stream that the proxy's source port meets stops, by podweir's rules and by those that
+/// istio-iptables makes, without any change of them; it goes on where the pod has other
+/// source ports than its clients, as in every other test.
 #[test]
 #[ignore = "needs Envoy: run ./scripts/test-envoy"]
-fn nothing_escapes_or_breaks_while_nftables_replaces_tproxy_rules() {
-    replaced(["nftables"; 2], &[true], 60);
+fn source_ports_that_meet_stop_a_stream_behind_tproxy_whoever_made_the_rules() {
+    for face in [FACES[0], FACES[3]] {
+        for (ports, expected) in
+            [(ports::MEETING, (false, Some("1337".into()))), (ports::APART, (true, Some("0".into())))]
+        {
+            let place = Place::new(BOTH, true, 1);
+            program(&place, face, true);
+            assert_eq!(ports::meet(&place, ports), expected, "{face:?} {ports:?}");
+        }
+    }
 }
 
 #[test]

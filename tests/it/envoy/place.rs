@@ -64,6 +64,8 @@ fn connect(pod: &Namespace, outside: &Namespace, families: &[Family]) {
     }
     pod.batch(&inner);
     outside.batch(&outer);
+    // Others than the clients have, which choose from those behind them: see ports.rs.
+    pod.print("sysctl", &["-qw", "net.ipv4.ip_local_port_range=20000 32767"]);
     for family in families {
         let ranges: &[&str] = if family.is_v4() {
             &["198.51.100.0/24", "203.0.113.0/24", "10.96.0.0/24"]
