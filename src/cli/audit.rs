@@ -14,7 +14,7 @@ use crate::audit::established::{self, Established};
 use crate::audit::report::{Input, Report, html, json, sarif, text};
 use crate::audit::source::Source;
 use crate::audit::space::Space;
-use crate::backend::connections::{self, Kernel};
+use crate::backend::connections::Kernel;
 use crate::config::pod::manifest::Manifest;
 
 use super::error::CliError;
@@ -125,7 +125,7 @@ pub fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> {
 
 /// The connections of the namespace that the rules come from, which the process is in.
 fn established(matches: &ArgMatches, source: &mut Source) -> Option<Established> {
-    if matches.contains_id("dump") || !source::names_found(matches) || !connections::possible() {
+    if matches.contains_id("dump") || !source::names_found(matches) || !established::possible(&source.ruleset) {
         return None;
     }
     let found = Kernel::open().and_then(|mut kernel| established::look(&mut kernel, &source.ruleset, &source.pod));

@@ -292,6 +292,39 @@ fn a_kernel_that_cannot_end_sockets_is_said_to_be_one() {
     }
 }
 
+/// A virtual machine behind the pod, which reaches others in the pod's name.
+#[test]
+fn what_is_forwarded_for_a_virtual_machine_is_known_to_connection_tracking_alone() {
+    for backend in BACKENDS {
+        let place = Place::new();
+        let machine = Namespace::bare("");
+        let net = path(&machine);
+        place.pod.print("ip", &["link", "add", "vm0", "type", "veth", "peer", "name", "eth0", "netns", &net]);
+        place.pod.batch("addr add 10.9.0.1/24 dev vm0\nlink set vm0 up\n");
+        machine.batch("addr add 10.9.0.2/24 dev eth0\nlink set eth0 up\nroute add default via 10.9.0.1\n");
+        place.pod.print("sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+        let rules = "table ip vm { chain c { type nat hook postrouting priority 100; oifname eth0 masquerade; }; }";
+        assert!(place.pod.feed("nft", &["-f", "-"], &[], rules).status.success());
+        let listener = place.outside.run(|| TcpListener::bind((SERVER[0], 5432)).unwrap());
+        let near = machine.run(|| connect_as(0, 0, listener.local_addr().unwrap()));
+        let pair = Pair { near, far: listener.accept().unwrap().0 };
+        assert!(pair.works());
+        // A veth that stands for a machine's tap makes it look like a node.
+        let init = ["init", "--backend", backend, "-k", "vm0", "--host-network"];
+        let log = place.pod.ok(&init);
+        let words = "1 established connection older than the rules passes the proxy by until it ends: inbound TCP by vm0 to 10.244.0.1:5432";
+        assert!(log.contains(words), "{backend}: {log}");
+        assert!(pair.works(), "{backend}");
+        let (found, _) = audited(&place.pod, "established-past-proxy", "high");
+        assert_eq!(found.len(), 1, "{backend}: {found:?}");
+        assert_eq!(found[0]["subject"], "inbound TCP by vm0 to 10.244.0.1:5432", "{backend}");
+        let log = place.pod.ok(&[&init[..], &["--established", "reset"]].concat());
+        assert!(log.contains("ended 1 established connection"), "{backend}: {log}");
+        assert_eq!(sent(&pair.near, &pair.far, IMPATIENCE), "is lost", "{backend}");
+        assert!(is_reset(&pair.near, PATIENCE), "{backend}");
+    }
+}
+
 /// Connections that the proxy has, in both directions and families.
 struct Proxied {
     pairs: Vec<Pair>,

@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use crate::backend::connections::{self, Connection, Ended, Kernel};
 use crate::backend::routing;
 use crate::config::interception::Interception;
-use crate::config::types::{Family, OlderConnections};
+use crate::config::types::{Family, Interface, OlderConnections};
 use crate::plan::model::{Plan, Verdict, protocol};
 use crate::sys::conntrack::{Ends, Tracked};
 use crate::sys::inet_diag::{State, TcpSocket};
@@ -71,6 +71,12 @@ pub struct Established {
     pub untold: Option<io::Error>,
 }
 
+/// Whether the namespace that the calling thread is in can have connections that these rules
+/// would take.
+pub fn possible(ruleset: &Ruleset) -> bool {
+    connections::possible() || takes_forwarded(ruleset)
+}
+
 /// Looks at the connections of the network namespace that the calling thread is in.
 ///
 /// # Errors
@@ -80,24 +86,69 @@ pub fn look(kernel: &mut Kernel, ruleset: &Ruleset, pod: &Surroundings) -> io::R
     let inodes: HashSet<u32> = sockets.iter().filter(|s| s.state != State::Listening).map(|s| s.inode).collect();
     let owners = socket_owner::owners(&inodes.into_iter().filter(|inode| *inode != 0).collect());
     let foreign = Netns::open("/proc/thread-self/ns/net".as_ref()).ok().and_then(|n| n.foreign_owner().ok()?).is_some();
+    let forwarded = if takes_forwarded(ruleset) { kernel.all_tracked() } else { Ok(Vec::new()) };
     let known = Known { owners, foreign, tracked: &mut |ends| kernel.tracked(ends) };
-    Ok(judge(ruleset, pod, &sockets, known))
+    let mut found = judge(ruleset, pod, &sockets, known);
+    match forwarded {
+        Ok(tracked) => found.older.extend(tracked.into_iter().filter_map(|t| judge_forwarded(ruleset, pod, t))),
+        Err(e) => drop(found.untold.get_or_insert(e)),
+    }
+    Ok(found)
+}
+
+/// Whether rules divert what comes in by some interface and may be meant for others, as a
+/// virtual machine's packets are.
+fn takes_forwarded(ruleset: &Ruleset) -> bool {
+    let rules = Family::BOTH.into_iter().flat_map(|family| &ruleset.family(family).chains).flat_map(|c| &c.rules);
+    rules.into_iter().any(|rule| {
+        let by_name = rule
+            .matches
+            .in_interface
+            .as_ref()
+            .is_some_and(|cond| !cond.negated && cond.value.iter().any(|interface| *interface != Interface::lo()));
+        by_name && matches!(rule.verdict, Verdict::Jump(_) | Verdict::Goto(_) | Verdict::Redirect(_))
+    })
+}
+
+/// A connection that the pod forwards: it has no socket here.
+fn judge_forwarded(ruleset: &Ruleset, pod: &Surroundings, tracked: Tracked) -> Option<Older> {
+    let Ends { from, to } = tracked.original;
+    let is_diverted = tracked.reply.from != to;
+    if !tracked.established || is_diverted || pod.is_local(from.ip()) || pod.is_local(to.ip()) {
+        return None;
+    }
+    let flow = Flow {
+        direction: Direction::Inbound,
+        protocol: protocol::TCP,
+        uid: None,
+        gid: None,
+        source: Some(from.ip()),
+        source_port: Some(from.port()),
+        destination: to.ip(),
+        port: to.port(),
+        interface: Some(pod.routes.egress_interface(from.ip())?.into()),
+        mark: 0,
+    };
+    let taken = explain(ruleset, pod, &flow, &mut NoTrace).taker.is_proxy();
+    let connection = Connection { sockets: Vec::new(), tracked: Some(tracked) };
+    taken.then_some(Older { fate: Fate::Passes, flow, connection })
 }
 
 /// Holds the connections of the network namespace that the calling thread is in against a
-/// plan that has just been installed there. `None`: it has no TCP sockets.
+/// plan that has just been installed there. `None`: there can be none.
 ///
 /// # Errors
 /// Those of listing sockets, addresses and routes.
 pub fn look_for(plan: &Plan) -> io::Result<Option<(Kernel, Established)>> {
-    if !connections::possible() {
+    let ruleset = Ruleset::of_plan(plan);
+    if !possible(&ruleset) {
         return Ok(None);
     }
     let mut route = Netlink::open(Netlink::ROUTE)?;
     let addresses = routing::addresses(&mut route)?;
     let pod = live::surroundings(&mut route, addresses).map_err(io::Error::other)?;
     let mut kernel = Kernel::open()?;
-    let found = look(&mut kernel, &Ruleset::of_plan(plan), &pod)?;
+    let found = look(&mut kernel, &ruleset, &pod)?;
     Ok(Some((kernel, found)))
 }
 

@@ -1,6 +1,7 @@
 //! What is said about connections that are older than the rules.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use nix::libc;
 
@@ -33,10 +34,13 @@ pub fn groups(found: &Established, fate: Fate) -> Vec<Group> {
 
 fn kind(flow: &Flow) -> String {
     match flow.direction {
-        Direction::Inbound => format!("inbound TCP to {}", std::net::SocketAddr::new(flow.destination, flow.port)),
+        Direction::Inbound => {
+            let from = flow.interface.as_ref().map(|interface| format!(" by {interface}")).unwrap_or_default();
+            format!("inbound TCP{from} to {}", SocketAddr::new(flow.destination, flow.port))
+        }
         Direction::Outbound => {
             let user = flow.uid.map(|uid| format!(" of user {uid}")).unwrap_or_default();
-            format!("outbound TCP{user} to {}", std::net::SocketAddr::new(flow.destination, flow.port))
+            format!("outbound TCP{user} to {}", SocketAddr::new(flow.destination, flow.port))
         }
     }
 }
