@@ -5,6 +5,7 @@ pub mod answer;
 pub mod ask;
 pub mod digest;
 pub mod draw;
+pub mod drift;
 pub mod escapes;
 pub mod established;
 pub mod explain;

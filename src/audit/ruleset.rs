@@ -16,7 +16,7 @@ use crate::plan::canon::{CanonRule, canon_rules};
 use crate::plan::model::{ChainName, Masked, Plan, Rule, Table, Verdict};
 
 use super::flow::Taker;
-pub use crate::backend::hook::{Base, Hook, Order, base_of};
+pub use crate::backend::hook::{Base, Hook, Order};
 use crate::plan::effect::Effect;
 pub use listeners::{Listener, redirect_taker};
 
@@ -173,12 +173,13 @@ impl FamilyRules {
         for at in order {
             let Some(base) = of(at) else { continue };
             let on_hook = &mut hooks[base.hook as usize];
-            let is_nat = |&other: &usize| of(other).is_some_and(|other| other.nat);
+            let is_nat = |&other: &usize| of(other).is_some_and(|other| other.is_nat());
             // The one told of last comes first (`nf_hook_entries_grow`).
-            let nat = on_hook.iter().position(is_nat).filter(|_| base.nat);
+            let nat = on_hook.iter().position(is_nat).filter(|_| base.is_nat());
             let place = match nat {
                 Some(first) => {
-                    let earlier = |&&other: &&usize| of(other).is_some_and(|o| o.nat && o.priority < base.priority);
+                    let earlier =
+                        |&&other: &&usize| of(other).is_some_and(|o| o.is_nat() && o.priority < base.priority);
                     first + on_hook[first..].iter().take_while(earlier).count()
                 }
                 None => on_hook.partition_point(|&other| of(other).is_some_and(|o| o.place() < base.place())),
@@ -295,7 +296,7 @@ impl Ruleset {
         Self::new(plan.chains.iter().map(|chain| FoundChain {
             table: TableId { source: "plan".into(), name: chain.table.name().into() },
             name: chain.name.clone(),
-            base: base_of(chain.table, &chain.name),
+            base: names::base(chain.table, &chain.name),
             families: plan.families,
             rules: chain.rules.clone(),
         }))

@@ -18,7 +18,7 @@ pub fn table(source: &Source) -> String {
     for table in &source.tables {
         let dormant = if table.dormant { ", switched off" } else { "" };
         let _ = writeln!(out, "{} ({}, {}{dormant})", table.name, table.holder, table.families);
-        for chain in table.chains.iter().filter(|chain| !chain.rules.is_empty() || chain.hook.is_some()) {
+        for chain in table.chains.iter().filter(|chain| !chain.rules.is_empty() || chain.base.is_some()) {
             chain_lines(table, chain, &mut out);
         }
         out.push('\n');
@@ -35,11 +35,11 @@ pub fn table(source: &Source) -> String {
 }
 
 fn chain_lines(table: &ListedTable, chain: &ListedChain, out: &mut String) {
-    let _ = match &chain.hook {
+    let _ = match &chain.base {
         None => writeln!(out, "  {}", chain.name),
-        Some(hook) => {
-            let policy = if hook.drops { ", drops by default" } else { "" };
-            writeln!(out, "  {}   hook {}, priority {}{policy}", chain.name, hook.hook.name(), hook.priority)
+        Some(base) => {
+            let policy = if base.drops { ", drops by default" } else { "" };
+            writeln!(out, "  {}   hook {}, priority {}{policy}", chain.name, base.hook.name(), base.priority)
         }
     };
     let rows: Vec<[String; 4]> =

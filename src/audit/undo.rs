@@ -6,10 +6,10 @@
 use crate::config::types::Family;
 use crate::plan::model::{ChainName, Table};
 
+use super::drift::{Effect, Finding, What};
 use super::explain::{NoTrace, explain};
 use super::flow::{Surroundings, Taker};
 use super::ruleset::Ruleset;
-use super::verify::{Effect, Finding, What};
 use crate::backend::listing::Holder;
 use crate::plan::diff::{Difference, Undo};
 

@@ -2,22 +2,23 @@
 //! change. The change is told by verdicts and not by text: all flows are cut by both
 //! rulesets, and where the two do not agree about a set of flows, that is the effect.
 
-use crate::backend::Strange;
 use crate::config::types::{Families, Family};
 use crate::plan::canon::{Canon, CanonRule};
 use crate::plan::model::{ChainName, Plan, Table, Verdict};
 
 use super::answer;
+use super::drift::{Effect, Finding, Verification, What};
 use super::escapes::{example, words};
 use super::explain::{MOST_RULES_AGAIN, Trace, explain};
-use super::flow::{Flow, Taker};
+use super::flow::Taker;
 use super::partition::Part;
 use super::ruleset::{ChainRules, Decider, Hook, Ruleset};
 use super::source::Source;
 use super::space::cube::{self, Cube};
 use super::space::{Scope, Space};
 use super::undo::Undoing;
-use crate::backend::listing::{Held, Holder};
+use crate::backend::listing::Holder;
+use crate::backend::ours::Holding;
 use crate::plan::diff::{self, Beside, Difference, Side};
 use crate::plan::effect;
 
@@ -32,98 +33,11 @@ const MOST_LOOKS: usize = 150_000_000;
 /// none of it: TPROXY gives its first packet to the proxy's socket, and later ones find it.
 const WITHOUT_MARK_ROUTING: &str = "connections to the pod reach the proxy all the same; where it connects to the app with the client's address the app's answers leave the pod, so that it gets none; connections to addresses that are not the pod's own are dropped";
 
-/// What came out.
-#[derive(Debug)]
-pub struct Report {
-    /// Who holds something of an interception; more than one is drift.
-    pub holders: Vec<Holder>,
-    pub findings: Vec<Finding>,
-    /// What traffic is affected.
-    pub effects: Vec<Effect>,
-    /// Why effects could not be told, if so.
-    pub blind: Option<String>,
-    pub notes: Vec<String>,
-}
-
-/// One thing that is not as it should be.
-#[derive(Debug)]
-pub struct Finding {
-    pub holder: Option<Holder>,
-    pub what: What,
-    /// Which of the effects it has; none: it changes nothing.
-    pub effects: Vec<usize>,
-    /// An effect that is not about who gets a flow.
-    pub consequence: Option<&'static str>,
-}
-
-/// What is not as it should be.
-#[derive(Debug)]
-pub enum What {
-    Difference(Box<Difference>),
-    Strange(Strange),
-    /// All of an interception is there a second time.
-    Second(Holder),
-    /// Nothing of an interception is there.
-    Nothing,
-}
-
-/// Flows that somebody else gets than should.
-#[derive(Debug)]
-pub struct Effect {
-    pub family: Family,
-    pub scope: Scope,
-    pub wanted: Taker,
-    pub found: Taker,
-    /// In words, a line for each set.
-    pub flows: Vec<String>,
-    pub example: Flow,
-    /// The rules that decide, where there are some.
-    pub wanted_rule: Option<String>,
-    pub found_rule: Option<String>,
-    /// It goes away with the differences; otherwise rules of others have it.
-    pub ours: bool,
-}
-
-impl Effect {
-    /// Whether traffic gets past the proxy that should not.
-    pub fn escapes(&self) -> bool {
-        self.found == Taker::Direct && !matches!(self.wanted, Taker::Direct | Taker::Dropped)
-    }
-
-    /// What happens to it, in a few words.
-    pub fn outcome(&self) -> String {
-        match (self.wanted, self.found) {
-            _ if self.escapes() => format!("now escapes {}", named(self.wanted)),
-            (_, Taker::Dropped) => "is now dropped".into(),
-            (_, Taker::Unknown) => "may now go elsewhere".into(),
-            (_, Taker::Direct) => "now goes where it is addressed".into(),
-            (_, found) => format!("now goes to {}", named(found)),
-        }
-    }
-}
-
-fn named(taker: Taker) -> &'static str {
-    match taker {
-        Taker::OutboundProxy => "the proxy's outbound port",
-        Taker::InboundProxy => "the proxy's inbound port",
-        Taker::DnsProxy => "the proxy's DNS",
-        _ => "where it should go",
-    }
-}
-
-impl Report {
-    /// Whether the plan and what is there differ. Drops of others' rules (a network
-    /// policy) are none of an interception's business.
-    pub fn drift(&self) -> bool {
-        !self.findings.is_empty() || self.effects.iter().any(|effect| effect.found != Taker::Dropped)
-    }
-}
-
 /// Compares. Both sources are of the same pod.
-pub fn verify(wanted: &Source, found: &Source) -> Report {
+pub fn verify(wanted: &Source, found: &Source) -> Verification {
     let want = wanted.canon();
     let mut report =
-        Report { holders: Vec::new(), findings: Vec::new(), effects: Vec::new(), blind: None, notes: Vec::new() };
+        Verification { holders: Vec::new(), findings: Vec::new(), effects: Vec::new(), blind: None, notes: Vec::new() };
     report.holders = found.held.iter().map(|held| held.holder).collect();
     let differences = findings(&want, found, &mut report);
     if let Err(problem) = effects(wanted, found, &differences, &mut report) {
@@ -133,7 +47,7 @@ pub fn verify(wanted: &Source, found: &Source) -> Report {
 }
 
 /// Tells what is not as it should be; gives back every difference from what is wanted.
-fn findings(want: &Canon, found: &Source, report: &mut Report) -> Vec<Difference> {
+fn findings(want: &Canon, found: &Source, report: &mut Verification) -> Vec<Difference> {
     let finding = |holder, what| Finding { holder, what, effects: Vec::new(), consequence: None };
     let routing = found.routing.clone().unwrap_or_else(|| {
         if want.routing != Default::default() {
@@ -143,7 +57,7 @@ fn findings(want: &Canon, found: &Source, report: &mut Report) -> Vec<Difference
     });
     // The holder that comes nearest is meant; what others have is too much.
     let differences =
-        |held: &Held| diff::differences(want, &Canon { routing: routing.clone(), ..Canon::of(&held.plan) });
+        |held: &Holding| diff::differences(want, &Canon { routing: routing.clone(), ..Canon::of(&held.plan) });
     let mut all: Vec<_> = found.held.iter().map(|held| (held, differences(held))).collect();
     all.sort_by_key(|(held, differences)| differences.len() + held.strange.len());
     let mut all = all.into_iter();
@@ -247,7 +161,12 @@ fn add<'w, 'f>(
 }
 
 /// Tells effects, and which finding has which.
-fn effects(wanted: &Source, found: &Source, differences: &[Difference], report: &mut Report) -> Result<(), String> {
+fn effects(
+    wanted: &Source,
+    found: &Source,
+    differences: &[Difference],
+    report: &mut Verification,
+) -> Result<(), String> {
     let pod = found.pod.with_stand_ins(Families::BOTH);
     let (mut want_rules, mut have_rules) = (wanted.ruleset.clone(), found.ruleset.clone());
     want_rules.set_against(&mut have_rules);
@@ -286,7 +205,7 @@ fn effects(wanted: &Source, found: &Source, differences: &[Difference], report: 
         let others_drop = !ours && have.taker == Taker::Dropped;
         for finding in &mut report.findings {
             let taken_back = !matches!(finding.what, What::Strange(_));
-            if (taken_back || !others_drop) && finding.what.concerns(&in_wanted, &in_found, d.family, ours) {
+            if (taken_back || !others_drop) && concerns(&finding.what, &in_wanted, &in_found, d.family, ours) {
                 finding.effects.push(at);
             }
         }
@@ -353,26 +272,24 @@ impl Visited<'_> {
     }
 }
 
-impl What {
-    /// Whether a flow that two rulesets do not agree about met what is not as it should be.
-    fn concerns(&self, in_wanted: &Visited, in_found: &Visited, family: Family, ours: bool) -> bool {
-        match self {
-            What::Nothing | What::Second(_) => true,
-            What::Strange(strange) => {
-                let table = strange.family.is_none_or(|f| f == family);
-                table && (!ours || strange.chain.is_none())
-            }
-            What::Difference(difference) => {
-                let Difference { side, place: Some((f, table, chain)), rule: Some(rule), .. } = &**difference else {
-                    return false;
-                };
-                let place = (*table, chain);
-                let met = match side {
-                    Side::Missing => in_wanted.has(place, rule),
-                    Side::Unexpected => in_found.has(place, rule),
-                };
-                *f == family && met
-            }
+/// Whether a flow that two rulesets do not agree about met what is not as it should be.
+fn concerns(what: &What, in_wanted: &Visited, in_found: &Visited, family: Family, ours: bool) -> bool {
+    match what {
+        What::Nothing | What::Second(_) => true,
+        What::Strange(strange) => {
+            let table = strange.family.is_none_or(|f| f == family);
+            table && (!ours || strange.chain.is_none())
+        }
+        What::Difference(difference) => {
+            let Difference { side, place: Some((f, table, chain)), rule: Some(rule), .. } = &**difference else {
+                return false;
+            };
+            let place = (*table, chain);
+            let met = match side {
+                Side::Missing => in_wanted.has(place, rule),
+                Side::Unexpected => in_found.has(place, rule),
+            };
+            *f == family && met
         }
     }
 }

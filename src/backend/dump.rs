@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::config::types::{Families, Family};
 
 use super::listing::{Holder, ListedTable, Listing};
-use super::nftables::table::FullTable;
+use super::nftables::table::NftTable;
 use super::nftables::{json, tables, text};
 use super::{Kind, iptables, opaque};
 
@@ -124,7 +124,7 @@ impl Dumps {
     }
 
     /// nft cannot show all that iptables-nft made.
-    fn add_nft(&mut self, tables: &[FullTable]) -> Result<(), String> {
+    fn add_nft(&mut self, tables: &[NftTable]) -> Result<(), String> {
         let mut tables = tables::listed(tables);
         tables.iter_mut().for_each(|table| table.as_nft_shows = table.holder == Holder::Kernel(Kind::IptablesNft));
         self.by_nft = true;

@@ -8,23 +8,8 @@ use crate::plan::model::{ChainName, Cond, Origin, Rule, Verdict};
 use crate::plan::why::Why;
 use crate::sys::text::printable;
 
-use super::listing::ListedTable;
-
-/// Makes all text in tables fit to be shown.
-pub fn make_printable(tables: &mut [ListedTable]) {
-    for table in tables {
-        text(&mut table.name);
-        for chain in &mut table.chains {
-            name(&mut chain.name);
-            if let Some(hook) = &mut chain.hook {
-                text(&mut hook.kind);
-            }
-            chain.rules.iter_mut().for_each(rule);
-        }
-    }
-}
-
-fn rule(rule: &mut Rule) {
+/// Makes the names, comments and words of a rule fit to be shown.
+pub fn rule(rule: &mut Rule) {
     for cond in [&mut rule.matches.in_interface, &mut rule.matches.out_interface].into_iter().flatten() {
         interfaces(cond);
     }
@@ -49,7 +34,8 @@ fn changed(text: &str) -> Option<String> {
     (shown != text).then(|| shown.into_owned())
 }
 
-fn text(text: &mut String) {
+/// Makes a name or words fit to be shown.
+pub fn text(text: &mut String) {
     if let Some(shown) = changed(text) {
         *text = shown;
     }
@@ -61,7 +47,8 @@ fn boxed(text: &mut Box<str>) {
     }
 }
 
-fn name(name: &mut ChainName) {
+/// Makes the name of somebody else's chain fit to be shown.
+pub fn name(name: &mut ChainName) {
     if let ChainName::Other(other) = name {
         boxed(other);
     }

@@ -13,11 +13,12 @@ use crate::plan::lower::lower;
 use crate::plan::model::{ChainName, Matches, Plan, Routing, Rule, Table, protocol};
 use crate::sys::netlink::Netlink;
 
+use super::conditions::Conditions;
 use super::held::{Held, Tcp};
-use super::install::Conditions;
+use super::hook::{Base, ChainKind, Hook};
 use super::iptables::programs::{ProgramError, Programs, Variant};
 use super::iptables::render;
-use super::nftables::names::{self, GUARD, Hook, LOCAL_OUT, PRE_ROUTING};
+use super::nftables::names::{self, GUARD};
 use super::nftables::transaction::{Transaction, TransactionError};
 use super::survey::Survey;
 use super::{Backup, Kind, Reading};
@@ -83,8 +84,9 @@ impl Guard {
             }
             transaction.add_table(GUARD);
             let priority = if held.tcp == Tcp::All { FIRST } else { BEHIND_TRACKING };
-            for (chain, number) in [(ChainName::Prerouting, PRE_ROUTING), (ChainName::Output, LOCAL_OUT)] {
-                transaction.add_hook(GUARD, &names::chain(&chain), Hook { kind: "filter", number, priority });
+            for (chain, hook) in [(ChainName::Prerouting, Hook::Prerouting), (ChainName::Output, Hook::Output)] {
+                let base = Base::accepting(ChainKind::Filter, hook, priority);
+                transaction.add_base(GUARD, &names::chain(&chain), base);
             }
             transaction.add_rules(GUARD, &held.chains.iter().collect::<Vec<_>>(), held.families);
             return match transaction.commit(netlink) {

@@ -1,8 +1,5 @@
 //! Where the kernel asks chains, and in which order.
 
-use crate::backend::nftables::names;
-use crate::plan::model::{ChainName, Table};
-
 /// Where in the kernel a chain is entered (linux/netfilter.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Hook {
@@ -52,24 +49,84 @@ impl Hook {
     }
 }
 
-/// Entered by the kernel itself.
+/// What kind of chain the kernel takes a base chain for (`NFTA_CHAIN_TYPE`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ChainKind {
+    Filter,
+    /// Sees only the first packet of a connection, and not again once one has been rewritten.
+    Nat,
+    /// Looks the route up again after a change of the mark; on the output hook only.
+    Route,
+}
+
+impl ChainKind {
+    pub const ALL: [ChainKind; 3] = [ChainKind::Filter, ChainKind::Nat, ChainKind::Route];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            ChainKind::Filter => "filter",
+            ChainKind::Nat => "nat",
+            ChainKind::Route => "route",
+        }
+    }
+
+    /// By its name; packets meet a chain of a kind that is not known as they meet a filter's.
+    pub fn by_name(name: &str) -> Self {
+        Self::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or(ChainKind::Filter)
+    }
+}
+
+/// Where the kernel enters a base chain, and what it does with packets that come to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Base {
     pub hook: Hook,
     /// Lower ones come first.
     pub priority: i32,
-    /// Sees only the first packet of a connection, and not again once one has been rewritten.
-    pub nat: bool,
-    /// What happens to a packet that no rule decides about.
+    pub kind: ChainKind,
+    /// The policy: whether a packet that no rule decides about is dropped.
     pub drops: bool,
 }
 
+/// The most by which priorities count among the chains of devices.
+const SPAN: i32 = 100_000;
+/// Packets meet ingress before every other hook, and egress behind all of them.
+const INGRESS: i32 = i32::MIN + SPAN;
+const EGRESS: i32 = i32::MAX - SPAN;
+
 impl Base {
+    /// One that lets pass what no rule decides about.
+    pub const fn accepting(kind: ChainKind, hook: Hook, priority: i32) -> Self {
+        Self { hook, priority, kind, drops: false }
+    }
+
+    /// Where packets of devices come in: in front of everything else on prerouting.
+    pub fn ingress(kind: ChainKind, priority: i32) -> Self {
+        Self::accepting(kind, Hook::Prerouting, INGRESS + priority.clamp(-SPAN, SPAN))
+    }
+
+    /// Where packets leave by devices: behind everything else on postrouting.
+    pub fn egress(kind: ChainKind, priority: i32) -> Self {
+        Self::accepting(kind, Hook::Postrouting, EGRESS + priority.clamp(-SPAN, SPAN))
+    }
+
+    /// The hook by nft's name for it, and the priority that the chain was made with.
+    pub fn told(&self) -> (&'static str, i32) {
+        match self.hook {
+            Hook::Prerouting if self.priority <= INGRESS + SPAN => ("ingress", self.priority.wrapping_sub(INGRESS)),
+            Hook::Postrouting if self.priority >= EGRESS - SPAN => ("egress", self.priority.wrapping_sub(EGRESS)),
+            other => (other.name(), self.priority),
+        }
+    }
+
+    pub fn is_nat(&self) -> bool {
+        self.kind == ChainKind::Nat
+    }
+
     /// Where on its hook packets meet it. The kernel has one place for all nat chains of a
     /// hook (`NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC`): their priority only orders them
     /// among themselves.
     pub fn place(&self) -> i32 {
-        match self.nat {
+        match self.is_nat() {
             false => self.priority,
             true if self.hook.is_behind_routing() => 100,
             true => -100,
@@ -90,15 +147,4 @@ pub enum Order {
     First,
     /// The other possible one.
     Second,
-}
-
-/// The base chain that one of the hooks of a plan is.
-pub fn base_of(table: Table, chain: &ChainName) -> Option<Base> {
-    let hook = names::hook(table, chain)?;
-    Some(Base {
-        hook: if hook.number == names::LOCAL_OUT { Hook::Output } else { Hook::Prerouting },
-        priority: hook.priority,
-        nat: table == Table::Nat,
-        drops: false,
-    })
 }

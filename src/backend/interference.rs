@@ -12,9 +12,8 @@ use crate::plan::model::{ChainName, Plan, Rule, Table, Verdict, protocol};
 use crate::plan::words;
 
 use super::Kind;
-use super::hook::Hook;
-use super::listing::{Holder, ListedChain, ListedHook, ListedTable};
-use super::nftables::devices::place;
+use super::hook::{Base, Hook};
+use super::listing::{Holder, ListedChain, ListedTable};
 
 /// The priority of an interception's nat chains, which rewrite destinations.
 const NAT: i32 = -100;
@@ -51,7 +50,7 @@ pub fn find(tables: &[ListedTable], plan: &Plan, kind: Kind) -> Vec<Interference
     let mut out = Vec::new();
     for (at, table) in tables.iter().enumerate().filter(|(_, table)| !table.dormant && !table.is_only_ours()) {
         for base in &table.chains {
-            let Some(hook) = base.hook.as_ref().filter(|hook| search.counts(at, hook)) else { continue };
+            let Some(hook) = base.base.as_ref().filter(|hook| search.counts(at, hook)) else { continue };
             search.chain(&Entry { table, base, hook }, base, &mut Vec::new(), &mut out);
         }
     }
@@ -68,7 +67,7 @@ fn is_our_nat(table: &ListedTable, kind: Kind) -> bool {
 struct Entry<'a> {
     table: &'a ListedTable,
     base: &'a ListedChain,
-    hook: &'a ListedHook,
+    hook: &'a Base,
 }
 
 struct Search<'a> {
@@ -82,8 +81,8 @@ struct Search<'a> {
 impl Search<'_> {
     /// Whether deciding on a hook can change what becomes of what the plan takes. Destinations
     /// are rewritten once, so that of the nat chains only those in front of it count.
-    fn counts(&self, table: usize, hook: &ListedHook) -> bool {
-        match (hook.hook, hook.kind == "nat") {
+    fn counts(&self, table: usize, hook: &Base) -> bool {
+        match (hook.hook, hook.is_nat()) {
             (Hook::Forward, _) => false,
             (_, false) => true,
             // TPROXY has no connection rewritten, so that somebody else may do it.
@@ -100,7 +99,7 @@ impl Search<'_> {
     /// Whether a nat chain in the same place as the interception's may come before it: the one
     /// made last does (`nf_hook_entries_grow`). nf_tables lists them in that order; when
     /// iptables-legacy made its own, nothing tells.
-    fn is_made_later(&self, table: usize, hook: &ListedHook) -> bool {
+    fn is_made_later(&self, table: usize, hook: &Base) -> bool {
         let Some(ours) = self.ours.filter(|ours| hook.priority == NAT && *ours != table) else { return false };
         let legacy = |kind| kind == Holder::Kernel(Kind::IptablesLegacy);
         let other = self.tables.get(table).map(|table| table.holder);
@@ -131,9 +130,9 @@ impl Search<'_> {
                     }
                 }
                 // The mark of what an interception sends to itself is set in a hook.
-                Verdict::SetMark(_) if shared && table.has_ours() && chain.hook.is_some() => {}
+                Verdict::SetMark(_) if shared && table.has_ours() && chain.base.is_some() => {}
                 verdict if self.decides(verdict, hook) => {
-                    let (hook_name, priority) = place(hook);
+                    let (hook_name, priority) = hook.told();
                     let which = rule.origin.as_ref().map(|origin| format!("{origin}: ")).unwrap_or_default();
                     let words = [words::matches(&conditions, family), words::verdict(verdict)];
                     out.push(Interference {
@@ -163,7 +162,7 @@ impl Search<'_> {
     }
 
     /// Whether a verdict decides where a packet goes, or makes it one that the plan passes by.
-    fn decides(&self, verdict: &Verdict, hook: &ListedHook) -> bool {
+    fn decides(&self, verdict: &Verdict, hook: &Base) -> bool {
         match verdict {
             Verdict::Redirect(_) | Verdict::Tproxy { .. } => true,
             Verdict::Unknown(unknown) => unknown.effect == Effect::Unknown,

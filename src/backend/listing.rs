@@ -2,18 +2,16 @@
 //! way to get at rules ends here; from here they go two ways, into the rules that an audit
 //! walks packets through and into what each holder has of an interception.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 
-use crate::backend::hook::Hook;
-use crate::backend::iptables::parse::{Saved, SavedRule, SavedTable};
-use crate::backend::iptables::{ours, render};
-use crate::backend::nftables::{names, read};
-use crate::backend::{Kind, Strange, foreign_text};
+use crate::backend::hook::{Base, ChainKind, Hook};
+use crate::backend::iptables::parse::{Saved, SavedTable};
+use crate::backend::nftables::names;
+use crate::backend::{Kind, foreign_text};
 use crate::config::types::{Families, Family};
 use crate::plan::infer::infer;
-use crate::plan::model::{Chain, ChainName, Plan, Routing, Rule, Table, Verdict};
-use crate::plan::why::Why;
+use crate::plan::model::{Chain, ChainName, Plan, Rule, Table, Verdict};
 
 /// Who holds a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,7 +69,7 @@ pub struct Listing {
 impl Listing {
     /// Makes what was listed fit to be shown, and gives an interception's rules their reasons.
     pub fn new(mut tables: Vec<ListedTable>, told: Families) -> Self {
-        foreign_text::make_printable(&mut tables);
+        make_printable(&mut tables);
         name_reasons(&mut tables);
         Self { tables, told, notes: Vec::new() }
     }
@@ -96,28 +94,8 @@ pub struct ListedTable {
 pub struct ListedChain {
     pub name: ChainName,
     /// `None`: only jumped to.
-    pub hook: Option<ListedHook>,
+    pub base: Option<Base>,
     pub rules: Vec<Rule>,
-}
-
-/// Where the kernel enters a chain.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListedHook {
-    pub hook: Hook,
-    pub priority: i32,
-    /// `filter`, `nat` or `route`.
-    pub kind: String,
-    /// What happens to packets that no rule decides about.
-    pub drops: bool,
-}
-
-/// What one holder has of an interception.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
-    pub holder: Holder,
-    /// Its rules; routing is nobody's alone.
-    pub plan: Plan,
-    pub strange: Vec<Strange>,
 }
 
 impl ListedTable {
@@ -141,12 +119,23 @@ impl ListedTable {
     }
 }
 
+/// Makes all text in tables fit to be shown.
+pub fn make_printable(tables: &mut [ListedTable]) {
+    for table in tables {
+        foreign_text::text(&mut table.name);
+        for chain in &mut table.chains {
+            foreign_text::name(&mut chain.name);
+            chain.rules.iter_mut().for_each(foreign_text::rule);
+        }
+    }
+}
+
 /// The tables of a plan, as if they were there.
 pub fn of_plan(plan: &Plan) -> Vec<ListedTable> {
     let chains = |table| {
         plan.chains.iter().filter(move |chain| chain.table == table).map(move |chain| ListedChain {
             name: chain.name.clone(),
-            hook: names::hook(table, &chain.name).and_then(|hook| listed_hook(&hook)),
+            base: names::base(table, &chain.name),
             rules: chain.rules.clone(),
         })
     };
@@ -159,11 +148,6 @@ pub fn of_plan(plan: &Plan) -> Vec<ListedTable> {
         chains: chains(table).collect(),
     };
     plan.tables().into_iter().map(table).collect()
-}
-
-fn listed_hook(hook: &names::Hook) -> Option<ListedHook> {
-    let hook_name = Hook::by_number(hook.number)?;
-    Some(ListedHook { hook: hook_name, priority: hook.priority, kind: hook.kind.into(), drops: false })
 }
 
 /// A family's iptables listing as tables.
@@ -184,7 +168,7 @@ fn saved_table(table: SavedTable, family: Family, holder: Holder) -> ListedTable
     // The built-in ones first, in the order in which packets meet them.
     names.sort_by_cached_key(|(name, _)| (Hook::by_chain(name).map_or(9, |hook| hook as usize), name.clone()));
     let chains = names.into_iter().map(|(name, policy)| ListedChain {
-        hook: builtin(&table.name, &name).map(|hook| ListedHook { drops: policy == "DROP", ..hook }),
+        base: builtin(&table.name, &name).map(|base| Base { drops: policy == "DROP", ..base }),
         rules: rules.remove(&name).unwrap_or_default(),
         name: ChainName::by_name(&name),
     });
@@ -199,20 +183,20 @@ fn saved_table(table: SavedTable, family: Family, holder: Holder) -> ListedTable
 }
 
 /// Where iptables hooks a built-in chain (linux/netfilter_ipv4.h).
-fn builtin(table: &str, chain: &str) -> Option<ListedHook> {
+fn builtin(table: &str, chain: &str) -> Option<Base> {
     let hook = Hook::by_chain(chain)?;
     let source_nat = matches!(hook, Hook::Input | Hook::Postrouting);
     let (kind, priority) = match table {
-        "raw" => ("filter", -300),
-        "mangle" if hook == Hook::Output => ("route", -150),
-        "mangle" => ("filter", -150),
-        "nat" if source_nat => ("nat", 100),
-        "nat" => ("nat", -100),
-        "filter" => ("filter", 0),
-        "security" => ("filter", 50),
+        "raw" => (ChainKind::Filter, -300),
+        "mangle" if hook == Hook::Output => (ChainKind::Route, -150),
+        "mangle" => (ChainKind::Filter, -150),
+        "nat" if source_nat => (ChainKind::Nat, 100),
+        "nat" => (ChainKind::Nat, -100),
+        "filter" => (ChainKind::Filter, 0),
+        "security" => (ChainKind::Filter, 50),
         _ => return None,
     };
-    Some(ListedHook { hook, priority, kind: kind.into(), drops: false })
+    Some(Base::accepting(kind, hook, priority))
 }
 
 /// Gives an interception's rules the reasons that they do not carry.
@@ -241,91 +225,6 @@ pub fn name_reasons(tables: &mut [ListedTable]) {
             }
         }
     }
-}
-
-/// What each holder has of an interception; only those that have something.
-pub fn held(tables: &[ListedTable]) -> Vec<Held> {
-    let mut out = Vec::new();
-    for holder in Holder::ALL {
-        let of_one: Vec<&ListedTable> = tables.iter().filter(|table| table.holder == holder).collect();
-        let (plan, strange) = match holder {
-            Holder::Plan => (planned(&of_one), Vec::new()),
-            Holder::Kernel(Kind::Nftables) => native(&of_one),
-            _ => ours::plan(&saved(&of_one)),
-        };
-        let has_tables = of_one.iter().any(|table| table.has_ours());
-        if !plan.chains.is_empty() || (holder.is_nftables() && has_tables) {
-            out.push(Held { holder, plan, strange });
-        }
-    }
-    out
-}
-
-fn planned(tables: &[&ListedTable]) -> Plan {
-    let families = tables.iter().fold(Families::NONE, |all, table| all.union(table.families));
-    let chains = tables.iter().flat_map(|table| {
-        let kind = table.kind();
-        let chain = move |chain: &ListedChain| {
-            Some(Chain { table: kind?, name: chain.name.clone(), rules: chain.rules.clone() })
-        };
-        table.chains.iter().filter_map(chain)
-    });
-    Plan { families, chains: chains.collect(), routing: Routing::default() }
-}
-
-fn native(tables: &[&ListedTable]) -> (Plan, Vec<Strange>) {
-    let mut strange = Vec::new();
-    let mut chains = Vec::new();
-    for table in tables.iter().filter(|table| table.families == Families::BOTH) {
-        let Some(kind) = table.kind() else { continue };
-        if table.dormant {
-            strange.push(read::dormant(kind));
-        }
-        for chain in &table.chains {
-            let hook = chain.hook.as_ref().map(|hook| read::ListedHook {
-                number: hook.hook as u32,
-                priority: hook.priority,
-                kind: hook.kind.clone(),
-                drops: hook.drops,
-                devices: None,
-            });
-            read::check_hook(kind, &chain.name, hook.as_ref(), &mut strange);
-            chains.push(Chain { table: kind, name: chain.name.clone(), rules: chain.rules.clone() });
-        }
-    }
-    (read::plan(chains), strange)
-}
-
-/// As iptables would have listed them.
-fn saved(tables: &[&ListedTable]) -> HashMap<Family, Saved> {
-    let mut out: HashMap<Family, Saved> = HashMap::new();
-    for table in tables {
-        let Some(family) = table.families.iter().next() else { continue };
-        let chains: BTreeMap<String, String> = table
-            .chains
-            .iter()
-            .map(|chain| {
-                let policy = chain.hook.as_ref().map_or("-", |hook| if hook.drops { "DROP" } else { "ACCEPT" });
-                (chain.name.name().to_owned(), policy.to_owned())
-            })
-            .collect();
-        let rules = table.chains.iter().flat_map(|chain| {
-            chain.rules.iter().map(|rule| SavedRule {
-                chain: chain.name.name().to_owned(),
-                words: words(rule, family),
-                rule: rule.clone(),
-            })
-        });
-        let saved = SavedTable { name: table.name.clone(), rules: rules.collect(), chains };
-        out.entry(family).or_default().tables.push(saved);
-    }
-    out
-}
-
-/// A rule in iptables' words, with the comment only of somebody else's.
-fn words(rule: &Rule, family: Family) -> String {
-    let commented = matches!(&rule.why, Why::Foreign(comment) if !comment.is_empty());
-    render::rule(rule, family, commented)
 }
 
 /// iptables' name for the chain that a rule read by way of nftables goes to.

@@ -1,9 +1,11 @@
 //! Backends: what reads a plan from the kernel and makes the kernel hold one. They
 //! translate and decide nothing; [`install`] decides what has to be done.
 
+pub mod conditions;
 pub mod connections;
 pub mod dump;
 pub mod effect;
+pub mod everything;
 pub mod foreign_text;
 pub mod guard;
 pub mod held;
@@ -15,6 +17,7 @@ pub mod listing;
 pub mod nftables;
 pub mod node;
 pub mod opaque;
+pub mod ours;
 pub mod route_table;
 pub mod routing;
 pub mod survey;
@@ -113,7 +116,7 @@ impl Reading {
 #[derive(Debug, Clone)]
 pub enum Backup {
     Nothing,
-    Nftables(HashMap<Table, nftables::read::Raw>),
+    Nftables(HashMap<Table, nftables::raw::Raw>),
     Iptables(HashMap<Family, iptables::parse::Saved>),
 }
 

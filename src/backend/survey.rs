@@ -8,7 +8,7 @@ use crate::plan::model::Table;
 use crate::sys::netlink::Netlink;
 use crate::sys::proc_net;
 
-use super::nftables::read::{self, Tables};
+use super::nftables::survey::{self as nftables, Tables};
 
 /// Where there is something to read.
 #[derive(Debug, Clone, Default)]
@@ -32,9 +32,9 @@ pub fn is_unsupported(error: &io::Error) -> bool {
 pub fn survey(netfilter: Option<&mut Netlink>) -> io::Result<Survey> {
     let mut out = Survey { iptables_legacy: legacy_tables()?, ..Survey::default() };
     if let Some(netlink) = netfilter {
-        match read::tables(netlink) {
+        match nftables::tables(netlink) {
             Ok(tables) => {
-                out.iptables_nft = tables.of_iptables() && read::iptables_nft_has_ours(netlink)?;
+                out.iptables_nft = tables.of_iptables() && nftables::iptables_nft_has_ours(netlink)?;
                 out.nftables = Some(tables);
             }
             Err(e) if is_unsupported(&e) => {}

@@ -16,7 +16,7 @@ use crate::sys::netlink::Netlink;
 use crate::sys::netns;
 
 use super::error::CliError;
-use super::{args, init, logging, output};
+use super::{args, logging, output, session};
 
 const NOTES: &str = "\
 Rules, policy routing and ::6 on lo go; rules of others stay. Nothing there is success.
@@ -43,12 +43,12 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     }
     let mut route = Netlink::open(Netlink::ROUTE).map_err(CliError::Addresses)?;
     let addresses = routing::addresses(&mut route).map_err(CliError::Addresses)?;
-    init::check_namespace(Face::Init, &run, &mut route, &addresses)?;
+    session::check_namespace(Face::Init, &run, &mut route, &addresses)?;
     output::check()?;
-    let mut session = Session::open(init::conditions(&run), route)?;
+    let mut session = Session::open(session::conditions(&run), route)?;
     say_what_breaks(&mut session);
     let outcome = session.clean()?;
-    init::report(&outcome, &Plan::empty(), started);
+    session::report(&outcome, &Plan::empty(), started);
     match logging::failure() {
         None => Ok(()),
         Some(error) => Err(CliError::Failed(format!("cannot write the log: {error}; everything has been removed"))),

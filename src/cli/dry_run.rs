@@ -16,7 +16,7 @@ use crate::plan::model::{Plan, Routing, Table};
 
 use super::error::CliError;
 use super::facts::System;
-use super::{init, output};
+use super::{output, session};
 
 /// Prints the script, and says on stderr which backend it is for, how that is known, and
 /// what a run would do to the rules that are here.
@@ -40,14 +40,14 @@ fn foresee(face: Face, plan: &Plan, settings: &Settings, system: System) -> Kind
         Request { choice: run.backend, reconcile: run.reconcile, force: run.force_apply, strict: run.strict, plan };
     let looked = || -> Result<(Prospect, Option<CliError>), CliError> {
         let (mut route, addresses) = system.into_addresses().map_err(CliError::Addresses)?;
-        let refused = init::check_namespace(face, run, &mut route, &addresses).err();
-        Ok((Session::open(init::conditions(run), route)?.foresee(&request)?, refused))
+        let refused = session::check_namespace(face, run, &mut route, &addresses).err();
+        Ok((Session::open(session::conditions(run), route)?.foresee(&request)?, refused))
     };
     let (prospect, refused, decided_by) = match looked() {
         Ok((prospect, refused)) => (prospect, refused, "this kernel"),
         Err(why) => {
             info!("this kernel's rules cannot be looked at, so the options alone decide: {why}");
-            (install::choose_unseen(&init::conditions(run), run.backend), None, "the options alone")
+            (install::choose_unseen(&session::conditions(run), run.backend), None, "the options alone")
         }
     };
     for warning in &prospect.warnings {
@@ -69,7 +69,7 @@ fn foresee(face: Face, plan: &Plan, settings: &Settings, system: System) -> Kind
 fn say_cleanup(settings: &Settings, system: System) {
     let looked = || -> Result<Vec<&'static str>, CliError> {
         let (route, _) = system.into_addresses().map_err(CliError::Addresses)?;
-        let held = Session::open(init::conditions(&settings.run), route)?.read(&Routing::default())?;
+        let held = Session::open(session::conditions(&settings.run), route)?.read(&Routing::default())?;
         Ok(held.iter().map(|(kind, _)| kind.name()).collect())
     };
     match looked() {

@@ -16,6 +16,7 @@ mod print_config;
 mod quick;
 mod render;
 mod report;
+mod session;
 pub mod source;
 mod validate;
 mod verify;

@@ -5,9 +5,9 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use crate::audit::ask;
+use crate::audit::drift::{Effect, Finding, Verification, What};
 use crate::audit::escapes::words;
 use crate::audit::undo::is_policy;
-use crate::audit::verify::{Effect, Finding, Report, What};
 use crate::plan::diff::{Difference, Side};
 
 /// What each side of a difference is called.
@@ -21,7 +21,7 @@ const EFFECTS: usize = 8;
 const EFFECTS_IN_ALL: usize = 500;
 
 /// What differs, what it changes, and a last line that says it all.
-pub fn text(report: &Report, rules: usize) -> String {
+pub fn text(report: &Verification, rules: usize) -> String {
     let mut out = String::new();
     for note in &report.notes {
         let _ = writeln!(out, "note: {note}");
@@ -61,7 +61,7 @@ pub fn text(report: &Report, rules: usize) -> String {
     out
 }
 
-fn finding_text(finding: &Finding, report: &Report, sides: Sides, room: &mut usize) -> String {
+fn finding_text(finding: &Finding, report: &Verification, sides: Sides, room: &mut usize) -> String {
     let mut out = String::new();
     let _ = match &finding.what {
         What::Nothing => writeln!(out, "no rule of an interception is there"),
@@ -119,7 +119,7 @@ fn effect_text(effect: &Effect, out: &mut String) {
 }
 
 /// The same for machines.
-pub fn json(report: &Report) -> Value {
+pub fn json(report: &Verification) -> Value {
     let finding = |finding: &Finding| {
         let (kind, place, text, why) = match &finding.what {
             What::Nothing => ("nothing", None, "no rule of an interception is there".to_owned(), None),
@@ -177,7 +177,7 @@ pub fn json(report: &Report) -> Value {
 }
 
 /// What a change of options changes.
-pub fn changes(report: &Report) -> String {
+pub fn changes(report: &Verification) -> String {
     if report.findings.is_empty() {
         return "no change\n".into();
     }

@@ -22,7 +22,7 @@ use crate::sys::text::printable;
 use crate::sys::{file, netns};
 
 use super::error::CliError;
-use super::{args, init, logging};
+use super::{args, logging, session};
 
 /// The most bytes of a dump that are read.
 const LARGEST_DUMP: u64 = 256 << 20;
@@ -331,7 +331,7 @@ fn from_kernel(matches: &ArgMatches) -> Result<Source, CliError> {
         netns::enter(path)?;
     }
     let lock_timeout = std::time::Duration::from_secs(5);
-    let live = Live { programs: init::programs(), lock_timeout, resolv_conf: resolv_conf.as_deref() };
+    let live = Live { programs: session::programs(), lock_timeout, resolv_conf: resolv_conf.as_deref() };
     Ok(live::read(&live)?)
 }
 

@@ -4,10 +4,11 @@ use std::io;
 
 use tracing::{debug, info, warn};
 
+use crate::audit::drift::Effect;
 use crate::audit::flow::Taker;
 use crate::audit::source::live::{self, Live};
 use crate::audit::source::options;
-use crate::audit::verify::{self, Effect};
+use crate::audit::verify;
 use crate::backend::install::Session;
 use crate::backend::listing::ListedTable;
 use crate::config::interception::Interception;
@@ -20,7 +21,7 @@ use crate::sys::caps;
 use crate::sys::netlink::Netlink;
 
 use super::error::CliError;
-use super::init;
+use super::session;
 
 /// Where Kubernetes reads a container's last words.
 const TERMINATION_LOG: &str = "/dev/termination-log";
@@ -89,7 +90,7 @@ const MOST_SUSPECTS: usize = 16;
 /// Flows that by the plan are the proxy's, and that rules of others may let out. Who may not look
 /// at the rules gets none: the usual ways are tested all the same.
 fn suspects(settings: &Settings) -> Vec<Suspect> {
-    let live = Live { programs: init::programs(), lock_timeout: settings.run.lock_timeout, resolv_conf: None };
+    let live = Live { programs: session::programs(), lock_timeout: settings.run.lock_timeout, resolv_conf: None };
     let found = match live::read(&live) {
         Ok(found) => found,
         Err(e) => {
@@ -135,7 +136,7 @@ fn explain(failure: &Failure, settings: &Settings, plan: &Plan) -> String {
 
 fn causes(path: Path, settings: &Settings, plan: &Plan) -> Result<Vec<String>, CliError> {
     let route = Netlink::open(Netlink::ROUTE).map_err(CliError::Addresses)?;
-    let mut session = Session::open(init::conditions(&settings.run), route)?;
+    let mut session = Session::open(session::conditions(&settings.run), route)?;
     let readings = session.read(&plan.routing)?;
     let Some((kind, reading)) = readings.first() else {
         return Ok(vec!["no rule of an interception is there at all".into()]);

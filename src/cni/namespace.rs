@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::audit::established::{self, Fate, Said};
 use crate::audit::lints::tproxy;
-use crate::backend::install::{Conditions, InstallError, Outcome, Request, Session};
+use crate::backend::conditions::Conditions;
+use crate::backend::install::{InstallError, Outcome, Request, Session};
 use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
 use crate::backend::{Kind, Reading};
 use crate::config::given::{Given, Origin, process_environment};

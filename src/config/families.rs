@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::facts::{self, Facts};
 use super::given::Origin;
 use super::options::Opt;
-use super::settings::{Reader, SettingsError};
+use super::reader::{OptionReader, SettingsError};
 use super::types::Families;
 use super::value::Invalid;
 
@@ -22,7 +22,7 @@ pub enum FamilyChoice {
 }
 
 /// What the options say about the families.
-pub(super) fn family_choice(reader: &Reader) -> Result<FamilyChoice, SettingsError> {
+pub(super) fn family_choice(reader: &OptionReader) -> Result<FamilyChoice, SettingsError> {
     let dual_stack = reader.flag(Opt::DualStack)?;
     let choice = reader.read(Opt::IpFamilies, |text| match text {
         "auto" => Ok(FamilyChoice::Auto),

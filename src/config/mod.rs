@@ -10,6 +10,7 @@ pub mod options;
 mod owners;
 pub mod pod;
 pub mod ranges;
+mod reader;
 pub mod settings;
 pub mod types;
 pub mod value;

@@ -3,11 +3,11 @@
 use super::facts::{self, Facts};
 use super::interception::{MAX_INCLUDED_GROUPS, OwnerGroups};
 use super::options::Opt;
-use super::settings::{Reader, SettingsError};
+use super::reader::{OptionReader, SettingsError};
 use super::value::{self, Invalid, Parsed};
 
 /// Whose traffic is the proxy's own: the ids given, or its user's.
-pub(super) fn proxy_owners(reader: &mut Reader, opt: Opt, facts: &dyn Facts) -> Result<Vec<u32>, SettingsError> {
+pub(super) fn proxy_owners(reader: &mut OptionReader, opt: Opt, facts: &dyn Facts) -> Result<Vec<u32>, SettingsError> {
     const EXPECTED: &str = "ids from 0 to 4294967294 or names known in the pod, comma separated, for example 1337";
     let by_name = |name: &str| match opt {
         Opt::ProxyGid => facts::gid_by_name(facts, name),
@@ -29,7 +29,7 @@ pub(super) fn proxy_owners(reader: &mut Reader, opt: Opt, facts: &dyn Facts) -> 
 }
 
 /// Whose outbound traffic is taken.
-pub(super) fn owner_groups(reader: &Reader, facts: &dyn Facts) -> Result<OwnerGroups, SettingsError> {
+pub(super) fn owner_groups(reader: &OptionReader, facts: &dyn Facts) -> Result<OwnerGroups, SettingsError> {
     const EXPECTED: &str = "'*' for all, or at most 64 group ids or names known in the pod, comma separated";
     let by_name = |name: &str| facts::gid_by_name(facts, name);
     let groups = |opt| {

@@ -5,22 +5,16 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::sys::text::shortened;
-
 use super::facts::{self, Facts};
 use super::families::{families, family_choice};
 use super::given::{Given, Origin};
 use super::interception::{DnsCapture, Interception};
 use super::options::Opt;
 use super::owners::{owner_groups, proxy_owners};
+use super::reader::OptionReader;
+pub use super::reader::{LONGEST_QUOTE, SettingsError};
 use super::types::{Families, OlderConnections, Port, PortSelection, RangeSelection};
-use super::value::{self, Invalid, Parsed};
-
-/// How much of a text that is wrong a message quotes: it may be a million characters.
-pub const LONGEST_QUOTE: usize = 80;
-
-/// Of warnings that are alike, about the items of one list, so many are given.
-const MOST_ALIKE: usize = 3;
+use super::value::{self, Invalid};
 
 /// Which set of defaults applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,32 +23,6 @@ pub enum Face {
     Init,
     /// `podweir istio-iptables`: the defaults of the program of that name.
     IstioIptables,
-}
-
-/// Why the options make no interception.
-#[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
-    /// An option's text is no valid value: a usage error.
-    #[error("{option}: '{}' {}; expected {}", shortened(&.invalid.item, LONGEST_QUOTE), .invalid.problem, .invalid.expected)]
-    Value { option: String, invalid: Invalid },
-    /// Two options contradict each other: a usage error.
-    #[error("{0}")]
-    Contradiction(String),
-    /// A fact that is needed could not be had.
-    #[error("cannot read {what}: {source}{hint}")]
-    Fact { what: &'static str, source: std::io::Error, hint: &'static str },
-    /// The pod has no address and the families follow from its addresses.
-    #[error(
-        "the pod has no global address yet, so its IP families are not known; name them with --ip-families ipv4, ipv6 or both"
-    )]
-    NoAddress,
-}
-
-impl SettingsError {
-    /// Whether what was typed is at fault (exit status 2) rather than the surroundings (1).
-    pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Value { .. } | Self::Contradiction(_))
-    }
 }
 
 /// What programs the kernel.
@@ -103,49 +71,11 @@ pub struct Settings {
     pub warnings: Vec<String>,
 }
 
-/// Reads one option's text with `parse`, naming option and value when it is wrong.
-pub(super) struct Reader<'a> {
-    pub(super) given: &'a Given,
-    pub(super) warnings: Vec<String>,
-}
-
-impl Reader<'_> {
-    pub(super) fn read<T>(&self, opt: Opt, parse: impl FnOnce(&str) -> Parsed<T>) -> Result<T, SettingsError> {
-        let (origin, text) = self.given.text(opt);
-        parse(text).map_err(|invalid| SettingsError::Value { option: origin.name_of(opt), invalid })
-    }
-
-    /// Like [`Self::read`], for parsers that may have something to say about a valid value.
-    fn read_warned<T>(
-        &mut self,
-        opt: Opt,
-        parse: impl FnOnce(&str, &mut dyn FnMut(String)) -> Parsed<T>,
-    ) -> Result<T, SettingsError> {
-        let (origin, text) = self.given.text(opt);
-        let name = origin.name_of(opt);
-        let (warnings, mut alike) = (&mut self.warnings, 0);
-        let parsed = parse(text, &mut |warning| {
-            alike += 1;
-            if alike <= MOST_ALIKE {
-                warnings.push(format!("{name}: {warning}"));
-            }
-        });
-        if alike > MOST_ALIKE {
-            warnings.push(format!("{name}: {} more like it", alike - MOST_ALIKE));
-        }
-        parsed.map_err(|invalid| SettingsError::Value { option: origin.name_of(opt), invalid })
-    }
-
-    pub(super) fn flag(&self, opt: Opt) -> Result<bool, SettingsError> {
-        self.read(opt, value::boolean)
-    }
-}
-
 impl Run {
     /// The options around the interception. Needs no facts, so it comes first: it says
     /// in which namespace the facts are to be read.
     pub fn resolve(given: &Given, face: Face) -> Result<Self, SettingsError> {
-        let reader = Reader { given, warnings: Vec::new() };
+        let reader = OptionReader { given, warnings: Vec::new() };
         let path = given.text(Opt::NetworkNamespace).1;
         let run = Run {
             backend: backend(&reader, face)?,
@@ -174,7 +104,7 @@ impl Run {
     }
 }
 
-fn backend(reader: &Reader, face: Face) -> Result<BackendChoice, SettingsError> {
+fn backend(reader: &OptionReader, face: Face) -> Result<BackendChoice, SettingsError> {
     let named = reader.read(Opt::Backend, |text| match text {
         "auto" => Ok(None),
         "nftables" => Ok(Some(BackendChoice::Nftables)),
@@ -221,7 +151,7 @@ impl Settings {
     pub fn resolve(given: &Given, face: Face, facts: &dyn Facts) -> Result<Self, SettingsError> {
         let given = &with_face_defaults(given, face);
         let run = Run::resolve(given, face)?;
-        let mut reader = Reader { given, warnings: Vec::new() };
+        let mut reader = OptionReader { given, warnings: Vec::new() };
         let proxy_uids = proxy_owners(&mut reader, Opt::ProxyUid, facts)?;
         let proxy_gids = if given.text(Opt::ProxyGid).1.is_empty() {
             proxy_uids.clone()

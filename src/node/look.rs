@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::audit::report::drift::{WORST, drift};
 use crate::audit::source::{Source, SourceError, live, options};
 use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
-use crate::backend::listing::Held;
+use crate::backend::ours::Holding;
 use crate::cni::namespace::{self, Job};
 use crate::cni::protocol::CniError;
 use crate::cni::request::Deadline;
@@ -86,7 +86,7 @@ fn of_options(wanted: &Wanted, found: &Source) -> Result<Source, SourceError> {
 }
 
 fn compare(want: &Source, found: &Source) -> Look {
-    let ours_alone = |held: &Held| found.tables.iter().all(|t| t.holder == held.holder && t.kind().is_some());
+    let ours_alone = |held: &Holding| found.tables.iter().all(|t| t.holder == held.holder && t.kind().is_some());
     if let [held] = &found.held[..]
         && ours_alone(held)
         && held.strange.is_empty()

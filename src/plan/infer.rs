@@ -14,40 +14,18 @@ use crate::config::types::Family;
 
 use super::align::align;
 use super::canon::CanonRule;
+use super::found::{FoundRule, FoundRules};
 use super::lower::lower_rules;
-use super::model::{Chain, ChainName, Plan, Rule, Table};
+use super::model::{Chain, Plan, Rule, Table};
 use super::recover;
 use super::why::Why;
 
 /// What a builder would have written in one family, had it written these rules. Where they
 /// can be read in several ways, each of them; the first is the likeliest.
-type Builder = fn(&Rules, Family) -> Vec<Plan>;
+type Builder = fn(&FoundRules, Family) -> Vec<Plan>;
 
 /// Every builder whose rules are known by their form.
 const BUILDERS: &[Builder] = &[recover::sidecar];
-
-/// A rule that was found: the chain's index among those given to [`infer`], and the rule's.
-struct Found<'a> {
-    place: (usize, usize),
-    rule: &'a Rule,
-    canon: CanonRule,
-}
-
-/// Rules of one family that may be of one hand, by chain and in order.
-#[derive(Clone)]
-pub(super) struct Rules<'a>(Vec<(Table, &'a ChainName, Vec<&'a Found<'a>>)>);
-
-impl<'a> Rules<'a> {
-    /// The rules of a chain, in order.
-    pub(super) fn of(&self, table: Table, name: ChainName) -> impl Iterator<Item = &'a Rule> + Clone {
-        let chains = self.0.iter().filter(move |chain| chain.0 == table && *chain.1 == name);
-        chains.flat_map(|chain| &chain.2).map(|found| found.rule)
-    }
-
-    fn len(&self) -> usize {
-        self.0.iter().map(|(.., found)| found.len()).sum()
-    }
-}
 
 /// The reason of the rule at a place: the chain's index, and the rule's in its chain.
 type Reason = ((usize, usize), Why);
@@ -61,10 +39,10 @@ pub fn infer(chains: &mut [Chain]) {
     }
     let mut reasons: Vec<Reason> = Vec::new();
     for family in Family::BOTH {
-        let found: Vec<Vec<Found>> =
+        let found: Vec<Vec<FoundRule>> =
             chains.iter().enumerate().map(|(at, chain)| found(at, chain, family, &commented)).collect();
         let rules = chains.iter().zip(&found).map(|(chain, found)| (chain.table, &chain.name, found.iter().collect()));
-        let rules = Rules(rules.collect());
+        let rules = FoundRules(rules.collect());
         let explained = BUILDERS.iter().map(|builder| explain(*builder, rules.clone(), family));
         reasons.extend(explained.max_by_key(Vec::len).unwrap_or_default());
     }
@@ -82,19 +60,19 @@ fn says_why(rule: &Rule) -> bool {
 
 /// The rules of a chain that may be a builder's: those that say so, which help to tell what
 /// was asked for, and those without a comment where no rule has one.
-fn found<'a>(index: usize, chain: &'a Chain, family: Family, commented: &HashSet<Table>) -> Vec<Found<'a>> {
+fn found<'a>(index: usize, chain: &'a Chain, family: Family, commented: &HashSet<Table>) -> Vec<FoundRule<'a>> {
     let may_be_ours = |rule: &Rule| match &rule.why {
         Why::Foreign(comment) => comment.is_empty() && !commented.contains(&chain.table),
         _ => true,
     };
     let rules = chain.rules.iter().enumerate().filter(|(_, rule)| rule.families.has(family) && may_be_ours(rule));
     rules
-        .filter_map(|(at, rule)| Some(Found { place: (index, at), rule, canon: CanonRule::of(rule, family)? }))
+        .filter_map(|(at, rule)| Some(FoundRule { place: (index, at), rule, canon: CanonRule::of(rule, family)? }))
         .collect()
 }
 
 /// The reasons of those rules that a builder would have written, had it written just them.
-fn explain(builder: Builder, mut rules: Rules, family: Family) -> Vec<Reason> {
+fn explain(builder: Builder, mut rules: FoundRules, family: Family) -> Vec<Reason> {
     loop {
         let readings = builder(&rules, family).into_iter().map(|plan| Reading::of(&plan, &rules, family));
         // Of readings that explain as much the first one.
@@ -112,13 +90,13 @@ fn explain(builder: Builder, mut rules: Rules, family: Family) -> Vec<Reason> {
 /// What one plan explains of the rules that are there.
 struct Reading<'a> {
     weight: u64,
-    ours: Rules<'a>,
+    ours: FoundRules<'a>,
     reasons: Vec<Reason>,
 }
 
 impl<'a> Reading<'a> {
-    fn of(plan: &Plan, rules: &Rules<'a>, family: Family) -> Self {
-        let mut reading = Self { weight: 0, ours: Rules(Vec::new()), reasons: Vec::new() };
+    fn of(plan: &Plan, rules: &FoundRules<'a>, family: Family) -> Self {
+        let mut reading = Self { weight: 0, ours: FoundRules(Vec::new()), reasons: Vec::new() };
         for (table, name, found) in &rules.0 {
             let have: Vec<&CanonRule> = found.iter().map(|found| &found.canon).collect();
             let planned = plan.chain(*table, name).map_or(&[][..], |chain| &chain.rules);
@@ -169,7 +147,7 @@ mod tests {
     };
     use crate::plan::build;
     use crate::plan::lower::lower;
-    use crate::plan::model::{Matches, Verdict};
+    use crate::plan::model::{ChainName, Matches, Verdict};
 
     fn interception() -> Interception {
         Interception {

@@ -7,9 +7,11 @@
 pub mod align;
 pub mod build;
 pub mod canon;
+mod canon_rule;
 pub mod diff;
 pub mod effect;
 mod fold;
+mod found;
 pub mod infer;
 pub mod lower;
 pub mod model;

@@ -14,7 +14,7 @@ use crate::config::types::{
 };
 
 use super::build;
-use super::infer::Rules;
+use super::found::FoundRules;
 use super::model::{ChainName as C, Cond, Matches, Plan, Rule, Table, Verdict, protocol};
 use super::why::Why;
 
@@ -24,7 +24,7 @@ const MOST_READINGS: usize = 4;
 const MOST_ITEMS: usize = 65_536;
 
 /// The plans of a sidecar's interception for what these rules hold of one family.
-pub(super) fn sidecar(rules: &Rules, family: Family) -> Vec<Plan> {
+pub(super) fn sidecar(rules: &FoundRules, family: Family) -> Vec<Plan> {
     let read = Sidecar { rules, family };
     let mut plans = Vec::new();
     for mode in read.modes() {
@@ -45,7 +45,7 @@ pub(super) fn sidecar(rules: &Rules, family: Family) -> Vec<Plan> {
 
 #[derive(Clone, Copy)]
 struct Sidecar<'a> {
-    rules: &'a Rules<'a>,
+    rules: &'a FoundRules<'a>,
     family: Family,
 }
 

@@ -13,7 +13,8 @@ use crate::sys::packet::PacketSocket;
 
 use super::outbound::check;
 use super::tcp::{self, ACK, FIN, PSH, RST, SYN, Segment};
-use super::{Path, Route, TOKEN, Trial, witness};
+use super::trial::{Path, Route, TOKEN, Trial};
+use super::witness;
 use crate::config::types::Family;
 
 /// The pod's end of the pair: the interface by which the probe comes in.

@@ -16,8 +16,8 @@ use nix::sys::socket::{
 use crate::config::interception::Interception;
 use crate::config::types::{Families, Family, Port};
 
-use super::TOKEN;
 use super::outbound::{as_owner, can_be};
+use super::trial::TOKEN;
 
 /// How long a connected prober may take to send its token.
 const PATIENCE: Duration = Duration::from_secs(1);

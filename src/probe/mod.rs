@@ -9,9 +9,9 @@ mod inbound;
 mod listener;
 mod outbound;
 mod tcp;
+mod trial;
 mod witness;
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -24,50 +24,8 @@ use crate::config::types::{Family, Port, RangeSelection};
 use crate::plan::model::{Plan, protocol};
 
 use listener::{Listeners, Occupied};
-
-/// A way through the rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route {
-    /// A process of the pod calls somebody else.
-    Outbound,
-    /// The proxy calls its own pod: in through the inbound side.
-    Loop,
-    /// Somebody else calls the pod.
-    Inbound,
-    DnsUdp,
-    DnsTcp,
-}
-
-/// One way, in one family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Path {
-    pub route: Route,
-    pub family: Family,
-}
-
-impl Path {
-    /// The proxy's port that it leads to.
-    fn port(&self, interception: &Interception) -> u16 {
-        match self.route {
-            Route::Outbound => interception.outbound_port.get(),
-            Route::Loop | Route::Inbound => interception.inbound_port.get(),
-            Route::DnsUdp | Route::DnsTcp => Port::AGENT_DNS.get(),
-        }
-    }
-}
-
-impl fmt::Display for Path {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let route = match self.route {
-            Route::Outbound => "outbound",
-            Route::Loop => "proxy to its own pod",
-            Route::Inbound => "inbound",
-            Route::DnsUdp => "DNS over UDP",
-            Route::DnsTcp => "DNS over TCP",
-        };
-        write!(f, "{} {route}", self.family)
-    }
-}
+use trial::Target;
+pub use trial::{Path, Route, Trial};
 
 /// What was tested.
 #[derive(Debug, Default)]
@@ -95,29 +53,6 @@ pub struct Failure {
     /// It was not tried at all: nothing is known about the rules.
     pub late: bool,
 }
-
-/// What came of one path.
-pub enum Trial {
-    Passed,
-    Untested(String),
-    Failed(String),
-    /// The time was over before it began.
-    Late,
-}
-
-impl Trial {
-    /// The same with the rule named that was put to the test.
-    fn because_of(self, rule: &str) -> Self {
-        match self {
-            Self::Failed(problem) => Self::Failed(format!("{problem}; a rule of somebody else's takes it: {rule}")),
-            Self::Untested(why) => Self::Untested(format!("{why}; a rule of somebody else's may let it out: {rule}")),
-            other => other,
-        }
-    }
-}
-
-/// What a connection has to bring back.
-const TOKEN: &[u8; 16] = b"podweir-probe-01";
 
 /// How to validate.
 pub struct Setup<'a> {
@@ -223,14 +158,6 @@ fn paths(setup: &Setup) -> Vec<Path> {
         add(dns(family), Route::DnsTcp);
     }
     out
-}
-
-/// A connection to make, and as whom.
-#[derive(Debug, Clone, Copy)]
-pub struct Target {
-    pub to: SocketAddr,
-    pub uid: u32,
-    pub gid: u32,
 }
 
 /// Finds connections that by the plan take a certain way.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid};
 
-use super::{Path, Route, TOKEN, Target, Trial};
+use super::trial::{Path, Route, TOKEN, Target, Trial};
 
 /// The user and group that this process sends as.
 pub fn me() -> (u32, u32) {

@@ -10,7 +10,7 @@ use crate::sys::inet_diag::{self, State, TcpSocket};
 use crate::sys::netlink::Netlink;
 
 use super::outbound::as_owner;
-use super::{Target, Trial};
+use super::trial::{Target, Trial};
 
 /// How long the other end may take to come to be.
 const PATIENCE: Duration = Duration::from_millis(500);

@@ -8,7 +8,8 @@ use podweir::audit::ruleset::{Base, FoundChain, Hook, TableId};
 use podweir::audit::schema;
 use podweir::audit::source::Source;
 use podweir::backend::Kind;
-use podweir::backend::listing::{self, Holder, ListedChain, ListedHook, ListedTable};
+use podweir::backend::hook::ChainKind;
+use podweir::backend::listing::{self, Holder, ListedChain, ListedTable};
 use podweir::config::interception::Interception;
 use podweir::config::ranges::RangeList;
 use podweir::config::types::{Families, Interface, Networks};
@@ -27,12 +28,8 @@ use crate::partition::{foreign, rule, surroundings};
 /// A plan's rules and somebody else's, as `podweir render --format json` prints them.
 fn rules(interception: &Interception, foreign: &[FoundChain], pod: &Surroundings) -> Value {
     let plan = build(interception);
-    let hook = |chain: &FoundChain| {
-        let Base { hook, priority, nat, drops } = chain.base?;
-        Some(ListedHook { hook, priority, kind: if nat { "nat" } else { "filter" }.into(), drops })
-    };
     let chain =
-        |chain: &FoundChain| ListedChain { name: chain.name.clone(), hook: hook(chain), rules: chain.rules.clone() };
+        |chain: &FoundChain| ListedChain { name: chain.name.clone(), base: chain.base, rules: chain.rules.clone() };
     let mut tables = listing::of_plan(&plan);
     tables.push(ListedTable {
         holder: Holder::Kernel(Kind::Nftables),
@@ -62,7 +59,7 @@ fn picky() -> impl Strategy<Value = FoundChain> {
     (vec(matches, 1..3), select(vec![Hook::Output, Hook::Prerouting])).prop_map(|(all, hook)| FoundChain {
         table: TableId { source: "other".into(), name: "t".into() },
         name: ChainName::Other("picky".into()),
-        base: Some(Base { hook, priority: -390, nat: true, drops: false }),
+        base: Some(Base::accepting(ChainKind::Nat, hook, -390)),
         families: Families::BOTH,
         rules: all.into_iter().map(|matches| rule(matches, Verdict::Accept)).collect(),
     })

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use podweir::backend::Kind;
-use podweir::backend::install::{Action, Conditions, Outcome, Request, Session};
+use podweir::backend::conditions::Conditions;
+use podweir::backend::install::{Action, Outcome, Request, Session};
 use podweir::backend::iptables::programs::ProgramEnvironment;
 use podweir::backend::routing;
 use podweir::config::interception::Interception;

@@ -1,8 +1,8 @@
 //! Properties that need no kernel: a plan keeps its meaning through every form.
 
-use std::collections::HashMap;
-
-use podweir::backend::iptables::{ours, parse, script};
+use podweir::backend::iptables::{parse, script};
+use podweir::backend::listing::{self, Holder};
+use podweir::backend::ours::{self, Holding};
 use podweir::config::interception::Interception;
 use podweir::config::types::Family;
 use podweir::plan::build;
@@ -61,12 +61,13 @@ fn without_routing(plan: &Plan) -> Canon {
 
 fn check_iptables(interception: &Interception, comments: bool) -> Result<(), TestCaseError> {
     let plan = build(interception);
-    let mut saved = HashMap::new();
+    let mut tables = Vec::new();
     for family in plan.families.iter() {
         let text = saved_text(&plan, family, comments);
-        saved.insert(family, parse::parse(&text, family).map_err(|e| TestCaseError::fail(format!("{e}\n{text}")))?);
+        let saved = parse::parse(&text, family).map_err(|e| TestCaseError::fail(format!("{e}\n{text}")))?;
+        tables.extend(listing::of_saved(saved, family, Holder::Iptables));
     }
-    let (read, strange) = ours::plan(&saved);
+    let Holding { plan: read, strange, .. } = ours::of_holder(Holder::Iptables, &tables.iter().collect::<Vec<_>>());
     prop_assert!(strange.is_empty(), "{:?}", strange);
     same(&without_routing(&plan), &without_routing(&read))?;
     if comments {

@@ -7,6 +7,7 @@ use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::{Escape, scope_name};
 use crate::audit::flow::Taker;
 use crate::audit::ruleset::{Base, ChainRules, Hook, Order, Ruleset, TableId, redirect_taker};
+use crate::backend::hook::ChainKind;
 use crate::config::types::{Families, Family};
 use crate::plan::canon::{Addresses, CanonMatches, CanonRule, all_addresses};
 use crate::plan::effect::Effect;
@@ -48,7 +49,7 @@ impl ChainBox {
         Self {
             table: TableId { source: NO_RULES.into(), name: NO_RULES.into() },
             name: if hook == Hook::Output { ChainName::Output } else { ChainName::Prerouting },
-            base: Some(Base { hook, priority: 0, nat: false, drops: false }),
+            base: Some(Base::accepting(ChainKind::Filter, hook, 0)),
             depth: 0,
             rows: vec![row],
         }
@@ -230,7 +231,7 @@ impl Drawing {
             let row = Row::end("what no rule takes".into(), fate);
             let of_hook = |b: &ChainBox| b.base.filter(|base| base.hook == hook && !b.rows.is_empty());
             // Where it would have been redirected, or else where it is seen last.
-            let last = boxes.iter().rposition(|b| of_hook(b).is_some_and(|base| base.nat));
+            let last = boxes.iter().rposition(|b| of_hook(b).is_some_and(|base| base.is_nat()));
             match last.or(boxes.iter().rposition(|b| of_hook(b).is_some())) {
                 Some(at) => boxes[at].rows.push(row),
                 None => boxes.push(ChainBox::without_rules(hook, row)),

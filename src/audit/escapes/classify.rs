@@ -4,18 +4,50 @@
 
 use crate::audit::flow::Taker;
 use crate::audit::partition::Part;
+use crate::audit::ruleset::{Ruleset, redirect_taker};
 use crate::audit::space::cube::Cube;
 use crate::audit::space::{Scope, Space, loopback};
 use crate::config::ranges::RangeList;
-use crate::config::types::Family;
-use crate::plan::model::protocol;
+use crate::config::types::{Families, Family};
+use crate::plan::canon::CanonRule;
+use crate::plan::model::{Verdict, protocol};
 use crate::plan::why::Why;
 
-use super::Captured;
 use super::kind::Kind;
 
 const DNS: u16 = 53;
 const HTTPS: u16 = 443;
+
+/// What a ruleset intercepts at all.
+#[derive(Debug, Clone, Copy)]
+pub struct Captured {
+    pub any: Families,
+    pub dns: Families,
+}
+
+impl Captured {
+    /// The families in which a rule redirects or hands to TPROXY, and those of DNS among them.
+    pub fn of(ruleset: &Ruleset) -> Self {
+        let mut out = Self { any: Families::NONE, dns: Families::NONE };
+        for family in Family::BOTH {
+            for chain in &ruleset.family(family).chains {
+                let takes = |rule: &&CanonRule| matches!(rule.verdict, Verdict::Redirect(_) | Verdict::Tproxy { .. });
+                if chain.rules.iter().any(|rule| takes(&rule)) {
+                    out.any = out.any.union(Families::only(family));
+                    if redirect_taker(&chain.name) == Taker::DnsProxy {
+                        out.dns = out.dns.union(Families::only(family));
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// Whether one family is intercepted, but not this one.
+    fn left_open(self, family: Family) -> bool {
+        !self.any.is_empty() && !self.any.has(family)
+    }
+}
 
 /// Cuts a part that reaches its destination (or may) by kind.
 pub fn classify<'a>(part: Part<'a>, space: &Space, captured: Captured) -> Vec<(Kind, Part<'a>)> {

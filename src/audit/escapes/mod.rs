@@ -11,12 +11,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::config::types::{Families, Family};
 use crate::plan::canon::CanonRule;
-use crate::plan::model::Verdict;
 use crate::plan::why::Why;
 
 use super::flow::{Flow, Surroundings, Taker};
 use super::partition::{Part, TooManyParts};
-use super::ruleset::{Decider, Ruleset, redirect_taker};
+use super::ruleset::{Decider, Ruleset};
 use super::space::cube::{Cube, merged, without};
 use super::space::{Scope, Space};
 use kind::{Kind, Severity};
@@ -119,36 +118,6 @@ pub fn scope_name(scope: Scope) -> &'static str {
     }
 }
 
-/// What a ruleset intercepts at all.
-#[derive(Debug, Clone, Copy)]
-pub struct Captured {
-    pub any: Families,
-    pub dns: Families,
-}
-
-impl Captured {
-    pub fn of(ruleset: &Ruleset) -> Self {
-        let mut out = Self { any: Families::NONE, dns: Families::NONE };
-        for family in Family::BOTH {
-            for chain in &ruleset.family(family).chains {
-                let takes = |rule: &&CanonRule| matches!(rule.verdict, Verdict::Redirect(_) | Verdict::Tproxy { .. });
-                if chain.rules.iter().any(|rule| takes(&rule)) {
-                    out.any = out.any.union(Families::only(family));
-                    if redirect_taker(&chain.name) == Taker::DnsProxy {
-                        out.dns = out.dns.union(Families::only(family));
-                    }
-                }
-            }
-        }
-        out
-    }
-
-    /// Whether one family is intercepted, but not this one.
-    fn left_open(self, family: Family) -> bool {
-        !self.any.is_empty() && !self.any.has(family)
-    }
-}
-
 /// The families in which traffic can escape: those the pod has a global address in. Of a
 /// pod of which no such address is known, those that anybody made rules for, or both.
 pub fn families(ruleset: &Ruleset, pod: &Surroundings) -> Families {
@@ -164,7 +133,7 @@ pub fn find<'a>(ruleset: &'a Ruleset, space: &Space) -> Result<Vec<Escape<'a>>, 
 
 /// Every escape in some families.
 pub fn find_in<'a>(ruleset: &'a Ruleset, space: &Space, families: Families) -> Result<Vec<Escape<'a>>, TooManyParts> {
-    let captured = Captured::of(ruleset);
+    let captured = classify::Captured::of(ruleset);
     let mut classes: BTreeMap<(Kind, Scope), Vec<Part<'a>>> = BTreeMap::new();
     for family in families.iter() {
         for part in space.parts(ruleset, family)? {

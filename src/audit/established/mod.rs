@@ -10,6 +10,7 @@
 //! A connection that the proxy has is told by its sockets: the proxy's end of it is on a
 //! port that rules divert to, or has an address that is not the pod's.
 
+pub mod older;
 #[cfg(test)]
 mod tests;
 pub mod words;
@@ -34,42 +35,7 @@ use super::flow::{Direction, Flow, Surroundings, Taker};
 use super::lints::tproxy;
 use super::ruleset::{FamilyRules, Ruleset};
 use super::source::live;
-
-/// What becomes of a connection that is older than the rules that would take it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Fate {
-    /// It goes on past the proxy until it ends.
-    Passes,
-    /// Its next packet breaks it.
-    Breaks,
-    /// Rules leave it alone, but would take a connection begun by its other end: it breaks
-    /// if the next packet comes from there.
-    MayBreak,
-}
-
-/// A connection that is older than the rules.
-#[derive(Debug, Clone)]
-pub struct Older {
-    pub fate: Fate,
-    /// Its first packet, as it would be today.
-    pub flow: Flow,
-    pub connection: Connection,
-}
-
-/// The established connections of a pod.
-#[derive(Debug, Default)]
-pub struct Established {
-    pub older: Vec<Older>,
-    /// How many connections go through the proxy.
-    pub proxied: usize,
-    /// How many may be older or the proxy's own: they have the user whom it runs as, and
-    /// the rest of what rules ask about an owner cannot be seen from here.
-    pub unsure: usize,
-    /// The sockets that listen where inbound connections are diverted to.
-    pub inbound_listeners: Vec<TcpSocket>,
-    /// Why connection tracking could not be asked; what it may know of passes the proxy by.
-    pub untold: Option<io::Error>,
-}
+pub use older::{Established, Fate, Older};
 
 /// Whether the namespace that the calling thread is in can have connections that these rules
 /// would take.

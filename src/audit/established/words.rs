@@ -8,7 +8,7 @@ use nix::libc;
 use crate::audit::flow::{Direction, Flow};
 use crate::backend::connections::Ended;
 
-use super::{Established, Fate, Older};
+use super::older::{Established, Fate, Older};
 
 /// How many kinds of connections a message names.
 const NAMED: usize = 5;

@@ -4,20 +4,26 @@
 //! may still drop them.
 
 use crate::audit::flow::{Direction, Flow, Surroundings, Taker};
-use crate::audit::ruleset::{FamilyRules, Order, Ruleset};
+use crate::audit::ruleset::{Decider, FamilyRules, Order, Ruleset};
 use crate::audit::space::EPHEMERAL;
 use crate::audit::space::connection::Connection;
 use crate::audit::space::cube::{NOBODY, owner};
 use crate::audit::space::known::Known;
 use crate::audit::walk::journey::Journey;
-use crate::audit::walk::limits::Limits;
+use crate::audit::walk::limits::{Limits, MOST_RULES};
 use crate::audit::walk::trace::Trace;
 use crate::audit::walk::{Arrived, OnePacket, Uncertain, Walk};
 use crate::config::types::IdList;
 use crate::plan::model::{Cond, CtStates, Verdict};
 use crate::plan::why::Why;
 
-use super::{Lost, MOST_RULES};
+/// Packets after a connection's first that are dropped.
+#[derive(Debug, Clone, Copy)]
+pub struct Lost<'a> {
+    /// The replies, or else those that follow the first one.
+    pub replies: bool,
+    pub by: Option<Decider<'a>>,
+}
 
 /// Follows the packets after the first one, whose journey ended with `taker`. Tells which of
 /// them do not get through.

@@ -11,9 +11,10 @@ use super::ruleset::{Order, Ruleset};
 use super::space::connection::Connection;
 use super::space::known::Known;
 use super::walk::journey::{Cause, Journey};
-use super::walk::limits::Limits;
+use super::walk::limits::{Limits, MOST_RULES};
 pub use super::walk::trace::{NoTrace, Trace};
 use super::walk::{Arrived, OnePacket, Uncertain, Walk};
+pub use following::Lost;
 
 /// Who gets a flow, and the rule that decided.
 #[derive(Debug, Clone)]
@@ -27,14 +28,6 @@ pub struct Answer<'a> {
     pub lost: Option<Lost<'a>>,
 }
 
-/// Packets after a connection's first that are dropped.
-#[derive(Debug, Clone, Copy)]
-pub struct Lost<'a> {
-    /// The replies, or else those that follow the first one.
-    pub replies: bool,
-    pub by: Option<Decider<'a>>,
-}
-
 impl<'a> Answer<'a> {
     /// Nobody can tell, because of this rule.
     pub fn unknown(because: Option<Decider<'a>>) -> Self {
@@ -44,10 +37,7 @@ impl<'a> Answer<'a> {
 
 /// How many outcomes of a flow are looked at, where it is not known whether rules apply.
 const MOST_OUTCOMES: usize = 256;
-/// How many rules a flow may meet for the first one: chains that each jump often to the next
-/// one could lead through more than there is time for.
-const MOST_RULES: usize = 2_000_000;
-/// How many rules it may meet for all others.
+/// How many rules a flow may meet for all outcomes after the first one.
 pub(in crate::audit) const MOST_RULES_AGAIN: usize = 1_000_000;
 
 /// Walks a flow through a ruleset. Where it is not known whether a rule applies, or which

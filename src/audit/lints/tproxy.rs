@@ -5,7 +5,7 @@
 //! socket takes what TPROXY hands over (`IP_TRANSPARENT`, ip(7)).
 
 use crate::audit::escapes::kind::Severity;
-use crate::audit::established::Established;
+use crate::audit::established::older::Established;
 use crate::config::interception::Interception;
 use crate::config::types::Mode;
 

@@ -5,7 +5,7 @@ use crate::audit::flow::Taker;
 use crate::audit::space::index::{Index, Sides};
 use crate::audit::walk::journey::Cause;
 
-use super::Part;
+use super::part::Part;
 
 /// What may become of flows: one of the outcomes that are possible for them.
 pub struct Outcome<'a> {

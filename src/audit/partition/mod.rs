@@ -4,14 +4,13 @@
 //! intervals; nothing is sampled. Packets start unmarked, unless a mark is given.
 
 mod agree;
+mod part;
 
 use crate::config::types::Family;
-use crate::plan::why::Why;
 
-use super::flow::Taker;
-use super::ruleset::{Decider, FamilyRules, Order, Ruleset};
+use super::ruleset::{FamilyRules, Order, Ruleset};
 use super::space::connection::Connection;
-use super::space::cube::{Cube, NOBODY};
+use super::space::cube::NOBODY;
 use super::space::known::Known;
 use super::space::{Scope, Space};
 use super::walk::flows::{Chains, Flows};
@@ -20,28 +19,7 @@ use super::walk::limits::Limits;
 use super::walk::trace::NoTrace;
 use super::walk::{Arrived, Uncertain, Walk};
 use agree::{Outcome, agreed, certain};
-
-/// Flows with one fate.
-#[derive(Debug, Clone)]
-pub struct Part<'a> {
-    pub family: Family,
-    pub scope: Scope,
-    pub flows: Cube,
-    pub taker: Taker,
-    /// The rule that decides, and the reason for it; `None`: no rule says anything.
-    pub decider: Option<(Decider<'a>, &'a Why)>,
-}
-
-impl Part<'_> {
-    /// Whether both are decided by the same rule for the same reason.
-    pub fn same_decider(&self, other: &Self) -> bool {
-        match (&self.decider, &other.decider) {
-            (None, None) => true,
-            (Some((a, why)), Some((b, other))) => std::ptr::eq(a.rule, b.rule) && why == other,
-            _ => false,
-        }
-    }
-}
+pub use part::Part;
 
 /// The rules cut traffic into more parts than can be told apart.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -68,11 +46,26 @@ impl Space<'_> {
     ///
     /// The rules cut them into more parts than can be told apart.
     pub fn parts<'a>(&self, ruleset: &'a Ruleset, family: Family) -> Result<Vec<Part<'a>>, TooManyParts> {
+        self.parts_within(ruleset, family, MOST_WORK)
+    }
+
+    /// Cuts all flows of a family by a ruleset, doing no more than so much work for each scope:
+    /// the sum of the rules that sets of flows are held against and of the sets that are made.
+    ///
+    /// # Errors
+    ///
+    /// The rules cut them into more parts than can be told apart, or it takes more work.
+    pub fn parts_within<'a>(
+        &self,
+        ruleset: &'a Ruleset,
+        family: Family,
+        most_work: usize,
+    ) -> Result<Vec<Part<'a>>, TooManyParts> {
         let mut out = Vec::new();
         let rules = ruleset.family(family);
         let chains = Chains::new(rules, &self.interfaces);
         for scope in Scope::ALL {
-            out.extend(Flowing { space: self, rules, chains: &chains, family, scope, mark: 0 }.parts()?);
+            out.extend(Flowing { space: self, rules, chains: &chains, family, scope, mark: 0, most_work }.parts()?);
         }
         Ok(out)
     }
@@ -92,7 +85,7 @@ impl Space<'_> {
     ) -> Result<Vec<Part<'a>>, TooManyParts> {
         let rules = ruleset.family(family);
         let chains = Chains::new(rules, &self.interfaces);
-        Flowing { space: self, rules, chains: &chains, family, scope, mark }.parts()
+        Flowing { space: self, rules, chains: &chains, family, scope, mark, most_work: MOST_WORK }.parts()
     }
 }
 
@@ -104,6 +97,7 @@ struct Flowing<'a, 's> {
     family: Family,
     scope: Scope,
     mark: u32,
+    most_work: usize,
 }
 
 impl<'a> Flowing<'a, '_> {
@@ -147,7 +141,7 @@ impl<'a> Flowing<'a, '_> {
             (known.uid, known.gid) = (Some(NOBODY), Some(NOBODY));
         }
         let flows = Flows { set, chains: self.chains };
-        let limits = Limits::new(MOST_WORK, MOST_SETS);
+        let limits = Limits::new(self.most_work, MOST_SETS);
         let mut walk = Walk::new(self.rules, order, family, &space.pod.addresses, uncertain, limits);
         let journey = Journey::new(scope.direction(), flows, known, Connection::NEW, scope.is_local());
         let mut outcomes = Vec::new();

@@ -1,9 +1,10 @@
 //! Drift as findings: what is not as it should be, and how bad it is by what it changes.
 
+use crate::audit::drift::{Effect, Finding, Verification, What};
 use crate::audit::escapes::kind::Severity;
 use crate::audit::source::Source;
 use crate::audit::undo::is_policy;
-use crate::audit::verify::{Effect, Finding, Report, What, verify};
+use crate::audit::verify::verify;
 use crate::plan::diff::Side;
 
 /// One thing that is not as it should be.
@@ -71,7 +72,7 @@ fn severity(effects: &[&Effect], has_effect: bool) -> Severity {
     }
 }
 
-fn of_finding(finding: &Finding, report: &Report) -> Drift {
+fn of_finding(finding: &Finding, report: &Verification) -> Drift {
     let effects: Vec<&Effect> = finding.effects.iter().map(|&at| &report.effects[at]).collect();
     let has_effect = !effects.is_empty() || finding.consequence.is_some();
     let severity = match (&finding.what, &report.blind) {

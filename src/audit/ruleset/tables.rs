@@ -3,7 +3,7 @@
 use crate::backend::listing::{ListedChain, ListedTable};
 use crate::config::types::Families;
 
-use super::{Base, FoundChain, Ruleset, TableId};
+use super::{FoundChain, Ruleset, TableId};
 
 impl Ruleset {
     /// The rules that packets meet. Tables that are switched off are left out.
@@ -14,12 +14,7 @@ impl Ruleset {
             let found = move |chain: &ListedChain| FoundChain {
                 table: id.clone(),
                 name: chain.name.clone(),
-                base: chain.hook.as_ref().map(|hook| Base {
-                    hook: hook.hook,
-                    priority: hook.priority,
-                    nat: hook.kind == "nat",
-                    drops: hook.drops,
-                }),
+                base: chain.base,
                 families,
                 rules: chain.rules.clone(),
             };

@@ -43,9 +43,4 @@ mod read;
 mod write;
 
 pub use read::read;
-pub use write::source;
-
-/// What the member `format` says.
-pub const FORMAT: &str = "podweir-rules";
-/// The version written, and the latest one read.
-pub const VERSION: u64 = 1;
+pub use write::{FORMAT, VERSION, source};

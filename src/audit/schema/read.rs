@@ -8,11 +8,11 @@ use serde_json::{Map, Value};
 
 use crate::audit::flow::Surroundings;
 use crate::audit::routes::{Route, Routes};
-use crate::audit::ruleset::Hook;
 use crate::audit::ruleset::Ruleset;
 use crate::audit::source::Source;
-use crate::backend::foreign_text::make_printable;
-use crate::backend::listing::{self, Holder, ListedChain, ListedHook, ListedTable};
+use crate::backend::hook::{Base, ChainKind, Hook};
+use crate::backend::listing::{Holder, ListedChain, ListedTable, make_printable};
+use crate::backend::ours;
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Families, Family, Interface, Mark, Networks, Port, RouteTable};
 use crate::config::value;
@@ -23,7 +23,7 @@ use crate::plan::model::{
 use crate::plan::why::Why;
 use crate::sys::text::printable;
 
-use super::VERSION;
+use super::write::VERSION;
 
 type Read<T> = Result<T, String>;
 type Object = Map<String, Value>;
@@ -48,7 +48,7 @@ pub fn read(value: &Value) -> Read<Source> {
     let pod = object(member(top, "pod")?, "pod")?;
     Ok(Source {
         ruleset: Ruleset::of_tables(&tables),
-        held: listing::held(&tables),
+        held: ours::holdings(&tables),
         tables,
         routing: match member(top, "routing")? {
             Value::Null => None,
@@ -152,14 +152,14 @@ fn table(value: &Value) -> Read<ListedTable> {
 
 fn chain(value: &Value) -> Read<ListedChain> {
     let chain = object(value, "a chain")?;
-    let hook = match member(chain, "hook")? {
+    let base = match member(chain, "hook")? {
         Value::Null => None,
         hook => {
             let hook = object(hook, "a hook")?;
             let name = text(hook, "name")?;
-            Some(ListedHook {
+            Some(Base {
                 hook: Hook::by_name(name).ok_or_else(|| format!("'{name}' is no hook"))?,
-                kind: text(hook, "type")?.to_owned(),
+                kind: ChainKind::by_name(text(hook, "type")?),
                 priority: number(hook, "priority")?,
                 drops: truth(hook, "drops")?,
             })
@@ -169,7 +169,7 @@ fn chain(value: &Value) -> Read<ListedChain> {
     let rule = |(at, r): (usize, &Value)| rule(r).map_err(|e| format!("rules[{at}]: {e}"));
     Ok(ListedChain {
         name: ChainName::by_name(text(chain, "name")?),
-        hook,
+        base,
         rules: rules.iter().enumerate().map(rule).collect::<Read<_>>()?,
     })
 }

@@ -9,7 +9,10 @@ use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Families, Interface, Networks};
 use crate::plan::model::{Cond, CtStates, Masked, Matches, Origin, Routing, Rule, Verdict};
 
-use super::{FORMAT, VERSION};
+/// What the member `format` says.
+pub const FORMAT: &str = "podweir-rules";
+/// The version written, and the latest one read.
+pub const VERSION: u64 = 1;
 
 /// Everything of a source.
 pub fn source(source: &Source) -> Value {
@@ -39,12 +42,12 @@ fn families(families: Families) -> Vec<String> {
 
 fn table(table: &ListedTable) -> Value {
     let chains = table.chains.iter().map(|chain| {
-        let hook = chain.hook.as_ref().map(|hook| {
+        let hook = chain.base.as_ref().map(|base| {
             json!({
-                "name": hook.hook.name(),
-                "type": hook.kind,
-                "priority": hook.priority,
-                "drops": hook.drops,
+                "name": base.hook.name(),
+                "type": base.kind.name(),
+                "priority": base.priority,
+                "drops": base.drops,
             })
         });
         json!({

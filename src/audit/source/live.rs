@@ -3,28 +3,22 @@
 //! has tables, which only its own program can list.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::IpAddr;
 
 use crate::audit::flow::Surroundings;
 use crate::audit::routes::{Route, Routes};
 use crate::audit::ruleset::Ruleset;
-use crate::backend::iptables::parse;
-use crate::backend::iptables::programs::{ProgramEnvironment, ProgramError, Programs, Variant};
-use crate::backend::listing::{self, Holder, ListedTable};
-use crate::backend::nftables::{everything, tables};
+use crate::backend::iptables::programs::ProgramEnvironment;
+use crate::backend::listing::Listing;
 use crate::backend::routing::{self, FoundRouting};
-use crate::backend::{Kind, foreign_text, route_table, survey};
+use crate::backend::{everything, ours, route_table};
 use crate::config::facts;
-use crate::config::types::{Families, Mark};
+use crate::config::types::Mark;
 use crate::plan::model::Routing;
 use crate::sys::netlink::Netlink;
 use crate::sys::text::printable;
 
 use super::{Source, SourceError};
-
-/// How often to begin again when others change the rules at the same time.
-const ATTEMPTS: usize = 20;
 
 /// How to read.
 pub struct Live<'a> {
@@ -37,13 +31,8 @@ pub struct Live<'a> {
 
 /// Reads everything.
 pub fn read(live: &Live) -> Result<Source, SourceError> {
-    let mut tables = nft_tables()?;
-    let legacy =
-        survey::any_legacy_tables().map_err(|source| SourceError::kernel("the tables of iptables-legacy", source))?;
-    tables.extend(legacy_tables(live, legacy)?);
-    foreign_text::make_printable(&mut tables);
-    listing::name_reasons(&mut tables);
-    let held = listing::held(&tables);
+    let Listing { tables, told, mut notes } = everything::listing(&live.programs, live.lock_timeout)?;
+    let held = ours::holdings(&tables);
     let mut route = Netlink::open(Netlink::ROUTE).map_err(|e| SourceError::kernel("routing", e))?;
     let addresses = routing::addresses(&mut route).map_err(|e| SourceError::kernel("the pod's addresses", e))?;
     let mark_rules = routing::mark_rules(&mut route)?;
@@ -58,7 +47,6 @@ pub fn read(live: &Live) -> Result<Source, SourceError> {
     let dns_servers = live.resolv_conf.map(|text| facts::name_servers(text).0);
     let pod = Surroundings { dns_servers, ..surroundings(&mut route, addresses)? };
     let ruleset = Ruleset::of_tables(&tables);
-    let mut notes = Vec::new();
     if others > 0 && ruleset.tells_interfaces_apart() {
         notes.push(format!("policy routing of others is not looked at ({others} of ip rule): by which interface a flow goes is what the table main says, unless --interface says it"));
     }
@@ -67,7 +55,7 @@ pub fn read(live: &Live) -> Result<Source, SourceError> {
         tables,
         held,
         routing: Some(found.ours(&marks, &Routing::default()).routing().normalised()),
-        told: Families::BOTH,
+        told,
         pod,
         settings: None,
         given: None,
@@ -87,37 +75,6 @@ pub fn surroundings(route: &mut Netlink, addresses: Vec<(u32, IpAddr)>) -> Resul
         routes,
         addresses: addresses.into_iter().map(|(_, address)| address).collect(),
     })
-}
-
-fn nft_tables() -> Result<Vec<ListedTable>, SourceError> {
-    let mut netlink = match Netlink::open(Netlink::NETFILTER) {
-        Ok(netlink) => netlink,
-        Err(e) if survey::is_unsupported(&e) => return Ok(Vec::new()),
-        Err(e) => return Err(SourceError::kernel("nf_tables", e)),
-    };
-    let mut attempt = 1;
-    loop {
-        match everything::list(&mut netlink, usize::MAX) {
-            Ok(tables) => return Ok(tables::listed(&tables)),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted && attempt < ATTEMPTS => attempt += 1,
-            Err(e) if survey::is_unsupported(&e) => return Ok(Vec::new()),
-            Err(e) => return Err(SourceError::kernel("nf_tables", e)),
-        }
-    }
-}
-
-fn legacy_tables(live: &Live, families: Families) -> Result<Vec<ListedTable>, SourceError> {
-    let programs = Programs::new(Variant::Legacy, live.programs.clone(), live.lock_timeout);
-    let mut out = Vec::new();
-    for family in families.iter() {
-        let text = programs.save(family)?;
-        let saved = parse::parse(&text, family).map_err(|source| {
-            let program = format!("{}-save", Kind::IptablesLegacy);
-            ProgramError::Parse { program, source }
-        })?;
-        out.extend(listing::of_saved(saved, family, Holder::Kernel(Kind::IptablesLegacy)));
-    }
-    Ok(out)
 }
 
 /// Which interface is the way to which addresses. One that is gone by now is the way to none.

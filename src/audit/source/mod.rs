@@ -15,6 +15,7 @@ pub mod options;
 use std::io;
 
 use crate::backend::dump::DumpError;
+use crate::backend::everything::ListingError;
 use crate::backend::iptables::programs::ProgramError;
 use crate::backend::routing::RoutingError;
 use crate::config::given::Given;
@@ -27,8 +28,9 @@ use crate::sys::netns;
 
 use super::flow::Surroundings;
 use super::ruleset::Ruleset;
-use crate::backend::listing::{self, Held, ListedTable, Listing};
+use crate::backend::listing::{ListedTable, Listing};
 use crate::backend::opaque;
+use crate::backend::ours::{self, Holding};
 
 /// Rules, and what is known around them.
 #[derive(Debug, Clone)]
@@ -38,7 +40,7 @@ pub struct Source {
     /// The same, ready for packets to be walked through.
     pub ruleset: Ruleset,
     /// What each holder has of an interception.
-    pub held: Vec<Held>,
+    pub held: Vec<Holding>,
     /// Routing and addresses of an interception; `None` where the source does not tell.
     pub routing: Option<Routing>,
     /// The families that the source tells about. Of another one nothing is known.
@@ -57,7 +59,7 @@ impl Source {
     pub fn of_listing(listing: Listing) -> Self {
         Self {
             ruleset: Ruleset::of_tables(&listing.tables),
-            held: listing::held(&listing.tables),
+            held: ours::holdings(&listing.tables),
             tables: listing.tables,
             routing: None,
             told: listing.told,
@@ -131,6 +133,15 @@ pub enum SourceError {
     File { name: String, source: io::Error },
     #[error(transparent)]
     Dump(#[from] DumpError),
+}
+
+impl From<ListingError> for SourceError {
+    fn from(error: ListingError) -> Self {
+        match error {
+            ListingError::Kernel { what, source } => Self::kernel(what, source),
+            ListingError::Program(error) => Self::Program(error),
+        }
+    }
 }
 
 impl SourceError {

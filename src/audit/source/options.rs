@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use crate::audit::flow::Surroundings;
 use crate::audit::ruleset::Ruleset;
-use crate::backend::listing;
+use crate::backend::{listing, ours};
 use crate::config::facts::Facts;
 use crate::config::given::{Given, Origin};
 use crate::config::options::Opt;
@@ -101,7 +101,7 @@ pub fn of_settings(settings: Settings, pod: Surroundings) -> Source {
     let tables = listing::of_plan(&plan);
     Source {
         ruleset: Ruleset::of_tables(&tables),
-        held: listing::held(&tables),
+        held: ours::holdings(&tables),
         tables,
         routing: Some(plan.routing.normalised()),
         told: Families::BOTH,

@@ -10,6 +10,10 @@ const LOOK: usize = 8;
 /// How many possibilities of a packet may be put aside at once.
 const MOST_OPEN: usize = 100_000;
 
+/// How many rules a flow may meet on one walk: chains that each jump often to the next one could
+/// lead through more than there is time for.
+pub const MOST_RULES: usize = 2_000_000;
+
 /// What may still be done on a walk.
 #[derive(Debug)]
 pub struct Limits<'a> {

@@ -170,7 +170,7 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
             return self.behind(hook, journey, trace);
         };
         match chain.base {
-            Some(base) if base.nat && journey.nat_done => {
+            Some(base) if base.is_nat() && journey.nat_done => {
                 journey.entered += 1;
                 // Conntrack does with a packet what was done with the connection's first one.
                 if let Some((_, port)) = journey.rewritten.filter(|(on, _)| *on == hook) {

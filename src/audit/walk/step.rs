@@ -30,7 +30,7 @@ impl End {
     pub fn of_base(self, base: &Base) -> Self {
         match self {
             // Behind routing a destination stays what it is: only the source is rewritten.
-            End::Unknown if base.nat && base.hook.is_behind_routing() => End::Accept,
+            End::Unknown if base.is_nat() && base.hook.is_behind_routing() => End::Accept,
             End::Back if base.drops => End::Drop,
             end => end,
         }
@@ -50,7 +50,7 @@ impl End {
     /// only say that nothing happens here.
     pub fn leaves_decided(self, base: &Base, redirected: bool) -> bool {
         match self {
-            End::Back | End::Accept => !base.nat,
+            End::Back | End::Accept => !base.is_nat(),
             // What TPROXY has handed to a socket stays there, wherever it is addressed to.
             End::Redirect(..) => redirected,
             _ => false,

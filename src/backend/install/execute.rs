@@ -5,7 +5,7 @@ use tracing::debug;
 use crate::backend::guard::{Guard, GuardError};
 use crate::backend::held::{Held, Tcp};
 use crate::backend::nftables::transaction::TransactionError;
-use crate::backend::nftables::{cleanup, read};
+use crate::backend::nftables::{cleanup, survey};
 use crate::backend::routing::{Changes, FoundRouting};
 use crate::backend::{Backend, BackendError, Kind, Reading};
 use crate::config::types::Families;
@@ -111,7 +111,7 @@ impl Session {
     /// listed, and the guard has changed something.
     fn look_again(&mut self, found: &Found) -> Result<(), InstallError> {
         let netlink = self.netfilter.as_mut().ok_or(InstallError::NoNftables)?;
-        self.tables = read::tables(netlink).map_err(error::survey)?;
+        self.tables = survey::tables(netlink).map_err(error::survey)?;
         let (before, now) = (found.reading(Kind::Nftables), self.backend(Kind::Nftables, Families::NONE)?.read()?);
         if now.says_the_same(&before) { Ok(()) } else { Err(TransactionError::Raced.into()) }
     }

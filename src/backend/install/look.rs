@@ -4,20 +4,22 @@ use std::io;
 
 use tracing::debug;
 
+use crate::backend::conditions::Conditions;
 use crate::backend::guard::Guard;
 use crate::backend::interference;
 use crate::backend::iptables::programs::{Programs, Variant};
 use crate::backend::listing::{self, Holder};
-use crate::backend::nftables::{self, everything, read::Tables};
+use crate::backend::nftables::survey::Tables;
+use crate::backend::nftables::{list, tables};
 use crate::backend::routing::{self, FoundRouting, RoutingError};
 use crate::backend::survey::{self, Survey};
-use crate::backend::{Backup, Kind, Reading, foreign_text};
+use crate::backend::{Backup, Kind, Reading};
 use crate::config::settings::BackendChoice;
 use crate::config::types::{Families, Family, Mark};
 use crate::plan::model::Plan;
 
 use super::error::{self, InstallError};
-use super::{Action, Conditions, Prospect, Session};
+use super::{Action, Prospect, Session};
 
 /// The most rules and elements of others' that an installation looks at: reading them takes
 /// milliseconds.
@@ -135,8 +137,8 @@ impl Session {
         let mut listed = vec![Kind::IptablesLegacy];
         match self.netfilter.as_mut().filter(|_| of_others || unread) {
             None => listed.push(Kind::IptablesNft),
-            Some(netlink) => match everything::list(netlink, MOST_OF_OTHERS) {
-                Ok(all) => tables.extend(nftables::tables::listed(&all)),
+            Some(netlink) => match list::everything(netlink, MOST_OF_OTHERS) {
+                Ok(all) => tables.extend(tables::listed(&all)),
                 Err(e) if e.kind() == io::ErrorKind::QuotaExceeded => {
                     return Ok(Some(format!(
                         "there are more than {MOST_OF_OTHERS} rules and elements of sets of others: whether they keep the interception from working is not looked at"
@@ -155,7 +157,7 @@ impl Session {
             return Ok(None);
         }
         debug!(tables = tables.len(), "rules of others are looked at");
-        foreign_text::make_printable(&mut tables);
+        listing::make_printable(&mut tables);
         let found = interference::find(&tables, plan, kind);
         Ok((!found.is_empty()).then(|| interference::told(&found)))
     }

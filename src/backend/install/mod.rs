@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 
 use tracing::{Level, debug, enabled, warn};
 
+use crate::backend::conditions::Conditions;
 use crate::backend::guard::Guard;
 use crate::backend::held::Held;
 use crate::backend::iptables::backend::Iptables;
-use crate::backend::iptables::programs::{ProgramEnvironment, Programs, Variant};
+use crate::backend::iptables::programs::{Programs, Variant};
 use crate::backend::nftables::backend::Nftables;
-use crate::backend::nftables::read::Tables;
+use crate::backend::nftables::survey::Tables;
 use crate::backend::routing::{Changes, FoundRouting};
 use crate::backend::{Backend, BackendError, Kind, Reading};
 use crate::config::settings::BackendChoice;
@@ -47,14 +48,6 @@ pub struct Request<'a> {
     pub force: bool,
     /// Whether rules of others that interfere are an error rather than a warning.
     pub strict: bool,
-}
-
-/// How to run in this namespace.
-#[derive(Debug, Clone)]
-pub struct Conditions {
-    pub rule_comments: bool,
-    pub lock_timeout: Duration,
-    pub programs: ProgramEnvironment,
 }
 
 /// What was done.

@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 
+use crate::backend::listing::{self, Holder, ListedTable};
+use crate::backend::ours::{self, Holding};
 use crate::backend::{Backend, BackendError, Backup, Kind, Reading};
 use crate::config::types::{Families, Family};
 use crate::plan::canon::Canon;
 use crate::plan::lower::lower;
 use crate::plan::model::{Plan, Table};
 
-use super::ours;
 use super::parse::{self, Saved};
 use super::programs::{ProgramError, Programs, Variant};
 use super::script;
@@ -83,7 +84,10 @@ impl Backend for Iptables<'_> {
         for family in self.tables.iter() {
             saved.insert(family, self.list(family)?);
         }
-        let (plan, strange) = ours::plan(&saved);
+        let holder = Holder::Kernel(self.kind());
+        let tables: Vec<ListedTable> =
+            saved.iter().flat_map(|(family, saved)| listing::of_saved(saved.clone(), *family, holder)).collect();
+        let Holding { plan, strange, .. } = ours::of_holder(holder, &tables.iter().collect::<Vec<_>>());
         Ok(Reading { present: !plan.families.is_empty(), plan, strange, backup: Backup::Iptables(saved) })
     }
 

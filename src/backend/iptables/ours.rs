@@ -1,61 +1,66 @@
 //! Which rules of an iptables listing belong to an interception: what is in its chains,
 //! and what it put into the hooks. Everything else is somebody else's.
 
-use std::collections::HashMap;
+use crate::config::types::Mark;
+use crate::plan::model::{ChainName, Matches, Rule, Table, Verdict};
 
-use crate::backend::Strange;
-use crate::config::types::{Families, Family, Mark};
-use crate::plan::model::{Chain, ChainName, Matches, Plan, Routing, Rule, Table, Verdict};
-
-use super::parse::{Saved, SavedRule, SavedTable};
-
-/// A table's part of an interception, as listed.
-#[derive(Debug, Default)]
-pub struct OwnPart<'a> {
+/// A table's part of an interception; `R` stands for a rule, however it is kept.
+#[derive(Debug)]
+pub struct OwnPart<R> {
     /// Chains that only an interception makes.
     pub chains: Vec<ChainName>,
     /// Its rules in the hooks, in order.
-    pub hook_rules: Vec<(ChainName, &'a SavedRule)>,
+    pub hook_rules: Vec<(ChainName, R)>,
     /// The rules in its chains, in order.
-    pub chain_rules: Vec<(ChainName, &'a SavedRule)>,
+    pub chain_rules: Vec<(ChainName, R)>,
     /// Rules of others that stand in front of one of ours and keep packets from it.
-    pub in_front: Vec<(ChainName, &'a SavedRule)>,
+    pub in_front: Vec<(ChainName, R)>,
 }
 
-impl OwnPart<'_> {
+impl<R> Default for OwnPart<R> {
+    fn default() -> Self {
+        Self { chains: Vec::new(), hook_rules: Vec::new(), chain_rules: Vec::new(), in_front: Vec::new() }
+    }
+}
+
+impl<R> OwnPart<R> {
     pub fn is_empty(&self) -> bool {
         self.chains.is_empty() && self.hook_rules.is_empty()
     }
 }
 
-/// Takes a listed table apart.
-pub fn own_part(table: &SavedTable) -> OwnPart<'_> {
-    let kind = Table::by_name(&table.name);
-    let chains = table.chains.keys().map(|name| ChainName::by_name(name)).filter(ChainName::is_own).collect();
-    let mut part = OwnPart { chains, ..OwnPart::default() };
-    let jumps = |rule: &SavedRule| matches!(&rule.rule.verdict, Verdict::Jump(c) | Verdict::Goto(c) if c.is_own());
-    let ours_is_here = !part.chains.is_empty() || table.rules.iter().any(jumps);
-    let certain = |rule: &SavedRule| is_certainly_ours(&rule.rule);
-    let mut first_entry: HashMap<&str, usize> = HashMap::new();
-    for (at, rule) in table.rules.iter().enumerate().filter(|(_, rule)| is_entry(&rule.rule)) {
-        first_entry.entry(&rule.chain).or_insert(at);
-    }
-    let mut waiting: HashMap<ChainName, Vec<&SavedRule>> = HashMap::new();
-    for (at, rule) in table.rules.iter().enumerate() {
-        let chain = ChainName::by_name(&rule.chain);
-        if chain.is_own() {
-            part.chain_rules.push((chain, rule));
-        } else if chain.is_hook() {
+/// Takes a table apart, chain by chain. `rule_of`: the rule of what it is kept as.
+pub fn own_part<'n, 'r, R>(
+    table: Table,
+    chains: impl Iterator<Item = (&'n ChainName, impl Iterator<Item = R>)>,
+    rule_of: impl Fn(&R) -> &'r Rule,
+) -> OwnPart<R> {
+    let chains: Vec<(&ChainName, Vec<R>)> = chains.map(|(name, rules)| (name, rules.collect())).collect();
+    let own = chains.iter().map(|(name, _)| *name).filter(|name| name.is_own()).cloned().collect();
+    let mut part = OwnPart { chains: own, ..OwnPart::default() };
+    let jumps = |rule: &R| matches!(&rule_of(rule).verdict, Verdict::Jump(c) | Verdict::Goto(c) if c.is_own());
+    let ours_is_here = !part.chains.is_empty() || chains.iter().any(|(_, rules)| rules.iter().any(jumps));
+    for (name, rules) in chains {
+        if name.is_own() {
+            part.chain_rules.extend(rules.into_iter().map(|rule| (name.clone(), rule)));
+            continue;
+        }
+        if !name.is_hook() {
+            continue;
+        }
+        let first_entry = rules.iter().position(|rule| is_entry(rule_of(rule)));
+        let mut waiting = Vec::new();
+        for (at, kept) in rules.into_iter().enumerate() {
+            let rule = rule_of(&kept);
             // "In by eth1: return" could be anybody's. It is ours in a table with chains of
             // an interception, unless it stands behind the way into them.
-            let behind = first_entry.get(rule.chain.as_str()).is_some_and(|entry| at > *entry);
-            let shaped = kind.is_some_and(|table| is_hook_rule(table, &chain, &rule.rule));
-            if ours_is_here && shaped && (certain(rule) || !behind) {
-                let before = waiting.remove(&chain).unwrap_or_default();
-                part.in_front.extend(before.into_iter().map(|foreign| (chain.clone(), foreign)));
-                part.hook_rules.push((chain, rule));
-            } else if keeps_packets(&rule.rule) {
-                waiting.entry(chain).or_default().push(rule);
+            let behind = first_entry.is_some_and(|entry| at > entry);
+            let shaped = is_hook_rule(table, name, rule);
+            if ours_is_here && shaped && (is_certainly_ours(rule) || !behind) {
+                part.in_front.append(&mut waiting);
+                part.hook_rules.push((name.clone(), kept));
+            } else if keeps_packets(rule) {
+                waiting.push((name.clone(), kept));
             }
         }
     }
@@ -109,39 +114,4 @@ pub fn is_hook_rule(table: Table, chain: &ChainName, rule: &Rule) -> bool {
         }
         _ => false,
     }
-}
-
-/// What is found of an interception in both families' listings, as a plan.
-pub fn plan(saved: &HashMap<Family, Saved>) -> (Plan, Vec<Strange>) {
-    let mut chains: Vec<Chain> = Vec::new();
-    let mut strange = Vec::new();
-    let mut families = Families::NONE;
-    for family in Family::BOTH {
-        let Some(saved) = saved.get(&family) else { continue };
-        for table in &saved.tables {
-            let Some(kind) = Table::by_name(&table.name) else { continue };
-            let part = own_part(table);
-            if part.is_empty() {
-                continue;
-            }
-            families = families.union(Families::only(family));
-            for (chain, rule) in part.hook_rules.iter().chain(&part.chain_rules) {
-                match chains.iter_mut().find(|c| c.table == kind && c.name == *chain) {
-                    Some(known) => known.rules.push(rule.rule.clone()),
-                    None => chains.push(Chain { table: kind, name: chain.clone(), rules: vec![rule.rule.clone()] }),
-                }
-            }
-            for (chain, rule) in part.in_front {
-                let which = rule.rule.origin.as_ref().map_or_else(String::new, |origin| format!(" ({origin})"));
-                strange.push(Strange {
-                    table: kind,
-                    chain: Some(chain),
-                    family: Some(family),
-                    what: format!("a rule of somebody else{which} stands in front of ours: {}", rule.words),
-                });
-            }
-        }
-    }
-    chains.sort_by_key(|c| (c.table, c.name.clone()));
-    (Plan { families, chains, routing: Routing::default() }, strange)
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::config::types::Family;
-use crate::plan::model::{Counters, Origin, Rule};
+use crate::plan::model::{ChainName, Counters, Origin, Rule};
 
 use super::rule::rule;
 
@@ -39,6 +39,18 @@ pub struct SavedRule {
     /// The line after `-A CHAIN `, word for word, without counters.
     pub words: String,
     pub rule: Rule,
+}
+
+impl SavedTable {
+    /// The rules of each chain, in order; of those without rules as well.
+    pub fn by_chain(&self) -> Vec<(ChainName, Vec<&SavedRule>)> {
+        let mut out: BTreeMap<&str, Vec<&SavedRule>> =
+            self.chains.keys().map(|name| (name.as_str(), Vec::new())).collect();
+        for rule in &self.rules {
+            out.entry(&rule.chain).or_default().push(rule);
+        }
+        out.into_iter().map(|(name, rules)| (ChainName::by_name(name), rules)).collect()
+    }
 }
 
 impl Saved {
@@ -121,32 +133,6 @@ fn counters(line: &str) -> Result<(Option<Counters>, &str), String> {
         Some((counters, rest)) => Ok((Some(counters), rest)),
         None => Err(format!("'{}' has no valid counters", clip(line))),
     }
-}
-
-/// Words of a line; quotes and backslashes as iptables-save writes them.
-pub(super) fn split(line: &str) -> Result<Vec<String>, String> {
-    let (mut words, mut word, mut quoted, mut any) = (Vec::new(), String::new(), false, false);
-    let mut chars = line.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '\\' if quoted => word.extend(chars.next()),
-            '"' => (quoted, any) = (!quoted, true),
-            c if c.is_whitespace() && !quoted => {
-                if any || !word.is_empty() {
-                    words.push(std::mem::take(&mut word));
-                }
-                any = false;
-            }
-            c => word.push(c),
-        }
-    }
-    if quoted {
-        return Err("a quote is not closed".into());
-    }
-    if any || !word.is_empty() {
-        words.push(word);
-    }
-    Ok(words)
 }
 
 #[cfg(test)]

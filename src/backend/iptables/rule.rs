@@ -11,8 +11,6 @@ use crate::plan::effect::{Effect, Unmodelled};
 use crate::plan::model::{ChainName, Cond, CtStates, Masked, Matches, Rule, Verdict, protocol};
 use crate::plan::why::Why;
 
-use super::parse::split;
-
 /// Parses a rule's words, the part after `-A CHAIN`.
 pub fn rule(words: &str, family: Family) -> Result<Rule, String> {
     let words = split(words)?;
@@ -313,6 +311,32 @@ fn states(text: &str) -> Option<CtStates> {
         let (state, _) = CtStates::NAMED.iter().find(|(_, known)| *known == name)?;
         Some(all.union(*state))
     })
+}
+
+/// Words of a line; quotes and backslashes as iptables-save writes them.
+fn split(line: &str) -> Result<Vec<String>, String> {
+    let (mut words, mut word, mut quoted, mut any) = (Vec::new(), String::new(), false, false);
+    let mut chars = line.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' if quoted => word.extend(chars.next()),
+            '"' => (quoted, any) = (!quoted, true),
+            c if c.is_whitespace() && !quoted => {
+                if any || !word.is_empty() {
+                    words.push(std::mem::take(&mut word));
+                }
+                any = false;
+            }
+            c => word.push(c),
+        }
+    }
+    if quoted {
+        return Err("a quote is not closed".into());
+    }
+    if any || !word.is_empty() {
+        words.push(word);
+    }
+    Ok(words)
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use std::fmt::Write;
 use crate::config::types::Family;
 use crate::plan::model::{Chain, ChainName, Table};
 
-use super::ours::own_part;
-use super::parse::{Saved, SavedRule};
+use super::ours::{self, OwnPart};
+use super::parse::{Saved, SavedRule, SavedTable};
 use super::render;
 
 /// What a table is to hold of an interception, in iptables' words.
@@ -46,7 +46,7 @@ pub fn wanted(lowered: &[Chain], table: Table, family: Family, comments: bool) -
 /// at the places where it stood among the rules of others.
 pub fn as_found(saved: &Saved, table: Table) -> Wanted {
     let Some(saved) = saved.table(table.name()) else { return Wanted::default() };
-    let part = own_part(saved);
+    let part = own_part(table, saved);
     let mut positions: HashMap<&str, usize> = HashMap::new();
     let mut hook_rules = Vec::new();
     for rule in &saved.rules {
@@ -59,11 +59,16 @@ pub fn as_found(saved: &Saved, table: Table) -> Wanted {
     Wanted { chains: part.chains.clone(), hook_rules, chain_rules: part.chain_rules.iter().map(words).collect() }
 }
 
+fn own_part(table: Table, saved: &SavedTable) -> OwnPart<&SavedRule> {
+    let chains = saved.by_chain();
+    ours::own_part(table, chains.iter().map(|(name, rules)| (name, rules.iter().copied())), |rule| &rule.rule)
+}
+
 /// One table's part of the input: from what is there to what is wanted. Empty when
 /// there is nothing to do.
 pub fn table(table: Table, now: Option<&Saved>, wanted: &Wanted) -> String {
     let saved = now.and_then(|saved| saved.table(table.name()));
-    let part = saved.map(own_part).unwrap_or_default();
+    let part = saved.map(|saved| own_part(table, saved)).unwrap_or_default();
     if part.is_empty() && wanted.is_empty() {
         return String::new();
     }

@@ -3,16 +3,19 @@
 use std::collections::HashMap;
 use std::io;
 
-use crate::backend::{Backend, BackendError, Backup, Kind, Reading};
+use crate::backend::listing::Holder;
+use crate::backend::{Backend, BackendError, Backup, Kind, Reading, ours};
 use crate::config::types::Family;
 use crate::plan::canon::Canon;
 use crate::plan::model::{Chain, Plan, Table};
 use crate::sys::netlink::Netlink;
 
 use super::frame::Frame;
-use super::read::{self, Raw, Tables};
+use super::raw::Raw;
+use super::survey::{self, Tables};
+use super::tables::listed;
 use super::transaction::{Transaction, TransactionError};
-use super::{errors, names};
+use super::{errors, list, names};
 
 /// The native backend, on an open socket.
 pub struct Nftables<'a> {
@@ -34,7 +37,7 @@ impl<'a> Nftables<'a> {
     /// The tables as they stand, listed anew: our own guard, or an iptables-nft run of
     /// ours, may have changed the generation.
     fn list_again(&mut self) -> Result<(), BackendError> {
-        self.tables = read::tables(self.netlink).map_err(Self::list_error)?;
+        self.tables = survey::tables(self.netlink).map_err(Self::list_error)?;
         Ok(())
     }
 
@@ -89,13 +92,10 @@ impl Backend for Nftables<'_> {
         if present.is_empty() {
             return Ok(Reading::nothing());
         }
-        let reading = read::read(self.netlink, &present).map_err(Self::list_error)?;
-        Ok(Reading {
-            present: reading.present,
-            plan: reading.plan,
-            strange: reading.strange,
-            backup: Backup::Nftables(reading.backup),
-        })
+        let (tables, raw) = list::ours(self.netlink, &present).map_err(Self::list_error)?;
+        let tables = listed(&tables);
+        let held = ours::of_holder(Holder::Kernel(Kind::Nftables), &tables.iter().collect::<Vec<_>>());
+        Ok(Reading { present: true, plan: held.plan, strange: held.strange, backup: Backup::Nftables(raw) })
     }
 
     fn apply(&mut self, plan: &Plan, found: &Reading) -> Result<(), BackendError> {

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use crate::plan::model::Table;
 use crate::sys::netlink::Netlink;
 
-use super::read::{dump, tables};
+use super::dump::dump;
+use super::nfta::*;
+use super::survey::tables;
 use super::transaction::{Transaction, TransactionError};
 use super::wire::{Msg, NfFamily, NfMessage, find};
 
@@ -22,7 +24,7 @@ pub fn remove_empty_iptables_tables(netlink: &mut Netlink) -> Result<(), Transac
             family,
             |_| (),
             |message| {
-                used.extend(find(message.attributes(), 1).map(|name| (name.string(), false)));
+                used.extend(find(message.attributes(), NFTA_TABLE_NAME).map(|name| (name.string(), false)));
             },
         )?;
         dump(
@@ -32,9 +34,9 @@ pub fn remove_empty_iptables_tables(netlink: &mut Netlink) -> Result<(), Transac
             |_| (),
             |message| {
                 let attributes = message.attributes();
-                let table = find(attributes, 1).map(|a| a.string()).unwrap_or_default();
-                // A hook has NFTA_CHAIN_HOOK (4); its policy (5) 1 is accept.
-                let accepts = find(attributes, 4).is_some() && find(attributes, 5).and_then(|a| a.u32()) == Some(1);
+                let table = find(attributes, NFTA_CHAIN_TABLE).map(|a| a.string()).unwrap_or_default();
+                let policy = find(attributes, NFTA_CHAIN_POLICY).and_then(|a| a.u32());
+                let accepts = find(attributes, NFTA_CHAIN_HOOK).is_some() && policy == Some(NF_ACCEPT);
                 *used.entry(table).or_default() |= !accepts;
             },
         )?;
@@ -45,7 +47,8 @@ pub fn remove_empty_iptables_tables(netlink: &mut Netlink) -> Result<(), Transac
                 family,
                 |_| (),
                 |message| {
-                    let table = find(message.attributes(), 1).map(|a| a.string()).unwrap_or_default();
+                    // NFTA_SET_TABLE is the same number.
+                    let table = find(message.attributes(), NFTA_RULE_TABLE).map(|a| a.string()).unwrap_or_default();
                     used.insert(table, true);
                 },
             )?;

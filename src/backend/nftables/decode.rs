@@ -10,26 +10,14 @@ use crate::plan::effect::{Effect, Unmodelled};
 use crate::plan::model::{Counters, Masked, Matches, Origin, Rule, Verdict};
 use crate::plan::why::Why;
 
+use super::contents::TableContents;
 use super::expr::{Expr, Role, code, ct, meta, payload};
 use super::field::{Field, ct_field, meta_field};
 use super::marks;
 use super::names;
-use super::sets::{Elements, VerdictMap};
 use super::steps::{self, Step};
 use super::value::native;
 use super::words::{phrase, statement};
-
-/// What rules refer to by name or number.
-pub trait Surroundings {
-    /// The elements of a set, `None` for one that is not known or not of plain keys.
-    fn elements(&self, name: &str) -> Option<&Elements>;
-
-    /// A map of verdicts, `None` for one that is not known or not of plain keys.
-    fn verdicts(&self, name: &str) -> Option<&VerdictMap>;
-
-    /// The name of the interface with an index, `None` where none has it.
-    fn interface(&self, index: u32) -> Option<&str>;
-}
 
 /// A rule as the kernel lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +30,7 @@ pub struct Listed {
 }
 
 /// The rules of a chain. `families`: those of the table.
-pub fn chain(rules: &[Listed], families: Families, around: &dyn Surroundings) -> Vec<Rule> {
+pub fn chain(rules: &[Listed], families: Families, around: &dyn TableContents) -> Vec<Rule> {
     let mut out: Vec<Rule> = Vec::new();
     for (at, listed) in rules.iter().enumerate() {
         for rule in self::rule(at + 1, listed, families, around) {
@@ -68,7 +56,7 @@ fn closes(rule: &Rule, before: &Rule) -> bool {
 }
 
 /// A rule; several where it does several things.
-fn rule(number: usize, listed: &Listed, families: Families, around: &dyn Surroundings) -> Vec<Rule> {
+fn rule(number: usize, listed: &Listed, families: Families, around: &dyn TableContents) -> Vec<Rule> {
     let read = |exprs: &[Expr]| Reader::read(exprs, families, around);
     let by_mark = || {
         let read: Vec<_> = marks::each(&listed.exprs, around)?.iter().map(|exprs| read(exprs)).collect();
@@ -122,7 +110,7 @@ pub(super) enum Register {
 }
 
 pub(super) struct Reader<'a> {
-    pub(super) around: &'a dyn Surroundings,
+    pub(super) around: &'a dyn TableContents,
     pub(super) families: Families,
     pub(super) matches: Matches,
     pub(super) register: Register,
@@ -146,7 +134,7 @@ pub(super) struct Open {
 
 impl<'a> Reader<'a> {
     /// What a rule does, step by step, and how often it applied.
-    fn read(exprs: &[Expr], families: Families, around: &'a dyn Surroundings) -> (Vec<Step>, Option<Counters>) {
+    fn read(exprs: &[Expr], families: Families, around: &'a dyn TableContents) -> (Vec<Step>, Option<Counters>) {
         let mut reader = Self {
             around,
             families,

@@ -1,10 +1,6 @@
-//! nf_tables expressions, the kernel's instructions for one rule, and their bytes
-//! (linux/netfilter/nf_tables.h: `NFTA_EXPR_*` and each expression's attributes).
+//! nf_tables expressions: the kernel's instructions for one rule (linux/netfilter/nf_tables.h).
 
 use crate::plan::effect::Effect;
-
-use super::wire::{Attr, Attrs, attributes, find};
-use super::words;
 
 /// `enum nft_meta_keys`.
 pub mod meta {
@@ -35,11 +31,6 @@ pub mod payload {
     pub const TRANSPORT: u32 = 2;
 }
 
-/// The first of the 16 byte registers (`NFT_REG_1`); all that a rule of ours needs.
-const REGISTER: u32 = 1;
-/// `NFT_REG_VERDICT`.
-const VERDICT: u32 = 0;
-
 /// `enum nft_cmp_ops`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
@@ -50,7 +41,7 @@ pub enum Op {
 }
 
 impl Op {
-    fn number(self) -> u32 {
+    pub(super) fn number(self) -> u32 {
         match self {
             Op::Eq => 0,
             Op::Neq => 1,
@@ -58,7 +49,7 @@ impl Op {
         }
     }
 
-    fn from_number(n: u32) -> Self {
+    pub(super) fn from_number(n: u32) -> Self {
         match n {
             0 => Op::Eq,
             1 => Op::Neq,
@@ -186,7 +177,7 @@ impl UpdateVerb {
         Self::ALL.into_iter().find(|verb| verb.name() == name)
     }
 
-    fn by_number(number: u32) -> Option<Self> {
+    pub(super) fn by_number(number: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|verb| *verb as u32 == number)
     }
 }
@@ -211,232 +202,4 @@ pub enum Role {
     Hidden,
     /// Writes somewhere, and the packet goes on.
     Nothing,
-}
-
-const NFTA_LIST_ELEM: u16 = 1;
-const NFTA_EXPR_NAME: u16 = 1;
-const NFTA_EXPR_DATA: u16 = 2;
-const NFTA_DATA_VALUE: u16 = 1;
-const NFTA_DATA_VERDICT: u16 = 2;
-
-/// Writes expressions as the elements of `NFTA_RULE_EXPRESSIONS`.
-pub fn write(exprs: &[Expr], out: &mut Attrs) {
-    for expr in exprs {
-        out.nested(NFTA_LIST_ELEM, |out| {
-            out.string(NFTA_EXPR_NAME, expr.name());
-            out.nested(NFTA_EXPR_DATA, |out| expr.write(out));
-        });
-    }
-}
-
-impl Expr {
-    fn name(&self) -> &str {
-        match self {
-            Expr::Meta(_) | Expr::MetaSet(_) => "meta",
-            Expr::Ct(_) | Expr::CtSet(_) => "ct",
-            Expr::Payload { .. } => "payload",
-            Expr::Cmp { .. } => "cmp",
-            Expr::Range { .. } => "range",
-            Expr::Bitwise { .. } => "bitwise",
-            Expr::Hton { .. } => "byteorder",
-            Expr::Lookup { .. } | Expr::Vmap { .. } => "lookup",
-            Expr::Immediate(_) | Expr::Verdict { .. } => "immediate",
-            Expr::Counter { .. } => "counter",
-            Expr::Redir => "redir",
-            Expr::Tproxy { .. } => "tproxy",
-            Expr::Xt { target: true, .. } => "target",
-            Expr::Xt { .. } => "match",
-            // Only for reading: a rule of ours has none of these.
-            Expr::Update { .. } => "dynset",
-            Expr::Unknown { words, .. } => words,
-        }
-    }
-
-    fn write(&self, out: &mut Attrs) {
-        let data = |bytes: &[u8]| {
-            let bytes = bytes.to_vec();
-            move |out: &mut Attrs| out.bytes(NFTA_DATA_VALUE, &bytes)
-        };
-        match self {
-            // NFTA_META_DREG, NFTA_META_KEY, NFTA_META_SREG; NFTA_CT_* are alike but for order.
-            Expr::Meta(key) => registers(out, &[(2, *key), (1, REGISTER)]),
-            Expr::MetaSet(key) => registers(out, &[(2, *key), (3, REGISTER)]),
-            Expr::Ct(key) => registers(out, &[(2, *key), (1, REGISTER)]),
-            Expr::CtSet(key) => registers(out, &[(2, *key), (4, REGISTER)]),
-            Expr::Payload { base, offset, len } => {
-                registers(out, &[(1, REGISTER), (2, *base), (3, *offset), (4, *len)]);
-            }
-            Expr::Cmp { op, data: bytes } => {
-                registers(out, &[(1, REGISTER), (2, op.number())]);
-                out.nested(3, data(bytes));
-            }
-            Expr::Range { op, from, to } => {
-                registers(out, &[(1, REGISTER), (2, op.number())]);
-                out.nested(3, data(from));
-                out.nested(4, data(to));
-            }
-            Expr::Bitwise { mask, xor } => {
-                registers(out, &[(1, REGISTER), (2, REGISTER), (3, mask.len() as u32)]);
-                out.nested(4, data(mask));
-                out.nested(5, data(xor));
-            }
-            // NFTA_BYTEORDER_SREG, DREG, OP (NFT_BYTEORDER_HTON is 1), LEN, SIZE.
-            Expr::Hton { len } => {
-                registers(out, &[(1, REGISTER), (2, REGISTER), (3, 1), (4, *len), (5, *len)]);
-            }
-            Expr::Lookup { set, id, negated } => {
-                out.string(1, set);
-                out.u32(2, REGISTER);
-                if let Some(id) = id {
-                    out.u32(4, *id);
-                }
-                if *negated {
-                    out.u32(5, 1); // NFT_LOOKUP_F_INV
-                }
-            }
-            Expr::Vmap { set } => {
-                out.string(1, set);
-                registers(out, &[(2, REGISTER), (3, VERDICT)]);
-            }
-            Expr::Immediate(bytes) => {
-                out.u32(1, REGISTER);
-                out.nested(2, data(bytes));
-            }
-            Expr::Verdict { code, chain } => {
-                out.u32(1, VERDICT);
-                out.nested(2, |out| {
-                    out.nested(NFTA_DATA_VERDICT, |out| {
-                        out.u32(1, *code as u32);
-                        if let Some(chain) = chain {
-                            out.string(2, chain);
-                        }
-                    });
-                });
-            }
-            Expr::Counter { packets, bytes } => {
-                out.u64(1, *bytes);
-                out.u64(2, *packets);
-            }
-            Expr::Redir => out.u32(1, REGISTER),
-            Expr::Tproxy { family } => registers(out, &[(1, *family), (3, REGISTER)]),
-            Expr::Xt { name, revision, info, .. } => {
-                out.string(1, name);
-                out.u32(2, *revision);
-                out.bytes(3, info);
-            }
-            Expr::Update { .. } | Expr::Unknown { .. } => {}
-        }
-    }
-
-    /// Reads one element of `NFTA_RULE_EXPRESSIONS`. What does not look as expected is unknown.
-    pub fn read(element: Attr) -> Self {
-        let name = find(element.value, NFTA_EXPR_NAME).map(|a| a.string()).unwrap_or_default();
-        let data = find(element.value, NFTA_EXPR_DATA).map(|a| a.value).unwrap_or_default();
-        Self::parse(&name, data).unwrap_or_else(|| words::unknown(&name, data))
-    }
-
-    fn parse(name: &str, data: &[u8]) -> Option<Self> {
-        let number = |kind| find(data, kind).and_then(|a| a.u32());
-        let bytes = |kind| {
-            let value = find(find(data, kind)?.value, NFTA_DATA_VALUE)?;
-            Some(value.value.to_vec())
-        };
-        // Registers other than the one we use mean something else is going on.
-        let is_ours = |kind| number(kind) == Some(REGISTER);
-        match name {
-            "meta" if is_ours(1) => Some(Expr::Meta(number(2)?)),
-            "meta" if is_ours(3) => Some(Expr::MetaSet(number(2)?)),
-            // A direction (NFTA_CT_DIRECTION, 3) makes it another key.
-            "ct" if is_ours(1) && number(3).is_none() && find(data, 3).is_none() => Some(Expr::Ct(number(2)?)),
-            "ct" if is_ours(4) && find(data, 3).is_none() => Some(Expr::CtSet(number(2)?)),
-            "payload" if is_ours(1) => Some(Expr::Payload { base: number(2)?, offset: number(3)?, len: number(4)? }),
-            "cmp" if is_ours(1) => Some(Expr::Cmp { op: Op::from_number(number(2)?), data: bytes(3)? }),
-            "range" if is_ours(1) => {
-                Some(Expr::Range { op: Op::from_number(number(2)?), from: bytes(3)?, to: bytes(4)? })
-            }
-            // NFTA_BITWISE_OP (6) 0 is mask-and-xor.
-            "bitwise" if is_ours(1) && is_ours(2) && number(6).unwrap_or(0) == 0 => {
-                Some(Expr::Bitwise { mask: bytes(4)?, xor: bytes(5)? })
-            }
-            "byteorder" if is_ours(1) && is_ours(2) && number(3) == Some(1) => Some(Expr::Hton { len: number(4)? }),
-            // A destination register (3) makes it a map.
-            "lookup" if is_ours(2) && find(data, 3).is_none() => {
-                Some(Expr::Lookup { set: find(data, 1)?.string(), id: None, negated: number(5).unwrap_or(0) & 1 == 1 })
-            }
-            "lookup" if is_ours(2) && number(3) == Some(VERDICT) => Some(Expr::Vmap { set: find(data, 1)?.string() }),
-            "immediate" if number(1) == Some(VERDICT) => {
-                let (code, chain) = verdict(find(data, 2)?.value)?;
-                Some(Expr::Verdict { code, chain })
-            }
-            "immediate" if is_ours(1) => Some(Expr::Immediate(bytes(2)?)),
-            "counter" => Some(Expr::Counter { bytes: find(data, 1)?.u64()?, packets: find(data, 2)?.u64()? }),
-            // A range of ports (NFTA_REDIR_REG_PROTO_MAX, 2) of its own is none of ours; the
-            // kernel repeats the one register in both.
-            "redir" if is_ours(1) && number(2).is_none_or(|max| max == REGISTER) => Some(Expr::Redir),
-            "match" | "target" => Some(Expr::Xt {
-                target: name == "target",
-                name: find(data, 1)?.string(),
-                revision: number(2)?,
-                info: find(data, 3)?.value.to_vec(),
-            }),
-            // NFTA_DYNSET_SET_NAME, NFTA_DYNSET_OP; its registers say which element.
-            "dynset" => Some(Expr::Update { verb: UpdateVerb::by_number(number(3)?)?, set: find(data, 1)?.string() }),
-            "tproxy" if is_ours(3) && find(data, 2).is_none() => Some(Expr::Tproxy { family: number(1)? }),
-            _ => None,
-        }
-    }
-}
-
-fn registers(out: &mut Attrs, values: &[(u16, u32)]) {
-    for (kind, value) in values {
-        out.u32(*kind, *value);
-    }
-}
-
-/// Reads the verdict in a piece of data: its code, and the chain of a jump.
-pub fn verdict(data: &[u8]) -> Option<(i32, Option<String>)> {
-    let verdict = find(data, NFTA_DATA_VERDICT)?;
-    Some((find(verdict.value, 1)?.u32()? as i32, find(verdict.value, 2).map(|a| a.string())))
-}
-
-/// Reads `NFTA_RULE_EXPRESSIONS`.
-pub fn read(list: &[u8]) -> Vec<Expr> {
-    attributes(list).map(Expr::read).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::nftables::wire::{Messages, Msg, NfFamily, NfMessage};
-    use crate::sys::netlink::messages;
-
-    #[test]
-    fn every_expression_reads_back() {
-        let exprs = vec![
-            Expr::Meta(meta::L4PROTO),
-            Expr::MetaSet(meta::MARK),
-            Expr::Ct(ct::STATE),
-            Expr::CtSet(ct::ZONE),
-            Expr::Payload { base: payload::NETWORK, offset: 16, len: 4 },
-            Expr::Cmp { op: Op::Eq, data: vec![6] },
-            Expr::Cmp { op: Op::Other(3), data: vec![6, 7] },
-            Expr::Range { op: Op::Neq, from: vec![0, 1], to: vec![0, 9] },
-            Expr::Bitwise { mask: vec![255, 0], xor: vec![0, 0] },
-            Expr::Hton { len: 4 },
-            Expr::Lookup { set: "__set%d".into(), id: None, negated: true },
-            Expr::Vmap { set: "__map%d".into() },
-            Expr::Immediate(vec![0x3a, 0x99]),
-            Expr::Verdict { code: code::JUMP, chain: Some("istio-output".into()) },
-            Expr::Verdict { code: code::RETURN, chain: None },
-            Expr::Counter { packets: 1, bytes: 1 << 40 },
-            Expr::Redir,
-            Expr::Tproxy { family: 0 },
-            Expr::Xt { target: true, name: "REDIRECT".into(), revision: 0, info: vec![1, 2, 3, 4] },
-            Expr::Unknown { role: Role::Decision(Effect::Unknown), words: "nothing-known".into() },
-        ];
-        let mut out = Messages::default();
-        out.nft(Msg::NewRule, 0, NfFamily::INET, |a| a.nested(4, |a| write(&exprs, a)));
-        let message = messages(out.bytes()).next().unwrap();
-        assert_eq!(read(find(message.attributes(), 4).unwrap().value), exprs);
-    }
 }

@@ -7,14 +7,14 @@
 //! stay wherever they sit where they should.
 
 use super::names;
-use super::read::ListedHook;
+use crate::backend::hook::Base;
 use crate::plan::model::{Chain, Table};
 
 /// A table's chains, and whether it is a table like those we make.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Frame {
     /// Names, and where those sit that the kernel enters by itself.
-    pub chains: Vec<(String, Option<ListedHook>)>,
+    pub chains: Vec<(String, Option<Base>)>,
     /// It is switched off, or has sets that stay when rules go.
     pub odd: bool,
 }
@@ -22,14 +22,14 @@ pub struct Frame {
 impl Frame {
     /// Of a table as a plan wants it.
     pub fn of(table: Table, chains: &[&Chain]) -> Self {
-        let hook = |chain: &Chain| names::hook(table, &chain.name).map(ListedHook::from);
+        let hook = |chain: &Chain| names::base(table, &chain.name);
         Self { chains: chains.iter().map(|c| (names::chain(&c.name), hook(c))).collect(), odd: false }
     }
 
     /// Whether a table with these chains can get those that are wanted without one of them
     /// being taken away and made again.
     pub fn fits(&self, wanted: &Self) -> bool {
-        let stays = |(name, hook): &(String, Option<ListedHook>)| {
+        let stays = |(name, hook): &(String, Option<Base>)| {
             wanted.chains.iter().find(|(other, _)| other == name).is_none_or(|(_, other)| other == hook)
         };
         !self.odd && !wanted.odd && self.chains.iter().all(stays)

@@ -1,7 +1,7 @@
 //! Rules that ask for one of several marks. The model compares a mark with one value, so
 //! that such a rule becomes one for each mark.
 
-use super::decode::Surroundings;
+use super::contents::TableContents;
 use super::expr::{Expr, Op, ct, meta};
 use super::steps::Step;
 use super::value::{in_host_order, native};
@@ -12,7 +12,7 @@ const MOST: usize = 64;
 
 /// A rule's expressions, once for each mark of the set that it looks one up in. `None`: it
 /// asks for no set of marks, or for one that is not known or too large.
-pub(super) fn each(exprs: &[Expr], around: &dyn Surroundings) -> Option<Vec<Vec<Expr>>> {
+pub(super) fn each(exprs: &[Expr], around: &dyn TableContents) -> Option<Vec<Vec<Expr>>> {
     let is_mark = |expr: &Expr| matches!(expr, Expr::Meta(meta::MARK) | Expr::Ct(ct::MARK));
     let load = exprs.iter().position(is_mark)?;
     let (set, network, behind) = match exprs.get(load + 1..)? {

@@ -1,5 +1,6 @@
 //! What an interception's tables and chains are called in nftables.
 
+use crate::backend::hook::{Base, ChainKind, Hook};
 use crate::plan::model::{ChainName, Table};
 
 /// The name of our table for one kind of rules; its family is `inet`.
@@ -40,35 +41,20 @@ pub fn chain_by_name(name: &str) -> ChainName {
     }
 }
 
-/// A base chain: what hook it sits on, in which kind of chain, at which priority
-/// (linux/netfilter_ipv4.h, `enum nf_ip_hook_priorities`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hook {
-    /// `nat`, `filter` or `route`.
-    pub kind: &'static str,
-    /// `NF_INET_*`.
-    pub number: u32,
-    pub priority: i32,
-}
-
-/// `NF_INET_PRE_ROUTING`.
-pub const PRE_ROUTING: u32 = 0;
-/// `NF_INET_LOCAL_OUT`.
-pub const LOCAL_OUT: u32 = 3;
-
-/// The hook of one of our base chains; `None` for a chain that is only jumped to.
-pub fn hook(table: Table, chain: &ChainName) -> Option<Hook> {
-    let number = match chain {
-        ChainName::Prerouting => PRE_ROUTING,
-        ChainName::Output => LOCAL_OUT,
+/// Where one of our base chains sits (linux/netfilter_ipv4.h, `enum nf_ip_hook_priorities`);
+/// `None` for a chain that is only jumped to.
+pub fn base(table: Table, chain: &ChainName) -> Option<Base> {
+    let hook = match chain {
+        ChainName::Prerouting => Hook::Prerouting,
+        ChainName::Output => Hook::Output,
         _ => return None,
     };
     let (kind, priority) = match table {
-        Table::Raw => ("filter", -300),
+        Table::Raw => (ChainKind::Filter, -300),
         // Only a chain of kind `route` looks the route up again after changing the mark.
-        Table::Mangle if number == LOCAL_OUT => ("route", -150),
-        Table::Mangle => ("filter", -150),
-        Table::Nat => ("nat", -100),
+        Table::Mangle if hook == Hook::Output => (ChainKind::Route, -150),
+        Table::Mangle => (ChainKind::Filter, -150),
+        Table::Nat => (ChainKind::Nat, -100),
     };
-    Some(Hook { kind, number, priority })
+    Some(Base::accepting(kind, hook, priority))
 }

@@ -25,9 +25,9 @@ pub fn script(plan: &Plan) -> String {
         let _ = writeln!(out, "table inet {name}\ndelete table inet {name}\ntable inet {name} {{");
         for chain in chains {
             let _ = writeln!(out, "\tchain {} {{", names::chain(&chain.name));
-            if let Some(hook) = names::hook(table, &chain.name) {
-                let at = if hook.number == names::LOCAL_OUT { "output" } else { "prerouting" };
-                let _ = writeln!(out, "\t\ttype {} hook {at} priority {}; policy accept;", hook.kind, hook.priority);
+            if let Some(base) = names::base(table, &chain.name) {
+                let (kind, (hook, priority)) = (base.kind.name(), base.told());
+                let _ = writeln!(out, "\t\ttype {kind} hook {hook} priority {priority}; policy accept;");
             }
             for rule in &chain.rules {
                 for line in rule_lines(rule, plan.families, chain.name.is_hook()) {

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::expr;
+use super::expr_bytes;
+use super::nfta::*;
 use super::wire::{Attr, attributes, find};
 
 /// Sorted `(first, last)` keys; a set without intervals has both the same.
@@ -35,16 +36,6 @@ impl VerdictMap {
     }
 }
 
-const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
-const NFTA_SET_ELEM_KEY: u16 = 1;
-const NFTA_SET_ELEM_DATA: u16 = 2;
-const NFTA_SET_ELEM_FLAGS: u16 = 3;
-const NFTA_SET_ELEM_KEY_END: u16 = 10;
-/// This key is the first one after a range.
-const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
-/// Stands for all keys that no other element has.
-const NFT_SET_ELEM_CATCHALL: u32 = 2;
-
 /// One element: a key, and whether it ends a range instead of starting one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Element {
@@ -68,10 +59,10 @@ fn element(element: Attr) -> Option<Element> {
     }
     let flags = find(element.value, NFTA_SET_ELEM_FLAGS).and_then(|a| a.u32()).unwrap_or(0);
     let key = match flags & NFT_SET_ELEM_CATCHALL {
-        0 => find(find(element.value, NFTA_SET_ELEM_KEY)?.value, 1)?.value.to_vec(),
+        0 => find(find(element.value, NFTA_SET_ELEM_KEY)?.value, NFTA_DATA_VALUE)?.value.to_vec(),
         _ => Vec::new(),
     };
-    let verdict = find(element.value, NFTA_SET_ELEM_DATA).and_then(|data| expr::verdict(data.value));
+    let verdict = find(element.value, NFTA_SET_ELEM_DATA).and_then(|data| expr_bytes::verdict(data.value));
     Some(Element { key, starts: flags & NFT_SET_ELEM_INTERVAL_END == 0, verdict })
 }
 

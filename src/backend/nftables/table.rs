@@ -2,19 +2,20 @@
 
 use std::collections::HashMap;
 
-use crate::config::types::Families;
+use crate::backend::hook::{Base, ChainKind, Hook};
+use crate::config::types::{Families, Interface};
 use crate::plan::model::Rule;
 
-use super::decode::{self, Listed, Surroundings};
+use super::contents::TableContents;
+use super::decode::{self, Listed};
 use super::expr;
 use super::links::Links;
-use super::read::ListedHook;
 use super::sets::{Elements, VerdictMap};
 use super::wire::NfFamily;
 
 /// A table with everything in it.
 #[derive(Debug, Default)]
-pub struct FullTable {
+pub struct NftTable {
     /// `NFPROTO_*`.
     pub family: u8,
     pub name: String,
@@ -23,20 +24,31 @@ pub struct FullTable {
     pub sets: HashMap<String, Option<Elements>>,
     /// Maps of verdicts with plain keys.
     pub maps: HashMap<String, VerdictMap>,
-    pub chains: Vec<FullChain>,
+    pub chains: Vec<NftChain>,
     /// What the kernel calls the interfaces that rules mean by number; text names them itself.
     pub links: Links,
 }
 
 /// A chain with its rules.
 #[derive(Debug, Default)]
-pub struct FullChain {
+pub struct NftChain {
     pub name: String,
-    pub hook: Option<ListedHook>,
+    /// `None`: only jumped to.
+    pub base: Option<Base>,
+    /// `None`: packets of all devices meet it.
+    pub devices: Option<Devices>,
     pub rules: Vec<Listed>,
 }
 
-impl Surroundings for FullTable {
+/// The devices that a chain on ingress or egress is bound to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Devices {
+    /// The listing does not say which.
+    Unnamed,
+    Named(Vec<Interface>),
+}
+
+impl TableContents for NftTable {
     fn elements(&self, name: &str) -> Option<&Elements> {
         self.sets.get(name)?.as_ref()
     }
@@ -65,7 +77,7 @@ impl AnonymousSets {
         name
     }
 
-    /// The same with a map.
+    /// Keeps a map of verdicts and gives it a name that nobody else has.
     pub fn add_map(&mut self, map: VerdictMap) -> String {
         let name = format!("\0{}", self.maps.len());
         self.maps.insert(name.clone(), map);
@@ -73,13 +85,13 @@ impl AnonymousSets {
     }
 
     /// Moves them to where the rules of a table look.
-    pub fn into_table(self, table: &mut FullTable) {
+    pub fn into_table(self, table: &mut NftTable) {
         table.sets.extend(self.sets);
         table.maps.extend(self.maps);
     }
 }
 
-impl FullTable {
+impl NftTable {
     /// The families whose packets meet it; none for tables of bridges and the like.
     pub fn families(&self) -> Families {
         match NfFamily(self.family) {
@@ -95,18 +107,6 @@ impl FullTable {
         NfFamily(self.family) == NfFamily::NETDEV
     }
 
-    /// Where a base chain of it meets the packets of single devices: `Some(true)` on their way
-    /// in, `Some(false)` on their way out. `None`: it is on another hook.
-    pub fn device_hook(&self, hook: &ListedHook) -> Option<bool> {
-        match hook.number {
-            // NF_NETDEV_INGRESS; NF_NETDEV_EGRESS is 1.
-            number if self.is_of_devices() => Some(number == 0),
-            // NF_INET_INGRESS.
-            5 => Some(true),
-            _ => None,
-        }
-    }
-
     /// Takes what sets and maps hold that rules of the table change for not known: a packet
     /// may have changed it before the next one is asked about.
     pub fn forget_updated(&mut self) {
@@ -118,7 +118,22 @@ impl FullTable {
     }
 
     /// A chain's rules in the words of the model.
-    pub fn decode(&self, chain: &FullChain) -> Vec<Rule> {
+    pub fn decode(&self, chain: &NftChain) -> Vec<Rule> {
         decode::chain(&chain.rules, self.families(), self)
+    }
+}
+
+/// Where the kernel enters a chain by the number of its hook: `NF_INET_*`, and in a table of
+/// devices `NF_NETDEV_*`. `None`: there is no such hook. And whether only packets of devices
+/// come to it.
+pub fn base(family: NfFamily, hook: u32, kind: ChainKind, priority: i32) -> Option<(Base, bool)> {
+    const NETDEV_INGRESS: u32 = 0;
+    const NETDEV_EGRESS: u32 = 1;
+    const INET_INGRESS: u32 = 5;
+    match (family == NfFamily::NETDEV, hook) {
+        (true, NETDEV_INGRESS) | (false, INET_INGRESS) => Some((Base::ingress(kind, priority), true)),
+        (true, NETDEV_EGRESS) => Some((Base::egress(kind, priority), true)),
+        (true, _) => None,
+        (false, number) => Some((Base::accepting(kind, Hook::by_number(number)?, priority), false)),
     }
 }

@@ -2,21 +2,20 @@
 
 use crate::backend::Kind;
 use crate::backend::hook::Hook;
-use crate::backend::listing::{Holder, ListedChain, ListedHook, ListedTable, iptables_names};
+use crate::backend::listing::{Holder, ListedChain, ListedTable, iptables_names};
 use crate::backend::nftables::names;
-use crate::backend::nftables::read::ListedHook as NumberedHook;
-use crate::backend::nftables::table::{FullChain, FullTable};
+use crate::backend::nftables::table::{NftChain, NftTable};
 use crate::config::types::Families;
 use crate::plan::model::{ChainName, Rule, Verdict};
 
 use super::devices;
 
 /// The tables that a packet of the pod can meet.
-pub fn listed(tables: &[FullTable]) -> Vec<ListedTable> {
+pub fn listed(tables: &[NftTable]) -> Vec<ListedTable> {
     tables.iter().filter(|table| !table.families().is_empty()).map(listed_table).collect()
 }
 
-fn listed_table(table: &FullTable) -> ListedTable {
+fn listed_table(table: &NftTable) -> ListedTable {
     let of_iptables = is_of_iptables(table);
     let holder = Holder::Kernel(if of_iptables { Kind::IptablesNft } else { Kind::Nftables });
     let chains = table.chains.iter().flat_map(|chain| {
@@ -26,11 +25,9 @@ fn listed_table(table: &FullTable) -> ListedTable {
             rules.iter_mut().for_each(close);
         }
         let name = if of_iptables { ChainName::by_name(&chain.name) } else { names::chain_by_name(&chain.name) };
-        match &chain.hook {
-            Some(hook) if let Some(inward) = table.device_hook(hook) => {
-                devices::chains(name, hook, inward, table.families(), rules)
-            }
-            hook => vec![ListedChain { name, hook: hook.as_ref().and_then(self::hook), rules }],
+        match (chain.base, &chain.devices) {
+            (Some(base), Some(devices)) => devices::chains(name, base, devices, table.families(), rules),
+            (base, _) => vec![ListedChain { name, base, rules }],
         }
     });
     ListedTable {
@@ -53,13 +50,8 @@ fn close(rule: &mut Rule) {
 
 /// Whether iptables-nft made a table: its name, and nothing hooked under other names than
 /// iptables' own.
-fn is_of_iptables(table: &FullTable) -> bool {
+fn is_of_iptables(table: &NftTable) -> bool {
     let named = names::is_of_iptables(&table.name);
-    let own = |chain: &FullChain| chain.hook.is_none() || Hook::by_chain(&chain.name).is_some();
+    let own = |chain: &NftChain| chain.base.is_none() || Hook::by_chain(&chain.name).is_some();
     named && matches!(table.families(), Families::V4 | Families::V6) && table.chains.iter().all(own)
-}
-
-fn hook(hook: &NumberedHook) -> Option<ListedHook> {
-    let NumberedHook { number, priority, kind, drops, .. } = hook;
-    Some(ListedHook { hook: Hook::by_number(*number)?, priority: *priority, kind: kind.clone(), drops: *drops })
 }

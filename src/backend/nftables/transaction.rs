@@ -2,20 +2,23 @@
 
 use std::io;
 
+use crate::backend::hook::Base;
 use crate::config::types::Families;
 use crate::plan::model::{Chain, Table};
 use crate::sys::netlink::Netlink;
 
+use super::comment::comment;
 use super::encode::{ANONYMOUS, Encoder, NftRule, Set};
 use super::errors;
-use super::expr;
+use super::expr_bytes;
 use super::frame::Frame;
 use super::names;
-use super::read::{Raw, RawAttributes};
+use super::nfta::*;
+use super::raw::{Raw, RawAttributes};
 use super::sets;
 use super::wire::{
     Attr, Attrs, Messages, Msg, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL,
-    NfFamily,
+    NfFamily, TYPE_MASK,
 };
 
 /// `NFNL_SUBSYS_NFTABLES`, the resource id of a batch.
@@ -124,43 +127,45 @@ impl Transaction {
     }
 
     pub fn delete_table_in(&mut self, family: NfFamily, table: &str) {
-        self.push_in(family, Msg::DelTable, 0, About::RemovedTable(table.to_owned()), |a| a.string(1, table));
+        self.push_in(family, Msg::DelTable, 0, About::RemovedTable(table.to_owned()), |a| {
+            a.string(NFTA_TABLE_NAME, table)
+        });
     }
 
     pub fn add_table(&mut self, table: &'static str) {
-        self.push(Msg::NewTable, NLM_F_CREATE | NLM_F_EXCL, About::Table(table), |a| a.string(1, table));
+        self.push(Msg::NewTable, NLM_F_CREATE | NLM_F_EXCL, About::Table(table), |a| a.string(NFTA_TABLE_NAME, table));
     }
 
     /// Adds a base chain.
-    pub fn add_hook(&mut self, table: &'static str, chain: &str, hook: names::Hook) {
-        let about = About::Chain { table, chain: chain.to_owned(), kind: hook.kind };
+    pub fn add_base(&mut self, table: &'static str, chain: &str, base: Base) {
+        let about = About::Chain { table, chain: chain.to_owned(), kind: base.kind.name() };
         self.push(Msg::NewChain, NLM_F_CREATE | NLM_F_EXCL, about, |a| {
-            a.string(1, table);
-            a.string(3, chain);
-            a.nested(4, |a| {
-                a.u32(1, hook.number);
-                a.u32(2, hook.priority as u32);
+            a.string(NFTA_CHAIN_TABLE, table);
+            a.string(NFTA_CHAIN_NAME, chain);
+            a.nested(NFTA_CHAIN_HOOK, |a| {
+                a.u32(NFTA_HOOK_HOOKNUM, base.hook as u32);
+                a.u32(NFTA_HOOK_PRIORITY, base.priority as u32);
             });
-            a.u32(5, 1); // NF_ACCEPT
-            a.string(7, hook.kind);
+            a.u32(NFTA_CHAIN_POLICY, NF_ACCEPT);
+            a.string(NFTA_CHAIN_TYPE, base.kind.name());
         });
     }
 
     fn add_chain(&mut self, table: &'static str, chain: &str) {
         let about = About::Chain { table, chain: chain.to_owned(), kind: "" };
         self.push(Msg::NewChain, NLM_F_CREATE | NLM_F_EXCL, about, |a| {
-            a.string(1, table);
-            a.string(3, chain);
+            a.string(NFTA_CHAIN_TABLE, table);
+            a.string(NFTA_CHAIN_NAME, chain);
         });
     }
 
     /// Takes all rules of a table away, and the chains that are not wanted.
     fn clear(&mut self, table: &'static str, stands: &Frame, wanted: &Frame) {
-        self.push(Msg::DelRule, 0, About::Cleared { table }, |a| a.string(1, table));
+        self.push(Msg::DelRule, 0, About::Cleared { table }, |a| a.string(NFTA_RULE_TABLE, table));
         for (chain, _) in stands.chains.iter().filter(|(name, _)| !wanted.has(name)) {
             self.push(Msg::DelChain, 0, About::Cleared { table }, |a| {
-                a.string(1, table);
-                a.string(3, chain);
+                a.string(NFTA_CHAIN_TABLE, table);
+                a.string(NFTA_CHAIN_NAME, chain);
             });
         }
     }
@@ -184,9 +189,9 @@ impl Transaction {
         // Chains first, then what they hold, since rules jump around.
         for chain in chains {
             let chain_name = names::chain(&chain.name);
-            match names::hook(table, &chain.name) {
+            match names::base(table, &chain.name) {
                 _ if stays.is_some_and(|stays| stays.has(&chain_name)) => {}
-                Some(hook) => self.add_hook(name, &chain_name, hook),
+                Some(base) => self.add_base(name, &chain_name, base),
                 None => self.add_chain(name, &chain_name),
             }
         }
@@ -213,17 +218,18 @@ impl Transaction {
     fn add_set(&mut self, table: &'static str, set: &Set) {
         let about = About::Set { table, elements: set.elements.len() };
         self.push(Msg::NewSet, NLM_F_CREATE | NLM_F_EXCL, about, |a| {
-            a.string(1, table);
-            a.string(2, ANONYMOUS);
-            a.u32(3, 1 | 2 | if set.interval { 4 } else { 0 }); // anonymous, constant, interval
-            a.u32(4, set.key.number());
-            a.u32(5, set.key.length());
-            a.u32(10, set.id);
+            a.string(NFTA_SET_TABLE, table);
+            a.string(NFTA_SET_NAME, ANONYMOUS);
+            let interval = if set.interval { NFT_SET_INTERVAL } else { 0 };
+            a.u32(NFTA_SET_FLAGS, NFT_SET_ANONYMOUS | NFT_SET_CONSTANT | interval);
+            a.u32(NFTA_SET_KEY_TYPE, set.key.number());
+            a.u32(NFTA_SET_KEY_LEN, set.key.length());
+            a.u32(NFTA_SET_ID, set.id);
             // A known size lets the kernel take a fixed hash.
             let size = if set.interval { set.elements.len() * 2 } else { set.elements.len() };
-            a.nested(9, |a| a.u32(1, size as u32));
+            a.nested(NFTA_SET_DESC, |a| a.u32(NFTA_SET_DESC_SIZE, size as u32));
             if set.in_host_order() {
-                a.bytes(13, &HOST_ORDER);
+                a.bytes(NFTA_SET_USERDATA, &HOST_ORDER);
             }
         });
         // An interval is its first key and, marked as an end, the one after its last.
@@ -239,15 +245,15 @@ impl Transaction {
         for part in keys.chunks(ELEMENTS_PER_MESSAGE) {
             let about = About::Set { table, elements: set.elements.len() };
             self.push(Msg::NewSetElem, NLM_F_CREATE, about, |a| {
-                a.string(1, table);
-                a.string(2, ANONYMOUS);
-                a.u32(4, set.id);
-                a.nested(3, |a| {
+                a.string(NFTA_SET_ELEM_LIST_TABLE, table);
+                a.string(NFTA_SET_ELEM_LIST_SET, ANONYMOUS);
+                a.u32(NFTA_SET_ELEM_LIST_SET_ID, set.id);
+                a.nested(NFTA_SET_ELEM_LIST_ELEMENTS, |a| {
                     for (key, is_end) in part {
-                        a.nested(1, |a| {
-                            a.nested(1, |a| a.bytes(1, key));
+                        a.nested(NFTA_LIST_ELEM, |a| {
+                            a.nested(NFTA_SET_ELEM_KEY, |a| a.bytes(NFTA_DATA_VALUE, key));
                             if *is_end {
-                                a.u32(3, 1); // NFT_SET_ELEM_INTERVAL_END
+                                a.u32(NFTA_SET_ELEM_FLAGS, NFT_SET_ELEM_INTERVAL_END);
                             }
                         });
                     }
@@ -260,10 +266,10 @@ impl Transaction {
         let module = errors::module_of(&rule.exprs);
         let about = About::Rule { table, chain: chain.to_owned(), comment: rule.comment.clone(), module };
         self.push(Msg::NewRule, NLM_F_CREATE | NLM_F_APPEND, about, |a| {
-            a.string(1, table);
-            a.string(2, chain);
-            a.nested(4, |a| expr::write(&rule.exprs, a));
-            a.bytes(7, &comment(&rule.comment));
+            a.string(NFTA_RULE_TABLE, table);
+            a.string(NFTA_RULE_CHAIN, chain);
+            a.nested(NFTA_RULE_EXPRESSIONS, |a| expr_bytes::write(&rule.exprs, a));
+            a.bytes(NFTA_RULE_USERDATA, &comment(&rule.comment));
         });
     }
 
@@ -292,7 +298,7 @@ impl Transaction {
                     a.bytes(*kind, value);
                 }
                 if *msg == Msg::NewSet {
-                    a.u32(10, id);
+                    a.u32(NFTA_SET_ID, id);
                 }
             });
             self.next_set += u32::from(*msg == Msg::NewSet);
@@ -322,43 +328,8 @@ impl Transaction {
     }
 }
 
-/// The name of the chain that a listed message is about (`NFTA_CHAIN_NAME`, 3).
+/// The name of the chain that a listed message is about.
 fn chain_of(attributes: &RawAttributes) -> Option<String> {
-    let (kind, value) = attributes.iter().find(|(kind, _)| kind & 0x3fff == 3)?;
+    let (kind, value) = attributes.iter().find(|(kind, _)| kind & TYPE_MASK == NFTA_CHAIN_NAME)?;
     Some(Attr { kind: *kind, value }.string())
-}
-
-/// A rule's user data: one comment (`NFTNL_UDATA_RULE_COMMENT`), as nft writes it.
-fn comment(text: &str) -> Vec<u8> {
-    let text = &text.as_bytes()[..text.len().min(250)];
-    let mut out = vec![0, text.len() as u8 + 1];
-    out.extend_from_slice(text);
-    out.push(0);
-    out
-}
-
-/// The comment in a rule's user data.
-pub fn comment_of(mut data: &[u8]) -> Option<String> {
-    while let [kind, length, rest @ ..] = data {
-        let value = rest.get(..usize::from(*length))?;
-        if *kind == 0 {
-            let end = value.iter().position(|&b| b == 0).unwrap_or(value.len());
-            return Some(String::from_utf8_lossy(&value[..end]).into_owned());
-        }
-        data = &rest[usize::from(*length)..];
-    }
-    None
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn comments_read_back() {
-        assert_eq!(comment_of(&comment("all-inbound: taken")).as_deref(), Some("all-inbound: taken"));
-        assert_eq!(comment_of(&[1, 1, 7, 0, 2, b'x', 0]).as_deref(), Some("x"));
-        assert_eq!(comment_of(&[0, 9, 1]), None);
-        assert_eq!(comment_of(&[]), None);
-    }
 }

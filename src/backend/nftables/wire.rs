@@ -6,7 +6,7 @@ use crate::sys::netlink::Received;
 
 /// `NLA_F_NESTED`, and what is left of a kind without its flags.
 const NLA_F_NESTED: u16 = 1 << 15;
-const TYPE_MASK: u16 = 0x3fff;
+pub const TYPE_MASK: u16 = 0x3fff;
 
 /// `NFNL_SUBSYS_NFTABLES`, the high byte of every message type.
 const SUBSYSTEM: u16 = 10 << 8;

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use crate::plan::effect::Effect;
 
 use super::expr::{Expr, Op, Role, code, meta, payload};
+use super::nfta::*;
 use super::value::big_endian;
 use super::wire::{Attr, find};
 
@@ -85,10 +86,10 @@ fn named(names: &[&str], key: u32) -> String {
 /// Expressions that can do nothing but load something for a comparison behind them.
 const LOADS: &[&str] =
     &["inner", "fib", "rt", "socket", "hash", "numgen", "osf", "tunnel", "xfrm", "bitwise", "byteorder", "lookup"];
-/// Expressions that load with a destination register, attribute 1 of each of them
-/// (`NFTA_META_DREG`, `NFTA_CT_DREG`, `NFTA_PAYLOAD_DREG`, `NFTA_EXTHDR_DREG`). Without one they
-/// change the packet: from a source register, or by taking an option out of it.
-const LOADS_OR_WRITES: &[&str] = &["meta", "ct", "payload", "exthdr"];
+/// Expressions that load, and the attribute that names their destination register. Without one
+/// they change the packet: from a source register, or by taking an option out of it.
+const LOADS_OR_WRITES: &[(&str, u16)] =
+    &[("meta", NFTA_META_DREG), ("ct", NFTA_CT_DREG), ("payload", NFTA_PAYLOAD_DREG), ("exthdr", NFTA_EXTHDR_DREG)];
 /// Expressions that end the rule or do not, and leave the packet as it is.
 const CONDITIONS: &[&str] = &["cmp", "range", "limit", "quota", "connlimit", "dynset", "match"];
 /// Expressions that note something and change nothing.
@@ -100,17 +101,16 @@ pub(super) fn unknown(name: &str, data: &[u8]) -> Expr {
     let number = |kind| find(data, kind).and_then(|a| a.u32());
     let role = match name {
         // A verdict that is none of the usual ones, such as one that queues.
-        "immediate" if number(1) == Some(0) => Role::Decision(Effect::Unknown),
+        "immediate" if number(NFTA_IMMEDIATE_DREG) == Some(NFT_REG_VERDICT) => Role::Decision(Effect::Unknown),
         "immediate" => Role::Value,
-        "objref" => object_role(number(1)),
-        _ if LOADS_OR_WRITES.contains(&name) && number(1).is_some() => Role::Load,
+        "objref" => object_role(number(NFTA_OBJREF_IMM_TYPE)),
+        _ if LOADS_OR_WRITES.iter().any(|(load, register)| *load == name && number(*register).is_some()) => Role::Load,
         _ if LOADS.contains(&name) => Role::Load,
         _ if CONDITIONS.contains(&name) => Role::Condition,
         _ if NOTES.contains(&name) => Role::Nothing,
         "reject" => Role::Decision(Effect::Drops),
         "masq" => Role::Decision(Effect::Accepts),
-        // NFTA_NAT_TYPE: NFT_NAT_SNAT.
-        "nat" if number(1) == Some(0) => Role::Decision(Effect::Accepts),
+        "nat" if number(NFTA_NAT_TYPE) == Some(NFT_NAT_SNAT) => Role::Decision(Effect::Accepts),
         _ => Role::Decision(Effect::Unknown),
     };
     Expr::Unknown { role, words: essentials(name, data).unwrap_or_else(|| name.to_owned()) }
@@ -140,59 +140,70 @@ fn essentials(name: &str, data: &[u8]) -> Option<String> {
     let byte = |kind| attribute(kind).and_then(|a: Attr| a.value.first().copied());
     let choice = |names: &[&str], kind| Some(named(names, number(kind)?));
     Some(match name {
-        // What is set comes from register NFTA_META_SREG (3), NFTA_CT_SREG (4).
-        "meta" if number(3).is_some() => format!("meta {} set", named(META, number(2)?)),
-        "meta" => format!("meta {}", named(META, number(2)?)),
-        "ct" if number(4).is_some() => format!("ct {} set", named(CT, number(2)?)),
+        // What is set comes from a source register.
+        "meta" if number(NFTA_META_SREG).is_some() => format!("meta {} set", named(META, number(NFTA_META_KEY)?)),
+        "meta" => format!("meta {}", named(META, number(NFTA_META_KEY)?)),
+        "ct" if number(NFTA_CT_SREG).is_some() => format!("ct {} set", named(CT, number(NFTA_CT_KEY)?)),
         "ct" => {
-            let direction = byte(3).map_or("", |direction| if direction == 0 { "original " } else { "reply " });
-            format!("ct {direction}{}", named(CT, number(2)?))
+            let direction =
+                byte(NFTA_CT_DIRECTION).map_or("", |direction| if direction == 0 { "original " } else { "reply " });
+            format!("ct {direction}{}", named(CT, number(NFTA_CT_KEY)?))
         }
-        "payload" if number(5).is_some() => format!("{} set", raw(number(2)?, number(3)?, number(4)?)),
-        "payload" => raw(number(2)?, number(3)?, number(4)?),
+        "payload" => {
+            let set = if number(NFTA_PAYLOAD_SREG).is_some() { " set" } else { "" };
+            raw(number(NFTA_PAYLOAD_BASE)?, number(NFTA_PAYLOAD_OFFSET)?, number(NFTA_PAYLOAD_LEN)?) + set
+        }
         "exthdr" => {
-            let header = if number(6) == Some(1) { "tcp option" } else { "exthdr" };
-            let (before, behind) = match (number(1), number(7)) {
+            let header = if number(NFTA_EXTHDR_OP) == Some(NFT_EXTHDR_OP_TCPOPT) { "tcp option" } else { "exthdr" };
+            let (before, behind) = match (number(NFTA_EXTHDR_DREG), number(NFTA_EXTHDR_SREG)) {
                 (None, None) => ("reset ", ""),
                 (None, Some(_)) => ("", " set"),
                 _ => ("", ""),
             };
-            format!("{before}{header} {}{behind}", byte(2)?)
+            format!("{before}{header} {}{behind}", byte(NFTA_EXTHDR_TYPE)?)
         }
         "fib" => {
-            let flags = number(3)?;
+            let flags = number(NFTA_FIB_FLAGS)?;
             let by = [(1, "saddr"), (2, "daddr"), (4, "mark"), (8, "iif"), (16, "oif")];
             let by: Vec<&str> = by.into_iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| name).collect();
-            format!("fib {} {}", by.join(" . "), choice(&["", "oif", "oifname", "type"], 2)?)
+            format!("fib {} {}", by.join(" . "), choice(&["", "oif", "oifname", "type"], NFTA_FIB_RESULT)?)
         }
-        "rt" => format!("rt {}", choice(&["classid", "ip nexthop", "ip6 nexthop", "mtu", "ipsec"], 2)?),
-        "socket" => format!("socket {}", choice(&["transparent", "mark", "wildcard", "cgroupv2"], 1)?),
-        "numgen" => format!("numgen {} mod {}", choice(&["inc", "random"], 3)?, number(2)?),
+        "rt" => format!("rt {}", choice(&["classid", "ip nexthop", "ip6 nexthop", "mtu", "ipsec"], NFTA_RT_KEY)?),
+        "socket" => format!("socket {}", choice(&["transparent", "mark", "wildcard", "cgroupv2"], NFTA_SOCKET_KEY)?),
+        "numgen" => format!("numgen {} mod {}", choice(&["inc", "random"], NFTA_NG_TYPE)?, number(NFTA_NG_MODULUS)?),
         "limit" => {
-            let over = if number(5).unwrap_or(0) & 1 == 1 { "over " } else { "" };
-            let unit = match long(2)? {
+            let over = if number(NFTA_LIMIT_FLAGS).unwrap_or(0) & NFT_LIMIT_F_INV != 0 { "over " } else { "" };
+            let unit = match long(NFTA_LIMIT_UNIT)? {
                 1 => "second".to_owned(),
                 60 => "minute".to_owned(),
                 3600 => "hour".to_owned(),
                 86_400 => "day".to_owned(),
                 seconds => format!("{seconds} seconds"),
             };
-            let what = if number(4) == Some(1) { " bytes" } else { "" };
-            format!("limit rate {over}{}{what}/{unit}", long(1)?)
+            let what = if number(NFTA_LIMIT_TYPE) == Some(NFT_LIMIT_PKT_BYTES) { " bytes" } else { "" };
+            format!("limit rate {over}{}{what}/{unit}", long(NFTA_LIMIT_RATE)?)
         }
-        "quota" => format!("quota {}{} bytes", if number(2).unwrap_or(0) & 1 == 1 { "over " } else { "" }, long(1)?),
-        "connlimit" => format!("ct count {}{}", if number(2).unwrap_or(0) & 1 == 1 { "over " } else { "" }, number(1)?),
-        "lookup" if attribute(3).is_some() => format!("map @{}", attribute(1)?.string()),
-        "lookup" => format!("{}@{}", if number(5).unwrap_or(0) & 1 == 1 { "!= " } else { "" }, attribute(1)?.string()),
-        "objref" => format!("object {}", attribute(2).or(attribute(6))?.string()),
-        // NFTA_NAT_TYPE: NFT_NAT_SNAT, NFT_NAT_DNAT.
-        "nat" => choice(&["snat", "dnat"], 1)?,
+        "quota" => {
+            let over = if number(NFTA_QUOTA_FLAGS).unwrap_or(0) & NFT_QUOTA_F_INV != 0 { "over " } else { "" };
+            format!("quota {over}{} bytes", long(NFTA_QUOTA_BYTES)?)
+        }
+        "connlimit" => {
+            let over = if number(NFTA_CONNLIMIT_FLAGS).unwrap_or(0) & NFT_CONNLIMIT_F_INV != 0 { "over " } else { "" };
+            format!("ct count {over}{}", number(NFTA_CONNLIMIT_COUNT)?)
+        }
+        "lookup" if attribute(NFTA_LOOKUP_DREG).is_some() => format!("map @{}", attribute(NFTA_LOOKUP_SET)?.string()),
+        "lookup" => {
+            let not = if number(NFTA_LOOKUP_FLAGS).unwrap_or(0) & NFT_LOOKUP_F_INV != 0 { "!= " } else { "" };
+            format!("{not}@{}", attribute(NFTA_LOOKUP_SET)?.string())
+        }
+        "objref" => format!("object {}", attribute(NFTA_OBJREF_IMM_NAME).or(attribute(NFTA_OBJREF_SET_NAME))?.string()),
+        "nat" => choice(&["snat", "dnat"], NFTA_NAT_TYPE)?,
         // A value, or a verdict by its number.
         "immediate" => {
-            let data = attribute(2)?;
-            match (find(data.value, 1), find(data.value, 2)) {
+            let data = attribute(NFTA_IMMEDIATE_DATA)?;
+            match (find(data.value, NFTA_DATA_VALUE), find(data.value, NFTA_DATA_VERDICT)) {
                 (Some(value), _) => plain(value.value),
-                (None, Some(verdict)) => format!("verdict {}", find(verdict.value, 1)?.u32()? as i32),
+                (None, Some(verdict)) => format!("verdict {}", find(verdict.value, NFTA_VERDICT_CODE)?.u32()? as i32),
                 _ => return None,
             }
         }

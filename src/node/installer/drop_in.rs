@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::ChainState;
 use super::atomic::{self, Attributes, UNFINISHED, named};
 use super::chain::{Chain, Standing};
 use super::folder;
+use super::state::ChainState;
 
 /// Behind the drop-ins of others in byte order.
 const FILE: &str = "zz-podweir.conf";

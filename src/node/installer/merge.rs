@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::ChainState;
 use super::atomic::{self, Attributes, named};
 use super::chain::{Chain, Form, Standing, TYPE};
 use super::folder;
+use super::state::ChainState;
 
 /// What the name of a `.conf` gets behind it when a `.conflist` takes its place. No runtime
 /// reads such a name.

@@ -20,8 +20,8 @@ pub mod keeper;
 mod merge;
 mod own_file;
 mod pauses;
+mod state;
 
-use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
@@ -29,6 +29,7 @@ use serde_json::Value;
 
 pub use binary::Placed;
 pub use chain::TYPE;
+pub use state::ChainState;
 
 /// How the entry reaches the runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,33 +70,6 @@ pub struct Installation {
     pub entry: Value,
     /// The version of the specification that a list of our own is written in.
     pub own_version: String,
-}
-
-/// How things stand with the chain after a look.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ChainState {
-    /// The runtime's chain has our entry, in this file. `written`: this look put it there.
-    Effective { file: PathBuf, written: bool },
-    /// There is nothing yet that the entry could be added to.
-    Waiting { reason: String },
-    /// Something is there that a person has to mend; it was left as it is.
-    Broken { file: PathBuf, reason: String },
-}
-
-impl ChainState {
-    pub fn is_effective(&self) -> bool {
-        matches!(self, Self::Effective { .. })
-    }
-}
-
-impl fmt::Display for ChainState {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Effective { file, .. } => write!(f, "the entry is in {}", file.display()),
-            Self::Waiting { reason } => f.write_str(reason),
-            Self::Broken { file, reason } => write!(f, "{}: {reason}", file.display()),
-        }
-    }
 }
 
 impl Installation {

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::ChainState;
 use super::atomic::{self, Attributes, named};
 use super::folder;
+use super::state::ChainState;
 
 /// The file; its network is called `podweir`.
 const FILE: &str = "podweir.conflist";

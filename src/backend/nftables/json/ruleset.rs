@@ -4,8 +4,9 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
+use crate::backend::hook::Base;
 use crate::backend::nftables::decode::Listed;
-use crate::backend::nftables::table::{FullChain, FullTable};
+use crate::backend::nftables::table::{NftChain, NftTable};
 use crate::backend::nftables::written::names;
 use crate::backend::nftables::written::sets::WrittenSets;
 use crate::config::types::Interface;
@@ -16,7 +17,7 @@ use super::statement::{self, update};
 type Place = (u8, String);
 
 /// Reads the objects of the `nftables` array.
-pub fn parse(objects: &[Value], budget: usize) -> Result<Vec<FullTable>, String> {
+pub fn parse(objects: &[Value], budget: usize) -> Result<Vec<NftTable>, String> {
     let mut reader = Reader { budget, updated: updated(objects), ..Reader::default() };
     for (at, object) in objects.iter().enumerate() {
         let Some((kind, body)) = object.as_object().and_then(|o| o.iter().next()) else {
@@ -30,7 +31,7 @@ pub fn parse(objects: &[Value], budget: usize) -> Result<Vec<FullTable>, String>
 
 #[derive(Default)]
 struct Reader {
-    tables: Vec<FullTable>,
+    tables: Vec<NftTable>,
     places: HashMap<Place, usize>,
     chains: HashMap<(Place, String), usize>,
     sets: HashMap<Place, WrittenSets>,
@@ -88,11 +89,11 @@ impl Reader {
             return Err(format!("{} {} is there for the second time", text(body, "family")?, place.1));
         }
         let flags = body.get("flags").map(|flags| leaves(flags).iter().any(|(flag, _)| flag == "dormant"));
-        self.tables.push(FullTable {
+        self.tables.push(NftTable {
             family: place.0,
             name: place.1,
             dormant: flags.unwrap_or(false),
-            ..FullTable::default()
+            ..NftTable::default()
         });
         Ok(())
     }
@@ -100,20 +101,19 @@ impl Reader {
     fn chain(&mut self, body: &Map<String, Value>) -> Result<(), String> {
         let (place, table) = self.place(body)?;
         let name = text(body, "name")?.to_owned();
-        let hook = match body.get("hook").and_then(Value::as_str) {
-            Some(hook) => {
-                let priority = body.get("prio").and_then(Value::as_i64).and_then(|n| i32::try_from(n).ok());
-                let drops = body.get("policy").and_then(Value::as_str) == Some("drop");
-                let priority = priority.ok_or("it has a hook and no priority")?;
-                Some(names::hook(place.0, hook, priority, text(body, "type")?, drops, devices(body))?)
-            }
-            None => None,
-        };
-        let Some(table) = self.tables.get_mut(table) else { return Err("its table is not listed before it".into()) };
-        if self.chains.insert((place, name.clone()), table.chains.len()).is_some() {
-            return Err(format!("{name} is there for the second time"));
+        let mut chain = NftChain { name: name.clone(), ..NftChain::default() };
+        if let Some(hook) = body.get("hook").and_then(Value::as_str) {
+            let priority = body.get("prio").and_then(Value::as_i64).and_then(|n| i32::try_from(n).ok());
+            let drops = body.get("policy").and_then(Value::as_str) == Some("drop");
+            let priority = priority.ok_or("it has a hook and no priority")?;
+            let (base, devices) = names::base(place.0, hook, text(body, "type")?, priority, devices(body))?;
+            (chain.base, chain.devices) = (Some(Base { drops, ..base }), devices);
         }
-        table.chains.push(FullChain { name, hook, rules: Vec::new() });
+        let Some(table) = self.tables.get_mut(table) else { return Err("its table is not listed before it".into()) };
+        if self.chains.insert((place, name), table.chains.len()).is_some() {
+            return Err(format!("{} is there for the second time", chain.name));
+        }
+        table.chains.push(chain);
         Ok(())
     }
 
@@ -157,7 +157,7 @@ impl Reader {
         Ok(())
     }
 
-    fn finish(mut self) -> Vec<FullTable> {
+    fn finish(mut self) -> Vec<NftTable> {
         for (place, sets) in self.sets {
             if let Some(table) = self.places.get(&place).and_then(|&at| self.tables.get_mut(at)) {
                 sets.anonymous.into_table(table);

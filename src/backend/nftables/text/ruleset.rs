@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::backend::nftables::table::{FullChain, FullTable};
+use crate::backend::hook::Base;
+use crate::backend::nftables::table::{Devices, NftChain, NftTable};
 use crate::backend::nftables::written::names;
 use crate::backend::nftables::written::sets::WrittenSets;
 use crate::config::types::Interface;
@@ -12,7 +13,7 @@ use super::tokens::{Token, Words};
 use super::{rule, unknown};
 
 /// Reads a listing. A problem comes with the line it is on.
-pub fn parse(text: &str, budget: usize) -> Result<Vec<FullTable>, (usize, String)> {
+pub fn parse(text: &str, budget: usize) -> Result<Vec<NftTable>, (usize, String)> {
     let mut reader = Reader { words: Words::new(text), budget, tables: Vec::new(), places: HashMap::new() };
     match reader.tables() {
         Ok(()) => Ok(reader.tables),
@@ -23,7 +24,7 @@ pub fn parse(text: &str, budget: usize) -> Result<Vec<FullTable>, (usize, String
 struct Reader<'a> {
     words: Words<'a>,
     budget: usize,
-    tables: Vec<FullTable>,
+    tables: Vec<NftTable>,
     places: HashMap<(u8, String), usize>,
 }
 
@@ -83,11 +84,11 @@ impl<'a> Reader<'a> {
         if self.places.insert((number, name.to_owned()), self.tables.len()).is_some() {
             return Err(format!("table {family} {name} stands here for the second time"));
         }
-        let mut table = FullTable { family: number, name: name.to_owned(), ..FullTable::default() };
+        let mut table = NftTable { family: number, name: name.to_owned(), ..NftTable::default() };
         let mut sets = WrittenSets::default();
         sets.budget = self.budget;
         // Rules may look into sets that stand behind them.
-        let mut chains: Vec<(FullChain, Vec<Line<'a>>)> = Vec::new();
+        let mut chains: Vec<(NftChain, Vec<Line<'a>>)> = Vec::new();
         let mut names = HashSet::new();
         loop {
             match self.token()? {
@@ -155,8 +156,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn chain(&mut self, family: u8) -> Result<(FullChain, Vec<Line<'a>>), String> {
-        let mut chain = FullChain { name: self.name()?.to_owned(), ..FullChain::default() };
+    fn chain(&mut self, family: u8) -> Result<(NftChain, Vec<Line<'a>>), String> {
+        let mut chain = NftChain { name: self.name()?.to_owned(), ..NftChain::default() };
         let mut rules = Vec::new();
         self.expect('{')?;
         loop {
@@ -168,11 +169,14 @@ impl<'a> Reader<'a> {
             let handle = self.words.take_handle();
             match line.first() {
                 None => {}
-                Some(Token::Word("type")) => chain.hook = Some(hook(family, &line)?),
+                Some(Token::Word("type")) => {
+                    let (base, devices) = base(family, &line)?;
+                    (chain.base, chain.devices) = (Some(base), devices);
+                }
                 Some(Token::Word("policy")) => {
                     let drops = line.get(1) == Some(&Token::Word("drop"));
-                    if let Some(hook) = &mut chain.hook {
-                        hook.drops = drops;
+                    if let Some(base) = &mut chain.base {
+                        base.drops = drops;
                     }
                 }
                 // To be done by the device itself where it can: the same rules apply.
@@ -209,22 +213,22 @@ impl<'a> Reader<'a> {
 }
 
 /// `type nat hook output priority -100`; the policy is another line.
-fn hook(family: u8, line: &[Token]) -> Result<crate::backend::nftables::read::ListedHook, String> {
+fn base(family: u8, line: &[Token]) -> Result<(Base, Option<Devices>), String> {
     // A device may be called like a keyword; it is in quotes then.
     let words: Vec<&str> =
         line.iter().filter_map(|token| if let Token::Word(word) = token { Some(*word) } else { None }).collect();
     let after = |word: &str| words.iter().position(|w| *w == word).and_then(|at| words.get(at + 1)).copied();
     let (kind, at) = (after("type").ok_or("a chain has no type")?, after("hook").ok_or("a chain has no hook")?);
     let from = words.iter().position(|w| *w == "priority").ok_or("a chain has a hook and no priority")?;
-    let base = words.get(from + 1).copied().unwrap_or_default();
-    let base = base.parse().ok().or_else(|| names::priority(base));
-    let base: i32 = base.ok_or_else(|| format!("'{}' is no priority", words[from..].join(" ")))?;
+    let named = words.get(from + 1).copied().unwrap_or_default();
+    let named = named.parse().ok().or_else(|| names::priority(named));
+    let named: i32 = named.ok_or_else(|| format!("'{}' is no priority", words[from..].join(" ")))?;
     let offset: i32 = match words.get(from + 2..from + 4) {
         Some(["+", n]) => n.parse().map_err(|_| format!("'{n}' is no number"))?,
         Some(["-", n]) => n.parse::<i32>().map_err(|_| format!("'{n}' is no number"))?.saturating_neg(),
         _ => 0,
     };
-    names::hook(family, at, base.saturating_add(offset), kind, false, devices(line))
+    names::base(family, at, kind, named.saturating_add(offset), devices(line))
 }
 
 /// `device "lo"`, or `devices = { lo, eth0 }`.

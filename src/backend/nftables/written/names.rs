@@ -1,6 +1,7 @@
 //! nft's names for families, hooks and priorities.
 
-use crate::backend::nftables::read::ListedHook;
+use crate::backend::hook::{Base, ChainKind};
+use crate::backend::nftables::table::{self, Devices};
 use crate::backend::nftables::wire::NfFamily;
 use crate::config::types::Interface;
 
@@ -17,15 +18,15 @@ pub fn family(name: &str) -> Result<u8, String> {
     })
 }
 
-/// A base chain's place.
-pub fn hook(
+/// A base chain's place, and the devices that it is bound to. `named`: those that the listing
+/// names, if it does.
+pub fn base(
     family: u8,
     hook: &str,
-    priority: i32,
     kind: &str,
-    drops: bool,
-    devices: Option<Vec<Interface>>,
-) -> Result<ListedHook, String> {
+    priority: i32,
+    named: Option<Vec<Interface>>,
+) -> Result<(Base, Option<Devices>), String> {
     let netdev = family == NfFamily::NETDEV.0;
     let number = match hook {
         "ingress" if netdev => 0,
@@ -38,7 +39,9 @@ pub fn hook(
         "ingress" => 5,
         _ => return Err(format!("'{hook}' is no hook")),
     };
-    Ok(ListedHook { number, priority, kind: kind.to_owned(), drops, devices })
+    let place = table::base(NfFamily(family), number, ChainKind::by_name(kind), priority);
+    let (base, is_of_devices) = place.ok_or_else(|| format!("'{hook}' is no hook of this family"))?;
+    Ok((base, is_of_devices.then(|| named.map_or(Devices::Unnamed, Devices::Named))))
 }
 
 /// The devices that a chain is said to be bound to; `None` where that is not clear. Of a name

@@ -1,0 +1,96 @@
+//! What is not as it should be, and what it changes for traffic: what `verify` finds.
+
+use crate::backend::Strange;
+use crate::backend::listing::Holder;
+use crate::config::types::Family;
+use crate::plan::diff::Difference;
+
+use super::flow::{Flow, Taker};
+use super::space::Scope;
+
+/// What came of holding what was found against what was wanted.
+#[derive(Debug)]
+pub struct Verification {
+    /// Who holds something of an interception; more than one is drift.
+    pub holders: Vec<Holder>,
+    pub findings: Vec<Finding>,
+    /// What traffic is affected.
+    pub effects: Vec<Effect>,
+    /// Why effects could not be told, if so.
+    pub blind: Option<String>,
+    pub notes: Vec<String>,
+}
+
+/// One thing that is not as it should be.
+#[derive(Debug)]
+pub struct Finding {
+    pub holder: Option<Holder>,
+    pub what: What,
+    /// Which of the effects it has; none: it changes nothing.
+    pub effects: Vec<usize>,
+    /// An effect that is not about who gets a flow.
+    pub consequence: Option<&'static str>,
+}
+
+/// What is not as it should be.
+#[derive(Debug)]
+pub enum What {
+    Difference(Box<Difference>),
+    Strange(Strange),
+    /// All of an interception is there a second time.
+    Second(Holder),
+    /// Nothing of an interception is there.
+    Nothing,
+}
+
+/// Flows that somebody else gets than should.
+#[derive(Debug)]
+pub struct Effect {
+    pub family: Family,
+    pub scope: Scope,
+    pub wanted: Taker,
+    pub found: Taker,
+    /// In words, a line for each set.
+    pub flows: Vec<String>,
+    pub example: Flow,
+    /// The rules that decide, where there are some.
+    pub wanted_rule: Option<String>,
+    pub found_rule: Option<String>,
+    /// It goes away with the differences; otherwise rules of others have it.
+    pub ours: bool,
+}
+
+impl Effect {
+    /// Whether traffic gets past the proxy that should not.
+    pub fn escapes(&self) -> bool {
+        self.found == Taker::Direct && !matches!(self.wanted, Taker::Direct | Taker::Dropped)
+    }
+
+    /// What happens to it, in a few words.
+    pub fn outcome(&self) -> String {
+        match (self.wanted, self.found) {
+            _ if self.escapes() => format!("now escapes {}", named(self.wanted)),
+            (_, Taker::Dropped) => "is now dropped".into(),
+            (_, Taker::Unknown) => "may now go elsewhere".into(),
+            (_, Taker::Direct) => "now goes where it is addressed".into(),
+            (_, found) => format!("now goes to {}", named(found)),
+        }
+    }
+}
+
+fn named(taker: Taker) -> &'static str {
+    match taker {
+        Taker::OutboundProxy => "the proxy's outbound port",
+        Taker::InboundProxy => "the proxy's inbound port",
+        Taker::DnsProxy => "the proxy's DNS",
+        _ => "where it should go",
+    }
+}
+
+impl Verification {
+    /// Whether the plan and what is there differ. Drops of others' rules (a network
+    /// policy) are none of an interception's business.
+    pub fn drift(&self) -> bool {
+        !self.findings.is_empty() || self.effects.iter().any(|effect| effect.found != Taker::Dropped)
+    }
+}

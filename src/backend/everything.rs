@@ -1,0 +1,82 @@
+//! Everything that the kernel holds, of anybody: all rules in the network namespace that the
+//! process is in. Looking makes nothing: no table comes to be, and no program is started unless
+//! iptables-legacy has tables, which only its own program can list.
+
+use std::io;
+use std::time::Duration;
+
+use crate::config::types::Families;
+use crate::sys::netlink::Netlink;
+
+use super::iptables::parse;
+use super::iptables::programs::{ProgramEnvironment, ProgramError, Programs, Variant};
+use super::listing::{self, Holder, ListedTable, Listing};
+use super::nftables::{list, tables};
+use super::{Kind, survey};
+
+/// How often to begin again when others change the rules at the same time.
+const ATTEMPTS: usize = 20;
+
+/// Why the kernel's rules cannot be listed.
+#[derive(Debug, thiserror::Error)]
+pub enum ListingError {
+    /// What could not be read, and the kernel's reason.
+    #[error("cannot read {what}: {source}")]
+    Kernel { what: &'static str, source: io::Error },
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+}
+
+impl ListingError {
+    fn of(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Kernel { what, source }
+    }
+}
+
+/// Lists everything. `programs`: where iptables-legacy-save is looked for.
+///
+/// # Errors
+///
+/// The kernel does not list its tables, or a program that has to does not.
+pub fn listing(programs: &ProgramEnvironment, lock_timeout: Duration) -> Result<Listing, ListingError> {
+    let mut tables = nft_tables()?;
+    let legacy = survey::any_legacy_tables().map_err(ListingError::of("the tables of iptables-legacy"))?;
+    tables.extend(legacy_tables(programs, lock_timeout, legacy)?);
+    Ok(Listing::new(tables, Families::BOTH))
+}
+
+fn nft_tables() -> Result<Vec<ListedTable>, ListingError> {
+    let failed = ListingError::of("nf_tables");
+    let mut netlink = match Netlink::open(Netlink::NETFILTER) {
+        Ok(netlink) => netlink,
+        Err(e) if survey::is_unsupported(&e) => return Ok(Vec::new()),
+        Err(e) => return Err(failed(e)),
+    };
+    let mut attempt = 1;
+    loop {
+        match list::everything(&mut netlink, usize::MAX) {
+            Ok(tables) => return Ok(tables::listed(&tables)),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted && attempt < ATTEMPTS => attempt += 1,
+            Err(e) if survey::is_unsupported(&e) => return Ok(Vec::new()),
+            Err(e) => return Err(failed(e)),
+        }
+    }
+}
+
+fn legacy_tables(
+    programs: &ProgramEnvironment,
+    lock_timeout: Duration,
+    families: Families,
+) -> Result<Vec<ListedTable>, ListingError> {
+    let programs = Programs::new(Variant::Legacy, programs.clone(), lock_timeout);
+    let mut out = Vec::new();
+    for family in families.iter() {
+        let text = programs.save(family)?;
+        let saved = parse::parse(&text, family).map_err(|source| {
+            let program = format!("{}-save", Kind::IptablesLegacy);
+            ProgramError::Parse { program, source }
+        })?;
+        out.extend(listing::of_saved(saved, family, Holder::Kernel(Kind::IptablesLegacy)));
+    }
+    Ok(out)
+}

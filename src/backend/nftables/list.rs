@@ -1,0 +1,258 @@
+//! The one lister of nf_tables: everything that is there, of anybody, or our own tables only,
+//! for which an installation pays no more.
+
+use std::collections::HashMap;
+use std::io;
+
+use crate::backend::hook::{Base, ChainKind};
+use crate::config::types::Interface;
+use crate::plan::model::Table;
+use crate::sys::netlink::{Netlink, Received};
+
+use super::comment::comment_of;
+use super::decode::Listed;
+use super::dump::{dump, request, text};
+use super::links::Links;
+use super::nfta::*;
+use super::raw::Raw;
+use super::sets::{self, Element};
+use super::table::{self, AnonymousSets, Devices, NftChain, NftTable};
+use super::wire::{Attrs, Msg, NfFamily, NfMessage, attributes, find};
+use super::{expr_bytes, names, survey, xt};
+
+/// Lists all of it, if there are no more than so many rules and elements of sets.
+///
+/// # Errors
+///
+/// `Interrupted` when it changed meanwhile, `QuotaExceeded` when there is more.
+pub fn everything(netlink: &mut Netlink, most: usize) -> io::Result<Vec<NftTable>> {
+    let before = survey::tables(netlink)?.generation;
+    let mut lister = Lister { most, ..Lister::default() };
+    dump(netlink, Msg::GetTable, NfFamily::UNSPEC, |_| (), |message| lister.table(&message))?;
+    lister.rest(netlink, NfFamily::UNSPEC, None)?;
+    let tables = lister.finish()?;
+    match survey::tables(netlink)?.generation == before {
+        true => Ok(tables),
+        false => Err(io::ErrorKind::Interrupted.into()),
+    }
+}
+
+/// Lists some of our own tables, and what it takes to make them again.
+///
+/// # Errors
+///
+/// The kernel's, when it does not answer.
+pub fn ours(netlink: &mut Netlink, present: &[Table]) -> io::Result<(Vec<NftTable>, HashMap<Table, Raw>)> {
+    let mut lister = Lister { most: usize::MAX, ..Lister::default() };
+    let mut raw = HashMap::new();
+    for &table in present {
+        lister.raw = Some(Raw::default());
+        let name = names::table(table);
+        let question = request(Msg::GetTable, 0, NfFamily::INET, |a| a.string(NFTA_TABLE_NAME, name));
+        netlink.get(question.bytes(), |message| lister.table(&message))?;
+        lister.rest(netlink, NfFamily::INET, Some(name))?;
+        raw.extend(lister.raw.take().map(|kept| (table, kept)));
+    }
+    Ok((lister.finish()?, raw))
+}
+
+/// Tables being listed, found by name.
+#[derive(Default)]
+struct Lister {
+    tables: Vec<NftTable>,
+    places: HashMap<(u8, String), usize>,
+    chains: HashMap<(u8, String, String), usize>,
+    anonymous: HashMap<(u8, String), AnonymousSets>,
+    /// How many rules and elements there are so far, and how many there may be.
+    count: usize,
+    most: usize,
+    /// What it takes to make the table again that is being listed, if that is wanted.
+    raw: Option<Raw>,
+}
+
+impl Lister {
+    fn keep(&mut self, msg: Msg, message: &Received) {
+        if let Some(raw) = &mut self.raw {
+            raw.keep(msg, message);
+        }
+    }
+
+    fn table(&mut self, message: &Received) {
+        self.keep(Msg::NewTable, message);
+        let flags = find(message.attributes(), NFTA_TABLE_FLAGS).and_then(|a| a.u32()).unwrap_or(0);
+        let (family, name) = (message.family().0, text(message, NFTA_TABLE_NAME));
+        let dormant = flags & NFT_TABLE_F_DORMANT != 0;
+        if let Some(raw) = &mut self.raw {
+            raw.frame.odd = dormant;
+        }
+        self.places.insert((family, name.clone()), self.tables.len());
+        self.tables.push(NftTable { family, name, dormant, ..NftTable::default() });
+    }
+
+    /// Everything in the tables of a family, or in one of them.
+    fn rest(&mut self, netlink: &mut Netlink, family: NfFamily, only: Option<&str>) -> io::Result<()> {
+        // The attribute is the same one for sets (NFTA_SET_TABLE) and rules.
+        let filter = |a: &mut Attrs| only.into_iter().for_each(|table| a.string(NFTA_RULE_TABLE, table));
+        // The kernel lists the chains of all tables, whichever is asked for.
+        dump(
+            netlink,
+            Msg::GetChain,
+            family,
+            |_| (),
+            |message| {
+                if only.is_none_or(|table| text(&message, NFTA_CHAIN_TABLE) == table) {
+                    self.chain(&message);
+                }
+            },
+        )?;
+        let mut sets = Vec::new();
+        dump(netlink, Msg::GetSet, family, filter, |message| sets.push(self.set(&message)))?;
+        for set in sets {
+            self.elements(netlink, set)?;
+        }
+        dump(netlink, Msg::GetRule, family, filter, |message| self.rule(&message))
+    }
+
+    fn chain(&mut self, message: &Received) {
+        self.keep(Msg::NewChain, message);
+        let (base, devices) = base(message).unzip();
+        let name = text(message, NFTA_CHAIN_NAME);
+        if let Some(raw) = &mut self.raw {
+            raw.frame.chains.push((name.clone(), base));
+        }
+        let (family, table) = (message.family().0, text(message, NFTA_CHAIN_TABLE));
+        let Some(at) = self.places.get(&(family, table.clone())) else { return };
+        let Some(listed) = self.tables.get_mut(*at) else { return };
+        self.chains.insert((family, table, name.clone()), listed.chains.len());
+        listed.chains.push(NftChain { name, base, devices: devices.flatten(), rules: Vec::new() });
+    }
+
+    fn set(&mut self, message: &Received) -> ListedSet {
+        self.keep(Msg::NewSet, message);
+        let flags = find(message.attributes(), NFTA_SET_FLAGS).and_then(|a| a.u32()).unwrap_or(0);
+        if let Some(raw) = &mut self.raw {
+            // Only an anonymous one goes with the rule that looks into it.
+            raw.frame.odd |= flags & NFT_SET_ANONYMOUS == 0;
+        }
+        ListedSet {
+            family: message.family(),
+            table: text(message, NFTA_SET_TABLE),
+            name: text(message, NFTA_SET_NAME),
+            flags,
+        }
+    }
+
+    fn elements(&mut self, netlink: &mut Netlink, set: ListedSet) -> io::Result<()> {
+        let ListedSet { family, table, name, flags } = set;
+        // Objects are no verdicts, but it takes them to make the map again.
+        if flags & NFT_SET_OBJECT != 0 && self.raw.is_none() {
+            self.keep_set(family, &table, name, flags, None);
+            return Ok(());
+        }
+        let mut elements: Option<Vec<Element>> = Some(Vec::new());
+        let filter = |a: &mut Attrs| {
+            a.string(NFTA_SET_ELEM_LIST_TABLE, &table);
+            a.string(NFTA_SET_ELEM_LIST_SET, &name);
+        };
+        dump(netlink, Msg::GetSetElem, family, filter, |message| {
+            self.keep(Msg::NewSetElem, &message);
+            match (&mut elements, sets::elements(message.attributes())) {
+                (Some(all), Some(more)) => all.extend(more),
+                (all, _) => *all = None,
+            }
+        })?;
+        self.count += elements.as_ref().map_or(0, Vec::len);
+        self.keep_set(family, &table, name, flags, elements.filter(|_| flags & NFT_SET_OBJECT == 0));
+        Ok(())
+    }
+
+    /// `elements`: `None` for keys that are no plain values.
+    fn keep_set(&mut self, family: NfFamily, table: &str, name: String, flags: u32, elements: Option<Vec<Element>>) {
+        let place = self.places.get(&(family.0, table.to_owned()));
+        let Some(table) = place.and_then(|at| self.tables.get_mut(*at)) else { return };
+        let interval = flags & NFT_SET_INTERVAL != 0;
+        if flags & (NFT_SET_MAP | NFT_SET_OBJECT) == 0 {
+            table.sets.insert(name, elements.and_then(|list| sets::keys(list, interval)));
+        } else if let Some(map) = elements.and_then(|list| sets::verdicts(list, interval)) {
+            table.maps.insert(name, map);
+        }
+    }
+
+    fn rule(&mut self, message: &Received) {
+        self.keep(Msg::NewRule, message);
+        self.count += 1;
+        if self.count > self.most {
+            return;
+        }
+        let mut listed = listed(message.attributes());
+        let (family, table) = (message.family(), text(message, NFTA_RULE_TABLE));
+        let sets = self.anonymous.entry((family.0, table.clone())).or_default();
+        xt::translate(&mut listed, family, sets);
+        let place = self.places.get(&(family.0, table.clone()));
+        let chain = self.chains.get(&(family.0, table, text(message, NFTA_RULE_CHAIN)));
+        let table = place.and_then(|at| self.tables.get_mut(*at));
+        if let Some(chain) = chain.and_then(|at| table?.chains.get_mut(*at)) {
+            chain.rules.push(listed);
+        }
+    }
+
+    fn finish(mut self) -> io::Result<Vec<NftTable>> {
+        if self.count > self.most {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        for (place, sets) in self.anonymous {
+            if let Some(table) = self.places.get(&place).and_then(|at| self.tables.get_mut(*at)) {
+                sets.into_table(table);
+            }
+        }
+        self.tables.iter_mut().for_each(NftTable::forget_updated);
+        let links = Links::for_rules(self.tables.iter().flat_map(|t| &t.chains).flat_map(|chain| &chain.rules))?;
+        self.tables.iter_mut().for_each(|table| table.links = links.clone());
+        Ok(self.tables)
+    }
+}
+
+/// A set whose elements are to be listed.
+struct ListedSet {
+    family: NfFamily,
+    table: String,
+    name: String,
+    flags: u32,
+}
+
+/// A rule as it is listed.
+fn listed(attributes: &[u8]) -> Listed {
+    Listed {
+        exprs: find(attributes, NFTA_RULE_EXPRESSIONS).map(|a| expr_bytes::read(a.value)).unwrap_or_default(),
+        comment: find(attributes, NFTA_RULE_USERDATA).and_then(|a| comment_of(a.value)),
+        handle: find(attributes, NFTA_RULE_HANDLE).and_then(|a| a.u64()),
+        text: None,
+    }
+}
+
+/// Where the kernel enters a chain, and the devices that it is bound to; `None`: it is only
+/// jumped to.
+fn base(message: &Received) -> Option<(Base, Option<Devices>)> {
+    let attrs = message.attributes();
+    let hook = find(attrs, NFTA_CHAIN_HOOK)?;
+    let (mut number, mut priority, mut devices) = (0, 0, None);
+    for attr in attributes(hook.value) {
+        match attr.kind {
+            NFTA_HOOK_HOOKNUM => number = attr.u32()?,
+            NFTA_HOOK_PRIORITY => priority = attr.u32()? as i32,
+            // It is there for one device, too, which NFTA_HOOK_DEV names again.
+            NFTA_HOOK_DEVS => {
+                let listed = attributes(attr.value);
+                devices = Some(
+                    listed.map(|device| Interface::new(&device.string(), device.kind == NFTA_DEVICE_PREFIX)).collect(),
+                );
+            }
+            NFTA_HOOK_DEV if devices.is_none() => devices = Some(vec![Interface::new(&attr.string(), false)]),
+            _ => {}
+        }
+    }
+    let kind = ChainKind::by_name(&text(message, NFTA_CHAIN_TYPE));
+    let drops = find(attrs, NFTA_CHAIN_POLICY).and_then(|a| a.u32()) == Some(NF_DROP);
+    let (base, is_of_devices) = table::base(message.family(), number, kind, priority)?;
+    Some((Base { drops, ..base }, is_of_devices.then(|| devices.map_or(Devices::Unnamed, Devices::Named))))
+}

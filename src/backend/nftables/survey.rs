@@ -1,0 +1,108 @@
+//! Which tables there are: enough to know that nothing of ours is, and what else to list.
+
+use std::io;
+
+use crate::config::types::Family;
+use crate::plan::model::{ChainName, Table};
+use crate::sys::netlink::Netlink;
+
+use super::dump::{dump, request, text};
+use super::names;
+use super::nfta::*;
+use super::wire::{Msg, NfFamily, NfMessage, find};
+
+/// The tables in the kernel, of anybody.
+#[derive(Debug, Clone, Default)]
+pub struct Tables {
+    /// Changes with every transaction of anybody.
+    pub generation: u32,
+    /// Family and name.
+    pub tables: Vec<(NfFamilyName, String)>,
+}
+
+/// The families whose tables are of interest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NfFamilyName {
+    Inet,
+    Ip,
+    Ip6,
+    Other,
+}
+
+impl Tables {
+    /// The tables of an interception that are there.
+    pub fn ours(&self) -> impl Iterator<Item = Table> + '_ {
+        let inet = self.tables.iter().filter(|(family, _)| *family == NfFamilyName::Inet);
+        inet.filter_map(|(_, name)| names::table_by_name(name))
+    }
+
+    /// Whether there are tables of others, but for those that only iptables-nft makes.
+    pub fn has_others(&self) -> bool {
+        self.tables.iter().any(|(family, name)| match family {
+            NfFamilyName::Inet => names::table_by_name(name).is_none() && name != names::GUARD,
+            NfFamilyName::Ip | NfFamilyName::Ip6 => !names::is_of_iptables(name),
+            NfFamilyName::Other => true,
+        })
+    }
+
+    /// Whether a killed run left its guard.
+    pub fn has_guard(&self) -> bool {
+        self.tables.iter().any(|(family, name)| *family == NfFamilyName::Inet && name == names::GUARD)
+    }
+
+    /// Whether there are tables such as iptables-nft makes.
+    pub fn of_iptables(&self) -> bool {
+        Family::BOTH.into_iter().any(|family| self.of_iptables_in(family))
+    }
+
+    pub fn of_iptables_in(&self, family: Family) -> bool {
+        let want = if family == Family::V4 { NfFamilyName::Ip } else { NfFamilyName::Ip6 };
+        self.tables.iter().any(|(family, name)| *family == want && Table::by_name(name).is_some())
+    }
+}
+
+/// Lists the tables of all families. Two round trips; enough to know that nothing of
+/// ours is there.
+pub fn tables(netlink: &mut Netlink) -> io::Result<Tables> {
+    let mut out = Tables::default();
+    netlink.get(request(Msg::GetGen, 0, NfFamily::UNSPEC, |_| ()).bytes(), |message| {
+        if let Some(generation) = find(message.attributes(), NFTA_GEN_ID).and_then(|a| a.u32()) {
+            out.generation = generation;
+        }
+    })?;
+    dump(
+        netlink,
+        Msg::GetTable,
+        NfFamily::UNSPEC,
+        |_| (),
+        |message| {
+            let family = match message.family() {
+                NfFamily::INET => NfFamilyName::Inet,
+                NfFamily::IPV4 => NfFamilyName::Ip,
+                NfFamily::IPV6 => NfFamilyName::Ip6,
+                _ => NfFamilyName::Other,
+            };
+            if let Some(name) = find(message.attributes(), NFTA_TABLE_NAME) {
+                out.tables.push((family, name.string()));
+            }
+        },
+    )?;
+    Ok(out)
+}
+
+/// Whether a chain of ours is in the tables that iptables-nft makes.
+pub fn iptables_nft_has_ours(netlink: &mut Netlink) -> io::Result<bool> {
+    let mut found = false;
+    for family in [NfFamily::IPV4, NfFamily::IPV6] {
+        dump(
+            netlink,
+            Msg::GetChain,
+            family,
+            |_| (),
+            |message| {
+                found |= ChainName::by_name(&text(&message, NFTA_CHAIN_NAME)).is_own();
+            },
+        )?;
+    }
+    Ok(found)
+}

@@ -1,0 +1,28 @@
+//! Rules that were found and may be of one hand: what their reasons are looked for in.
+
+use super::canon_rule::CanonRule;
+use super::model::{ChainName, Rule, Table};
+
+/// A rule that was found.
+pub(super) struct FoundRule<'a> {
+    /// The chain's index among those that are looked at, and the rule's in its chain.
+    pub(super) place: (usize, usize),
+    pub(super) rule: &'a Rule,
+    pub(super) canon: CanonRule,
+}
+
+/// Rules of one family that may be of one hand, by chain and in order.
+#[derive(Clone)]
+pub(super) struct FoundRules<'a>(pub(super) Vec<(Table, &'a ChainName, Vec<&'a FoundRule<'a>>)>);
+
+impl<'a> FoundRules<'a> {
+    /// The rules of a chain, in order.
+    pub(super) fn of(&self, table: Table, name: ChainName) -> impl Iterator<Item = &'a Rule> + Clone {
+        let chains = self.0.iter().filter(move |chain| chain.0 == table && *chain.1 == name);
+        chains.flat_map(|chain| &chain.2).map(|found| found.rule)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.iter().map(|(.., found)| found.len()).sum()
+    }
+}
