@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{IdList, Interface};
 
-use super::canon::{CanonMatches, CanonRule};
+use super::canon_rule::{CanonMatches, CanonRule};
 use super::model::{Cond, Verdict};
 use super::why::Why;
 
@@ -39,13 +39,17 @@ const DIMENSIONS: [Dimension; 9] = [
 ];
 
 /// Folds a chain's rules, one dimension after the other.
-pub fn folded(mut rules: Vec<CanonRule>) -> Vec<CanonRule> {
-    let mut left = MOST_COMPARISONS;
+pub fn folded(rules: Vec<CanonRule>) -> Vec<CanonRule> {
+    folded_within(rules, &mut { MOST_COMPARISONS })
+}
+
+/// Folds a chain's rules as far as so many comparisons of two rules lead; takes off those made.
+fn folded_within(mut rules: Vec<CanonRule>, left: &mut usize) -> Vec<CanonRule> {
     // Folding in one dimension can make rules alike that were not; until nothing changes.
     loop {
         let before = rules.len();
         for dimension in DIMENSIONS {
-            rules = fold(rules, dimension, &mut left);
+            rules = fold(rules, dimension, left);
         }
         if rules.len() == before {
             return rules;
@@ -83,7 +87,7 @@ fn fold(rules: Vec<CanonRule>, dimension: Dimension, left: &mut usize) -> Vec<Ca
             None => open.push(Open { rule, more: Vec::new() }),
         }
     }
-    open.into_iter().map(|open| open.close(dimension)).collect()
+    open.into_iter().map(|open| open.close(dimension, left)).collect()
 }
 
 /// A digest of everything that two rules must have in common to become one in a dimension.
@@ -127,7 +131,7 @@ fn home(open: &[Open], rule: &CanonRule, dimension: Dimension, left: &mut usize)
 }
 
 impl Open {
-    fn close(self, dimension: Dimension) -> CanonRule {
+    fn close(self, dimension: Dimension, left: &mut usize) -> CanonRule {
         let mut rule = self.rule;
         if self.more.is_empty() {
             return rule;
@@ -144,7 +148,11 @@ impl Open {
         }
         for (why, matches) in self.more.iter().flat_map(|r| &r.parts) {
             let alike = places.entry(why.clone()).or_default();
-            match alike.iter().rev().find(|&&at| parts[at].1.same_but(matches, dimension)) {
+            let same = |at: &&usize| {
+                *left = left.saturating_sub(1);
+                parts[**at].1.same_but(matches, dimension)
+            };
+            match alike.iter().rev().find(same) {
                 Some(&at) => parts[at].2.push(matches),
                 None => {
                     alike.push(parts.len());
@@ -265,4 +273,52 @@ fn joinable<T: PartialEq>(a: &Option<Cond<T>>, b: &Option<Cond<T>>) -> bool {
 
 fn alike<T: PartialEq>(is_dimension: bool, a: &Option<Cond<T>>, b: &Option<Cond<T>>) -> bool {
     if is_dimension { joinable(a, b) } else { a == b }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::types::{Families, Family};
+    use crate::plan::model::{ChainName, Matches, Rule};
+
+    /// Rules about one address after the other, no two of which are next to each other.
+    fn listed(count: u32, verdict: impl Fn(u32) -> Verdict) -> Vec<CanonRule> {
+        let host = |n: u32| ipnet::IpNet::V4(std::net::Ipv4Addr::from(0x0a00_0000 + 2 * n).into());
+        let rule = |n: u32| Rule {
+            families: Families::V4,
+            matches: Matches { destination: Some(Cond::is([host(n)].into_iter().collect())), ..Matches::default() },
+            verdict: verdict(n),
+            why: Why::Foreign(format!("number {n}").into()),
+            counters: None,
+            origin: None,
+        };
+        (0..count).filter_map(|n| CanonRule::of(&rule(n), Family::V4)).collect()
+    }
+
+    /// How many rules are left of some, of how many parts the first one is, and how many
+    /// comparisons that took.
+    fn fold_all(rules: Vec<CanonRule>) -> (usize, usize, usize) {
+        let mut left = MOST_COMPARISONS;
+        let folded = folded_within(rules, &mut left);
+        (folded.len(), folded[0].parts.len(), MOST_COMPARISONS - left)
+    }
+
+    #[test]
+    fn thousands_of_reasons_take_no_more_comparisons_by_the_square() {
+        let comparisons = |count| {
+            let (rules, parts, comparisons) = fold_all(listed(count, |_| Verdict::Accept));
+            assert_eq!((rules, parts), (1, count as usize));
+            comparisons
+        };
+        let (short, long) = (comparisons(2_000), comparisons(16_000));
+        assert!(long <= short * 9, "{short} comparisons for 2,000 rules, {long} for 16,000");
+    }
+
+    #[test]
+    fn thousands_of_rules_that_cannot_be_folded_are_not_held_against_each_other() {
+        let apart = |n: u32| Verdict::Jump(ChainName::Other(format!("SVC-{n}").into()));
+        let (rules, _, comparisons) = fold_all(listed(16_000, apart));
+        assert_eq!(rules, 16_000);
+        assert!(comparisons <= 16_000, "{comparisons} comparisons");
+    }
 }

@@ -1,19 +1,16 @@
 //! Dumps of thousands of rules of others, as nodes have them and as nobody has them: an
-//! answer or an error, soon and of a length that can be read.
+//! answer or an error, after work that does not explode, and of a length that can be read.
 
-use std::time::{Duration, Instant};
-
-use podweir::audit::explain::{NoTrace, explain};
+use podweir::audit::explain::{NoTrace, Trace, explain};
 use podweir::audit::flow::{Direction, Flow, Surroundings, Taker};
 use podweir::audit::report::by;
+use podweir::audit::ruleset::ChainRules;
 use podweir::audit::space::Space;
 use podweir::config::types::Family;
+use podweir::plan::canon::CanonRule;
 
 use crate::fixture::{Namespace, PODWEIR};
 use crate::sources::dumped;
-
-/// Unoptimised, on a busy machine.
-const SOON: Duration = Duration::from_secs(20);
 
 /// An IPv4 dump of an interception, with rules of others in front of it.
 fn dump(declared: &str, rules: impl IntoIterator<Item = String>) -> String {
@@ -62,9 +59,8 @@ fn two_thousand_pairs_of_address_and_port_are_cut_exactly() {
     let source = dumped(&[("x", &dump("", pairs(2000)))]);
     let pod = pod();
     let space = Space::of(&[&source.ruleset], &pod);
-    let started = Instant::now();
-    let parts = space.parts(&source.ruleset, Family::V4).unwrap();
-    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+    // About twice what it takes; each pair held against each other set would be a hundred times it.
+    let parts = space.parts_within(&source.ruleset, Family::V4, 5_000_000).unwrap();
     for (destination, port, taker) in [
         ("10.0.0.0", 1000, Taker::Direct),
         ("10.0.19.198", 2999, Taker::Direct),
@@ -102,9 +98,8 @@ fn a_node_with_hundreds_of_services_can_be_audited() {
     let source = dumped(&[("x", &dump(&declared, rules))]);
     let pod = pod();
     let space = Space::of(&[&source.ruleset], &pod);
-    let started = Instant::now();
-    let parts = space.parts(&source.ruleset, Family::V4).unwrap();
-    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+    // About twice what it takes.
+    let parts = space.parts_within(&source.ruleset, Family::V4, 1_000_000).unwrap();
     for (destination, port, taker) in [
         ("10.96.0.7", 82, Taker::Unknown),
         ("10.96.0.7", 83, Taker::OutboundProxy),
@@ -118,17 +113,15 @@ fn a_node_with_hundreds_of_services_can_be_audited() {
 }
 
 #[test]
-fn what_is_too_much_names_the_chain_soon_and_prints_nothing() {
+fn what_is_too_much_names_the_chain_and_prints_nothing() {
     let namespace = Namespace::new();
     let path = namespace.directory().join("rules");
     std::fs::write(&path, dump("", pairs(30_000))).unwrap();
-    let started = Instant::now();
     let output = namespace.command(PODWEIR, &["audit", "--dump", path.to_str().unwrap()], &[]);
     let log = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{log}");
     assert!(output.stdout.is_empty());
     assert!(log.contains("nat OUTPUT with its 30001 rules") && log.contains("'explain'"), "{log}");
-    assert!(started.elapsed() < SOON * 2, "{:?}", started.elapsed());
 }
 
 #[test]
@@ -157,23 +150,17 @@ fn chains_that_lead_through_each_other_end_in_an_answer() {
     let rules = std::iter::once("-A OUTPUT -j L0".to_owned()).chain((0..13).flat_map(jumps));
     let rules = rules.chain(["-A L13 -p udp -j RETURN".to_owned()]);
     let source = dumped(&[("x", &dump(&declared, rules))]);
-    let started = Instant::now();
-    let answer = explain(&source.ruleset, &pod(), &tcp_to("1.2.3.4", 80), &mut NoTrace);
+    let mut met = Met(0);
+    let answer = explain(&source.ruleset, &pod(), &tcp_to("1.2.3.4", 80), &mut met);
     assert_eq!(answer.taker, Taker::Unknown);
-    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+    assert!((100_000..=2_000_000).contains(&met.0), "{} rules", met.0);
 }
 
-/// Each rule of a long list has a comment of its own.
-#[test]
-fn thousands_of_reasons_take_no_longer_by_the_square() {
-    let time = |count: usize| {
-        let rule =
-            |n| format!("-A OUTPUT -d 10.9.{}.{}/32 -m comment --comment \"number {n}\" -j ACCEPT", n / 250, n % 250);
-        let text = dump("", (0..count).map(rule));
-        let started = Instant::now();
-        dumped(&[("x", &text)]);
-        started.elapsed()
-    };
-    let (short, long) = (time(2_000), time(16_000));
-    assert!(long < short * 25, "{short:?} for 2,000 rules, {long:?} for 16,000");
+/// How many rules a packet met.
+struct Met(usize);
+
+impl Trace<'_> for Met {
+    fn met(&mut self, _chain: &ChainRules, _rule: &CanonRule) {
+        self.0 += 1;
+    }
 }
