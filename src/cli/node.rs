@@ -12,7 +12,7 @@ use crate::cni::agent::{self, message};
 use crate::config::given::{Given, process_environment};
 use crate::config::settings::Face;
 use crate::config::value;
-use crate::node::api::Credentials;
+use crate::node::credentials::Credentials;
 use crate::node::http::Listen;
 use crate::node::installer::{ChainMode, Installation, TYPE};
 use crate::node::settings::{ObjectName, OnFailure, Settings};
@@ -186,6 +186,7 @@ fn settings(matches: &ArgMatches) -> Result<Settings, CliError> {
         .cloned()
         .collect();
     let daemon_set = daemon_set(matches)?;
+    duration(matches, "agent-timeout")?;
     let interception: Value = match text_of(matches, "interception") {
         Some(text) => serde_json::from_str(&text)
             .map_err(|e| CliError::Usage(format!("--interception: no JSON object (column {})", e.column())))?,
@@ -207,7 +208,6 @@ fn settings(matches: &ArgMatches) -> Result<Settings, CliError> {
     checked["interception"] = interception;
     let checked = cni::node_options(checked.to_string().as_bytes());
     let defaults = checked.map_err(|e| CliError::Usage(e.msg))?.options;
-    duration(matches, "agent-timeout")?;
     let listen = match text_of(matches, "listen").as_deref() {
         None | Some("none") => None,
         Some(text) => Some(Listen::parse(text).ok_or_else(|| {

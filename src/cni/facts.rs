@@ -38,11 +38,13 @@ pub struct PodFacts<'a> {
     netlink: OnceCell<(Netlink, Vec<(u32, IpAddr)>)>,
     /// As the plugins before us told.
     name_servers: &'a [String],
+    /// The pod's own, where it runs already.
+    resolv_conf: Option<&'a str>,
 }
 
 impl<'a> PodFacts<'a> {
-    pub fn new(name_servers: &'a [String]) -> Self {
-        Self { netlink: OnceCell::new(), name_servers }
+    pub fn new(name_servers: &'a [String], resolv_conf: Option<&'a str>) -> Self {
+        Self { netlink: OnceCell::new(), name_servers, resolv_conf }
     }
 
     fn read(&self) -> io::Result<&(Netlink, Vec<(u32, IpAddr)>)> {
@@ -71,6 +73,9 @@ impl Facts for PodFacts<'_> {
 
     /// A container without name servers of its own gets the node's.
     fn resolv_conf(&self) -> io::Result<String> {
+        if let Some(text) = self.resolv_conf {
+            return Ok(text.to_owned());
+        }
         match self.name_servers {
             [] => std::fs::read_to_string("/etc/resolv.conf"),
             servers => Ok(servers.iter().map(|server| format!("nameserver {server}\n")).collect()),

@@ -17,6 +17,7 @@ use crate::config::settings::{BackendChoice, Face, Run, Settings, SettingsError}
 use crate::config::types::OlderConnections;
 use crate::plan::diff;
 use crate::plan::{self, model::Plan};
+use crate::probe::{self, Beside};
 use crate::sys::lock::LockError;
 use crate::sys::netns::{self, Netns};
 
@@ -24,6 +25,9 @@ use super::answer::{Answer, Given as Answered};
 use super::facts::PodFacts;
 use super::protocol::{CniError, Code};
 use super::request::Deadline;
+
+/// How long a connection through rules just repaired may take to arrive.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Opens the namespace at a path; refuses the node's own.
 pub fn open(path: &Path) -> Result<Netns, CniError> {
@@ -43,6 +47,8 @@ pub fn open(path: &Path) -> Result<Netns, CniError> {
 pub struct Job {
     pub options: Given,
     pub name_servers: Vec<String>,
+    /// The pod's own resolv.conf(5), where it runs already.
+    pub resolv_conf: Option<String>,
     pub deadline: Deadline,
 }
 
@@ -55,6 +61,8 @@ pub struct Done {
     pub established: Said,
     pub families: String,
     pub rules: usize,
+    /// What became of a connection through the rules of a pod that runs.
+    pub probed: Option<Beside>,
     pub read: Duration,
     pub apply: Duration,
 }
@@ -110,7 +118,7 @@ struct Ready {
 }
 
 fn prepare(netns: &Netns, job: &Job, face: Face) -> Result<Ready, CniError> {
-    let facts = PodFacts::new(&job.name_servers);
+    let facts = PodFacts::new(&job.name_servers, job.resolv_conf.as_deref());
     let settings = Settings::resolve(&job.options, face, &facts).map_err(refused)?;
     let plan = plan::build(&settings.interception);
     let (mesh_address, route) = facts.into_mesh_address().map_err(io_failed("cannot list the pod's addresses"))?;
@@ -177,6 +185,7 @@ pub fn program(netns: Netns, job: Job, answer: &Arc<Answer>, result: &str) -> Re
             warnings: ready.settings.warnings.iter().chain(&outcome.warnings).cloned().collect(),
             families: ready.plan.families.to_string(),
             rules: ready.plan.rule_count(),
+            probed: None,
             outcome,
         };
         // The process ends soon; the kernel closes what is open, faster than we would.
@@ -219,7 +228,17 @@ pub fn replace(netns: &Netns, job: &Job, face: Face, wait_for_older: bool) -> Re
     let took = started.elapsed();
     let readings = ready.session.read(&ready.plan.routing).map_err(failed)?;
     drift(&ready.plan, Some(outcome.backend), &readings)?;
+    let Settings { interception, addresses, run, .. } = &ready.settings;
+    let probed = probe::beside_proxy(&probe::Setup {
+        interception,
+        plan: &ready.plan,
+        addresses,
+        port: run.probe_port,
+        timeout: PROBE_TIMEOUT,
+        suspects: &[],
+    });
     Ok(Done {
+        probed: Some(probed),
         established: established::settle(
             &ready.settings.interception,
             &ready.plan,

@@ -34,12 +34,27 @@ pub struct State {
     pub network: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
+    /// The pod's UID, where the runtime told it: a later pod of the same name is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    /// The pod's network namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<KeptNetns>,
     /// Why the pod was left alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left_alone: Option<String>,
     /// The options of its interception, by name.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub options: Map<String, Value>,
+}
+
+/// A network namespace as it is kept: the path, and what it led to then, since a path may
+/// lead to another one later.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptNetns {
+    pub path: PathBuf,
+    /// Device and inode.
+    pub identity: (u64, u64),
 }
 
 /// Options as they are kept.
@@ -116,6 +131,35 @@ impl Store {
         }
     }
 
+    /// Every attachment, the newest last. Goes on over files that cannot be used, which are
+    /// given by name with what is wrong.
+    pub fn all(&self) -> (Vec<(Attachment, State)>, Vec<String>) {
+        let (mut found, mut problems) = (Vec::new(), Vec::new());
+        let listing = trust::directory(&self.directory)
+            .and_then(|path| fs::read_dir(&path).map_err(|source| TrustError::Io { path, source }));
+        let entries = match listing {
+            Ok(entries) => entries,
+            Err(e) if e.is_missing() => return (Vec::new(), Vec::new()),
+            Err(e) => return (Vec::new(), vec![format!("cannot list the attachments: {e}")]),
+        };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let Some((container_id, ifname)) = name.strip_suffix(".json").and_then(|stem| stem.split_once(':')) else {
+                continue;
+            };
+            let attachment = Attachment { container_id: container_id.into(), ifname: ifname.into() };
+            let modified = fs::symlink_metadata(&path).and_then(|meta| meta.modified()).ok();
+            match self.load(&attachment) {
+                Ok(Some(state)) => found.push((modified, attachment, state)),
+                // It went between the two looks.
+                Ok(None) => {}
+                Err(e) => problems.push(format!("{}: {e}", path.display())),
+            }
+        }
+        found.sort_by_key(|(modified, ..)| *modified);
+        (found.into_iter().map(|(_, attachment, state)| (attachment, state)).collect(), problems)
+    }
+
     /// Forgets an attachment; it may be forgotten already.
     ///
     /// # Errors
@@ -131,7 +175,7 @@ impl Store {
     /// Forgets the attachments of pods that are not there any more, and that are older than
     /// `age`, since a pod that starts may not be known yet. Goes on over errors and gives
     /// them back with the number of those forgotten.
-    pub fn keep_pods(&self, age: Duration, is_there: impl Fn(&str) -> bool) -> (usize, Vec<String>) {
+    pub fn keep_pods(&self, age: Duration, is_there: impl Fn(&str, Option<&str>) -> bool) -> (usize, Vec<String>) {
         let listing = trust::directory(&self.directory)
             .and_then(|path| fs::read_dir(&path).map_err(|source| TrustError::Io { path, source }));
         let entries = match listing {
@@ -149,7 +193,7 @@ impl Store {
             // One that is damaged is of no use to anybody either.
             let state: Option<State> =
                 trust::read(&path, LONGEST).ok().and_then(|content| serde_json::from_slice(&content.bytes).ok());
-            if state.is_some_and(|state| state.pod.is_none_or(|pod| is_there(&pod))) {
+            if state.is_some_and(|state| state.pod.is_none_or(|pod| is_there(&pod, state.uid.as_deref()))) {
                 continue;
             }
             match absent_is_fine(fs::remove_file(&path)) {
@@ -240,7 +284,7 @@ mod tests {
         let mut given = Given::default();
         given.set(Opt::InboundPorts, Origin::Flag, "80");
         given.set(Opt::LoopbackCidr, Origin::Flag, "127.0.0.0/8");
-        State { network: network.into(), pod: None, left_alone: None, options: to_map(&given) }
+        State { network: network.into(), pod: None, uid: None, netns: None, left_alone: None, options: to_map(&given) }
     }
 
     #[test]
@@ -254,6 +298,30 @@ mod tests {
         store.remove(&attachment("a")).unwrap();
         store.remove(&attachment("a")).unwrap();
         assert!(store.load(&attachment("a")).unwrap().is_none());
+        fs::remove_dir_all(store.directory.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn all_are_listed_and_a_damaged_one_is_named() {
+        let store = store("all");
+        assert_eq!(store.all(), (Vec::new(), Vec::new()));
+        let netns = KeptNetns { path: "/var/run/netns/cni-1".into(), identity: (4, 4026533000) };
+        let whole = State { uid: Some("7f".into()), netns: Some(netns), ..state("n") };
+        store.save(&attachment("a"), &whole).unwrap();
+        // As the release before wrote it.
+        let old = r#"{"network":"n","pod":"shop/web-0","options":{"inbound-ports":"80"}}"#;
+        fs::write(store.directory.join("b:eth0.json"), old).unwrap();
+        fs::write(store.directory.join("c:eth0.json"), "{").unwrap();
+        fs::write(store.directory.join("a:eth0.json.77.new"), "").unwrap();
+        for file in ["b:eth0.json", "c:eth0.json"] {
+            use std::os::unix::fs::PermissionsExt;
+            fs::set_permissions(store.directory.join(file), PermissionsExt::from_mode(0o600)).unwrap();
+        }
+        let (mut found, problems) = store.all();
+        found.sort_by(|(a, _), (b, _)| a.container_id.cmp(&b.container_id));
+        assert_eq!(found[0], (attachment("a"), whole));
+        assert_eq!((found.len(), &found[1].1.uid, &found[1].1.netns), (2, &None, &None));
+        assert!(matches!(&problems[..], [one] if one.contains("c:eth0.json")), "{problems:?}");
         fs::remove_dir_all(store.directory.parent().unwrap()).unwrap();
     }
 
@@ -277,7 +345,7 @@ mod tests {
         for (id, pod) in [("a", Some("shop/here")), ("b", Some("shop/gone")), ("c", None)] {
             store.save(&attachment(id), &State { pod: pod.map(str::to_owned), ..state("n") }).unwrap();
         }
-        let there = |pod: &str| pod == "shop/here";
+        let there = |pod: &str, _: Option<&str>| pod == "shop/here";
         assert_eq!(store.keep_pods(Duration::from_secs(3600), there), (0, Vec::new()));
         assert_eq!(store.keep_pods(Duration::ZERO, there), (1, Vec::new()));
         let left = |id| store.load(&attachment(id)).unwrap().is_some();

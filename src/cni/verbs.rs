@@ -15,6 +15,7 @@ use crate::config::settings::{BackendChoice, Face, Run};
 use crate::config::types::Family;
 use crate::sys::caps;
 use crate::sys::netlink::Netlink;
+use crate::sys::netns::Netns;
 use crate::sys::trust;
 
 use super::agent::{self, message};
@@ -25,7 +26,7 @@ use super::namespace::{self, Done, Job};
 use super::netconf::Netconf;
 use super::protocol::{self, CniError, Code};
 use super::request::{Attachment, Deadline, Variables};
-use super::state::{self, State, Store};
+use super::state::{self, KeptNetns, State, Store};
 
 /// A call, understood.
 pub struct Call {
@@ -44,10 +45,13 @@ impl Call {
         Store::new(&self.netconf.run_dir)
     }
 
-    fn state(&self, pod: Option<&PodId>) -> State {
+    fn state(&self, pod: Option<&PodId>, netns: &Netns) -> State {
+        let identity = netns.identity().ok();
         State {
             network: self.netconf.name.clone(),
             pod: pod.map(ToString::to_string),
+            uid: pod.and_then(|pod| pod.uid.clone()),
+            netns: identity.map(|identity| KeptNetns { path: netns.path().to_owned(), identity }),
             left_alone: None,
             options: Default::default(),
         }
@@ -120,7 +124,7 @@ impl Call {
     }
 
     fn job(&self, options: crate::config::given::Given) -> Job {
-        Job { options, name_servers: self.netconf.name_servers.clone(), deadline: self.deadline }
+        Job { options, name_servers: self.netconf.name_servers.clone(), resolv_conf: None, deadline: self.deadline }
     }
 
     /// ADD: decides, programs, passes the result on.
@@ -136,7 +140,7 @@ impl Call {
         let started = Instant::now();
         let decision = self.decide(pod.as_ref())?;
         let lookup_ms = ms(started.elapsed());
-        let mut state = self.state(pod.as_ref());
+        let mut state = self.state(pod.as_ref(), &netns);
         match decision {
             Decision::LeaveAlone(why) => {
                 state.left_alone = Some(why.to_string());

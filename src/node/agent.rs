@@ -12,13 +12,14 @@ use tracing::{info, warn};
 use crate::cni::agent::message::{Answer, AttachmentName, Decide, Done, Request, Setting};
 use crate::cni::netconf::option_name;
 use crate::cni::protocol::{CniError, Code};
+use crate::cni::state::{KeptNetns, Store};
 use crate::config::given::Given;
 use crate::sys::netns::{self, Netns};
 
-use super::api::{self, LONGEST_PULSE, Pulse};
+use super::api;
 use super::cache::{Cache, Change, Found, Known, Phase};
 use super::caretaker;
-use super::condition::Condition;
+use super::condition::{Condition, TellError};
 use super::decide::{Decision, Policy, Programmer, decide};
 use super::events::Teller;
 use super::http::Told;
@@ -27,6 +28,7 @@ use super::inventory::{Inventory, Place, State, Tracked, timestamp};
 use super::metrics::Metrics;
 use super::on_failure::Evictions;
 use super::processes;
+use super::pulse::{self, Pulse, WatchPulse};
 use super::settings::Settings;
 use super::socket::Answers;
 use super::worker::Workers;
@@ -49,12 +51,16 @@ pub struct Agent {
     pub metrics: Arc<Metrics>,
     pub events: Teller,
     pub workers: Workers,
-    pub pulse: Arc<Pulse>,
+    /// Beats while the watch of pods, and the verifier, do not hang.
+    pub watch: Arc<WatchPulse>,
+    pub verifier: Pulse,
     pub client: kube::Client,
     pub evictions: Evictions,
     installed: Mutex<Installed>,
     /// The namespaces of pods that have processes, and when that was looked up.
     processes: Mutex<Option<(Instant, Arc<Namespaces>)>>,
+    /// Attachments that were kept on disk and whose pods have not been looked at yet, by UID.
+    kept: Mutex<HashMap<String, (AttachmentName, KeptNetns)>>,
     random: Mutex<u32>,
 }
 
@@ -66,6 +72,8 @@ struct Installed {
     effective: Option<SystemTime>,
     /// A pod that should have been intercepted and for which no ADD came, since then.
     missed: Option<String>,
+    /// The API server knows no node of the name that the agent was given.
+    unknown_node: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -73,7 +81,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Agent {
-    pub fn new(settings: Settings, client: kube::Client, events: Teller) -> Self {
+    pub fn new(settings: Settings, client: kube::Client, watch: Arc<WatchPulse>, events: Teller) -> Self {
         Self {
             policy: settings.policy.clone(),
             settings,
@@ -82,11 +90,13 @@ impl Agent {
             metrics: Arc::default(),
             events,
             workers: Workers::default(),
-            pulse: Arc::default(),
+            watch,
+            verifier: Pulse::default(),
             client,
             evictions: Evictions::default(),
             installed: Mutex::default(),
             processes: Mutex::default(),
+            kept: Mutex::default(),
             random: Mutex::new(std::process::id() | 1),
         }
     }
@@ -98,6 +108,11 @@ impl Agent {
         *state ^= *state >> 17;
         *state ^= *state << 5;
         *state
+    }
+
+    /// How long ago the API server last said anything on the watch, a bookmark included.
+    fn watch_age(&self) -> Option<Duration> {
+        self.cache.is_synced().then(|| self.watch.heard.age())
     }
 
     /// Hears of a look of the installer.
@@ -114,6 +129,11 @@ impl Agent {
             _ => {}
         }
         installed.look = Some(look.clone());
+    }
+
+    /// Hears whether the API server knows the node.
+    pub fn node_is_unknown(&self, unknown: bool) {
+        lock(&self.installed).unknown_node = unknown;
     }
 
     /// Hears of a pod that runs without rules though it should have them: if the chain had
@@ -161,13 +181,60 @@ impl Agent {
         tracked
     }
 
-    /// The namespace of a pod: as ADD told it, or that of one of its processes.
+    /// Takes note of the attachments that the plugin kept on disk while no agent ran.
+    pub fn read_attachments(&self) {
+        let (found, problems) = Store::new(&self.settings.run_dir).all();
+        problems.iter().for_each(|problem| warn!("an attachment cannot be used: {problem}"));
+        let mut kept = lock(&self.kept);
+        for (attachment, state) in found {
+            let (Some(uid), Some(netns)) = (state.uid, state.netns) else { continue };
+            let name = AttachmentName { container: attachment.container_id, interface: attachment.ifname };
+            // Of several the newest is the pod's sandbox of today.
+            kept.insert(uid, (name, netns));
+        }
+    }
+
+    /// The namespace of a pod's attachment as it was kept on disk, if the path still leads to it.
+    fn kept_place(&self, uid: &str) -> Option<(AttachmentName, Place)> {
+        let (attachment, netns) = lock(&self.kept).remove(uid)?;
+        let place = self.open(&netns.path).ok()?;
+        (place.identity == netns.identity).then_some((attachment, place))
+    }
+
+    /// The resolv.conf of a pod, once it has a process.
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub async fn resolv_conf(
+        self: &Arc<Self>,
+        tracked: &Tracked,
+        identity: (u64, u64),
+    ) -> std::io::Result<Option<String>> {
+        let (agent, uid) = (self.clone(), tracked.known().uid.clone());
+        let work = move || match agent.processes().get(&uid) {
+            Some(netns) => match processes::resolv_conf(netns, identity) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                read => read.map(Some),
+            },
+            None => Ok(None),
+        };
+        tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
+    }
+
+    /// The namespace of a pod: as ADD told it, as it was kept on disk while there was no agent,
+    /// or that of one of its processes.
     pub async fn place_of(self: &Arc<Self>, tracked: &Tracked) -> Option<Place> {
         if let Some(place) = tracked.inner().place.clone() {
             return Some(place);
         }
-        let agent = self.clone();
         let uid = tracked.known().uid.clone();
+        if let Some((attachment, place)) = self.kept_place(&uid) {
+            let mut inner = tracked.inner();
+            inner.attachment = Some(attachment);
+            inner.place = Some(place.clone());
+            return Some(place);
+        }
+        let agent = self.clone();
         let found = tokio::task::spawn_blocking(move || agent.processes().get(&uid).cloned()).await.ok().flatten()?;
         let place = self.open(&found).inspect_err(|e| warn!(pod = %tracked.known(), "{e}")).ok()?;
         tracked.inner().place = Some(place.clone());
@@ -216,6 +283,9 @@ impl Agent {
                 self.settings.installation.conf_dir.display()
             );
             return Condition::fails("ChainNotUsed", message);
+        }
+        if installed.unknown_node {
+            return Condition::fails("NodeUnknown", TellError::UnknownNode(self.settings.node.clone()).to_string());
         }
         if !self.cache.is_synced() {
             return Condition::fails("NotSynced", "the API server has not told the pods of this node yet");
@@ -276,7 +346,14 @@ impl Agent {
             self.metrics.add_phase(phase, *milliseconds);
         }
         lock(&self.installed).missed = None;
-        let Found::Pod(known) = self.cache.find(&done.namespace, &done.name, done.uid.as_deref()) else { return };
+        let Found::Pod(known) = self.cache.find(&done.namespace, &done.name, done.uid.as_deref()) else {
+            // The watch is behind: what is known of the pod's place waits for it.
+            if let (Some(uid), Ok(place)) = (&done.uid, self.open(Path::new(&done.netns))) {
+                let netns = KeptNetns { path: done.netns.clone().into(), identity: place.identity };
+                lock(&self.kept).insert(uid.clone(), (done.attachment.clone(), netns));
+            }
+            return;
+        };
         let (tracked, _) = self.inventory.track(&known);
         let place = self.open(Path::new(&done.netns));
         {
@@ -321,7 +398,7 @@ impl Agent {
             "node": self.settings.node,
             "chain": chain,
             "chainSince": effective,
-            "watchAgeSeconds": self.cache.age().map(|age| age.as_secs()),
+            "watchAgeSeconds": self.watch_age().map(|age| age.as_secs()),
             "knownPods": self.cache.len(),
             "pods": self.inventory.counts(),
         })
@@ -397,7 +474,7 @@ impl Answers for OnSocket {
 
 impl Told for Agent {
     fn metrics(&self) -> String {
-        self.metrics.cache(self.cache.age(), self.cache.len());
+        self.metrics.cache(self.watch_age(), self.cache.len());
         for (state, count) in self.inventory.counts() {
             self.metrics.pods(state, count);
         }
@@ -410,10 +487,6 @@ impl Told for Agent {
     }
 
     fn not_healthy(&self) -> Vec<String> {
-        let age = self.pulse.age();
-        match age > LONGEST_PULSE {
-            true => vec![format!("the watch of pods has not come round for {} s", age.as_secs())],
-            false => Vec::new(),
-        }
+        pulse::hanging(self.watch.round.age(), self.verifier.age())
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -181,8 +181,6 @@ struct Inner {
     /// The pods of a list that is still being delivered.
     listing: Option<HashMap<Key, Arc<Known>>>,
     synced: bool,
-    /// When the watch last said anything, a bookmark included.
-    heard: Option<Instant>,
 }
 
 /// The pods of this node.
@@ -221,19 +219,9 @@ impl Cache {
         changes
     }
 
-    /// Notes that the watch works, though it had nothing to say.
-    pub fn heard(&self) {
-        self.lock().heard = Some(Instant::now());
-    }
-
     /// Whether every pod of the node has been delivered once.
     pub fn is_synced(&self) -> bool {
         self.lock().synced
-    }
-
-    /// How long ago the watch last said anything.
-    pub fn age(&self) -> Option<Duration> {
-        self.lock().heard.map(|heard| heard.elapsed())
     }
 
     pub fn len(&self) -> usize {
@@ -286,7 +274,6 @@ impl Cache {
 
 impl Inner {
     fn apply(&mut self, event: Event<WatchedPod>) -> Vec<Change> {
-        self.heard = Some(Instant::now());
         match event {
             Event::Init => {
                 self.listing = Some(HashMap::new());

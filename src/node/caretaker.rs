@@ -9,6 +9,7 @@ use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 
 use crate::cni::protocol::Code;
+use crate::probe::Beside;
 use crate::sys::subscription::{NFTABLES, ROUTING, Subscription};
 
 use super::Agent;
@@ -35,6 +36,8 @@ const AFTER_FAILURE: (Duration, Duration) = (Duration::from_secs(1), Duration::f
 /// How long older connections are waited for, and how often they are looked at meanwhile.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
 const WAIT_FOR_OLDER: Duration = Duration::from_secs(2);
+/// How often a pod is looked for that has its network and no process yet.
+const WAIT_FOR_PROCESS: Duration = Duration::from_secs(2);
 /// Where the kernel tells of every change, how many times longer than the usual interval
 /// passes between two looks that nothing called for.
 const TOLD_FACTOR: u32 = 10;
@@ -93,6 +96,7 @@ pub async fn look_after(agent: Arc<Agent>, tracked: Arc<Tracked>) {
         repairs: Budget::new(REPAIRS.0, REPAIRS.1, now),
         failures: 0,
         drifted: None,
+        waits: false,
     };
     loop {
         let next = care.round().await;
@@ -111,6 +115,8 @@ struct Care {
     failures: u32,
     /// When the drift that is not mended yet was seen first.
     drifted: Option<Instant>,
+    /// It has been said that repairs wait, since there were too many.
+    waits: bool,
 }
 
 impl Care {
@@ -118,7 +124,7 @@ impl Care {
     async fn round(&mut self) -> Duration {
         let interval = self.agent.settings.verify_interval;
         let known = self.tracked.known();
-        let (by, wanted, why) = match decide(&known, &self.agent.policy) {
+        let (by, mut wanted, why) = match decide(&known, &self.agent.policy) {
             Decision::LeaveAlone(why) => {
                 self.ears = None;
                 self.tracked.inner().place = None;
@@ -144,13 +150,24 @@ impl Care {
         if let Err(pause) = self.looks.take(Instant::now()) {
             return pause;
         }
+        if wanted.needs_resolv_conf() {
+            match self.agent.resolv_conf(&self.tracked, place.identity).await {
+                Ok(Some(text)) => wanted.resolv_conf = Some(text),
+                // Its first process comes in a moment.
+                Ok(None) => return WAIT_FOR_PROCESS,
+                Err(e) => {
+                    self.failed(format!("its /etc/resolv.conf, whose servers are captured, cannot be read: {e}"));
+                    return self.pause_after_failure();
+                }
+            }
+        }
         if let Some((_, ears)) = &self.ears {
             ears.forget();
         }
         let started = Instant::now();
         let looked = {
-            let wanted = wanted.clone();
-            self.agent.workers.run(place.netns.clone(), move || look::look(&wanted)).await
+            let (wanted, netns) = (wanted.clone(), place.netns.clone());
+            self.agent.workers.run(place.netns.clone(), move || look::look(&netns, &wanted)).await
         };
         let look = match looked {
             Ok(look) => look,
@@ -241,8 +258,13 @@ impl Care {
             return interval;
         }
         if let Err(pause) = self.repairs.take(Instant::now()) {
-            let often = format!("{what}; this happens so often that repairs wait {} s", pause.as_secs().max(1));
-            self.tell(Kind::Failed, often);
+            // It may be looked at many times until then.
+            if !std::mem::replace(&mut self.waits, true) {
+                let often = format!("{what}; this happens so often that repairs wait {} s", pause.as_secs().max(1));
+                warn!(pod = %self.tracked.known(), "{often}");
+                self.tracked.note(often.clone());
+                self.tell(Kind::Failed, often);
+            }
             return pause;
         }
         let mended = {
@@ -261,13 +283,15 @@ impl Care {
         };
         self.failures = 0;
         self.drifted = None;
+        self.waits = false;
         self.agent.metrics.healed("mended", since.elapsed());
         self.tracked.set(State::Intercepted { backend: mended.backend.into() });
         let effects = drift.iter().flat_map(|d| &d.effects).take(2).cloned().collect::<Vec<_>>().join("; ");
         let effects = if effects.is_empty() { String::new() } else { format!("; meanwhile {effects}") };
         let older: String = mended.older.iter().map(|said| format!("; {said}")).collect();
+        let probed = mended.probed.as_ref().map(|probed| format!("; {probed}")).unwrap_or_default();
         let text = format!(
-            "{what}{effects}; repaired with {} ({} rules, {}){older}",
+            "{what}{effects}; repaired with {} ({} rules, {}){older}{probed}",
             mended.backend, mended.rules, mended.families
         );
         if drift.is_none() && by == Programmer::Plugin {
@@ -278,7 +302,12 @@ impl Care {
         for warning in &mended.warnings {
             warn!(pod = %self.tracked.known(), "{warning}");
         }
-        self.tell(if drift.is_none() { Kind::Repaired } else { Kind::Drifted }, text);
+        let kind = match (&mended.probed, &drift) {
+            (Some(Beside::Failed(_)), _) => Kind::Failed,
+            (_, None) => Kind::Repaired,
+            (_, Some(_)) => Kind::Drifted,
+        };
+        self.tell(kind, text);
         // What was just written is heard as a change, and looked at.
         interval
     }

@@ -50,6 +50,19 @@ impl Condition {
     }
 }
 
+/// Why a condition could not be told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TellError {
+    #[error(
+        "the API server knows no node {0}: --node-name, or the variable NODE_NAME, has to be the name that kubectl get nodes shows"
+    )]
+    UnknownNode(String),
+    #[error("cannot tell the node's condition {TYPE} of {node}: {problem}")]
+    Refused { node: String, problem: String },
+    #[error("cannot tell the node's condition {TYPE}: the API server does not answer")]
+    NoAnswer,
+}
+
 /// What was told last.
 pub struct Reporter {
     node: String,
@@ -73,8 +86,8 @@ impl Reporter {
     /// Tells a condition, if it is new or old enough.
     ///
     /// # Errors
-    /// The API server did not take it, in words; it is told again at the next call.
-    pub async fn tell(&mut self, client: &kube::Client, condition: Condition) -> Result<(), String> {
+    /// The API server did not take it; it is told again at the next call.
+    pub async fn tell(&mut self, client: &kube::Client, condition: Condition) -> Result<(), TellError> {
         let now = SystemTime::now();
         if !self.is_due(&condition, now) {
             return Ok(());
@@ -91,8 +104,11 @@ impl Reporter {
                 self.told = Some((condition, now));
                 Ok(())
             }
-            Ok(Err(error)) => Err(format!("cannot tell the node's condition {TYPE} of {}: {error}", self.node)),
-            Err(_) => Err(format!("cannot tell the node's condition {TYPE}: the API server does not answer")),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(TellError::UnknownNode(self.node.clone())),
+            Ok(Err(error)) => {
+                Err(TellError::Refused { node: self.node.clone(), problem: crate::cni::client::chain(&error) })
+            }
+            Err(_) => Err(TellError::NoAnswer),
         }
     }
 }

@@ -17,8 +17,9 @@ use super::metrics::Metrics;
 
 /// How many events may wait to be sent.
 const QUEUE: usize = 256;
-/// How many events a pod may have at once, and how often after that.
-const PER_POD: (u32, Duration) = (3, Duration::from_secs(30));
+/// How many events of one kind a pod may have at once, and how often after that: many of one
+/// kind must not keep the other from being told.
+const PER_POD: (u32, Duration) = (2, Duration::from_secs(30));
 /// How long sending one may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The API server takes a note of at most 1 KiB (events.k8s.io/v1, `note`).
@@ -89,14 +90,15 @@ impl Teller {
 /// Sends what is told, for ever.
 pub async fn send(client: kube::Client, node: String, mut queue: Receiver<Happened>, metrics: Arc<Metrics>) {
     let recorder = Recorder::new(client, Reporter { controller: "podweir".into(), instance: Some(node) });
-    let mut budgets: HashMap<String, Budget> = HashMap::new();
+    let mut budgets: HashMap<(String, &str), Budget> = HashMap::new();
     while let Some(happened) = queue.recv().await {
         let now = Instant::now();
         if budgets.len() > 4 * QUEUE {
             budgets.clear();
         }
-        let budget = budgets.entry(happened.pod.uid.clone()).or_insert_with(|| Budget::new(PER_POD.0, PER_POD.1, now));
         let reason = happened.kind.reason();
+        let budget = budgets.entry((happened.pod.uid.clone(), reason));
+        let budget = budget.or_insert_with(|| Budget::new(PER_POD.0, PER_POD.1, now));
         if budget.take(now).is_err() {
             metrics.event(reason, "limited");
             continue;

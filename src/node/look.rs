@@ -2,6 +2,8 @@
 //! pod's network namespace. What is there is read from the kernel, all of it, natively; no
 //! program is started but for tables of iptables-legacy, which nothing else can list.
 
+use std::fs::File;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::report::drift::{WORST, drift};
@@ -12,7 +14,10 @@ use crate::cni::namespace::{self, Job};
 use crate::cni::protocol::CniError;
 use crate::cni::request::Deadline;
 use crate::config::given::{Given, process_environment};
+use crate::config::options::Opt;
 use crate::config::settings::Face;
+use crate::config::value;
+use crate::probe::Beside;
 use crate::sys::netns::Netns;
 
 /// How long to wait for somebody else who is changing the rules.
@@ -54,9 +59,23 @@ pub struct Drift {
     pub escapes: bool,
 }
 
+impl Wanted {
+    /// Whether the rules depend on the pod's own resolv.conf: DNS is captured, but only to
+    /// the servers that it names.
+    pub fn needs_resolv_conf(&self) -> bool {
+        let is_on = |opt| value::boolean(self.options.text(opt).1) == Ok(true);
+        is_on(Opt::RedirectDns) && !is_on(Opt::CaptureAllDns)
+    }
+}
+
 /// Looks at the namespace that the calling thread is in.
-pub fn look(wanted: &Wanted) -> Look {
-    let found = match live::read(&reader(wanted)) {
+pub fn look(netns: &Netns, wanted: &Wanted) -> Look {
+    // Its iptables programs have to be started inside the user namespace that it belongs to.
+    let owner = match netns.foreign_owner() {
+        Ok(owner) => owner.map(Arc::new),
+        Err(e) => return Look::CannotTell(format!("cannot tell who owns the network namespace: {e}")),
+    };
+    let found = match live::read(&reader(wanted, owner)) {
         Ok(found) => found,
         Err(error) => return Look::CannotTell(error.to_string()),
     };
@@ -66,10 +85,11 @@ pub fn look(wanted: &Wanted) -> Look {
     }
 }
 
-fn reader(wanted: &Wanted) -> live::Live<'_> {
+fn reader(wanted: &Wanted, user_namespace: Option<Arc<File>>) -> live::Live<'_> {
     let programs = ProgramEnvironment {
         path: process_environment("PATH").unwrap_or_default().into(),
         variables: [("XTABLES_LOCKFILE", NO_LOCK.into())].into(),
+        user_namespace,
         ..ProgramEnvironment::default()
     };
     live::Live { programs, lock_timeout: LOCK_TIMEOUT, resolv_conf: wanted.resolv_conf.as_deref() }
@@ -114,7 +134,7 @@ fn compare(want: &Source, found: &Source) -> Look {
 }
 
 /// What mending did.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Mended {
     pub backend: &'static str,
     pub families: String,
@@ -122,6 +142,8 @@ pub struct Mended {
     pub warnings: Vec<String>,
     /// What became of connections that were open before.
     pub older: Vec<String>,
+    /// What became of a connection through the rules.
+    pub probed: Option<Beside>,
 }
 
 /// Makes the namespace that the calling thread is in hold what is wanted, in one
@@ -132,13 +154,19 @@ pub struct Mended {
 /// should be afterwards, or older connections are waited for.
 pub fn mend(netns: &Netns, wanted: &Wanted, wait_for_older: bool, timeout: Duration) -> Result<Mended, CniError> {
     let deadline = Deadline { started: std::time::Instant::now(), timeout };
-    let job = Job { options: wanted.options.clone(), name_servers: Vec::new(), deadline };
+    let job = Job {
+        options: wanted.options.clone(),
+        name_servers: Vec::new(),
+        resolv_conf: wanted.resolv_conf.clone(),
+        deadline,
+    };
     let done = namespace::replace(netns, &job, wanted.face, wait_for_older)?;
     Ok(Mended {
         backend: done.outcome.backend.name(),
         families: done.families,
         rules: done.rules,
         warnings: done.warnings,
+        probed: done.probed,
         older: done.established.infos.into_iter().chain(done.established.warnings).collect(),
     })
 }

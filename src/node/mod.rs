@@ -14,11 +14,12 @@
 //! | module | what it owns |
 //! |---|---|
 //! | `installer` | the plugin's binary and its entry in the chain |
-//! | `api`, `cache` | the watch, and what is known of each pod |
+//! | `api`, `wire`, `cache` | the watch, the way to the API server, and what is known of each pod |
 //! | `decide` | what is to be done with a pod: pure |
 //! | `socket` | requests of the plugin and of people |
 //! | `inventory`, `caretaker`, `look` | each pod's state; looking after it; looking and mending |
 //! | `worker`, `processes` | threads in pods' namespaces; finding these |
+//! | `pulse` | heartbeats, by which something that hangs shows |
 //! | `events`, `metrics`, `http`, `condition` | saying what happens |
 //! | `ambient` | pods without a proxy of their own: telling ztunnel, and keeping that true |
 //! | `preflight`, `on_failure` | what is looked at first; what becomes of a pod that cannot be repaired |
@@ -31,6 +32,7 @@ mod budget;
 mod cache;
 mod caretaker;
 mod condition;
+pub mod credentials;
 mod decide;
 mod events;
 pub mod http;
@@ -41,9 +43,11 @@ mod metrics;
 mod on_failure;
 mod preflight;
 mod processes;
+mod pulse;
 mod run;
 pub mod settings;
 mod socket;
+mod wire;
 mod worker;
 
 use agent::Agent;

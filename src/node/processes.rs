@@ -4,8 +4,11 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use crate::sys::file;
 
 /// The longest cgroup file that is looked at.
 const LONGEST: usize = 64 << 10;
@@ -61,6 +64,21 @@ pub fn namespaces(proc: &Path) -> HashMap<String, PathBuf> {
         }
     }
     found
+}
+
+/// The resolv.conf(5) of a pod, as the processes in its containers see it, by the path of
+/// one's network namespace, `…/<pid>/ns/net`. Links in it lead nowhere outside the pod.
+///
+/// # Errors
+/// It cannot be read, or the process has ended meanwhile, whose number may be another's now.
+pub fn resolv_conf(netns: &Path, identity: (u64, u64)) -> io::Result<String> {
+    let process = netns.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+    let text = file::read_below(&process.join("root"), Path::new("etc/resolv.conf"), LONGEST as u64)?;
+    let meta = fs::metadata(netns)?;
+    match (meta.dev(), meta.ino()) == identity {
+        true => Ok(text),
+        false => Err(io::Error::new(io::ErrorKind::NotFound, "the process has ended")),
+    }
 }
 
 #[cfg(test)]

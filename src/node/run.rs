@@ -20,10 +20,11 @@ use crate::cni::state::Store;
 
 use super::agent::{Agent, OnSocket};
 use super::cache::Found;
-use super::condition::Reporter;
+use super::condition::{Reporter, TellError};
 use super::events::{self, Teller};
 use super::installer::Installation;
 use super::installer::keeper::Keeper;
+use super::pulse::WatchPulse;
 use super::settings::{ObjectName, Settings};
 use super::socket::SocketError;
 use super::{api, http, preflight, socket};
@@ -34,6 +35,8 @@ pub const SOCKET: &str = "node.sock";
 const LOCK: &str = "node.lock";
 /// How often the condition is looked at.
 const CONDITION_EVERY: Duration = Duration::from_secs(2);
+/// How often it is looked whether the verifier hangs.
+const BEAT_EVERY: Duration = Duration::from_secs(10);
 /// How often attachments of pods that are gone are forgotten, and how old these have to be.
 const COLLECT_EVERY: Duration = Duration::from_secs(600);
 /// How long the runtime has to read a chain without our entry before the binary goes.
@@ -80,9 +83,10 @@ async fn agent(settings: Settings) -> Result<(), RunError> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    let client = api::client(settings.credentials.clone()).map_err(RunError::Credentials)?;
+    let pulse = Arc::<WatchPulse>::default();
+    let client = api::client(settings.credentials.clone(), pulse.clone()).map_err(RunError::Credentials)?;
     let (teller, queue) = Teller::new();
-    let agent = Arc::new(Agent::new(settings, client.clone(), teller));
+    let agent = Arc::new(Agent::new(settings, client.clone(), pulse, teller));
     let settings = &agent.settings;
     // The port first, so that probes are answered while everything else waits for others.
     if let Some(address) = settings.listen {
@@ -92,6 +96,7 @@ async fn agent(settings: Settings) -> Result<(), RunError> {
     let listener = socket::bind(&settings.run_dir.join(SOCKET))?;
     tokio::spawn(socket::serve(listener, Arc::new(OnSocket(agent.clone()))));
     tokio::spawn(events::send(client.clone(), settings.node.clone(), queue, agent.metrics.clone()));
+    agent.read_attachments();
     tokio::spawn(watch(agent.clone()));
     for problem in preflight::node(settings) {
         agent.metrics.error("preflight");
@@ -99,6 +104,7 @@ async fn agent(settings: Settings) -> Result<(), RunError> {
     }
     tokio::spawn(check_account(agent.clone()));
     tokio::spawn(collect(agent.clone()));
+    tokio::spawn(beat(agent.clone()));
     if settings.condition {
         tokio::spawn(tell_condition(agent.clone()));
     }
@@ -123,6 +129,17 @@ async fn agent(settings: Settings) -> Result<(), RunError> {
     }
     info!("the agent ends; everything it installed stays, and pods that start wait for the next one");
     Ok(())
+}
+
+/// Shows now and then that pods' rules can still be looked at: by a thread for it, behind
+/// whatever else is to be done, since one that never comes back takes the place of all.
+async fn beat(agent: Arc<Agent>) {
+    loop {
+        if agent.workers.are_alive().await {
+            agent.verifier.beat();
+        }
+        tokio::time::sleep(BEAT_EVERY).await;
+    }
 }
 
 /// Says once what the agent's account may not do, as soon as the API server tells.
@@ -153,9 +170,9 @@ async fn collect(agent: Arc<Agent>) {
         // Files are blocking work.
         let work = tokio::task::spawn_blocking(move || {
             let store = Store::new(&agent.settings.run_dir);
-            store.keep_pods(COLLECT_EVERY, |pod| {
+            store.keep_pods(COLLECT_EVERY, |pod, uid| {
                 let (namespace, name) = pod.split_once('/').unwrap_or_default();
-                !matches!(agent.cache.find(namespace, name, None), Found::No)
+                matches!(agent.cache.find(namespace, name, uid), Found::Pod(_))
             })
         });
         match work.await {
@@ -198,22 +215,20 @@ async fn watch(agent: Arc<Agent>) {
         move |change| agent.changed(change)
     };
     let (client, node) = (agent.client.clone(), agent.settings.node.clone());
-    api::watch_pods(client, node, agent.cache.clone(), agent.pulse.clone(), agent.metrics.clone(), changed).await;
+    api::watch_pods(client, node, agent.cache.clone(), agent.metrics.clone(), changed).await;
 }
 
 async fn tell_condition(agent: Arc<Agent>) {
     let mut reporter = Reporter::new(agent.settings.node.clone());
-    let mut said = String::new();
+    let mut said: Option<TellError> = None;
     loop {
-        match reporter.tell(&agent.client, agent.condition()).await {
-            Ok(()) => said.clear(),
-            Err(problem) if problem != said => {
-                warn!("{problem}");
-                agent.metrics.error("condition");
-                said = problem;
-            }
-            Err(_) => {}
+        let problem = reporter.tell(&agent.client, agent.condition()).await.err();
+        agent.node_is_unknown(matches!(problem, Some(TellError::UnknownNode(_))));
+        if let Some(problem) = problem.as_ref().filter(|problem| said.as_ref() != Some(problem)) {
+            warn!("{problem}");
+            agent.metrics.error("condition");
         }
+        said = problem;
         tokio::time::sleep(CONDITION_EVERY).await;
     }
 }

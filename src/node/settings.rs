@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::api::Credentials;
+use super::credentials::Credentials;
 use super::decide::Policy;
 use super::http::Listen;
 use super::installer::Installation;

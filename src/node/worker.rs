@@ -44,15 +44,62 @@ impl Workers {
         netns: Arc<Netns>,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, WorkError> {
+        self.thread(move || netns.enter().map(|()| work()).map_err(WorkError::from)).await?
+    }
+
+    /// Does work on a thread, in the namespace of the process.
+    async fn thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, WorkError> {
         // The semaphore is never closed.
-        let _place = self.places.acquire().await.map_err(|_| WorkError::Lost)?;
+        let place = self.places.clone().acquire_owned().await.map_err(|_| WorkError::Lost)?;
         let (answer, answered) = oneshot::channel();
         let job = move || {
-            let result = netns.enter().map(|()| work()).map_err(WorkError::from);
-            // Who asked may have gone; what was done stays done.
+            let result = work();
+            // The place is the thread's: who asked may have gone while it works.
+            drop(place);
             let _ = answer.send(result);
         };
         std::thread::Builder::new().name("pod".into()).spawn(job).map_err(WorkError::Thread)?;
-        answered.await.map_err(|_| WorkError::Lost)?
+        answered.await.map_err(|_| WorkError::Lost)
+    }
+
+    /// Whether a thread can be started and comes back, when it is its turn. Does not end
+    /// while all places are taken by work that never ends.
+    pub async fn are_alive(&self) -> bool {
+        self.thread(|| ()).await.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::poll_immediate;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn work_that_never_ends_shows_and_who_stops_waiting_frees_no_place() {
+        let workers = Workers::default();
+        assert!(workers.are_alive().await);
+        let (end, ended) = channel::<()>();
+        let ended = Arc::new(std::sync::Mutex::new(ended));
+        let own = Arc::new(Netns::open("/proc/self/ns/net".as_ref()).unwrap());
+        let mut hanging: Vec<_> = (0..AT_ONCE)
+            .map(|_| {
+                let ended = ended.clone();
+                Box::pin(workers.run(own.clone(), move || ended.lock().is_ok_and(|ended| ended.recv().is_ok())))
+            })
+            .collect();
+        for work in &mut hanging {
+            assert!(poll_immediate(work).await.is_none(), "it has begun");
+        }
+        drop(hanging);
+        let mut asked = Box::pin(workers.are_alive());
+        assert!(poll_immediate(&mut asked).await.is_none());
+        tokio::task::yield_now().await;
+        assert!(poll_immediate(&mut asked).await.is_none(), "the threads still have their places");
+        for _ in 0..AT_ONCE {
+            end.send(()).unwrap();
+        }
+        assert!(asked.await);
     }
 }

@@ -12,6 +12,7 @@ mod tcp;
 mod trial;
 mod witness;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -130,6 +131,56 @@ pub fn run(setup: &Setup) -> Result<Result<Report, Failure>, String> {
         }
     }
     Ok(Ok(report))
+}
+
+/// What became of a connection in a pod that runs.
+#[derive(Debug)]
+pub enum Beside {
+    /// The proxy got it, on each of these ways.
+    Passed(Vec<Path>),
+    /// None could be made, and why.
+    Untested(String),
+    Failed(Failure),
+}
+
+impl fmt::Display for Beside {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Passed(paths) => {
+                let paths: Vec<String> = paths.iter().map(Path::to_string).collect();
+                write!(f, "probed: the proxy gets connections ({})", paths.join(", "))
+            }
+            Self::Untested(why) => write!(f, "not probed: {why}"),
+            Self::Failed(failure) => write!(f, "probed in vain ({}): {}", failure.path, failure.problem),
+        }
+    }
+}
+
+/// Makes an outbound connection in a pod that runs, and looks whether the proxy gets it. It
+/// goes to an address for documentation and is closed at once. Nothing else is made: no
+/// listener in the proxy's place, which could keep it from starting, and no interface.
+pub fn beside_proxy(setup: &Setup) -> Beside {
+    let deadline = Instant::now() + setup.timeout;
+    let port = setup.interception.outbound_port.get();
+    let chooser = Chooser::new(setup);
+    let (mut passed, mut why) = (Vec::new(), "nothing outbound is taken".to_owned());
+    for path in paths(setup).into_iter().filter(|path| path.route == Route::Outbound) {
+        if !witness::is_listening(port, path.family) {
+            why = format!("nobody listens on the proxy's port {port} yet");
+            continue;
+        }
+        let trial = match chooser.choose(path) {
+            Some(target) => witness::attempt(&target, port, deadline),
+            None => Trial::Untested(chooser.why_none(path)),
+        };
+        match trial {
+            Trial::Passed => passed.push(path),
+            Trial::Untested(reason) => why = reason,
+            Trial::Late => why = format!("no time was left of {:?}", setup.timeout),
+            Trial::Failed(problem) => return Beside::Failed(Failure { path, problem, late: false }),
+        }
+    }
+    if passed.is_empty() { Beside::Untested(why) } else { Beside::Passed(passed) }
 }
 
 /// Each port once.

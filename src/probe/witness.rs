@@ -3,9 +3,10 @@
 //! may see whose the other end of a probe is: of the one that rules should divert it to, or not.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use crate::config::types::Family;
 use crate::sys::inet_diag::{self, State, TcpSocket};
 use crate::sys::netlink::Netlink;
 
@@ -70,6 +71,17 @@ fn is_there(mut is_it: impl FnMut(&TcpSocket) -> bool) -> io::Result<bool> {
         }
         std::thread::sleep(PAUSE);
     }
+}
+
+/// Whether somebody takes what is redirected to a port in a family.
+pub fn is_listening(port: u16, family: Family) -> bool {
+    let sockets = Netlink::open(Netlink::SOCK_DIAG).and_then(|mut netlink| inet_diag::tcp_sockets(&mut netlink));
+    // Who listens on every address of IPv6 mostly does on those of IPv4, too.
+    let takes = |local: IpAddr| local.is_ipv4() == (family == Family::V4) || local == Ipv6Addr::UNSPECIFIED;
+    sockets
+        .unwrap_or_default()
+        .iter()
+        .any(|socket| socket.state == State::Listening && socket.local.port() == port && takes(socket.local.ip()))
 }
 
 /// Whom those run as that listen on a port, each once.

@@ -76,6 +76,11 @@ impl Netns {
         })
     }
 
+    /// The path by which it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Device and inode: the same for every path that leads to the namespace.
     pub fn identity(&self) -> io::Result<(u64, u64)> {
         self.file.metadata().map(|meta| (meta.dev(), meta.ino()))

@@ -71,6 +71,11 @@ fn authority() -> &'static Authority {
     AUTHORITY.get_or_init(make_authority)
 }
 
+/// How a server of the authority's talks TLS.
+pub fn tls() -> Arc<ServerConfig> {
+    authority().config.clone()
+}
+
 /// The certificate of an authority that nobody has a certificate from.
 pub fn other_authority() -> String {
     make_authority().pem

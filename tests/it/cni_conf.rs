@@ -91,7 +91,7 @@ fn the_network_attachment_is_a_netconf() {
 #[test]
 fn the_messages_explained_are_those_of_the_program() {
     let mut source = String::new();
-    for folder in ["src/cni", "src/backend", "src/sys"] {
+    for folder in ["src/cni", "src/config/pod", "src/backend", "src/sys"] {
         for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap() {
             source += &std::fs::read_to_string(entry.unwrap().path()).unwrap_or_default();
         }

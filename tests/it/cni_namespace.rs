@@ -90,13 +90,13 @@ fn check_holds_the_kernel_against_what_add_decided() {
 
 /// A user namespace with ids of its own, and in it a network namespace, as a runtime makes
 /// them for a pod with `hostUsers: false`; a process each keeps them.
-struct UserPod {
+pub struct UserPod {
     users: Child,
     net: Child,
 }
 
 impl UserPod {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let users = Command::new("unshare").args(["--user", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
         entered(&users, "user");
         for map in ["uid_map", "gid_map"] {
@@ -112,12 +112,12 @@ impl UserPod {
         pod
     }
 
-    fn netns(&self) -> String {
+    pub fn netns(&self) -> String {
         format!("/proc/{}/ns/net", self.net.id())
     }
 
     /// What a program prints that runs inside.
-    fn print(&self, program: &str, arguments: &[&str]) -> String {
+    pub fn print(&self, program: &str, arguments: &[&str]) -> String {
         let pid = self.net.id().to_string();
         let output = Command::new("nsenter")
             .args(["-t", &pid, "-U", "-n", "-S", "0", "-G", "0", program])

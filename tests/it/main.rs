@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by it")]
 
+mod agent;
 mod api;
 mod arbitrary;
 mod archive;

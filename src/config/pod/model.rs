@@ -140,6 +140,19 @@ fn capability_names(names: &Option<Vec<String>>) -> Vec<&str> {
 }
 
 impl Container {
+    /// Forgets what does not decide about a proxy: an injector writes kilobytes of variables.
+    fn trim_proxy(&mut self) {
+        self.command = None;
+        if let Some(args) = &mut self.args {
+            args.truncate(2);
+            args.shrink_to_fit();
+        }
+        if let Some(env) = &mut self.env {
+            env.retain(|variable| PROXY_VARIABLES.contains(&variable.name.as_str()));
+            env.shrink_to_fit();
+        }
+    }
+
     /// The literal value of a variable; the last one given counts.
     pub fn variable(&self, name: &str) -> Option<&str> {
         let variables = self.env.iter().flatten().rev();
@@ -181,6 +194,9 @@ impl Container {
 const DECIDES: [&str; 5] =
     ["sidecar.istio.io/", "traffic.sidecar.istio.io/", "istio.io/", "ambient.istio.io/", "k8s.v1.cni.cncf.io/"];
 
+/// The variables of a proxy that decide.
+const PROXY_VARIABLES: [&str; 4] = ["DISABLE_ENVOY", "ISTIO_META_DNS_CAPTURE", "ISTIO_DUAL_STACK", "INVALID_DROP"];
+
 impl Pod {
     /// A pod with only what decides: the annotations and labels of a mesh, and the
     /// containers that a mesh adds. Of the injector's note only that it is there is kept.
@@ -194,6 +210,7 @@ impl Pod {
         let mesh = |containers: Option<Vec<Container>>| {
             let mut kept: Vec<Container> = containers.unwrap_or_default();
             kept.retain(|container| container.name == PROXY || container.name == INIT);
+            kept.iter_mut().filter(|container| container.name == PROXY).for_each(Container::trim_proxy);
             kept.shrink_to_fit();
             Some(kept)
         };
@@ -320,6 +337,30 @@ impl Pod {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_trimmed_pod_is_decided_as_the_whole_one() {
+        use crate::config::given::Given;
+        use crate::config::pod::annotations::options;
+        let mut env: Vec<serde_json::Value> =
+            PROXY_VARIABLES.iter().skip(1).map(|name| json!({ "name": name, "value": "true" })).collect();
+        env.push(json!({ "name": "PROXY_CONFIG", "value": "x".repeat(8000) }));
+        let value = json!({
+            "metadata": { "annotations": { "sidecar.istio.io/status": "y".repeat(8000), "traffic.sidecar.istio.io/includeInboundPorts": "80",
+                "other": "z".repeat(8000) }, "labels": { "sidecar.istio.io/inject": "true", "app": "a" } },
+            "spec": { "containers": [{ "name": "app" }, { "name": "istio-proxy", "command": ["x".repeat(8000)],
+                "args": ["proxy", "sidecar", "x".repeat(8000)], "env": env, "securityContext": { "runAsUser": 7 } }] } });
+        let whole: Pod = serde_json::from_value(value).unwrap();
+        let trimmed =
+            Pod::trimmed(whole.metadata.annotations.clone(), whole.metadata.labels.clone(), whole.spec.clone());
+        let made = |pod: &Pod| {
+            let options = options(pod, pod.select().unwrap(), &Given::default(), &mut |w| panic!("{w}")).unwrap();
+            format!("{options:?}")
+        };
+        assert_eq!(made(&trimmed), made(&whole));
+        assert!(made(&whole).matches("ProxyVariable").count() >= 3, "each of them decides: {}", made(&whole));
+        assert!(format!("{trimmed:?}").len() < 1500, "{trimmed:?}");
+    }
 
     #[test]
     fn only_literal_variables_count_and_the_last_one_wins() {

@@ -111,11 +111,19 @@ struct Looks {
     pauses: Pauses,
     was_effective: bool,
     last: Option<Look>,
+    /// Other meshes' plugins that have been named.
+    other_meshes: Vec<String>,
 }
 
 impl Looks {
     fn new(installation: Installation) -> Self {
-        Self { installation, pauses: Pauses::new(FIRST_PAUSE, LONGEST_PAUSE), was_effective: false, last: None }
+        Self {
+            installation,
+            pauses: Pauses::new(FIRST_PAUSE, LONGEST_PAUSE),
+            was_effective: false,
+            last: None,
+            other_meshes: Vec::new(),
+        }
     }
 
     /// Looks, mends, and says how long to let others have their way before the next look.
@@ -149,13 +157,14 @@ impl Looks {
             }
             Err(_) => {}
         }
-        let first = before.as_ref().is_none_or(|before| !matches!(&before.chain, Ok(state) if state.is_effective()));
-        if first && matches!(&look.chain, Ok(state) if state.is_effective()) {
-            for other in self.installation.other_meshes() {
+        if matches!(&look.chain, Ok(state) if state.is_effective()) {
+            let others = self.installation.other_meshes();
+            for other in others.iter().filter(|other| !self.other_meshes.contains(other)) {
                 warn!(
                     "{other} is in the chain as well: pods' rules are made twice, with the same result; uninstall it when podweir's agent runs on every node"
                 );
             }
+            self.other_meshes = others;
         }
         let is_new = before.as_ref().is_none_or(|before| before.chain != look.chain);
         match &look.chain {

@@ -1,0 +1,67 @@
+//! Heartbeats: when something last came round that has to come round again, or hangs.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// When something last came round, whatever it found.
+#[derive(Debug)]
+pub struct Pulse(Mutex<Instant>);
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self(Mutex::new(Instant::now()))
+    }
+}
+
+impl Pulse {
+    pub fn beat(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    pub fn age(&self) -> Duration {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+}
+
+/// The watch's: that it came round, and that the API server said something on it.
+#[derive(Debug, Default)]
+pub struct WatchPulse {
+    pub round: Pulse,
+    pub heard: Pulse,
+}
+
+/// The longest time between two beats of a watch that does not hang: a silent one is given up
+/// after 295 s (kube's watcher), the next is begun after a pause of at most 30 s, and its
+/// answer has to begin within 20 s.
+pub const LONGEST_WATCH: Duration = Duration::from_secs(420);
+/// The longest time between two beats of a verifier that does not hang: it is asked every ten
+/// seconds, behind two repairs at most that may take 20 s each.
+pub const LONGEST_VERIFIER: Duration = Duration::from_secs(120);
+
+/// What hangs, in sentences, by how long ago each last came round.
+pub fn hanging(watch: Duration, verifier: Duration) -> Vec<String> {
+    let late = |age: Duration, longest, what: &str| {
+        (age > longest).then(|| format!("{what} has not come round for {} s", age.as_secs()))
+    };
+    [late(watch, LONGEST_WATCH, "the watch of pods"), late(verifier, LONGEST_VERIFIER, "the verifier of pods' rules")]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn either_of_the_two_that_hangs_is_named() {
+        let (fine, second) = (Duration::from_secs(5), Duration::from_secs(1));
+        assert!(hanging(fine, fine).is_empty());
+        assert!(hanging(LONGEST_WATCH, LONGEST_VERIFIER).is_empty());
+        let one = hanging(LONGEST_WATCH + second, fine);
+        assert_eq!(one, ["the watch of pods has not come round for 421 s"]);
+        let other = hanging(fine, LONGEST_VERIFIER + second);
+        assert_eq!(other, ["the verifier of pods' rules has not come round for 121 s"]);
+        assert_eq!(hanging(LONGEST_WATCH + second, LONGEST_VERIFIER + second).len(), 2);
+    }
+}

@@ -1,0 +1,229 @@
+//! Every request of the agent to the API server goes this way: with the newest token, with a
+//! limit to how long an answer may take to begin and to go on, with pauses between watches
+//! that end, and with a heartbeat for whatever is heard on a watch, bookmarks included.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use http::header::AUTHORIZATION;
+use http::{HeaderValue, Request, Response, Uri};
+use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming};
+use kube::client::Body;
+use secrecy::ExposeSecret;
+use tokio::time::{Sleep, sleep, timeout};
+use tower::BoxError;
+use tracing::warn;
+
+use crate::cni::access::Access;
+use crate::cni::client::Https;
+
+use super::credentials::Credentials;
+use super::pulse::WatchPulse;
+
+/// The kubelet renews a service account's token in its file long before it expires.
+const TOKEN_AGE: Duration = Duration::from_secs(30);
+/// How long an answer may take to begin: an API server that has much to do lets requests wait
+/// for 15 s before it refuses them (priority and fairness, a quarter of its own limit).
+const BEGINS: Duration = Duration::from_secs(20);
+/// How long an answer may stand still in the middle. A watch may, and kube looks after that.
+const GOES_ON: Duration = Duration::from_secs(20);
+/// A watch that lived so long ended because its time was over.
+const LIVED: Duration = Duration::from_secs(30);
+/// The pauses before a watch that follows one that ended, on the average three quarters of
+/// these. kube begins the next at once, and so would the agents of all other nodes when an
+/// API server restarts, or one that does not want them as often as it can say so.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+
+/// The way to the API server.
+pub struct Wire {
+    https: Https,
+    server: String,
+    credentials: Credentials,
+    newest: Mutex<(Instant, Option<HeaderValue>)>,
+    pulse: Arc<WatchPulse>,
+    watches: Mutex<Watches>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Wire {
+    pub fn new(https: Https, credentials: Credentials, access: &Access, pulse: Arc<WatchPulse>) -> Self {
+        Self {
+            https,
+            server: access.server.clone(),
+            credentials,
+            newest: Mutex::new((Instant::now(), authorization(access))),
+            pulse,
+            watches: Mutex::default(),
+        }
+    }
+
+    /// The newest token, read again now and then.
+    fn authorize(&self) -> Option<HeaderValue> {
+        let mut newest = lock(&self.newest);
+        if newest.0.elapsed() > TOKEN_AGE {
+            match self.credentials.access() {
+                Ok(access) => *newest = (Instant::now(), authorization(&access)),
+                Err(problem) => {
+                    warn!("the agent's credentials cannot be read again, those read before are used: {problem}");
+                    newest.0 = Instant::now();
+                }
+            }
+        }
+        newest.1.clone()
+    }
+
+    /// Sends a request and waits for the beginning of its answer.
+    pub async fn send(self: Arc<Self>, mut request: Request<Body>) -> Result<Response<Heard>, BoxError> {
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        let is_watch = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
+        // The server's address was looked at when it was read; the paths are kube's own.
+        *request.uri_mut() = format!("{}{path}", self.server).parse::<Uri>()?;
+        if is_watch {
+            let pause = lock(&self.watches).next(Instant::now(), random());
+            sleep(pause).await;
+        }
+        if let Some(value) = self.authorize() {
+            request.headers_mut().insert(AUTHORIZATION, value);
+        }
+        if is_watch {
+            self.pulse.round.beat();
+        }
+        let late = |_| io::Error::other(format!("{} has not answered within {} s", self.server, BEGINS.as_secs()));
+        let answer = timeout(BEGINS, self.https.request(request)).await.map_err(late)??;
+        let (head, body) = answer.into_parts();
+        let watching = (is_watch && head.status.is_success()).then(|| Watching::begin(&self));
+        let stands_still = watching.is_none().then(|| Box::pin(sleep(GOES_ON)));
+        Ok(Response::from_parts(head, Heard { body, watching, stands_still }))
+    }
+}
+
+fn authorization(access: &Access) -> Option<HeaderValue> {
+    let token = access.token.as_ref()?;
+    let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose_secret())).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// A number that is another one on every node.
+fn random() -> u32 {
+    // Its keys are random (std::hash::RandomState).
+    RandomState::new().build_hasher().finish() as u32
+}
+
+/// When watches began and ended.
+#[derive(Debug, Default)]
+struct Watches {
+    /// There has been one.
+    any: bool,
+    /// When the last one began.
+    began: Option<Instant>,
+    /// How many in a row did not live long.
+    short: u32,
+}
+
+impl Watches {
+    /// The pause before the next watch. The first one has none.
+    fn next(&mut self, now: Instant, random: u32) -> Duration {
+        if !std::mem::replace(&mut self.any, true) {
+            return Duration::ZERO;
+        }
+        match self.began.take() {
+            Some(began) if now.saturating_duration_since(began) >= LIVED => self.short = 0,
+            Some(_) => self.short = self.short.saturating_add(1),
+            // One that could not even begin: kube pauses after an error.
+            None => {}
+        }
+        let pause = FIRST_PAUSE.saturating_mul(1u32.checked_shl(self.short).unwrap_or(u32::MAX)).min(LONGEST_PAUSE);
+        pause.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
+    }
+}
+
+/// A watch that goes on.
+struct Watching {
+    pulse: Arc<WatchPulse>,
+}
+
+impl Watching {
+    fn begin(wire: &Wire) -> Self {
+        lock(&wire.watches).began = Some(Instant::now());
+        let watching = Self { pulse: wire.pulse.clone() };
+        watching.heard();
+        watching
+    }
+
+    fn heard(&self) {
+        self.pulse.round.beat();
+        self.pulse.heard.beat();
+    }
+}
+
+/// The body of an answer.
+pub struct Heard {
+    body: Incoming,
+    watching: Option<Watching>,
+    /// Ends when nothing has come for too long.
+    stands_still: Option<Pin<Box<Sleep>>>,
+}
+
+impl HttpBody for Heard {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            if let Some(watching) = &self.watching {
+                watching.heard();
+            }
+            if let Some(still) = &mut self.stands_still {
+                still.as_mut().reset(tokio::time::Instant::now() + GOES_ON);
+            }
+            return Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)));
+        }
+        match &mut self.stands_still {
+            Some(still) => {
+                ready!(still.as_mut().poll(cx));
+                let problem = format!("the API server's answer has stood still for {} s", GOES_ON.as_secs());
+                Poll::Ready(Some(Err(io::Error::other(problem).into())))
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watches_that_end_early_follow_each_other_more_and_more_slowly() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let mut watches = Watches::default();
+        assert_eq!(watches.next(start, u32::MAX), Duration::ZERO);
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            watches.began = Some(start);
+            pauses.push(watches.next(start + second, u32::MAX).as_secs());
+        }
+        assert_eq!(pauses, [2, 4, 8, 8, 8, 8]);
+        // One that could not begin changes nothing: kube pauses after an error by itself.
+        assert_eq!(watches.next(start + second, u32::MAX).as_secs(), 8);
+        // One whose time was over is followed within a second, at different moments on different nodes.
+        watches.began = Some(start);
+        assert_eq!(watches.next(start + LIVED, u32::MAX), FIRST_PAUSE);
+        watches.began = Some(start);
+        assert_eq!(watches.next(start + LIVED, 0), FIRST_PAUSE / 2);
+        assert_ne!(random(), random());
+    }
+}

@@ -1,0 +1,207 @@
+//! Finding pods, looking at their rules and mending them.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+
+use super::server::What;
+use super::{Node, Pod, uid};
+use crate::cni_namespace::UserPod;
+use crate::fixture::RESOLV;
+use crate::plugin::{self, Plugin, sidecar};
+use crate::pod::serve;
+
+fn flush(pod: &Pod) {
+    pod.namespace.print("nft", &["flush", "ruleset"]);
+}
+
+/// What the API server was told of pods in events.
+fn events(node: &Node) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let all = node.server.asked(What::Event).into_iter();
+    all.map(|asked| (text(&asked.body["reason"]), text(&asked.body["note"]))).collect()
+}
+
+fn event(node: &Node, reason: &str) -> String {
+    let note = |all: Vec<(String, String)>| all.into_iter().find(|(found, _)| found == reason).map(|(_, note)| note);
+    node.wait(reason, || note(events(node)))
+}
+
+/// Where the state of a pod's attachment is kept.
+fn kept(node: &Node, pod: &Pod) -> PathBuf {
+    let uid = pod.manifest["metadata"]["uid"].as_str().unwrap();
+    node.run_dir().join("attachments").join(format!("c-{uid}:eth0.json"))
+}
+
+#[test]
+fn attachments_kept_on_disk_lead_an_agent_to_pods_that_started_before_it() {
+    let (pod, other) = (Pod::new("web", 1), Pod::new("other", 2));
+    let mut node = Node::running(&[&pod, &other]);
+    // No process of theirs is to be seen.
+    for pod in [&pod, &other] {
+        node.add(pod).call().ok();
+        node.wait_for_state(pod, "intercepted");
+    }
+    node.kill();
+    [&pod, &other].into_iter().for_each(flush);
+    // The path of the second one leads to another namespace by now.
+    let mut state: Value = serde_json::from_slice(&std::fs::read(kept(&node, &other)).unwrap()).unwrap();
+    assert_eq!(state["netns"]["path"], plugin::path(&other.namespace), "{state}");
+    state["netns"]["identity"][1] = json!(1);
+    std::fs::write(kept(&node, &other), state.to_string()).unwrap();
+    node.start(&[]);
+    node.wait_for_state(&pod, "intercepted");
+    assert!(pod.has_rules());
+    node.wait_for_state(&other, "no-namespace");
+    assert!(!other.has_rules(), "it may be anybody's");
+    // A process tells of it.
+    node.process(4711, &other, &node.path("proc"));
+    node.server.set(&other.manifest);
+    node.wait_for_state(&other, "intercepted");
+}
+
+fn init_container(name: &str, number: u32) -> Pod {
+    let mut manifest = sidecar(json!({}));
+    manifest["spec"]["initContainers"] = json!([{ "name": "istio-init", "args": INIT }]);
+    Pod::of(name, number, manifest)
+}
+
+const INIT: [&str; 15] = [
+    "istio-iptables",
+    "-p",
+    "15001",
+    "-z",
+    "15006",
+    "-u",
+    "1337",
+    "-m",
+    "REDIRECT",
+    "-i",
+    "*",
+    "-b",
+    "*",
+    "--redirect-dns",
+    "--native-nftables",
+];
+
+#[test]
+fn rules_of_an_init_container_are_held_against_the_name_servers_of_the_pod() {
+    let (pod, other) = (init_container("web", 1), init_container("other", 2));
+    for pod in [&pod, &other] {
+        pod.namespace.ok(&INIT);
+    }
+    let node = Node::new();
+    for (pid, name, pod, resolv_conf) in
+        [(21, "same", &pod, RESOLV), (22, "differs", &other, "nameserver 10.96.0.99\n")]
+    {
+        let files = node.path(name);
+        std::fs::create_dir_all(files.join("etc")).unwrap();
+        std::fs::write(files.join("etc/resolv.conf"), resolv_conf).unwrap();
+        node.process(pid, pod, &files);
+        node.server.set(&pod.manifest);
+    }
+    let mut node = node;
+    node.start(&[]);
+    node.wait_for_state(&pod, "intercepted");
+    assert!(pod.namespace.print("nft", &["list", "ruleset"]).contains("10.96.0.10"));
+    // What this one's container captured is not what it asks today.
+    let note = event(&node, "InterceptionDrifted");
+    assert!(note.contains("10.96.0.99"), "{note}");
+    node.wait_for_state(&other, "intercepted");
+    let rules = other.namespace.print("nft", &["list", "ruleset"]);
+    assert!(rules.contains("10.96.0.99") && !rules.contains("192.0.2.53"), "{rules}");
+    assert_eq!(events(&node).len(), 1, "{:?}", events(&node));
+}
+
+#[test]
+fn pods_with_a_user_namespace_of_their_own_are_looked_at_and_mended_on_every_backend() {
+    for backend in ["nftables", "iptables-nft", "iptables-legacy"] {
+        let inside = UserPod::new();
+        let pod = Pod::new("web", 1);
+        let mut node = Node::new();
+        node.server.set(&pod.manifest);
+        let interception = format!("--interception={}", json!({ "backend": backend }));
+        node.start(&[&interception, "--verify-interval=1s"]);
+        node.wait_until_ready();
+        let add: Plugin = node.add(&pod).variable("CNI_NETNS", &inside.netns());
+        add.call().ok();
+        node.wait_for_state(&pod, "intercepted");
+        match backend {
+            "iptables-legacy" => {
+                // As root of the node, who has a lock file to write.
+                let netns = format!("--net={}", inside.netns());
+                let arguments = [&netns, "iptables-legacy", "-t", "nat", "-F", "ISTIO_OUTPUT"];
+                drop(node.namespace.print("nsenter", &arguments));
+            }
+            _ => drop(inside.print("nft", &["flush", "ruleset"])),
+        }
+        let mended = || (node.metric("podweir_heals_total{result=\"mended\"}") >= 1.0).then_some(());
+        node.wait(&format!("{backend} to be mended"), mended);
+        node.wait_for_state(&pod, "intercepted");
+        let rules = match backend {
+            "nftables" => inside.print("nft", &["list", "ruleset"]),
+            program => inside.print(&format!("{program}-save"), &[]),
+        };
+        assert!(rules.contains("1337"), "{backend}: {rules}");
+    }
+}
+
+#[test]
+fn what_is_mended_is_probed_where_the_proxy_listens_and_nothing_listens_in_its_place() {
+    let (with, without) = (Pod::new("with", 1), Pod::new("without", 2));
+    for pod in [&with, &without] {
+        pod.namespace.batch("route add default via 10.244.0.1 dev eth0\n");
+    }
+    let _proxy = with.namespace.run(|| serve(&[("out-proxy", 15001), ("in-proxy", 15006)], 1337, 1337));
+    let node = Node::running(&[&with, &without]);
+    for (pod, told) in [
+        (&with, "probed: the proxy gets connections (IPv4 outbound)"),
+        (&without, "not probed: nobody listens on the proxy's port 15001"),
+    ] {
+        node.add(pod).call().ok();
+        node.wait_for_state(pod, "intercepted");
+        flush(pod);
+        let said = || node.person(&["why", &pod.full_name()]).1;
+        node.wait(told, || said().contains(told).then_some(()));
+        assert!(pod.has_rules());
+        let sockets = pod.namespace.print("ss", &["-ltnH"]);
+        assert_eq!(sockets.contains(":15001"), std::ptr::eq(pod, &with), "{sockets}");
+    }
+}
+
+#[test]
+fn a_pod_that_takes_its_own_rules_away_in_a_loop_starves_no_other() {
+    let (hostile, victim) = (Pod::new("hostile", 1), Pod::new("victim", 2));
+    let node = Node::running(&[&hostile, &victim]);
+    for pod in [&hostile, &victim] {
+        node.add(pod).call().ok();
+        node.wait_for_state(pod, "intercepted");
+    }
+    let stop = AtomicBool::new(false);
+    let mended = || node.metric("podweir_heals_total{result=\"mended\"}");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                flush(&hostile);
+            }
+        });
+        node.wait_for_log("so often that repairs wait");
+        let begun = std::time::Instant::now();
+        let before = mended();
+        for _ in 0..3 {
+            flush(&victim);
+            node.wait("the victim's rules", || victim.has_rules().then_some(()));
+        }
+        // Five at once and one in ten seconds, whatever the pod does.
+        let of_hostile = mended() - before - 3.0;
+        assert!(of_hostile <= 1.0 + begun.elapsed().as_secs_f64() / 10.0, "{of_hostile} repairs");
+        stop.store(true, Ordering::Relaxed);
+    });
+    let note = event(&node, "InterceptionFailed");
+    assert!(note.contains("this happens so often"), "{note}");
+    // Events are few, and the hostile pod has its rules in the end.
+    assert!(events(&node).len() <= 8, "{:?}", events(&node));
+    node.wait("the hostile pod's rules", || hostile.has_rules().then_some(()));
+    assert_eq!(uid(1), hostile.manifest["metadata"]["uid"]);
+}
