@@ -26,9 +26,11 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 
+use crate::config::settings::BackendChoice;
 use crate::config::types::Family;
 use crate::plan::canon::Canon;
 use crate::plan::model::{ChainName, Plan, Table};
+use crate::sys::privilege::{CAP_SYS_MODULE, Keep};
 
 /// The three ways to program a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,6 +50,16 @@ impl Kind {
             Kind::IptablesNft => "iptables-nft",
             Kind::IptablesLegacy => "iptables-legacy",
         }
+    }
+}
+
+/// The capabilities that a backend takes in the namespace that it works in. iptables-legacy
+/// has its module loaded by a program of its own where the kernel does not have it yet; one
+/// that was not asked for by name, on a kernel without nf_tables, has to find it there.
+pub fn capabilities(choice: BackendChoice) -> Keep {
+    match choice {
+        BackendChoice::Auto | BackendChoice::Nftables | BackendChoice::IptablesNft => Keep::RULES,
+        BackendChoice::AutoIptables | BackendChoice::IptablesLegacy => Keep::RULES.and(CAP_SYS_MODULE),
     }
 }
 

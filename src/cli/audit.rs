@@ -19,7 +19,8 @@ use crate::config::pod::manifest::Manifest;
 
 use super::error::CliError;
 use super::manifest::Asked;
-use super::{manifest, output, source};
+use super::source::Found;
+use super::{confine, manifest, output, source};
 
 const HELP: &str = "\
 Severities: high - ordinary connections pass the proxy by, unnamed by any option;
@@ -89,11 +90,14 @@ pub fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> {
     output::check()?;
     let path = |name: &str| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
     manifest::check_stdin(matches, path("accept"))?;
+    confine::begin(matches);
+    let mut found = source::names_found(matches).then(|| source::found(matches)).transpose()?;
+    let established = found.as_mut().and_then(|found| established(matches, &mut found.source));
+    confine::to_named_files(matches);
     let asked = manifest::asked(matches)?;
     let manifest = asked.as_ref().map(|asked| &asked.manifest);
     let accepted = path("accept").map(accepted).transpose()?.unwrap_or_default();
-    let (mut main, wanted) = sources(matches, has_options, asked.as_ref())?;
-    let established = established(matches, &mut main);
+    let (main, wanted) = sources(matches, has_options, asked.as_ref(), found)?;
     let space = Space::telling_apart(&[&main.ruleset], &main.pod, &accepted.interfaces());
     let input = Input {
         about: about(matches, has_options, manifest),
@@ -125,7 +129,7 @@ pub fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> {
 
 /// The connections of the namespace that the rules come from, which the process is in.
 fn established(matches: &ArgMatches, source: &mut Source) -> Option<Established> {
-    if matches.contains_id("dump") || !source::names_found(matches) || !established::possible(&source.ruleset) {
+    if !confine::is_live(matches) || !established::possible(&source.ruleset) {
         return None;
     }
     let found = Kernel::open().and_then(|mut kernel| established::look(&mut kernel, &source.ruleset, &source.pod));
@@ -137,10 +141,10 @@ fn sources(
     matches: &ArgMatches,
     has_options: bool,
     asked: Option<&Asked>,
+    mut found: Option<Found>,
 ) -> Result<(Source, Option<Source>), CliError> {
-    let mut found = source::names_found(matches).then(|| source::found(matches)).transpose()?;
     if let (Some(found), Some(asked)) = (&mut found, asked) {
-        asked.complete(found);
+        asked.complete(&mut found.source);
     }
     let wanted = match asked {
         // Options that are typed say more than a manifest does.
@@ -150,7 +154,7 @@ fn sources(
         }
         Some(asked) => asked.wanted(matches, found.as_ref())?,
         None => match found {
-            Some(found) => return Ok((found, None)),
+            Some(found) => return Ok((found.source, None)),
             None if ["pod-ip", "as"].iter().any(|name| matches.contains_id(name)) => source::wanted(matches, None)?,
             // A gate that looks at nothing must not pass.
             None => {
@@ -160,8 +164,8 @@ fn sources(
     };
     Ok(match found {
         Some(found) => {
-            source::check_families(&wanted, &found)?;
-            (found, Some(wanted))
+            source::check_families(&wanted, &found.source)?;
+            (found.source, Some(wanted))
         }
         None => (wanted, None),
     })

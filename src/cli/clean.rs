@@ -16,7 +16,7 @@ use crate::sys::netlink::Netlink;
 use crate::sys::netns;
 
 use super::error::CliError;
-use super::{args, logging, output, session};
+use super::{args, confine, logging, output, session};
 
 const NOTES: &str = "\
 Rules, policy routing and ::6 on lo go; rules of others stay. Nothing there is success.
@@ -41,6 +41,7 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     if let Some(path) = &run.network_namespace {
         netns::enter(path)?;
     }
+    confine::to_programming(&run);
     let mut route = Netlink::open(Netlink::ROUTE).map_err(CliError::Addresses)?;
     let addresses = routing::addresses(&mut route).map_err(CliError::Addresses)?;
     session::check_namespace(Face::Init, &run, &mut route, &addresses)?;

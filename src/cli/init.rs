@@ -18,7 +18,7 @@ use crate::sys::netns;
 
 use super::error::CliError;
 use super::facts::System;
-use super::{args, dry_run, logging, output, print_config, session};
+use super::{args, confine, dry_run, logging, output, print_config, session};
 
 /// What both faces' help says besides the options.
 const VARIABLES: &str = "\
@@ -122,6 +122,7 @@ pub fn run(face: Face, given: &Given, print: Print) -> Result<(), CliError> {
     if let Some(path) = &run.network_namespace {
         netns::enter(path)?;
     }
+    confine::to_programming(&run);
     let system = System::default();
     let settings = Settings::resolve(given, face, &system)?;
     if let Print::Config { json } = print {

@@ -16,7 +16,7 @@ use crate::config::types::Families;
 use crate::sys::file;
 
 use super::error::CliError;
-use super::source;
+use super::source::{self, Found};
 
 /// The most bytes of a manifest and of the files next to it.
 const LARGEST: u64 = 8 << 20;
@@ -86,11 +86,11 @@ impl Asked {
     /// # Errors
     ///
     /// That it asks for none, or for what makes no sense.
-    pub fn wanted(&self, matches: &ArgMatches, found: Option<&Source>) -> Result<Source, CliError> {
+    pub fn wanted(&self, matches: &ArgMatches, found: Option<&Found>) -> Result<Source, CliError> {
         let mut known = self.known(source::known(matches, found)?);
         // A manifest from a repository or an injector has no status with addresses. A dump has
         // no others than of the families that it is about.
-        known.assumed = Some(found.map_or(Families::BOTH, |found| found.told));
+        known.assumed = Some(found.map_or(Families::BOTH, |found| found.source.told));
         let named = |problem: String| CliError::Usage(format!("--pod-manifest: {problem}"));
         let mut wanted = match self.manifest.wanted(&self.node).map_err(|e| named(e.to_string()))? {
             Wanted::Init { arguments, variables } => {

@@ -3,6 +3,7 @@
 mod args;
 mod audit;
 mod clean;
+mod confine;
 mod dry_run;
 mod error;
 mod explain;

@@ -19,7 +19,7 @@ use crate::node::settings::{ObjectName, OnFailure, Settings};
 use crate::node::{self, Policy};
 
 use super::error::CliError;
-use super::{output, source};
+use super::{confine, output, source};
 
 const EXAMPLES: &str = "\
 The agent puts the plugin in place and keeps it there, answers it, watches the rules of
@@ -132,8 +132,12 @@ pub fn command() -> Command {
 
 pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     match matches.subcommand() {
-        Some(("run", matches)) => Ok(node::run(settings(matches)?)?),
+        Some(("run", matches)) => {
+            confine::to_the_nodes_agent();
+            Ok(node::run(settings(matches)?)?)
+        }
         Some(("uninstall", matches)) => {
+            confine::to_asking();
             Ok(node::uninstall(&installation(matches, Value::Null)?, &path_of(matches, "run-dir"))?)
         }
         Some(("status", matches)) => status(matches),
@@ -270,6 +274,7 @@ fn read_init(arguments: &[String], variables: &BTreeMap<String, String>) -> Resu
 }
 
 fn ask(matches: &ArgMatches, request: message::Request) -> Result<Value, CliError> {
+    confine::to_asking();
     let socket = agent::socket(&path_of(matches, "run-dir"));
     match agent::ask(&socket, request, PATIENCE) {
         Ok(message::Answer::Report { report }) => Ok(report),

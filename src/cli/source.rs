@@ -22,7 +22,7 @@ use crate::sys::text::printable;
 use crate::sys::{file, netns};
 
 use super::error::CliError;
-use super::{args, logging, session};
+use super::{args, confine, logging, session};
 
 /// The most bytes of a dump that are read.
 const LARGEST_DUMP: u64 = 256 << 20;
@@ -119,7 +119,7 @@ fn dns_servers(matches: &ArgMatches) -> Result<Option<Vec<IpAddr>>, CliError> {
 
 /// Whether rules are asked for that are there already: the kernel's or a dump's.
 pub fn names_found(matches: &ArgMatches) -> bool {
-    matches.get_flag("live") || ["netns", "pid", "dump"].iter().any(|name| matches.contains_id(name))
+    confine::is_live(matches) || matches.contains_id("dump")
 }
 
 /// Says what the user should hear about a source.
@@ -129,8 +129,16 @@ pub fn warn(source: &Source) {
     }
 }
 
-/// The one source that the arguments name.
+/// The rules that are there, and the files that name the pod's users and groups.
+pub struct Found {
+    pub source: Source,
+    passwd: String,
+    group: String,
+}
+
+/// The one source that the arguments name; from here on only files that they name are read.
 pub fn read(matches: &ArgMatches) -> Result<Source, CliError> {
+    confine::begin(matches);
     if !names_found(matches) {
         return wanted(matches, None);
     }
@@ -139,15 +147,22 @@ pub fn read(matches: &ArgMatches) -> Result<Source, CliError> {
             "options behind -- and --live, --netns, --pid or --dump are two sources: give one".into(),
         ));
     }
-    found(matches)
+    let found = found(matches)?;
+    confine::to_named_files(matches);
+    Ok(found.source)
 }
 
 /// The rules that are there: the kernel's or a dump's.
-pub fn found(matches: &ArgMatches) -> Result<Source, CliError> {
-    let mut source = match matches.get_many::<String>("dump") {
-        Some(names) => dump::read(&texts(names.map(String::as_str))?)?,
+pub fn found(matches: &ArgMatches) -> Result<Found, CliError> {
+    let mut found = match matches.get_many::<String>("dump") {
+        Some(names) => Found {
+            source: dump::read(&texts(names.map(String::as_str))?)?,
+            passwd: String::new(),
+            group: String::new(),
+        },
         None => from_kernel(matches)?,
     };
+    let source = &mut found.source;
     let addresses = addresses(matches, "pod-ip");
     if !addresses.is_empty() {
         source.pod.addresses = addresses;
@@ -155,8 +170,8 @@ pub fn found(matches: &ArgMatches) -> Result<Source, CliError> {
     if let Some(servers) = dns_servers(matches)? {
         source.pod.dns_servers = Some(servers);
     }
-    name_uplink(matches, &mut source);
-    Ok(source)
+    name_uplink(matches, source);
+    Ok(found)
 }
 
 /// Takes the interface that the arguments name as the pod's way to others.
@@ -167,7 +182,7 @@ pub fn name_uplink(matches: &ArgMatches, source: &mut Source) {
 }
 
 /// The rules that the options behind `--` would make, for a pod as it was found.
-pub fn wanted(matches: &ArgMatches, found: Option<&Source>) -> Result<Source, CliError> {
+pub fn wanted(matches: &ArgMatches, found: Option<&Found>) -> Result<Source, CliError> {
     wanted_for(matches, &known(matches, found)?)
 }
 
@@ -181,24 +196,19 @@ pub fn wanted_for(matches: &ArgMatches, known: &Known) -> Result<Source, CliErro
 }
 
 /// What is known about the pod that rules are wanted for.
-pub fn known(matches: &ArgMatches, found: Option<&Source>) -> Result<Known, CliError> {
-    let mut known = match found {
+pub fn known(matches: &ArgMatches, found: Option<&Found>) -> Result<Known, CliError> {
+    Ok(match found {
         None => {
             Known { addresses: addresses(matches, "pod-ip"), dns_servers: dns_servers(matches)?, ..Known::default() }
         }
-        Some(source) => Known {
+        Some(Found { source, passwd, group }) => Known {
             addresses: source.pod.addresses.clone(),
             dns_servers: source.pod.dns_servers.clone(),
+            passwd: passwd.clone(),
+            group: group.clone(),
             ..Known::default()
         },
-    };
-    if found.is_some() {
-        let files = root_of(matches);
-        // Only of use for names of users and groups; without the files names are not known.
-        known.passwd = files.read("etc/passwd").unwrap_or_default();
-        known.group = files.read("etc/group").unwrap_or_default();
-    }
-    Ok(known)
+    })
 }
 
 /// How `--diff` is used.
@@ -206,6 +216,7 @@ pub const TWO_LOTS: &str = "--diff needs two lots of options: --diff -- A... --a
 
 /// The rules of the options behind `--`, and of those behind `--against --`.
 pub fn both(matches: &ArgMatches) -> Result<(Source, Source), CliError> {
+    confine::begin(matches);
     let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
     let Some(at) = words.windows(2).position(|pair| pair == ["--against", "--"]) else {
         return Err(CliError::Usage(TWO_LOTS.into()));
@@ -321,18 +332,21 @@ fn texts<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<Text>, CliError
         .collect()
 }
 
-fn from_kernel(matches: &ArgMatches) -> Result<Source, CliError> {
+fn from_kernel(matches: &ArgMatches) -> Result<Found, CliError> {
     let files = root_of(matches);
     // Files belong to the mount namespace, which stays as it is.
     let resolv_conf = files.read("etc/resolv.conf");
+    // Only of use for names of users and groups; without the files names are not known.
+    let [passwd, group] = ["etc/passwd", "etc/group"].map(|path| files.read(path).unwrap_or_default());
     if let Some(pid) = matches.get_one::<u32>("pid") {
         netns::enter(Path::new(&format!("/proc/{pid}/ns/net")))?;
     } else if let Some(path) = matches.get_one::<PathBuf>("netns") {
         netns::enter(path)?;
     }
+    confine::entered();
     let lock_timeout = std::time::Duration::from_secs(5);
     let live = Live { programs: session::programs(), lock_timeout, resolv_conf: resolv_conf.as_deref() };
-    Ok(live::read(&live)?)
+    Ok(Found { source: live::read(&live)?, passwd, group })
 }
 
 /// Where the pod's files are, if that can be known.

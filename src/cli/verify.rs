@@ -5,7 +5,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use crate::audit::verify::verify;
 
 use super::error::CliError;
-use super::{manifest, output, report, source};
+use super::{confine, manifest, output, report, source};
 
 const EXAMPLES: &str = "\
 The rules wanted are those of the options behind --, or of --pod-manifest FILE: the
@@ -45,28 +45,31 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     manifest::check_stdin(matches, None)?;
     // Mistakes in the options show before anything is read, as far as they can.
     source::check_options(matches)?;
-    let asked = manifest::asked(matches)?;
-    if asked.is_some() && (matches.contains_id("options") || matches.contains_id("as")) {
+    if matches.contains_id("pod-manifest") && (matches.contains_id("options") || matches.contains_id("as")) {
         return Err(CliError::Usage(
             "--pod-manifest says which rules are wanted, and so do options behind -- and --as: give one of them".into(),
         ));
     }
-    let mut found = source::found(matches)?;
+    confine::begin(matches);
+    let mut with_names = source::found(matches)?;
+    confine::to_named_files(matches);
+    let asked = manifest::asked(matches)?;
     if let Some(asked) = &asked {
-        asked.complete(&mut found);
+        asked.complete(&mut with_names.source);
     }
+    let found = &with_names.source;
     // What the options ask for may stand there, unseen: every difference would be made up.
     if let Some(problem) = found.opaque_rule() {
         return Err(CliError::Failed(format!("it cannot be told whether the rules are the plan's: {problem}")));
     }
-    source::warn(&found);
+    source::warn(found);
     let wanted = match &asked {
-        Some(asked) => asked.wanted(matches, Some(&found))?,
-        None => source::wanted(matches, Some(&found))?,
+        Some(asked) => asked.wanted(matches, Some(&with_names))?,
+        None => source::wanted(matches, Some(&with_names))?,
     };
     source::warn(&wanted);
-    source::check_families(&wanted, &found)?;
-    let report = verify(&wanted, &found);
+    source::check_families(&wanted, found)?;
+    let report = verify(&wanted, found);
     let drift = report.drift();
     let text = if matches.get_flag("json") {
         format!("{:#}\n", report::json(&report))

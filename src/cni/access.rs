@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -68,6 +68,8 @@ pub struct Access {
     pub authority: Option<Vec<u8>>,
     pub token: Option<SecretString>,
     pub certificate: Option<Certificate>,
+    /// The files that were read for it, and folders in which tokens are replaced.
+    pub files: Vec<PathBuf>,
 }
 
 /// A certificate and its key, in PEM form.
@@ -107,8 +109,10 @@ impl Access {
             )));
         }
         let server = server(&cluster, allow_http)?;
-        let authority = cluster.pem("certificate-authority", folder)?;
-        let certificate = match (user.pem("client-certificate", folder)?, user.pem("client-key", folder)?) {
+        let mut files = Vec::new();
+        let authority = cluster.pem("certificate-authority", folder, &mut files)?;
+        let chain = user.pem("client-certificate", folder, &mut files)?;
+        let certificate = match (chain, user.pem("client-key", folder, &mut files)?) {
             (None, None) => None,
             (Some(chain), Some(key)) => Some(Certificate { chain, key: key.into() }),
             _ => {
@@ -118,7 +122,7 @@ impl Access {
                 )));
             }
         };
-        let token = token(&user, folder)?;
+        let token = token(&user, folder, &mut files)?;
         if token.is_none() && certificate.is_none() {
             return Err(Problem::new(format!(
                 "{} has no token, tokenFile or client-certificate, so nobody would be asking",
@@ -126,7 +130,7 @@ impl Access {
             )));
         }
         let tls_name = cluster.text("tls-server-name")?.map(str::to_owned);
-        Ok(Self { server, tls_name, authority, token, certificate })
+        Ok(Self { server, tls_name, authority, token, certificate, files })
     }
 }
 
@@ -159,7 +163,7 @@ fn stays_here(host: &str) -> bool {
     address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-fn token(user: &Key, folder: &Path) -> Result<Option<SecretString>, Problem> {
+fn token(user: &Key, folder: &Path, files: &mut Vec<PathBuf>) -> Result<Option<SecretString>, Problem> {
     // Both are looked at: what is empty was meant to be something.
     let (literal, path) = (user.text("token")?, user.text("tokenFile")?);
     let (name, text) = match (path, literal) {
@@ -173,6 +177,8 @@ fn token(user: &Key, folder: &Path) -> Result<Option<SecretString>, Problem> {
                     TOKEN_FOLDERS[1]
                 )));
             }
+            // The kubelet replaces the folder next to it that has the token, link and all.
+            files.extend(folder.join(path).parent().filter(|_| is_among_tokens(&content.path)).map(Path::to_path_buf));
             let text = String::from_utf8(content.bytes);
             (name.clone(), text.map_err(|_| Problem::new(format!("{name}: the file holds no text")))?)
         }
@@ -280,7 +286,7 @@ impl<'a> Key<'a> {
     }
 
     /// What is in the kubeconfig itself, or in the file that it names.
-    fn pem(&self, key: &str, folder: &Path) -> Result<Option<Vec<u8>>, Problem> {
+    fn pem(&self, key: &str, folder: &Path, files: &mut Vec<PathBuf>) -> Result<Option<Vec<u8>>, Problem> {
         let data_key = format!("{key}-data");
         match (self.text(&data_key)?, self.text(key)?) {
             (Some(data), _) => {
@@ -290,6 +296,7 @@ impl<'a> Key<'a> {
             }
             (None, Some(path)) => {
                 let content = read(&self.name_of(key), path, folder, LONGEST_PEM)?;
+                files.push(content.path);
                 Ok(Some(content.bytes))
             }
             (None, None) => Ok(None),

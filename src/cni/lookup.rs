@@ -12,6 +12,7 @@ use crate::sys::process;
 use crate::sys::text::rounded;
 
 use super::client::{self, Answer, NoAnswer};
+use super::confine;
 use super::kubeconfig::{self, KubeconfigError, Place};
 use super::patience::{self, GaveUp, Patience};
 use super::protocol::{CniError, Code};
@@ -113,8 +114,10 @@ pub fn pod(wanted: &PodId, place: &Place, deadline: &Deadline) -> Result<Pod, Cn
         .and_then(|()| tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build());
     let runtime = runtime.map_err(|e| CniError::new(Code::Io, format!("cannot start looking the pod up: {e}")))?;
     let what = format!("cannot read pod {wanted}");
-    let found =
-        runtime.block_on(patience::ask(&what, PATIENCE, deadline, async |limit| once(wanted, place, limit).await));
+    let mut confined = false;
+    let found = runtime.block_on(patience::ask(&what, PATIENCE, deadline, async |limit| {
+        once(wanted, place, limit, &mut confined).await
+    }));
     found.map_err(|gave_up: GaveUp<Failure>| {
         let error =
             CniError::new(gave_up.failure.code(), format!("podweir cannot read pod {wanted}: {}", gave_up.failure));
@@ -122,9 +125,12 @@ pub fn pod(wanted: &PodId, place: &Place, deadline: &Deadline) -> Result<Pod, Cn
     })
 }
 
-async fn once(wanted: &PodId, place: &Place, limit: Duration) -> Result<Pod, Failure> {
+async fn once(wanted: &PodId, place: &Place, limit: Duration, confined: &mut bool) -> Result<Pod, Failure> {
     // Everything anew for each try: the token may be another one.
     let (path, access) = kubeconfig::load(place)?;
+    if !std::mem::replace(confined, true) {
+        confine::lookup(&place.run_dir, &access);
+    }
     let server = || access.server.clone();
     let pod = format!("/api/v1/namespaces/{}/pods/{}", wanted.namespace, wanted.name);
     let answer = tokio::time::timeout(limit, client::get(&access, &pod)).await;

@@ -10,12 +10,14 @@
 //! | `kubeconfig`, `access`, `client`, `resolver` | whom to ask for a pod, and one request |
 //! | `lookup`, `patience` | asking for a pod, and asking again |
 //! | `facts`, `namespace` | working in a pod's network namespace |
+//! | `confine` | what a call may still do when it reads what others wrote |
 //! | `verbs`, `state`, `answer`, `log`, `rotate` | what each verb does, remembers and says |
 
 pub(crate) mod access;
 pub mod agent;
 mod answer;
 pub(crate) mod client;
+mod confine;
 pub(crate) mod decide;
 pub(crate) mod decision;
 mod facts;
@@ -93,6 +95,7 @@ fn internal(panic: &(dyn Any + Send), place: &str) -> CniError {
 fn run(answer: &Arc<Answer>) -> Result<(), CniError> {
     let mut deadline = Deadline { started: start::began(), timeout: DEFAULT_TIMEOUT };
     let verb = request::verb(&process_environment)?;
+    confine::start(verb);
     let variables = Variables::read(&process_environment);
     let input = request::read_input(&deadline);
     if verb == Verb::Del {
@@ -104,7 +107,10 @@ fn run(answer: &Arc<Answer>) -> Result<(), CniError> {
         start_log(verb, &variables, &raw);
         problem.iter().for_each(|problem| tracing::warn!("{problem}"));
         match raw.run_dir() {
-            Ok(run_dir) => verbs::del(&variables, &run_dir),
+            Ok(run_dir) => {
+                confine::writes(&run_dir);
+                verbs::del(&variables, &run_dir);
+            }
             Err(error) => tracing::warn!("nothing is forgotten: {error}"),
         }
         return Ok(());

@@ -22,6 +22,7 @@ use crate::sys::lock::LockError;
 use crate::sys::netns::{self, Netns};
 
 use super::answer::{Answer, Given as Answered};
+use super::confine;
 use super::facts::PodFacts;
 use super::protocol::{CniError, Code};
 use super::request::Deadline;
@@ -115,6 +116,8 @@ struct Ready {
     plan: Plan,
     session: Session,
     mesh_address: bool,
+    /// A user namespace of the pod's own has the network namespace.
+    owned: bool,
 }
 
 fn prepare(netns: &Netns, job: &Job, face: Face) -> Result<Ready, CniError> {
@@ -123,8 +126,9 @@ fn prepare(netns: &Netns, job: &Job, face: Face) -> Result<Ready, CniError> {
     let plan = plan::build(&settings.interception);
     let (mesh_address, route) = facts.into_mesh_address().map_err(io_failed("cannot list the pod's addresses"))?;
     let conditions = conditions(netns, &settings.run, &job.deadline)?;
+    let owned = conditions.programs.user_namespace.is_some();
     let session = Session::open(conditions, route).map_err(failed)?;
-    Ok(Ready { settings, plan, session, mesh_address })
+    Ok(Ready { settings, plan, session, mesh_address, owned })
 }
 
 /// What the iptables programs are started with: a lock that is not the node's, and where
@@ -148,6 +152,7 @@ fn conditions(netns: &Netns, run: &Run, deadline: &Deadline) -> Result<Condition
 pub fn program(netns: Netns, job: Job, answer: &Arc<Answer>, result: &str) -> Result<Done, CniError> {
     inside(&netns, job.deadline, answer, || {
         let mut ready = prepare(&netns, &job, Face::Init)?;
+        confine::entered(ready.settings.run.backend, ready.owned);
         let started = Instant::now();
         let run = &ready.settings.run;
         let request = Request {
@@ -258,6 +263,7 @@ pub fn replace(netns: &Netns, job: &Job, face: Face, wait_for_older: bool) -> Re
 pub fn compare(netns: Netns, job: Job, answer: &Arc<Answer>) -> Result<Kind, CniError> {
     inside(&netns, job.deadline, answer, || {
         let mut ready = prepare(&netns, &job, Face::Init)?;
+        confine::entered(ready.settings.run.backend, ready.owned);
         let readings = ready.session.read(&ready.plan.routing).map_err(failed)?;
         let wanted = match ready.settings.run.backend {
             BackendChoice::Nftables => Some(Kind::Nftables),

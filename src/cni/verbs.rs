@@ -20,6 +20,7 @@ use crate::sys::trust;
 
 use super::agent::{self, message};
 use super::answer::{Answer, Given as Answered};
+use super::confine;
 use super::decide;
 use super::decision::Decision;
 use super::namespace::{self, Done, Job};
@@ -123,6 +124,19 @@ impl Call {
         agent::tell(&self.netconf.run_dir, message::Request::Done(told));
     }
 
+    /// Opens the pod's namespace; what that took is not needed any more.
+    fn open(&self) -> Result<Netns, CniError> {
+        let netns = namespace::open(&self.variables.netns()?)?;
+        confine::opened(self.backend(), netns.foreign_owner().is_ok_and(|owner| owner.is_some()));
+        confine::writes(&self.netconf.run_dir);
+        Ok(netns)
+    }
+
+    /// The backend that the netconf names; of one that makes no sense it is told later.
+    fn backend(&self) -> BackendChoice {
+        Run::resolve(&self.netconf.options, Face::Init).map_or(BackendChoice::Auto, |run| run.backend)
+    }
+
     fn job(&self, options: crate::config::given::Given) -> Job {
         Job { options, name_servers: self.netconf.name_servers.clone(), resolv_conf: None, deadline: self.deadline }
     }
@@ -130,7 +144,7 @@ impl Call {
     /// ADD: decides, programs, passes the result on.
     pub fn add(self) -> Result<(), CniError> {
         let attachment = self.variables.attachment()?;
-        let netns = namespace::open(&self.variables.netns()?)?;
+        let netns = self.open()?;
         let pod = self.variables.pod()?;
         protocol::check_output()?;
         let result = match &self.netconf.prev_result {
@@ -169,7 +183,7 @@ impl Call {
     /// CHECK: holds the kernel against what was decided.
     pub fn check(self) -> Result<(), CniError> {
         let attachment = self.variables.attachment()?;
-        let netns = namespace::open(&self.variables.netns()?)?;
+        let netns = self.open()?;
         let pod = self.variables.pod()?;
         let remembered = match self.store().load(&attachment).map_err(|e| e.to_string()) {
             Ok(Some(state)) => state.given().map(|given| Some((state.left_alone, given))),
@@ -202,6 +216,7 @@ impl Call {
             info!("the netconf has no cni.dev/valid-attachments: everything is kept");
             return Ok(());
         };
+        confine::writes(&self.netconf.run_dir);
         let (removed, problems) = self.store().keep_only(&self.netconf.name, valid);
         info!(removed, valid = valid.len(), "forgot the attachments that are gone");
         match problems.is_empty() {
@@ -215,6 +230,7 @@ impl Call {
     /// runtime makes the node NotReady by this answer, and pods without a sidecar would be
     /// evicted with the others. A pod that needs to be looked up waits in its own ADD.
     pub fn status(self) -> Result<(), CniError> {
+        confine::writes(&self.netconf.run_dir);
         let mut problems = Vec::new();
         match caps::missing_for_namespaces() {
             Ok(missing) if missing.is_empty() => {}

@@ -21,7 +21,7 @@
 //! join at the same time at least one sees the other, since each joins before it looks;
 //! both may have to leave, and try again after pauses of random length.
 
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::io::{self, BufRead, BufReader};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -204,14 +204,30 @@ fn from_proc(listing: impl BufRead) -> io::Result<Vec<Member>> {
 /// as that process has no other and is seen from here.
 fn name_of(member: Member) -> String {
     let pid = member.port;
-    let link = format!("socket:[{}]", member.inode);
-    let sockets = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
-    let has = |entry: io::Result<std::fs::DirEntry>| {
-        entry.ok().and_then(|entry| std::fs::read_link(entry.path()).ok()).is_some_and(|to| to.as_os_str() == &*link)
-    };
-    match sockets.into_iter().any(has) {
+    match has_socket(pid, member.inode) {
         true => described(&pid.to_string()),
         false => format!("a process that is not seen from here (netlink port {pid}, socket {})", member.inode),
+    }
+}
+
+/// Whether a socket is a process's. What it has open is for those to see who could trace it
+/// (proc(5), `/proc/pid/fd`), which nobody can who is confined by Landlock, or who has fewer
+/// capabilities than it. They can see the sockets of the network namespaces that its threads
+/// are in: a process there, of the very number that the socket has for a port, is the one.
+fn has_socket(pid: u32, inode: u64) -> bool {
+    let link = format!("socket:[{inode}]");
+    let leads_to_it = |entry: DirEntry| std::fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == &*link);
+    match std::fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(open) => open.flatten().any(leads_to_it),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            let sees_it = |thread: DirEntry| {
+                let listing = File::open(thread.path().join("net/netlink")).map(BufReader::new);
+                let members = listing.and_then(from_proc).unwrap_or_default();
+                members.contains(&Member { inode, port: pid })
+            };
+            std::fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|threads| threads.flatten().any(sees_it))
+        }
+        Err(_) => false,
     }
 }
 

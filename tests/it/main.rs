@@ -65,6 +65,7 @@ mod partition;
 mod plugin;
 mod pod;
 mod pod_files;
+mod privilege;
 mod project;
 mod properties;
 mod readings;

@@ -1,6 +1,7 @@
 //! iptables, both variants, through their `-save` and `-restore --noflush` programs.
 
 pub mod backend;
+pub mod folders;
 pub mod ours;
 pub mod parse;
 pub mod programs;

@@ -70,7 +70,7 @@ pub struct ProgramEnvironment {
 pub const NO_LOCK: &str = "/proc/self/fd/1";
 
 /// Where to look when there is no `PATH`.
-const USUAL: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const USUAL: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How long a program may take once it has the lock.
 const PATIENCE: Duration = Duration::from_secs(20);

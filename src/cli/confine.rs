@@ -1,0 +1,89 @@
+//! What a command may still do while it reads what others wrote: dumps, manifests, and the
+//! names and comments of rules in a kernel.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::ArgMatches;
+
+use crate::backend;
+use crate::config::settings::Run;
+use crate::sys::privilege::{self, CAP_DAC_READ_SEARCH, CAP_NET_BIND_SERVICE, CAP_SYS_PTRACE, Keep};
+use crate::sys::sandbox::Sandbox;
+
+/// What looking at a namespace takes: its rules, and whose its connections are.
+const LOOKING: Keep = Keep::RULES.and(CAP_SYS_PTRACE).and(CAP_DAC_READ_SEARCH);
+/// Files that are named on the command line may be anybody's.
+const READING: Keep = Keep::NOTHING.and(CAP_DAC_READ_SEARCH);
+
+/// Whether a kernel's rules are asked for.
+pub fn is_live(matches: &ArgMatches) -> bool {
+    matches.get_flag("live") || ["netns", "pid"].iter().any(|name| matches.contains_id(name))
+}
+
+/// Before anything is read: what looking at rules does not take is given up. Where a kernel is
+/// looked at, processes have to be as well, so [`to_named_files`] comes after that.
+pub fn begin(matches: &ArgMatches) {
+    if is_live(matches) {
+        privilege::keep_only(LOOKING.and_namespaces());
+    } else {
+        to_named_files(matches);
+    }
+}
+
+/// The namespace to look at is entered.
+pub fn entered() {
+    privilege::keep_only(LOOKING);
+}
+
+/// From here on nothing is written, no program started, nobody talked to, and nothing read
+/// but the files that the arguments name.
+pub fn to_named_files(matches: &ArgMatches) {
+    privilege::keep_only(READING);
+    let sandbox = named(matches).into_iter().fold(Sandbox::new(), Sandbox::read);
+    // Runtimes' configurations, which are looked at for what was not named.
+    sandbox.read("/etc/cni/net.d").connecting_to([]).enforce();
+}
+
+/// Every file that the arguments of a command name, whichever command it is.
+fn named(matches: &ArgMatches) -> Vec<PathBuf> {
+    let raw = |name: &str| matches.try_get_raw(name).ok().flatten().into_iter().flatten().map(OsString::from);
+    let files = ["dump", "pod-manifest", "netconf", "accept", "flows"].into_iter().flat_map(raw);
+    let path = |name: OsString| {
+        let path =
+            name.to_str().and_then(|name| ["ipv4=", "ipv6="].iter().find_map(|family| name.strip_prefix(family)));
+        path.map_or_else(|| PathBuf::from(&name), PathBuf::from)
+    };
+    files.map(path).collect()
+}
+
+/// An interception is made or removed, in the namespace that the process is in: what that
+/// does not take is given up.
+pub fn to_programming(run: &Run) {
+    // Whose connections there are is seen in a process namespace shared with their owners.
+    let mut keep = backend::capabilities(run.backend).and(CAP_SYS_PTRACE);
+    if run.run_validation {
+        // It listens as the proxy does.
+        keep = keep.and(CAP_NET_BIND_SERVICE);
+    }
+    if run.network_namespace.is_some() {
+        // Where a user namespace has it, so has that one's user 0 its files in proc(5).
+        keep = keep.and(CAP_DAC_READ_SEARCH);
+    }
+    privilege::keep_only(keep);
+}
+
+/// The agent of a node. It enters pods' namespaces, finds them by the processes of pods, and
+/// works there; what a pod with a user namespace of its own has in proc(5) is that user's.
+/// What the agent installs lies in folders of root's.
+///
+/// Landlock is not for it: it writes to folders of the runtime and watches their parents,
+/// which come and go, and it looks into other processes, which who is confined may not.
+pub fn to_the_nodes_agent() {
+    privilege::keep_only(Keep::RULES.and_namespaces().and(CAP_SYS_PTRACE).and(CAP_DAC_READ_SEARCH));
+}
+
+/// Who only asks the agent.
+pub fn to_asking() {
+    privilege::keep_only(Keep::NOTHING);
+}
