@@ -134,15 +134,9 @@ impl Store {
     /// Every attachment, the newest last. Goes on over files that cannot be used, which are
     /// given by name with what is wrong.
     pub fn all(&self) -> (Vec<(Attachment, State)>, Vec<String>) {
-        let (mut found, mut problems) = (Vec::new(), Vec::new());
-        let listing = trust::directory(&self.directory)
-            .and_then(|path| fs::read_dir(&path).map_err(|source| TrustError::Io { path, source }));
-        let entries = match listing {
-            Ok(entries) => entries,
-            Err(e) if e.is_missing() => return (Vec::new(), Vec::new()),
-            Err(e) => return (Vec::new(), vec![format!("cannot list the attachments: {e}")]),
-        };
-        for path in entries.flatten().map(|entry| entry.path()) {
+        let (paths, mut problems) = self.paths();
+        let mut found = Vec::new();
+        for path in paths {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let Some((container_id, ifname)) = name.strip_suffix(".json").and_then(|stem| stem.split_once(':')) else {
                 continue;
@@ -176,55 +170,30 @@ impl Store {
     /// `age`, since a pod that starts may not be known yet. Goes on over errors and gives
     /// them back with the number of those forgotten.
     pub fn keep_pods(&self, age: Duration, is_there: impl Fn(&str, Option<&str>) -> bool) -> (usize, Vec<String>) {
-        let listing = trust::directory(&self.directory)
-            .and_then(|path| fs::read_dir(&path).map_err(|source| TrustError::Io { path, source }));
-        let entries = match listing {
-            Ok(entries) => entries,
-            Err(e) if e.is_missing() => return (0, Vec::new()),
-            Err(e) => return (0, vec![format!("cannot list the attachments: {e}")]),
-        };
-        let (mut removed, mut problems) = (0, Vec::new());
-        for path in entries.flatten().map(|entry| entry.path()) {
-            let modified = fs::symlink_metadata(&path).and_then(|meta| meta.modified());
-            let is_old = modified.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|time| time > age));
-            if !is_old || path.extension().is_none_or(|ending| ending != "json") {
-                continue;
+        self.forget(|path| {
+            let is_state = path.extension().is_some_and(|ending| ending == "json");
+            if !is_state || !fs::symlink_metadata(path).is_ok_and(|meta| is_older(&meta, age)) {
+                return Ok(false);
             }
-            // One that is damaged is of no use to anybody either.
-            let state: Option<State> =
-                trust::read(&path, LONGEST).ok().and_then(|content| serde_json::from_slice(&content.bytes).ok());
-            if state.is_some_and(|state| state.pod.is_none_or(|pod| is_there(&pod, state.uid.as_deref()))) {
-                continue;
-            }
-            match absent_is_fine(fs::remove_file(&path)) {
-                Ok(()) => removed += 1,
-                Err(e) => problems.push(format!("cannot remove {}: {e}", path.display())),
-            }
-        }
-        (removed, problems)
+            // One that is damaged is of no use to anybody.
+            let content = trust::read(path, LONGEST).ok();
+            let state = content.and_then(|content| serde_json::from_slice::<State>(&content.bytes).ok());
+            Ok(state.is_none_or(|state| state.pod.is_some_and(|pod| !is_there(&pod, state.uid.as_deref()))))
+        })
     }
 
     /// Forgets the attachments of a network that are not among the valid ones. Goes on
     /// over errors and gives them back with the number of those forgotten.
     pub fn keep_only(&self, network: &str, valid: &[ValidAttachment]) -> (usize, Vec<String>) {
-        let listing = trust::directory(&self.directory)
-            .and_then(|path| fs::read_dir(&path).map_err(|source| TrustError::Io { path, source }));
-        let entries = match listing {
-            Ok(entries) => entries,
-            Err(e) if e.is_missing() => return (0, Vec::new()),
-            Err(e) => return (0, vec![format!("cannot list the attachments: {e}")]),
-        };
-        let (mut removed, mut problems) = (0, Vec::new());
-        for entry in entries {
-            let entry = match entry {
-                Ok(entry) => entry,
-                Err(e) => {
-                    problems.push(format!("cannot list {}: {e}", self.directory.display()));
-                    break;
-                }
-            };
-            let path = entry.path();
-            match is_garbage(&path, network, valid) {
+        self.forget(|path| is_garbage(path, network, valid))
+    }
+
+    /// Removes every file that is garbage, of which it gives the number, with all errors.
+    fn forget(&self, is_garbage: impl Fn(&Path) -> io::Result<bool>) -> (usize, Vec<String>) {
+        let (paths, mut problems) = self.paths();
+        let mut removed = 0;
+        for path in paths {
+            match is_garbage(&path) {
                 Ok(false) => {}
                 Ok(true) => match absent_is_fine(fs::remove_file(&path)) {
                     Ok(()) => removed += 1,
@@ -235,6 +204,33 @@ impl Store {
         }
         (removed, problems)
     }
+
+    /// The files in the folder, and why it cannot be listed, or not to its end.
+    fn paths(&self) -> (Vec<PathBuf>, Vec<String>) {
+        let listing = trust::directory(&self.directory)
+            .and_then(|path| fs::read_dir(&path).map_err(|source| TrustError::Io { path, source }));
+        let entries = match listing {
+            Ok(entries) => entries,
+            Err(e) if e.is_missing() => return (Vec::new(), Vec::new()),
+            Err(e) => return (Vec::new(), vec![format!("cannot list the attachments: {e}")]),
+        };
+        let (mut paths, mut problems) = (Vec::new(), Vec::new());
+        for entry in entries {
+            match entry {
+                Ok(entry) => paths.push(entry.path()),
+                Err(e) => {
+                    problems.push(format!("cannot list {}: {e}", self.directory.display()));
+                    break;
+                }
+            }
+        }
+        (paths, problems)
+    }
+}
+
+fn is_older(meta: &fs::Metadata, age: Duration) -> bool {
+    let since = meta.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok());
+    since.is_some_and(|time| time > age)
 }
 
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
@@ -247,8 +243,7 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
 fn is_garbage(path: &Path, network: &str, valid: &[ValidAttachment]) -> io::Result<bool> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if name.ends_with(".new") {
-        let age = fs::symlink_metadata(path)?.modified()?;
-        return Ok(SystemTime::now().duration_since(age).is_ok_and(|age| age > STALE));
+        return Ok(is_older(&fs::symlink_metadata(path)?, STALE));
     }
     let Some((container_id, ifname)) = name.strip_suffix(".json").and_then(|stem| stem.split_once(':')) else {
         return Ok(false);
