@@ -183,16 +183,7 @@ pub fn program(netns: Netns, job: Job, answer: &Arc<Answer>, result: &str) -> Re
                 .warnings
                 .extend(proxy(&job.options, interception).and_then(|p| tproxy::warning(interception, p)));
         }
-        let done = Done {
-            established,
-            read: outcome.read,
-            apply: took.saturating_sub(outcome.read),
-            warnings: ready.settings.warnings.iter().chain(&outcome.warnings).cloned().collect(),
-            families: ready.plan.families.to_string(),
-            rules: ready.plan.rule_count(),
-            probed: None,
-            outcome,
-        };
+        let done = done(&ready, outcome, took, established);
         // The process ends soon; the kernel closes what is open, faster than we would.
         std::mem::forget(ready.session);
         Ok(done)
@@ -242,21 +233,23 @@ pub fn replace(netns: &Netns, job: &Job, face: Face, wait_for_older: bool) -> Re
         timeout: PROBE_TIMEOUT,
         suspects: &[],
     });
-    Ok(Done {
-        probed: Some(probed),
-        established: established::settle(
-            &ready.settings.interception,
-            &ready.plan,
-            OlderConnections::Reset,
-            "a restart of the pod ends them",
-        ),
+    let cure = "a restart of the pod ends them";
+    let established = established::settle(interception, &ready.plan, OlderConnections::Reset, cure);
+    Ok(Done { probed: Some(probed), ..done(&ready, outcome, took, established) })
+}
+
+/// What was done for a plan; `took`: to read what was there and to apply it.
+fn done(ready: &Ready, outcome: Outcome, took: Duration, established: Said) -> Done {
+    Done {
+        probed: None,
+        established,
         read: outcome.read,
         apply: took.saturating_sub(outcome.read),
         warnings: ready.settings.warnings.iter().chain(&outcome.warnings).cloned().collect(),
         families: ready.plan.families.to_string(),
         rules: ready.plan.rule_count(),
         outcome,
-    })
+    }
 }
 
 /// Holds a namespace against the plan for it; an error names the first difference.
