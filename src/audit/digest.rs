@@ -94,11 +94,13 @@ fn verdict(verdict: &Verdict) -> String {
         Verdict::Drop => "drop".into(),
         Verdict::Jump(chain) => format!("jump {chain}"),
         Verdict::Goto(chain) => format!("goto {chain}"),
+        Verdict::Snat(to) => format!("snat {to}"),
         Verdict::Redirect(port) => format!("redirect {port}"),
         Verdict::Tproxy { port, mark, closed } => format!("tproxy {port} {mark} {closed}"),
         Verdict::SetMark(m) => format!("mark {:#x}/{:#x}", m.value, m.mask),
         Verdict::SaveMark => "save mark".into(),
         Verdict::RestoreMark => "restore mark".into(),
+        Verdict::SetConnectionMark(m) => format!("mark connection {:#x}/{:#x}", m.value, m.mask),
         Verdict::CtZone(zone) => format!("zone {zone}"),
         Verdict::Unknown(unknown) => format!("unknown {:?}", unknown.words),
     }

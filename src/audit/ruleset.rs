@@ -39,7 +39,7 @@ impl TableId {
     /// Whether it is the one for a kind of rules, by iptables' name or an interception's.
     pub fn is(&self, table: Table) -> bool {
         let bare = self.name.rsplit(' ').next().unwrap_or(&self.name);
-        Table::by_name(bare).or(names::table_by_name(bare)) == Some(table)
+        Table::by_name(bare).or(names::table_by_name(bare).map(|(_, table)| table)) == Some(table)
     }
 }
 
@@ -141,6 +141,7 @@ impl FamilyRules {
         match verdict {
             Verdict::Continue => true,
             Verdict::SetMark(Masked { value, mask }) => (value | mask) & self.marks_asked == 0,
+            Verdict::SetConnectionMark(Masked { value, mask }) => (value | mask) & self.marks_asked == 0,
             Verdict::SaveMark | Verdict::RestoreMark => self.marks_asked == 0,
             _ => false,
         }

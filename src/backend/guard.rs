@@ -10,7 +10,7 @@ use std::io;
 
 use crate::config::types::{Families, Family};
 use crate::plan::lower::lower;
-use crate::plan::model::{ChainName, Matches, Plan, Routing, Rule, Table, protocol};
+use crate::plan::model::{ChainName, Dataplane, Matches, Plan, Routing, Rule, Table, protocol};
 use crate::sys::netlink::Netlink;
 
 use super::conditions::Conditions;
@@ -153,7 +153,12 @@ impl Guard {
 /// The guard's chains for iptables-restore. They stand before connection tracking: what
 /// begins is told by TCP's flags, and of DNS every query is held back.
 fn script(held: &Held, family: Family, is_there: bool) -> String {
-    let plan = Plan { families: held.families, chains: held.chains.clone(), routing: Routing::default() };
+    let plan = Plan {
+        dataplane: Dataplane::Sidecar,
+        families: held.families,
+        chains: held.chains.clone(),
+        routing: Routing::default(),
+    };
     let mut out = format!("*raw\n:{CHAIN} - [0:0]\n:{CHAIN_OUT} - [0:0]\n");
     for chain in lower(&plan, family) {
         let name = if chain.name == ChainName::Prerouting { CHAIN } else { CHAIN_OUT };

@@ -75,7 +75,9 @@ fn excluded_interfaces(plan: &Plan, hook: &ChainName) -> Vec<Rule> {
 fn queries(plan: &Plan, tcp: Tcp) -> Vec<Rule> {
     let rules = |name| plan.chain(Table::Nat, name).map(|c| c.rules.as_slice()).unwrap_or_default();
     let udp = |rule: &&Rule| rule.is_understood() && rule.matches.protocol.as_ref().is_none_or(has_udp);
-    let taken = rules(&ChainName::OutputDns).iter().filter(udp).filter(|r| matches!(r.verdict, Verdict::Redirect(_)));
+    // A sidecar's are in a chain of their own, an ambient pod's are not.
+    let chains = rules(&ChainName::OutputDns).iter().chain(rules(&ChainName::OutputMain));
+    let taken = chains.filter(udp).filter(|r| matches!(r.verdict, Verdict::Redirect(_)));
     let taken: Vec<Rule> = taken
         .map(|rule| {
             let matches = Matches { protocol: only(protocol::UDP), connection_state: new(tcp), ..rule.matches.clone() };

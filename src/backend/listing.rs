@@ -11,7 +11,7 @@ use crate::backend::nftables::names;
 use crate::backend::{Kind, foreign_text};
 use crate::config::types::{Families, Family};
 use crate::plan::infer::infer;
-use crate::plan::model::{Chain, ChainName, Plan, Rule, Table, Verdict};
+use crate::plan::model::{Chain, ChainName, Dataplane, Plan, Rule, Table, Verdict};
 
 /// Who holds a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,7 +101,15 @@ pub struct ListedChain {
 impl ListedTable {
     /// Which of an interception's tables this is, if it is made for one.
     pub fn kind(&self) -> Option<Table> {
-        if self.holder.is_nftables() { names::table_by_name(&self.name) } else { Table::by_name(&self.name) }
+        match self.holder.is_nftables() {
+            true => names::table_by_name(&self.name).map(|(_, table)| table),
+            false => Table::by_name(&self.name),
+        }
+    }
+
+    /// For which dataplane it is made, where its name tells.
+    pub fn dataplane(&self) -> Option<Dataplane> {
+        names::table_by_name(&self.name).filter(|_| self.holder.is_nftables()).map(|(dataplane, _)| dataplane)
     }
 
     /// Whether nobody but podweir has anything in it: native, and one of ours or the guard.

@@ -1,6 +1,7 @@
 //! Backends: what reads a plan from the kernel and makes the kernel hold one. They
 //! translate and decide nothing; [`install`] decides what has to be done.
 
+pub mod ambient;
 pub mod conditions;
 pub mod connections;
 pub mod dump;
@@ -10,6 +11,7 @@ pub mod foreign_text;
 pub mod guard;
 pub mod held;
 pub mod hook;
+pub mod host;
 pub mod install;
 pub mod interference;
 pub mod iptables;

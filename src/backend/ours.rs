@@ -2,7 +2,7 @@
 //! it, and whether it was listed by the kernel or stands in a text.
 
 use crate::config::types::{Families, Family};
-use crate::plan::model::{Chain, ChainName, Plan, Routing, Rule, Table, Verdict};
+use crate::plan::model::{Chain, ChainName, Dataplane, Plan, Routing, Rule, Table, Verdict};
 use crate::plan::why::Why;
 
 use super::hook::Base;
@@ -25,9 +25,16 @@ pub fn holdings(tables: &[ListedTable]) -> Vec<Holding> {
     let mut out = Vec::new();
     for holder in Holder::ALL {
         let of_one: Vec<&ListedTable> = tables.iter().filter(|table| table.holder == holder).collect();
-        let has_tables = holder.is_nftables() && of_one.iter().any(|table| table.has_ours());
+        if holder.is_nftables() {
+            for dataplane in [Dataplane::Sidecar, Dataplane::Ambient] {
+                let made_for = |table: &&&ListedTable| table.dataplane() == Some(dataplane);
+                let tables: Vec<&ListedTable> = of_one.iter().filter(made_for).copied().collect();
+                out.extend((!tables.is_empty()).then(|| of_holder(holder, &tables)));
+            }
+            continue;
+        }
         let holding = of_holder(holder, &of_one);
-        out.extend((has_tables || !holding.plan.chains.is_empty()).then_some(holding));
+        out.extend((!holding.plan.chains.is_empty()).then_some(holding));
     }
     out
 }
@@ -51,7 +58,8 @@ fn planned(tables: &[&ListedTable]) -> Plan {
         };
         table.chains.iter().filter_map(chain)
     });
-    Plan { families, chains: chains.collect(), routing: Routing::default() }
+    let chains: Vec<Chain> = chains.collect();
+    Plan { dataplane: Dataplane::of(&chains), families, chains, routing: Routing::default() }
 }
 
 /// All of our own tables is ours, or should not be there.
@@ -68,7 +76,8 @@ fn native(tables: &[&ListedTable]) -> (Plan, Vec<Strange>) {
             chains.push(Chain { table: kind, name: chain.name.clone(), rules: chain.rules.clone() });
         }
     }
-    (in_the_families_that_enter(chains), strange)
+    let dataplane = tables.iter().find_map(|table| table.dataplane()).unwrap_or(Dataplane::Sidecar);
+    (Plan { dataplane, ..in_the_families_that_enter(chains) }, strange)
 }
 
 /// A base chain that sits elsewhere than it should, or is none, diverts nothing.
@@ -108,7 +117,7 @@ fn in_the_families_that_enter(mut chains: Vec<Chain>) -> Plan {
     for rule in chains.iter_mut().filter(|c| c.name.is_own()).flat_map(|c| &mut c.rules) {
         rule.families = rule.families.intersection(entering);
     }
-    Plan { families, chains, routing: Routing::default() }
+    Plan { families, chains, ..Plan::empty() }
 }
 
 /// In the tables of iptables an interception stands among rules of others.
@@ -135,7 +144,11 @@ fn iptables(tables: &[&ListedTable]) -> (Plan, Vec<Strange>) {
         }
     }
     chains.sort_by_key(|c| (c.table, c.name.clone()));
-    (Plan { families, chains, routing: Routing::default() }, strange)
+    let names = tables.iter().filter(|table| table.kind().is_some()).flat_map(|table| &table.chains);
+    let dataplane = names.filter_map(|chain| chain.name.dataplane()).min().unwrap_or(Dataplane::Sidecar);
+    // An ambient pod's rules stand behind those of others.
+    strange.retain(|_| dataplane != Dataplane::Ambient);
+    (Plan { dataplane, families, chains, routing: Routing::default() }, strange)
 }
 
 fn in_front(table: Table, chain: ChainName, family: Family, rule: &Rule) -> Strange {

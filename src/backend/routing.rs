@@ -14,8 +14,9 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use nix::libc;
 
+use crate::config::ambient::{ANSWER_MARK, MARK_MASK, ROUTE_TABLE};
 use crate::config::types::{Family, Mark, RouteTable};
-use crate::plan::model::{MarkRoute, Routing};
+use crate::plan::model::{Dataplane, MarkRoute, Masked, Routing};
 use crate::sys::netlink::{Netlink, Received};
 
 const RTM_NEWADDR: u16 = 20;
@@ -30,9 +31,6 @@ pub(super) const RTM_GETRULE: u16 = 34;
 
 /// Every network namespace's lo has this index.
 const LO: u32 = 1;
-/// Before the main table's rule (32766), and one place for ours: without a priority
-/// every `ip rule add` makes one more.
-const PRIORITY: u32 = 1337;
 /// The proxy's source address for its connections to the app.
 pub const MESH_ADDRESS: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 
@@ -139,16 +137,15 @@ fn parse_rule(received: &Received) -> Option<FoundRule> {
         return None;
     }
     let family = family_of(rule.header.family)?;
-    let (mut mark, mut table, mut priority) = (None, u32::from(rule.header.table), 0);
+    let (mut mark, mut mask, mut table, mut priority) = (None, u32::MAX, u32::from(rule.header.table), 0);
     for attribute in &rule.attributes {
         match attribute {
             RuleAttribute::FwMark(value) => mark = Some(*value),
-            RuleAttribute::FwMask(u32::MAX) => {}
+            RuleAttribute::FwMask(value) => mask = *value,
             RuleAttribute::Table(value) => table = *value,
             RuleAttribute::Priority(value) => priority = *value,
             RuleAttribute::Protocol(_) | RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
-            RuleAttribute::FwMask(_)
-            | RuleAttribute::Iifname(_)
+            RuleAttribute::Iifname(_)
             | RuleAttribute::Oifname(_)
             | RuleAttribute::UidRange(_)
             | RuleAttribute::IpProtocol(_)
@@ -157,7 +154,7 @@ fn parse_rule(received: &Received) -> Option<FoundRule> {
             _ => {}
         }
     }
-    let rule = MarkRoute { family, mark: Mark::new(mark?), table: RouteTable::new(table) };
+    let rule = MarkRoute { family, mark: Masked { value: mark?, mask }, table: RouteTable::new(table) };
     Some(FoundRule { rule, priority })
 }
 
@@ -187,14 +184,48 @@ fn parse_route(received: &Received) -> Option<(Family, RouteTable)> {
 }
 
 impl FoundRouting {
-    /// What of it belongs to an interception: rules at our priority, with the usual mark
-    /// and table, or with a mark that its rules use; and the tables these rules name.
-    pub fn ours(&self, marks: &[Mark], wanted: &Routing) -> FoundRouting {
-        let usual = |r: &MarkRoute| (r.mark.get(), r.table.get()) == (1337, 133);
+    /// What of it belongs to rules for a dataplane. Of a sidecar's: rules at their priority,
+    /// with the usual mark and table, or with a mark that its rules use; and the tables these
+    /// rules name.
+    pub fn ours(&self, dataplane: Dataplane, marks: &[Mark], wanted: &Routing) -> FoundRouting {
+        match dataplane {
+            Dataplane::Sidecar => self.sidecars(marks, wanted),
+            Dataplane::Ambient => self.ambients(wanted),
+            Dataplane::Node => FoundRouting::default(),
+        }
+    }
+
+    /// There is one rule that an ambient pod has. Its table is one that others like to take:
+    /// where a rule of theirs leads to it, what it holds is theirs too.
+    fn ambients(&self, wanted: &Routing) -> FoundRouting {
+        let is_ours = |found: &FoundRule| {
+            let MarkRoute { mark, table, .. } = found.rule;
+            (mark.value, mark.mask, table) == (ANSWER_MARK, MARK_MASK, ROUTE_TABLE)
+                && found.priority == found.rule.priority()
+        };
+        let shared = |family| {
+            self.rules
+                .iter()
+                .any(|found| !is_ours(found) && found.rule.family == family && found.rule.table == ROUTE_TABLE)
+        };
+        let is_our_route = |route: &&(Family, RouteTable)| {
+            route.1 == ROUTE_TABLE && (wanted.routes.contains(route) || !shared(route.0))
+        };
+        FoundRouting {
+            rules: self.rules.iter().filter(|found| is_ours(found)).copied().collect(),
+            routes: self.routes.iter().filter(is_our_route).copied().collect(),
+            mesh_address: false,
+        }
+    }
+
+    fn sidecars(&self, marks: &[Mark], wanted: &Routing) -> FoundRouting {
         let is_ours = |found: &&FoundRule| {
             let rule = &found.rule;
+            let whole = rule.mark.mask == u32::MAX;
+            let usual = (rule.mark.value, rule.table.get()) == (1337, 133);
+            let marked = marks.iter().any(|mark| mark.get() == rule.mark.value);
             let same = |w: &MarkRoute| w.mark == rule.mark && w.table == rule.table;
-            found.priority == PRIORITY || usual(rule) || marks.contains(&rule.mark) || wanted.rules.iter().any(same)
+            whole && (found.priority == rule.priority() || usual || marked || wanted.rules.iter().any(same))
         };
         let rules: Vec<FoundRule> = self.rules.iter().filter(is_ours).copied().collect();
         let named = |table: &RouteTable| {
@@ -273,7 +304,7 @@ impl Changes {
             self.make(netlink, true, Item::Route(family, table))?;
         }
         for &rule in wanted.rules.iter().filter(|r| !found.rules.iter().any(|f| f.rule == **r)) {
-            self.make(netlink, true, Item::Rule { rule, priority: PRIORITY })?;
+            self.make(netlink, true, Item::Rule { rule, priority: rule.priority() })?;
         }
         let keep = |item: &Item| match item {
             Item::Rule { rule, .. } => wanted.rules.contains(rule),
@@ -362,7 +393,8 @@ fn rule_message(rule: MarkRoute, priority: u32) -> RuleMessage {
     message.header.table = u8::try_from(rule.table.get()).unwrap_or(0);
     message.attributes = vec![
         RuleAttribute::Priority(priority),
-        RuleAttribute::FwMark(rule.mark.get()),
+        RuleAttribute::FwMark(rule.mark.value),
+        RuleAttribute::FwMask(rule.mark.mask),
         RuleAttribute::Table(rule.table.get()),
     ];
     message
@@ -402,8 +434,8 @@ pub fn commands(routing: &Routing) -> Vec<String> {
         out.push(format!("ip {} route add local default dev lo table {table}", flag(*family)));
     }
     for rule in &routing.rules {
-        let (mark, table) = (rule.mark, rule.table);
-        out.push(format!("ip {} rule add priority {PRIORITY} fwmark {mark} lookup {table}", flag(rule.family)));
+        let (mark, table, priority) = (rule.mark, rule.table, rule.priority());
+        out.push(format!("ip {} rule add priority {priority} fwmark {mark} lookup {table}", flag(rule.family)));
     }
     out
 }

@@ -79,7 +79,8 @@ fn say_cleanup(settings: &Settings, system: System) {
     }
 }
 
-fn text(plan: &Plan, backend: Kind, comments: bool) -> String {
+/// What a backend would be given, and the commands for routing.
+pub fn text(plan: &Plan, backend: Kind, comments: bool) -> String {
     let mut out = match backend {
         Kind::Nftables => nftables_script(plan),
         Kind::IptablesNft | Kind::IptablesLegacy => iptables_scripts(plan, comments),

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::audit::source::SourceError;
+use crate::backend::host::HostError;
 use crate::backend::install::InstallError;
 use crate::config::settings::SettingsError;
 use crate::sys::netns::NetnsError;
@@ -17,6 +18,8 @@ pub enum CliError {
     Settings(#[from] SettingsError),
     #[error(transparent)]
     Install(#[from] InstallError),
+    #[error(transparent)]
+    Host(#[from] HostError),
     #[error(transparent)]
     Netns(#[from] NetnsError),
     #[error(transparent)]

@@ -1,5 +1,7 @@
 //! What is typed: one file per subcommand, thin.
 
+mod ambient;
+mod ambient_host;
 mod args;
 mod audit;
 mod clean;
@@ -46,6 +48,8 @@ fn command() -> Command {
         .subcommand(init::init_command())
         .subcommand(init::istio_iptables_command())
         .subcommand(clean::command())
+        .subcommand(ambient::command())
+        .subcommand(ambient_host::command())
         .subcommand(render::command())
         .subcommand(verify::command())
         .subcommand(explain::command())
@@ -111,6 +115,8 @@ fn run_command(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> 
         "init" => init::run_matches(Face::Init, matches),
         "istio-iptables" => init::run_matches(Face::IstioIptables, matches),
         "clean" => clean::run(matches),
+        "ambient" => ambient::run(matches),
+        "ambient-host" => ambient_host::run(matches),
         "render" => render::run(matches),
         "verify" => verify::run(matches),
         "explain" => explain::run(matches),

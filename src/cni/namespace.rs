@@ -93,7 +93,7 @@ fn refused(error: SettingsError) -> CniError {
 fn failed(error: InstallError) -> CniError {
     match &error {
         InstallError::Lock(LockError::Held { .. }) => CniError::new(Code::TryAgainLater, error.to_string()),
-        InstallError::Drift { backend, elsewhere, differences } => {
+        InstallError::Drift { backend, elsewhere, differences, .. } => {
             let place = elsewhere.first().unwrap_or(backend);
             let first = differences.first().map(|first| format!(": {first}")).unwrap_or_default();
             CniError::new(Code::Programming, format!("other rules of an interception are in {place} already{first}")).details(

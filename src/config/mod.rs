@@ -2,6 +2,7 @@
 //! precedence, and the typed [`interception::Interception`] they
 //! make. The only place that reads the environment.
 
+pub mod ambient;
 pub mod facts;
 mod families;
 pub mod given;

@@ -262,6 +262,11 @@ pub struct RouteTable(u32);
 
 impl RouteTable {
     pub fn new(table: u32) -> Self {
+        Self::literal(table)
+    }
+
+    /// The same, for one known when this is compiled.
+    pub const fn literal(table: u32) -> Self {
         Self(table)
     }
 

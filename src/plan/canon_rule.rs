@@ -98,6 +98,12 @@ impl Hash for CanonRule {
     }
 }
 
+/// What a set holds that is kept apart from the rules changes without them.
+fn named_set(m: &Matches) -> Option<String> {
+    let Cond { negated, value } = m.destination_set.as_ref()?;
+    Some(format!("{}to one of the set {value}", if *negated { "not " } else { "" }))
+}
+
 impl CanonMatches {
     /// `None` where no packet of the family can meet the conditions.
     pub fn of(m: &Matches, family: Family) -> Option<Self> {
@@ -129,7 +135,7 @@ impl CanonMatches {
             gid: ids(&m.gid),
             mark: marks(&m.mark)?,
             connection_mark: marks(&m.connection_mark)?,
-            unknown: m.unknown.clone(),
+            unknown: m.unknown.iter().cloned().chain(named_set(m)).collect(),
         };
         (!out.is_empty()).then_some(out)
     }

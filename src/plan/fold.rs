@@ -78,7 +78,9 @@ fn fold(rules: Vec<CanonRule>, dimension: Dimension, left: &mut usize) -> Vec<Ca
     for rule in rules {
         // What is not understood is not put together, nor what makes a difference when it is
         // done twice.
-        let flips = matches!(rule.verdict, Verdict::SetMark(mark) if mark.value & !mark.mask != 0);
+        use Verdict as V;
+        let flips =
+            matches!(rule.verdict, V::SetMark(mark) | V::SetConnectionMark(mark) if mark.value & !mark.mask != 0);
         let may_join = !flips
             && rule.matches.unknown.is_empty()
             && seen.as_mut().is_none_or(|seen| !seen.insert(looks(&rule, dimension)));

@@ -8,17 +8,18 @@ use crate::config::types::{Families, Family, Interface, Networks};
 
 use super::model::{Chain, Cond, Matches, Plan, Rule};
 
-/// The plan's chains for one family, lowered. Chains without a rule in it are left out.
+/// The plan's chains for one family, lowered. Chains that have rules, but none in it, are left
+/// out.
 pub fn lower(plan: &Plan, family: Family) -> Vec<Chain> {
     if !plan.families.has(family) {
         return Vec::new();
     }
-    let lowered = plan.chains.iter().map(|chain| Chain {
-        table: chain.table,
-        name: chain.name.clone(),
-        rules: lower_rules(&chain.rules, family),
+    let lowered = plan.chains.iter().filter_map(|chain| {
+        let rules = lower_rules(&chain.rules, family);
+        let stays = !rules.is_empty() || chain.rules.is_empty();
+        stays.then(|| Chain { table: chain.table, name: chain.name.clone(), rules })
     });
-    lowered.filter(|chain| !chain.rules.is_empty()).collect()
+    lowered.collect()
 }
 
 /// A chain's rules for one family, lowered.
@@ -106,6 +107,7 @@ fn expand(rule: &Rule, family: Family, out: &mut Vec<Rule>) {
         mark: m.mark.clone(),
         connection_mark: m.connection_mark.clone(),
         connection_state: m.connection_state.clone(),
+        destination_set: m.destination_set.clone(),
         unknown: m.unknown.clone(),
         ..Matches::default()
     }];

@@ -15,6 +15,7 @@ mod found;
 pub mod infer;
 pub mod lower;
 pub mod model;
+pub mod place;
 mod recover;
 pub mod why;
 pub mod words;

@@ -2,109 +2,15 @@
 //! Plain data, the same for every backend.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::ranges::RangeList;
 use crate::config::types::{Families, Family, IdList, Interface, Mark, Networks, Port, PortList, RouteTable};
 
 use super::effect::Unmodelled;
+pub use super::place::{ChainName, Dataplane, Table};
 use super::why::Why;
-
-/// A netfilter table of the kinds an interception uses, in the order packets meet them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Table {
-    Raw,
-    Mangle,
-    Nat,
-}
-
-impl Table {
-    pub const ALL: [Table; 3] = [Table::Raw, Table::Mangle, Table::Nat];
-
-    /// iptables' name for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Table::Raw => "raw",
-            Table::Mangle => "mangle",
-            Table::Nat => "nat",
-        }
-    }
-
-    pub fn by_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|t| t.name() == name)
-    }
-}
-
-/// A chain: one of the two hooks an interception uses, one of its own chains, or another's.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ChainName {
-    Prerouting,
-    Output,
-    Inbound,
-    InRedirect,
-    Redirect,
-    OutputMain,
-    OutputDns,
-    Divert,
-    Tproxy,
-    Drop,
-    Other(Box<str>),
-}
-
-impl ChainName {
-    /// The chains that belong to an interception, in the order they are written.
-    pub const OWN: [ChainName; 8] = [
-        ChainName::Inbound,
-        ChainName::InRedirect,
-        ChainName::OutputMain,
-        ChainName::OutputDns,
-        ChainName::Redirect,
-        ChainName::Divert,
-        ChainName::Tproxy,
-        ChainName::Drop,
-    ];
-
-    /// iptables' name for it.
-    pub fn name(&self) -> &str {
-        match self {
-            ChainName::Prerouting => "PREROUTING",
-            ChainName::Output => "OUTPUT",
-            ChainName::Inbound => "ISTIO_INBOUND",
-            ChainName::InRedirect => "ISTIO_IN_REDIRECT",
-            ChainName::Redirect => "ISTIO_REDIRECT",
-            ChainName::OutputMain => "ISTIO_OUTPUT",
-            ChainName::OutputDns => "ISTIO_OUTPUT_DNS",
-            ChainName::Divert => "ISTIO_DIVERT",
-            ChainName::Tproxy => "ISTIO_TPROXY",
-            ChainName::Drop => "ISTIO_DROP",
-            ChainName::Other(name) => name,
-        }
-    }
-
-    pub fn by_name(name: &str) -> Self {
-        let hooks = [ChainName::Prerouting, ChainName::Output];
-        match hooks.into_iter().chain(Self::OWN).find(|c| c.name() == name) {
-            Some(known) => known,
-            None => ChainName::Other(name.into()),
-        }
-    }
-
-    /// Whether it is a chain that only an interception makes.
-    pub fn is_own(&self) -> bool {
-        Self::OWN.contains(self)
-    }
-
-    /// Whether the kernel enters it by itself.
-    pub fn is_hook(&self) -> bool {
-        matches!(self, ChainName::Prerouting | ChainName::Output)
-    }
-}
-
-impl fmt::Display for ChainName {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// A condition on a value: that it is among these, or with `negated` that it is not.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -128,6 +34,14 @@ impl<T> Cond<T> {
 pub struct Masked {
     pub value: u32,
     pub mask: u32,
+}
+
+/// The mask only where that leaves bits out.
+impl fmt::Display for Masked {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { value, mask } = self;
+        if *mask == u32::MAX { write!(f, "{value:#x}") } else { write!(f, "{value:#x}/{mask:#x}") }
+    }
 }
 
 impl From<Mark> for Masked {
@@ -216,6 +130,8 @@ pub struct Matches {
     /// The owner of the sending socket. A packet without one meets only negated conditions.
     pub uid: Option<Cond<IdList>>,
     pub gid: Option<Cond<IdList>>,
+    /// The destination is in a set of this name, which is kept apart from the rules.
+    pub destination_set: Option<Cond<Box<str>>>,
     /// Conditions in the backend's own words that the model does not know.
     pub unknown: Vec<String>,
 }
@@ -233,6 +149,8 @@ pub enum Verdict {
     Goto(ChainName),
     /// Destination becomes this port of the pod itself.
     Redirect(Port),
+    /// Source becomes this address; destination and everything else stays.
+    Snat(IpAddr),
     /// Handed to the socket listening on `port`, with `mark` set. When nobody listens the
     /// packet is dropped if `closed`, and goes on to its destination otherwise.
     Tproxy {
@@ -245,6 +163,8 @@ pub enum Verdict {
     SaveMark,
     /// The connection's mark becomes the packet's.
     RestoreMark,
+    /// The connection's mark is changed.
+    SetConnectionMark(Masked),
     /// Tracked in this conntrack zone.
     CtZone(u16),
     /// Something the model does not know.
@@ -309,12 +229,27 @@ pub struct Chain {
     pub rules: Vec<Rule>,
 }
 
-/// Policy routing that TPROXY needs: marked packets are delivered locally.
+impl Dataplane {
+    /// For which one chains are, by their names.
+    pub fn of(chains: &[Chain]) -> Self {
+        chains.iter().find_map(|chain| chain.name.dataplane()).unwrap_or(Dataplane::Sidecar)
+    }
+}
+
+/// Policy routing of marked packets: they are delivered locally.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MarkRoute {
     pub family: Family,
-    pub mark: Mark,
+    pub mark: Masked,
     pub table: RouteTable,
+}
+
+impl MarkRoute {
+    /// Where it stands among the policy rules: before the main table's (32766), and in one
+    /// place for each dataplane. A sidecar's marks are compared whole, ambient's under a mask.
+    pub fn priority(&self) -> u32 {
+        if self.mark.mask == u32::MAX { 1337 } else { 32764 }
+    }
 }
 
 /// Routing and addresses next to the rules.
@@ -347,6 +282,7 @@ impl Routing {
 /// Everything the kernel must hold for an interception.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
+    pub dataplane: Dataplane,
     /// The families whose traffic passes the rules.
     pub families: Families,
     /// Chains with rules, by table, hooks first.
@@ -357,7 +293,12 @@ pub struct Plan {
 impl Plan {
     /// A plan that holds nothing.
     pub fn empty() -> Self {
-        Self { families: Families::NONE, chains: Vec::new(), routing: Routing::default() }
+        Self::nothing_of(Dataplane::Sidecar)
+    }
+
+    /// A plan that holds nothing, for a dataplane.
+    pub fn nothing_of(dataplane: Dataplane) -> Self {
+        Self { dataplane, families: Families::NONE, chains: Vec::new(), routing: Routing::default() }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -369,11 +310,16 @@ impl Plan {
         Table::ALL.into_iter().filter(|&t| self.chains.iter().any(|c| c.table == t)).collect()
     }
 
+    /// The chains of one table, in order.
+    pub fn chains_of(&self, table: Table) -> Vec<&Chain> {
+        self.chains.iter().filter(|c| c.table == table).collect()
+    }
+
     /// The marks its rules give to packets and connections, the proxy's own apart.
     pub fn marks(&self) -> Vec<Mark> {
         let marks = self.chains.iter().flat_map(|chain| &chain.rules).filter_map(|rule| match &rule.verdict {
             Verdict::Tproxy { mark, .. } => Some(*mark),
-            Verdict::SetMark(mark) => Some(Mark::new(mark.value)),
+            Verdict::SetMark(mark) | Verdict::SetConnectionMark(mark) => Some(Mark::new(mark.value)),
             Verdict::SaveMark => rule.matches.mark.as_ref().map(|c| Mark::new(c.value.value)),
             _ => None,
         });

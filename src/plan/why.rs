@@ -49,6 +49,18 @@ pub enum Why {
     TproxyProxyMarked,
     TproxyProxyOut,
     TproxyRestoreMark,
+    AmbientEntry,
+    ZtunnelConnection,
+    ZtunnelAnswer,
+    ProbeIn,
+    ProbeAnswer,
+    ToZtunnelInbound,
+    ToZtunnelOutbound,
+    DnsToZtunnel,
+    DnsZoneZtunnel,
+    DnsZoneZtunnelAnswer,
+    ProbeEntry,
+    ProbeSource,
     /// No rule says anything, and what the chain does then.
     Policy,
     /// Not one of ours; the comment the rule carries, if any.
@@ -101,6 +113,18 @@ pub const REASONS: &[(Why, &str, &str)] = &[
     (Why::TproxyProxyMarked, "tproxy-proxy-marked", "the proxy's connection to the app, left alone"),
     (Why::TproxyProxyOut, "tproxy-proxy-out", "the app called its own service: marked to come in again"),
     (Why::TproxyRestoreMark, "tproxy-restore-mark", "answers of intercepted connections go back to the proxy"),
+    (Why::AmbientEntry, "ambient-entry", "traffic is looked at"),
+    (Why::ZtunnelConnection, "ztunnel-connection", "ztunnel connects to the app for a peer: the connection is marked"),
+    (Why::ZtunnelAnswer, "ztunnel-answer", "the app's answers to ztunnel's connections go back to ztunnel"),
+    (Why::ProbeIn, "probe-in", "the kubelet's probes reach the app as they are"),
+    (Why::ProbeAnswer, "probe-answer", "where the kubelet's probes come from is left alone"),
+    (Why::ToZtunnelInbound, "to-ztunnel-inbound", "all other inbound TCP goes to ztunnel"),
+    (Why::ToZtunnelOutbound, "to-ztunnel-outbound", "all other outbound TCP goes to ztunnel"),
+    (Why::DnsToZtunnel, "dns-to-ztunnel", "DNS goes to ztunnel"),
+    (Why::DnsZoneZtunnel, "dns-zone-ztunnel", "ztunnel's DNS queries are tracked apart"),
+    (Why::DnsZoneZtunnelAnswer, "dns-zone-ztunnel-answer", "DNS answers belong to ztunnel's queries"),
+    (Why::ProbeEntry, "probe-entry", "what the node sends is looked at"),
+    (Why::ProbeSource, "probe-source", "probes of ambient pods come from an address of their own"),
 ];
 
 impl Why {

@@ -3,7 +3,7 @@
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Family, Interface, Networks};
 use crate::plan::canon::{Addresses, CanonMatches, CanonRule, all_addresses, cover};
-use crate::plan::model::{Cond, CtStates, Masked, Origin, Verdict, protocol};
+use crate::plan::model::{Cond, CtStates, Origin, Verdict, protocol};
 use crate::plan::why::Why;
 
 /// The most items of a list that are written out.
@@ -73,7 +73,7 @@ pub fn matches(m: &CanonMatches, family: Family) -> String {
     }
     for (word, cond) in [("marked", &m.mark), ("of a connection marked", &m.connection_mark)] {
         if let Some(cond) = cond {
-            out.push(format!("{}{word} {}", not(cond), masked(cond.value)));
+            out.push(format!("{}{word} {}", not(cond), cond.value));
         }
     }
     if m.connection_state != CtStates::ALL {
@@ -93,22 +93,19 @@ pub fn verdict(verdict: &Verdict) -> String {
         Verdict::Drop => "drop".into(),
         Verdict::Jump(chain) => format!("jump {chain}"),
         Verdict::Goto(chain) => format!("goto {chain}"),
+        Verdict::Snat(address) => format!("from {address} instead"),
         Verdict::Redirect(port) => format!("redirect to port {port}"),
         Verdict::Tproxy { port, mark, closed } => {
             let open = if *closed { "" } else { ", going on when nobody listens" };
             format!("tproxy to port {port} marked {mark}{open}")
         }
-        Verdict::SetMark(m) => format!("mark {}", masked(*m)),
+        Verdict::SetMark(m) => format!("mark {}", m),
         Verdict::SaveMark => "save the mark".into(),
         Verdict::RestoreMark => "restore the mark".into(),
+        Verdict::SetConnectionMark(m) => format!("mark the connection {}", m),
         Verdict::CtZone(zone) => format!("conntrack zone {zone}"),
         Verdict::Unknown(unknown) => foreign(&unknown.words),
     }
-}
-
-/// A mark, with its mask where that leaves bits out.
-fn masked(Masked { value, mask }: Masked) -> String {
-    if mask == u32::MAX { format!("{value:#x}") } else { format!("{value:#x}/{mask:#x}") }
 }
 
 fn not<T>(cond: &Cond<T>) -> &'static str {

@@ -16,6 +16,14 @@ thread_local! {
     static OPEN: OnceCell<OwnedFd> = const { OnceCell::new() };
 }
 
+/// Whether IPv6 is off on an interface of the namespace that the calling thread is in
+/// (`disable_ipv6`, Documentation/networking/ip-sysctl.rst); a kernel without IPv6 says nothing
+/// of it. The files of /proc/sys/net, too, are those of the thread's namespace.
+pub fn is_without_ipv6(interface: &str) -> bool {
+    let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+    std::fs::read_to_string(path).is_ok_and(|text| text.trim() != "0")
+}
+
 /// Reads one of them, such as `sockstat`.
 ///
 /// # Errors

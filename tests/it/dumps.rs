@@ -1,5 +1,6 @@
 //! Dumps: what is written is read again, and whatever else is given ends in an error.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use podweir::audit::flow::Surroundings;
@@ -60,7 +61,8 @@ fn states() -> impl Strategy<Value = CtStates> {
 fn matches() -> impl Strategy<Value = Matches> {
     let one = (cond(networks()), cond(networks()), cond(interfaces()), cond(interfaces()), cond(numbers::<u8>()));
     let two = (cond(numbers::<u16>()), cond(numbers::<u16>()), cond(masked()), cond(masked()), cond(states()));
-    let three = (cond(numbers::<u32>()), cond(numbers::<u32>()), vec("[ -~]{1,20}", 0..2));
+    let set = cond("[a-z][a-z0-9-]{0,20}".prop_map(Box::from));
+    let three = (cond(numbers::<u32>()), cond(numbers::<u32>()), set, vec("[ -~]{1,20}", 0..2));
     (one, two, three).prop_map(|(a, b, c)| Matches {
         source: a.0,
         destination: a.1,
@@ -74,12 +76,13 @@ fn matches() -> impl Strategy<Value = Matches> {
         connection_state: b.4,
         uid: c.0,
         gid: c.1,
-        unknown: c.2,
+        destination_set: c.2,
+        unknown: c.3,
     })
 }
 
 fn chain_name() -> impl Strategy<Value = ChainName> {
-    let known = ChainName::OWN.into_iter().chain([ChainName::Prerouting, ChainName::Output]).collect::<Vec<_>>();
+    let known = ChainName::OWN.into_iter().chain(ChainName::HOOKS).collect::<Vec<_>>();
     prop_oneof![proptest::sample::select(known), "[A-Z]{3,9}-x".prop_map(|n| ChainName::Other(n.into()))]
 }
 
@@ -101,6 +104,8 @@ fn verdict() -> impl Strategy<Value = Verdict> {
             closed
         }),
         masked().prop_map(Verdict::SetMark),
+        masked().prop_map(Verdict::SetConnectionMark),
+        any::<IpAddr>().prop_map(Verdict::Snat),
         any::<u16>().prop_map(Verdict::CtZone),
         ("[ -~]{1,20}", proptest::sample::select(Effect::ALL.to_vec()))
             .prop_map(|(text, effect)| Verdict::Unknown(Unmodelled::new(text, effect))),

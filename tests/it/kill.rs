@@ -11,6 +11,9 @@ use crate::fixture::{Namespace, PODWEIR, RESOLV, V4, V6};
 const RICH: &[&str] = &["-m", "TPROXY", "-b", "*", "-i", "*", "--redirect-dns", "--ip-families", "both"];
 const PLAIN: &[&str] = &["-b", "*", "-i", "*", "-u", "1337", "--ip-families", "ipv4"];
 
+const AMBIENT: &[&str] = &["ambient", "--virtual-interfaces", "tap0"];
+const AMBIENT_INGRESS: &[&str] = &["ambient", "--ingress-mode", "--dns-capture=false"];
+
 #[derive(Clone, Copy, PartialEq)]
 enum Inject {
     Kill,
@@ -22,8 +25,13 @@ fn step() -> usize {
     if std::env::var_os("PODWEIR_EVERY_SYSCALL").is_some() { 1 } else { 3 }
 }
 
+/// `ambient` in front of the options means that command, otherwise it is `init`.
 fn init(backend: &str, arguments: &[&str]) -> Vec<String> {
-    ["init", "--backend", backend, "--reconcile"].iter().chain(arguments).map(|s| s.to_string()).collect()
+    let (command, options) = match arguments.split_first() {
+        Some((&"ambient", options)) => ("ambient", options),
+        _ => ("init", arguments),
+    };
+    [command, "--backend", backend, "--reconcile"].iter().chain(options).map(|s| s.to_string()).collect()
 }
 
 /// Runs podweir with something injected at the `n`th call of one kind.
@@ -212,4 +220,33 @@ fn killed_while_moving_what_is_redirected_to_iptables() {
 #[test]
 fn failing_while_moving_from_iptables_legacy_to_native() {
     check_move(Some(("iptables-legacy", RICH)), ("nftables", RICH), Inject::Fail);
+}
+
+#[test]
+fn killed_while_installing_ambient_rules() {
+    check("nftables", None, AMBIENT, Inject::Kill);
+    check("iptables-legacy", None, AMBIENT, Inject::Kill);
+}
+
+#[test]
+fn killed_while_replacing_ambient_rules() {
+    check("nftables", Some(AMBIENT), AMBIENT_INGRESS, Inject::Kill);
+    check("iptables-nft", Some(AMBIENT_INGRESS), AMBIENT, Inject::Kill);
+}
+
+#[test]
+fn failing_while_installing_ambient_rules() {
+    check("nftables", None, AMBIENT, Inject::Fail);
+    check("iptables-nft", None, AMBIENT, Inject::Fail);
+}
+
+#[test]
+fn failing_while_replacing_ambient_rules() {
+    check("nftables", Some(AMBIENT_INGRESS), AMBIENT, Inject::Fail);
+    check("iptables-legacy", Some(AMBIENT), AMBIENT_INGRESS, Inject::Fail);
+}
+
+#[test]
+fn killed_while_moving_ambient_rules() {
+    check_move(Some(("iptables-nft", AMBIENT)), ("nftables", AMBIENT), Inject::Kill);
 }

@@ -88,7 +88,7 @@ fn a_transaction_that_takes_too_long_is_taken_back() {
         let mut netlink = Netlink::open(Netlink::NETFILTER).unwrap();
         netlink.patience = Duration::from_millis(1);
         let mut transaction = Transaction::new(None);
-        transaction.set_plan_table(Table::Nat, None, &nat(&plan), plan.families);
+        transaction.set_plan_table(&plan, Table::Nat, None);
         let refused = transaction.commit(&mut netlink).unwrap_err();
         // The socket is as good as before.
         netlink.patience = Duration::from_secs(60);

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by it")]
 
 mod agent;
+mod ambient;
+mod ambient_traffic;
 mod api;
 mod arbitrary;
 mod archive;

@@ -101,7 +101,6 @@ fn what_is_not_understood_is_named_with_its_rule_and_its_words() {
             "tcp [th dport]: [@nh,128,32 th dport vmap @__map0]",
             "tcp: [ip daddr . tcp dport vmap { 10.0.0.1 . 80 : drop }]",
         ),
-        ("filter", "ct mark set 7", "[ct mark set 0x7]", "[ct mark set 0x00000007]"),
         (
             "nat",
             "meta l4proto tcp dnat ip to 10.0.0.9:80",

@@ -72,6 +72,7 @@ fn verdict() -> impl Strategy<Value = Verdict> {
         mark(1),
         mark(2),
         Verdict::SaveMark,
+        Verdict::SetConnectionMark(Masked { value: 1, mask: 3 }),
         Verdict::RestoreMark,
         Verdict::CtZone(3),
         Verdict::Unknown(Unmodelled::new("something", Effect::Unknown)),
@@ -108,6 +109,7 @@ fn matches() -> impl Strategy<Value = Matches> {
         mark: rest.0,
         connection_mark: rest.1,
         connection_state: rest.2,
+        destination_set: None,
         unknown: rest.3.into_iter().collect(),
     })
 }
@@ -246,6 +248,7 @@ fn long_rulesets() -> impl Strategy<Value = Ruleset> {
         source,
         destination_port,
         protocol: Some(protocol),
+        destination_set: None,
         unknown: odd.into_iter().collect(),
         ..Matches::default()
     });

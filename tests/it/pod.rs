@@ -146,6 +146,23 @@ pub fn serve(ports: &[(&'static str, u16)], uid: u32, gid: u32) -> Server {
         ports.iter().flat_map(|&(tag, port)| listeners(tag, port)).collect();
     setfsuid(Uid::from_raw(0));
     setfsgid(Gid::from_raw(0));
+    answering(sockets)
+}
+
+/// The same with transparent sockets that mark what they send, as ztunnel's do. Of datagrams
+/// only DNS is taken.
+pub fn serve_marked(ports: &[(&'static str, u16)], mark: u32) -> Server {
+    let mut sockets: Vec<(&'static str, Socket, bool)> =
+        ports.iter().flat_map(|&(tag, port)| listeners(tag, port)).collect();
+    sockets.retain(|(tag, _, udp)| !udp || tag.ends_with("dns"));
+    for (_, socket, _) in &sockets {
+        socket.set_mark(mark).unwrap();
+        transparent(socket, socket.local_addr().unwrap().is_ipv4());
+    }
+    answering(sockets)
+}
+
+fn answering(sockets: Vec<(&'static str, Socket, bool)>) -> Server {
     let (stopped, stop) = nix::unistd::pipe().unwrap();
     std::thread::spawn(move || {
         let mut fds: Vec<PollFd> = sockets.iter().map(|(_, s, _)| PollFd::new(s.as_fd(), PollFlags::POLLIN)).collect();
@@ -177,7 +194,7 @@ fn listeners(tag: &'static str, port: u16) -> Vec<(&'static str, Socket, bool)> 
     let mut out = Vec::new();
     // An agent's DNS proxy binds loopback only: an answer must leave from where it was asked.
     let any: [IpAddr; 2] = match tag {
-        "dns-proxy" => [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+        "dns-proxy" | "ztunnel-dns" => [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
         _ => [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
     };
     for address in any {

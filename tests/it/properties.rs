@@ -34,7 +34,7 @@ fn lowered(plan: &Plan) -> Plan {
             None => joined.push(chain),
         }
     }
-    Plan { families: plan.families, chains: joined, routing: plan.routing.clone() }
+    Plan { dataplane: plan.dataplane, families: plan.families, chains: joined, routing: plan.routing.clone() }
 }
 
 /// What iptables-save would print for a plan.

@@ -228,7 +228,20 @@ fn a_mark_is_compared_as_the_kernel_compares_it() {
                 ],
                 &dropped,
             ),
-            (&["-j CONNMARK --set-xmark 0x6/0x2"], &[(TO_80, "outside", "unknown")]),
+            (
+                &[
+                    "-j CONNMARK --set-xmark 0x6/0x2",
+                    "-m connmark --mark 0x6/0x6 -p tcp --dport 80 -j REJECT --reject-with tcp-reset",
+                ],
+                &dropped,
+            ),
+            (
+                &[
+                    "-j CONNMARK --set-xmark 0x6/0x2",
+                    "-m connmark ! --mark 0x6/0x6 -p tcp --dport 80 -j REJECT --reject-with tcp-reset",
+                ],
+                &open,
+            ),
         ] {
             check_saved(&pod, variant, rules, seen);
         }

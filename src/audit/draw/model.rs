@@ -349,10 +349,13 @@ fn row(chain: &ChainRules, rule: &CanonRule, family: Family, context: &Context) 
             Effect::None => Fate::Changed(words::verdict(&rule.verdict)),
         },
         Verdict::Return => exit.unwrap_or(Fate::Back("returns")),
-        Verdict::Accept => exit.unwrap_or(Fate::Back("accepted")),
-        Verdict::Continue | Verdict::SetMark(_) | Verdict::SaveMark | Verdict::RestoreMark | Verdict::CtZone(_) => {
-            Fate::Changed(words::verdict(&rule.verdict))
-        }
+        Verdict::Accept | Verdict::Snat(_) => exit.unwrap_or(Fate::Back("accepted")),
+        Verdict::Continue
+        | Verdict::SetMark(_)
+        | Verdict::SaveMark
+        | Verdict::RestoreMark
+        | Verdict::SetConnectionMark(_)
+        | Verdict::CtZone(_) => Fate::Changed(words::verdict(&rule.verdict)),
     };
     let mut whys: Vec<&str> = rule.parts.iter().map(|(why, _)| why.sentence()).collect();
     whys.dedup();

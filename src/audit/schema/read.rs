@@ -216,6 +216,10 @@ fn matches(object: &Object) -> Read<Matches> {
             "out_interface" => m.out_interface = Some(cond(value, interfaces).map_err(named)?),
             "protocol" => m.protocol = Some(cond(value, numbers).map_err(named)?),
             "source_port" => m.source_port = Some(cond(value, numbers).map_err(named)?),
+            "destination_set" => {
+                m.destination_set =
+                    Some(cond(value, |name| Ok(name.as_str().ok_or("a set's name is text")?.into())).map_err(named)?)
+            }
             "destination_port" => m.destination_port = Some(cond(value, numbers).map_err(named)?),
             "mark" => m.mark = Some(cond(value, mark).map_err(named)?),
             "connection_mark" => m.connection_mark = Some(cond(value, mark).map_err(named)?),
@@ -298,6 +302,10 @@ fn verdict(object: &Object) -> Read<Verdict> {
         "jump" => Verdict::Jump(chain()?),
         "goto" => Verdict::Goto(chain()?),
         "redirect" => Verdict::Redirect(port(object)?),
+        "snat" => {
+            let to = text(object, "to")?;
+            Verdict::Snat(to.parse().map_err(|_| format!("'{to}' is no address"))?)
+        }
         "tproxy" => Verdict::Tproxy {
             port: port(object)?,
             mark: Mark::new(number(object, "mark")?),
@@ -306,6 +314,9 @@ fn verdict(object: &Object) -> Read<Verdict> {
         "set-mark" => Verdict::SetMark(Masked { value: number(object, "value")?, mask: number(object, "mask")? }),
         "save-mark" => Verdict::SaveMark,
         "restore-mark" => Verdict::RestoreMark,
+        "set-connection-mark" => {
+            Verdict::SetConnectionMark(Masked { value: number(object, "value")?, mask: number(object, "mask")? })
+        }
         "ct-zone" => Verdict::CtZone(number(object, "zone")?),
         "unknown" => {
             let effect = object.get("effect").map_or(Some(Effect::Unknown), |name| Effect::by_name(name.as_str()?));
@@ -323,7 +334,10 @@ fn routing(value: &Value) -> Read<Routing> {
         let rule = object(rule, "a rule of routing")?;
         out.rules.push(MarkRoute {
             family: family(text(rule, "family")?)?,
-            mark: Mark::new(number(rule, "mark")?),
+            mark: Masked {
+                value: number(rule, "mark")?,
+                mask: if rule.contains_key("mask") { number(rule, "mask")? } else { u32::MAX },
+            },
             table: RouteTable::new(number(rule, "table")?),
         });
     }

@@ -101,6 +101,7 @@ fn matches(m: &Matches) -> Value {
     put("connection_state", m.connection_state.as_ref().map(states));
     put("uid", m.uid.as_ref().map(numbers));
     put("gid", m.gid.as_ref().map(numbers));
+    put("destination_set", m.destination_set.as_ref().map(|cond| (cond.negated, json!(&*cond.value))));
     if !m.unknown.is_empty() {
         out.insert("unknown".into(), json!(m.unknown));
     }
@@ -141,6 +142,7 @@ fn verdict(verdict: &Verdict) -> Value {
         Verdict::Drop => json!({ "type": "drop" }),
         Verdict::Jump(chain) => json!({ "type": "jump", "chain": chain.name() }),
         Verdict::Goto(chain) => json!({ "type": "goto", "chain": chain.name() }),
+        Verdict::Snat(to) => json!({ "type": "snat", "to": to.to_string() }),
         Verdict::Redirect(port) => json!({ "type": "redirect", "port": port.get() }),
         Verdict::Tproxy { port, mark, closed } => {
             json!({ "type": "tproxy", "port": port.get(), "mark": mark.get(), "closed": closed })
@@ -148,6 +150,7 @@ fn verdict(verdict: &Verdict) -> Value {
         Verdict::SetMark(m) => json!({ "type": "set-mark", "value": m.value, "mask": m.mask }),
         Verdict::SaveMark => json!({ "type": "save-mark" }),
         Verdict::RestoreMark => json!({ "type": "restore-mark" }),
+        Verdict::SetConnectionMark(m) => json!({ "type": "set-connection-mark", "value": m.value, "mask": m.mask }),
         Verdict::CtZone(zone) => json!({ "type": "ct-zone", "zone": zone }),
         Verdict::Unknown(unknown) => {
             json!({ "type": "unknown", "text": &*unknown.words, "effect": unknown.effect.name() })
@@ -160,7 +163,8 @@ fn routing(routing: &Routing) -> Value {
     json!({
         "rules": routing.rules.iter().map(|rule| json!({
             "family": rule.family.to_string(),
-            "mark": rule.mark.get(),
+            "mark": rule.mark.value,
+            "mask": rule.mark.mask,
             "table": rule.table.get(),
         })).collect::<Vec<_>>(),
         "routes": routing.routes.iter().map(|(family, table)| json!({

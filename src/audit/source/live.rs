@@ -14,7 +14,7 @@ use crate::backend::routing::{self, FoundRouting};
 use crate::backend::{everything, ours, route_table};
 use crate::config::facts;
 use crate::config::types::Mark;
-use crate::plan::model::Routing;
+use crate::plan::model::{Dataplane, Routing};
 use crate::sys::netlink::Netlink;
 use crate::sys::text::printable;
 
@@ -54,7 +54,7 @@ pub fn read(live: &Live) -> Result<Source, SourceError> {
         ruleset,
         tables,
         held,
-        routing: Some(found.ours(&marks, &Routing::default()).routing().normalised()),
+        routing: Some(found.ours(Dataplane::Sidecar, &marks, &Routing::default()).routing().normalised()),
         told,
         pod,
         settings: None,

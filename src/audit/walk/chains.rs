@@ -103,6 +103,10 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
                 let mark = journey.change_mark(mark);
                 mark.into_iter().for_each(|mark| trace.mark("the packet is marked", mark));
             }
+            Step::ConnectionMark(mark) => {
+                let mark = journey.change_connection_mark(mark);
+                mark.into_iter().for_each(|mark| trace.mark("the connection is marked", mark));
+            }
             Step::SaveMark => {
                 let mark = journey.save_mark();
                 mark.into_iter().for_each(|mark| trace.mark("the connection is marked", mark));

@@ -186,6 +186,15 @@ impl<'a, 'n, T> Journey<'a, 'n, T> {
         self.known.mark
     }
 
+    /// Changes their connection's mark; gives back to which, if there is one.
+    pub(super) fn change_connection_mark(&mut self, Masked { value, mask }: Masked) -> Option<u32> {
+        let connection = self.connection.as_mut().filter(|known| known.tracking == Tracking::Known)?;
+        connection.mark = (connection.mark & !mask) ^ value;
+        let mark = connection.mark;
+        self.tell();
+        Some(mark)
+    }
+
     /// Saves their mark in their connection; gives back which, if there is one.
     pub(super) fn save_mark(&mut self) -> Option<u32> {
         let connection = self.connection.as_mut().filter(|known| known.tracking == Tracking::Known)?;
@@ -207,6 +216,9 @@ impl<'a, 'n, T> Journey<'a, 'n, T> {
         match verdict {
             Verdict::CtZone(_) => connection.tracking != Tracking::NotYet,
             Verdict::SetMark(Masked { value, mask }) => (mark & !mask) ^ value == mark,
+            Verdict::SetConnectionMark(Masked { value, mask }) => {
+                connection.tracking != Tracking::Known || (connection.mark & !mask) ^ value == connection.mark
+            }
             Verdict::SaveMark | Verdict::RestoreMark => {
                 connection.tracking != Tracking::Known || mark == connection.mark
             }

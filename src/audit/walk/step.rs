@@ -67,6 +67,8 @@ pub(super) enum Step<'a> {
     Zone(u16),
     /// Their mark is changed.
     Mark(Masked),
+    /// Their connection's mark is changed.
+    ConnectionMark(Masked),
     /// Their connection gets their mark.
     SaveMark,
     /// They get their connection's mark.
@@ -105,10 +107,13 @@ pub(super) fn step<'a>(
         Verdict::Continue => Step::Pass,
         Verdict::CtZone(zone) => Step::Zone(*zone),
         Verdict::SetMark(masked) => Step::Mark(*masked),
+        Verdict::SetConnectionMark(masked) => Step::ConnectionMark(*masked),
         Verdict::SaveMark => Step::SaveMark,
         Verdict::RestoreMark => Step::RestoreMark,
         Verdict::Return => Step::Ends(End::Back),
         Verdict::Drop => Step::Ends(End::Drop),
+        // Where it goes stays as it is.
+        Verdict::Snat(_) => Step::Ends(End::Accept),
         Verdict::Accept => Step::EndsForCaller(End::Accept, None),
         Verdict::Redirect(port) => Step::EndsForCaller(End::Redirect(chain.listener_on(*port), port.get()), None),
         Verdict::Tproxy { port, mark, .. } => {

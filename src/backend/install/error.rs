@@ -6,6 +6,7 @@ use crate::backend::guard::GuardError;
 use crate::backend::nftables::transaction::TransactionError;
 use crate::backend::routing::RoutingError;
 use crate::backend::{BackendError, Kind};
+use crate::plan::model::Dataplane;
 use crate::sys::lock::LockError;
 use crate::sys::netns;
 
@@ -17,6 +18,8 @@ pub enum InstallError {
     Lock(#[from] LockError),
     #[error("cannot open a netlink socket: {0}")]
     Socket(io::Error),
+    #[error("cannot enter the network namespace: {0}")]
+    Enter(io::Error),
     #[error("cannot look at the kernel's rules: {source}{hint}")]
     Survey { source: io::Error, hint: String },
     #[error(transparent)]
@@ -27,8 +30,14 @@ pub enum InstallError {
     Guard(#[from] GuardError),
     #[error("the kernel has no nf_tables: load the module nf_tables on the node, or use --backend iptables-legacy")]
     NoNftables,
-    #[error("{}", drift_message(.backend, .elsewhere, .differences))]
-    Drift { backend: Kind, elsewhere: Vec<Kind>, differences: Vec<String> },
+    #[error("{}", drift_message(.backend, .elsewhere, .differences, .removal))]
+    Drift { backend: Kind, elsewhere: Vec<Kind>, differences: Vec<String>, removal: &'static str },
+    /// One namespace has one dataplane.
+    #[error(
+        "{} is in {backend} here, and the namespace cannot have {} as well: remove it first, with {}",
+        .there.rules(), .wanted.rules(), .there.removal()
+    )]
+    OtherDataplane { backend: Kind, there: Dataplane, wanted: Dataplane },
     #[error(
         "iptables-legacy has tables in this namespace, but there is no iptables-legacy-save to tell what they hold; install the package iptables here, or run where it is"
     )]
@@ -39,7 +48,21 @@ pub enum InstallError {
     Stuck { error: Box<InstallError>, undo: String, left: &'static str },
 }
 
-fn drift_message(backend: &Kind, elsewhere: &[Kind], differences: &[String]) -> String {
+/// What is to be said when going back has failed.
+pub(super) fn left_behind(dataplane: Dataplane, guarded: bool) -> &'static str {
+    match (dataplane, guarded) {
+        (Dataplane::Sidecar, true) => {
+            "what the rules take is dropped (by table inet podweir-guard, or iptables' chains PODWEIR_GUARD) until podweir init or podweir clean succeeds"
+        }
+        (Dataplane::Sidecar, false) => "the rules may be incomplete: run podweir init or podweir clean",
+        (_, true) => {
+            "what the rules take is dropped (by table inet podweir-guard, or iptables' chains PODWEIR_GUARD) until podweir ambient, with --remove or without, succeeds"
+        }
+        (_, false) => "the rules may be incomplete: run podweir ambient, with --remove or without",
+    }
+}
+
+fn drift_message(backend: &Kind, elsewhere: &[Kind], differences: &[String], removal: &str) -> String {
     let mut out = String::new();
     for other in elsewhere {
         out += &format!("rules of an interception are in {other} already, and {backend} is to be used; ");
@@ -47,7 +70,7 @@ fn drift_message(backend: &Kind, elsewhere: &[Kind], differences: &[String]) -> 
     if !differences.is_empty() {
         out += &format!("the rules in {backend} differ from the plan:\n  {}\n", differences.join("\n  "));
     }
-    out + "give --reconcile to replace them, or remove them with podweir clean"
+    out + "give --reconcile to replace them, or remove them with " + removal
 }
 
 impl InstallError {

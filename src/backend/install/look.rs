@@ -1,5 +1,6 @@
 //! Looking at what a namespace holds, and choosing the backend by it.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use tracing::debug;
@@ -7,6 +8,7 @@ use tracing::debug;
 use crate::backend::conditions::Conditions;
 use crate::backend::guard::Guard;
 use crate::backend::interference;
+use crate::backend::iptables::parse::Saved;
 use crate::backend::iptables::programs::{Programs, Variant};
 use crate::backend::listing::{self, Holder};
 use crate::backend::nftables::survey::Tables;
@@ -16,7 +18,7 @@ use crate::backend::survey::{self, Survey};
 use crate::backend::{Backup, Kind, Reading};
 use crate::config::settings::BackendChoice;
 use crate::config::types::{Families, Family, Mark};
-use crate::plan::model::Plan;
+use crate::plan::model::{Dataplane, Plan};
 
 use super::error::{self, InstallError};
 use super::{Action, Prospect, Session};
@@ -33,6 +35,8 @@ pub(super) struct Found {
     pub(super) guard: Option<Guard>,
     /// iptables-legacy has tables, and no program to list them.
     pub(super) legacy_unknown: bool,
+    /// Backends that hold rules for another dataplane.
+    pub(super) of_others: Vec<(Kind, Dataplane)>,
 }
 
 impl Found {
@@ -81,9 +85,18 @@ impl Session {
             routing: FoundRouting { mesh_address: mesh_address.unwrap_or_default(), ..FoundRouting::default() },
             guard: Guard::left_behind(&survey),
             legacy_unknown: false,
+            of_others: Vec::new(),
             survey,
         };
-        let has_nft = found.survey.nftables.as_ref().is_some_and(|tables| tables.ours().next().is_some());
+        // `::6` is a sidecar's.
+        let mesh_address = if self.dataplane == Dataplane::Sidecar { mesh_address } else { Some(false) };
+        let has = |dataplane| self.tables.ours(dataplane).next().is_some();
+        let has_nft = has(self.dataplane);
+        let other = match self.dataplane {
+            Dataplane::Sidecar => Dataplane::Ambient,
+            _ => Dataplane::Sidecar,
+        };
+        found.of_others.extend(has(other).then_some((Kind::Nftables, other)));
         if has_nft {
             self.read_into(Kind::Nftables, Families::NONE, &mut found)?;
         }
@@ -118,6 +131,14 @@ impl Session {
     fn read_into(&mut self, kind: Kind, families: Families, found: &mut Found) -> Result<(), InstallError> {
         let reading = self.backend(kind, families)?.read()?;
         debug!(backend = kind.name(), present = reading.present, rules = reading.plan.rule_count(), "read");
+        let whose = match &reading.backup {
+            Backup::Iptables(saved) => saved.values().flat_map(Saved::whose).collect(),
+            _ => BTreeSet::new(),
+        };
+        found.of_others.extend(whose.iter().filter(|whose| **whose != self.dataplane).map(|whose| (kind, *whose)));
+        if !whose.is_empty() && !whose.contains(&self.dataplane) {
+            return Ok(());
+        }
         found.readings.push((kind, reading));
         Ok(())
     }
@@ -180,6 +201,7 @@ pub fn choose_unseen(conditions: &Conditions, choice: BackendChoice) -> Prospect
         routing: FoundRouting::default(),
         guard: None,
         legacy_unknown: false,
+        of_others: Vec::new(),
     };
     let programs = |variant| Programs::new(variant, conditions.programs.clone(), conditions.lock_timeout);
     let mut warnings = Vec::new();

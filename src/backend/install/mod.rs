@@ -11,6 +11,7 @@ mod execute;
 mod forsaken;
 mod look;
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use tracing::{Level, debug, enabled, warn};
@@ -25,11 +26,12 @@ use crate::backend::nftables::survey::Tables;
 use crate::backend::routing::{Changes, FoundRouting};
 use crate::backend::{Backend, BackendError, Kind, Reading};
 use crate::config::settings::BackendChoice;
-use crate::config::types::Families;
+use crate::config::types::{Families, Family, RouteTable};
 use crate::plan::diff;
-use crate::plan::model::{Plan, Routing};
+use crate::plan::model::{Dataplane, Plan, Routing};
 use crate::sys::lock;
 use crate::sys::netlink::Netlink;
+use crate::sys::proc_net;
 
 use compare::{adds_nothing, holds, is_unfinished};
 pub use error::InstallError;
@@ -123,6 +125,8 @@ pub struct Session {
     programs_legacy: Programs,
     netfilter: Option<Netlink>,
     route: Netlink,
+    /// What is installed and removed here; what others have is not touched.
+    dataplane: Dataplane,
     /// nf_tables' tables as last looked at: a transaction is refused if they have changed since.
     tables: Tables,
     done: Vec<Done>,
@@ -130,8 +134,18 @@ pub struct Session {
 }
 
 impl Session {
-    /// Takes the current namespace's lock and opens sockets; `route` is one that is open already.
+    /// Takes the current namespace's lock and opens sockets, to work on a sidecar's
+    /// interception; `route` is one that is open already.
     pub fn open(conditions: Conditions, route: Netlink) -> Result<Self, InstallError> {
+        Self::open_for(Dataplane::Sidecar, conditions, route)
+    }
+
+    /// The same, to work on rules for a dataplane.
+    ///
+    /// # Errors
+    ///
+    /// The lock is not to be had, or netlink is not.
+    pub fn open_for(dataplane: Dataplane, conditions: Conditions, route: Netlink) -> Result<Self, InstallError> {
         let lock = lock::acquire(conditions.lock_timeout)?;
         let netfilter = match Netlink::open(Netlink::NETFILTER) {
             Ok(netlink) => Some(netlink),
@@ -145,6 +159,7 @@ impl Session {
             conditions,
             netfilter,
             route,
+            dataplane,
             tables: Tables::default(),
             done: Vec::new(),
             _lock: lock,
@@ -179,7 +194,7 @@ impl Session {
     /// What every backend holds of an interception, routing included.
     pub fn read(&mut self, wanted: &Routing) -> Result<Vec<(Kind, Reading)>, InstallError> {
         let found = self.look(true, None)?;
-        let routing = found.routing.ours(&marks(&found), wanted).routing();
+        let routing = found.routing.ours(self.dataplane, &marks(&found), wanted).routing();
         let mut readings = found.readings;
         readings.retain(|(_, reading)| reading.present);
         readings.iter_mut().for_each(|(_, reading)| reading.plan.routing = routing.clone());
@@ -193,11 +208,7 @@ impl Session {
             Err((undo, guarded)) => Err(InstallError::Stuck {
                 error: Box::new(error),
                 undo,
-                left: if guarded {
-                    "what the rules take is dropped (by table inet podweir-guard, or iptables' chains PODWEIR_GUARD) until podweir init or podweir clean succeeds"
-                } else {
-                    "the rules may be incomplete: run podweir init or podweir clean"
-                },
+                left: error::left_behind(self.dataplane, guarded),
             }),
         }
     }
@@ -245,7 +256,7 @@ impl Session {
         Ok(match kind {
             Kind::Nftables => {
                 let netlink = self.netfilter.as_mut().ok_or(InstallError::NoNftables)?;
-                Box::new(Nftables::new(netlink, self.tables.clone()))
+                Box::new(Nftables::new(netlink, self.tables.clone(), self.dataplane))
             }
             Kind::IptablesNft => Box::new(Iptables::new(&self.programs_nft, comments, families)),
             Kind::IptablesLegacy => Box::new(Iptables::new(&self.programs_legacy, comments, families)),
@@ -263,6 +274,8 @@ impl Session {
         let read = started.elapsed();
         let mut warnings = Vec::new();
         let kind = self.choose(request.choice, &found, &mut warnings);
+        let plan = without_routes_by_lo(request.plan, &found.routing.routes, &mut warnings);
+        let request = &Request { plan: &plan, ..*request };
         let Decision { action, reading, ours, elsewhere } = self.decide(request, &found, kind, &mut warnings)?;
         if action != Action::Unchanged {
             warnings.extend(self.execute(request, kind, &found, &reading, &ours, &elsewhere)?);
@@ -280,6 +293,8 @@ impl Session {
         let found = self.look(!request.plan.routing.routes.is_empty(), None)?;
         let mut warnings = Vec::new();
         let backend = self.choose(request.choice, &found, &mut warnings);
+        let plan = without_routes_by_lo(request.plan, &found.routing.routes, &mut warnings);
+        let request = &Request { plan: &plan, ..*request };
         let would = self.decide(request, &found, backend, &mut warnings).map(|decision| decision.action);
         Ok(Prospect { backend, would, warnings })
     }
@@ -296,6 +311,9 @@ impl Session {
         if kind == Kind::Nftables && found.survey.nftables.is_none() {
             return Err(InstallError::NoNftables);
         }
+        if let Some(&(backend, there)) = found.of_others.first() {
+            return Err(InstallError::OtherDataplane { backend, there, wanted: self.dataplane });
+        }
         debug!(backend = kind.name(), asked = ?request.choice, "backend chosen");
         if let Some(problem) = self.interference(found, plan, kind)? {
             if request.strict {
@@ -305,7 +323,7 @@ impl Session {
                 .push(format!("{problem}; podweir audit --live tells what, --strict refuses to install beside them"));
         }
         let reading = found.reading(kind);
-        let ours = found.routing.ours(&marks(found), &plan.routing);
+        let ours = found.routing.ours(self.dataplane, &marks(found), &plan.routing);
         let elsewhere: Vec<Kind> = Kind::ALL.into_iter().filter(|&k| k != kind && found.holds(k)).collect();
         let have_routing = ours.routing().normalised();
         let same_rules = holds(&reading, plan);
@@ -325,7 +343,8 @@ impl Session {
             differences.iter().for_each(|difference| debug!("{difference}"));
         }
         if refuses {
-            return Err(InstallError::Drift { backend: kind, elsewhere, differences });
+            let removal = self.dataplane.removal();
+            return Err(InstallError::Drift { backend: kind, elsewhere, differences, removal });
         }
         self.check_programs(kind, plan)?;
         let action = if reading.present || !elsewhere.is_empty() { Action::Replaced } else { Action::Installed };
@@ -351,11 +370,11 @@ impl Session {
         if found.legacy_unknown {
             return Err(InstallError::CannotTellLegacy);
         }
-        let ours = found.routing.ours(&marks(&found), &Routing::default());
+        let ours = found.routing.ours(self.dataplane, &marks(&found), &Routing::default());
         let holders: Vec<Kind> = Kind::ALL.into_iter().filter(|&kind| found.holds(kind)).collect();
         let nothing = holders.is_empty() && ours.routing().is_empty() && found.guard.is_none();
         if let Some(guard) = found.guard.clone() {
-            let held = Held::of(&Plan::empty(), found.plans());
+            let held = Held::of(&Plan::nothing_of(self.dataplane), found.plans());
             self.done.push(Done::Guard { guard, held, left: true });
         }
         for &kind in &holders {
@@ -365,7 +384,9 @@ impl Session {
         self.done.push(Done::Routing(changes));
         let was = forsaken::marks(found.plans());
         let lost = if found.guard.is_some() { Lost::AllBut(Marks::new()) } else { Lost::These(was) };
-        let warnings = forsaken::end(&lost, &mut self.route).into_iter().collect();
+        let said = forsaken::end(&lost, &mut self.route);
+        let stays = found.of_others.iter().map(|&(kind, there)| stays(kind, there));
+        let warnings = said.into_iter().chain(stays).collect();
         self.lower_guard(&Lost::These(Marks::new()))?;
         self.sweep(&found);
         Ok(Outcome {
@@ -376,4 +397,26 @@ impl Session {
             read,
         })
     }
+}
+
+/// What is to be said of rules that are not of the kind that is removed.
+fn stays(kind: Kind, there: Dataplane) -> String {
+    format!("{} stays in {kind}: {} removes it", there.rules(), there.removal())
+}
+
+/// The plan without the IPv6 routes of ambient mode that this namespace cannot have: where lo
+/// has no IPv6, no packet comes back by it either.
+pub(super) fn without_routes_by_lo<'a>(
+    plan: &'a Plan,
+    found: &[(Family, RouteTable)],
+    warnings: &mut Vec<String>,
+) -> Cow<'a, Plan> {
+    let v6 = |(family, _): &(Family, RouteTable)| *family == Family::V6;
+    let missing = plan.routing.routes.iter().any(|route| v6(route) && !found.contains(route));
+    let mut plan = Cow::Borrowed(plan);
+    if plan.dataplane == Dataplane::Ambient && missing && proc_net::is_without_ipv6("lo") {
+        plan.to_mut().routing.routes.retain(|route| !v6(route));
+        warnings.push("IPv6 is disabled on lo (sysctl net.ipv6.conf.lo.disable_ipv6): answers of the app to IPv6 connections of ztunnel do not come back to it; enable it, or leave the family out with --ip-families ipv4".into());
+    }
+    plan
 }

@@ -104,7 +104,7 @@ impl Backend for Iptables<'_> {
     }
 
     fn remove(&mut self, found: &Reading) -> Result<(), BackendError> {
-        self.apply(&Plan::empty(), found)
+        self.apply(&Plan::nothing_of(found.plan.dataplane), found)
     }
 
     fn restore(&mut self, found: &Reading) -> Result<(), BackendError> {

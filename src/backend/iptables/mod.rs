@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod folders;
+pub mod ipset;
 pub mod ours;
 pub mod parse;
 pub mod programs;

@@ -85,7 +85,12 @@ fn is_certainly_ours(rule: &Rule) -> bool {
 fn keeps_packets(rule: &Rule) -> bool {
     !matches!(
         rule.verdict,
-        Verdict::Continue | Verdict::SetMark(_) | Verdict::SaveMark | Verdict::RestoreMark | Verdict::CtZone(_)
+        Verdict::Continue
+            | Verdict::SetMark(_)
+            | Verdict::SaveMark
+            | Verdict::RestoreMark
+            | Verdict::SetConnectionMark(_)
+            | Verdict::CtZone(_)
     )
 }
 

@@ -1,10 +1,10 @@
 //! iptables-save text to tables, chains and rules.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::config::types::Family;
-use crate::plan::model::{ChainName, Counters, Origin, Rule};
+use crate::plan::model::{ChainName, Counters, Dataplane, Origin, Rule, Table};
 
 use super::rule::rule;
 
@@ -54,6 +54,12 @@ impl SavedTable {
 }
 
 impl Saved {
+    /// For which dataplanes there are chains in it, as far as their names tell.
+    pub fn whose(&self) -> BTreeSet<Dataplane> {
+        let tables = self.tables.iter().filter(|table| Table::by_name(&table.name).is_some());
+        tables.flat_map(|table| table.chains.keys()).filter_map(|name| ChainName::by_name(name).dataplane()).collect()
+    }
+
     pub fn table(&self, name: &str) -> Option<&SavedTable> {
         self.tables.iter().find(|t| t.name == name)
     }

@@ -93,6 +93,11 @@ impl Programs {
         Self { variant, environment, lock_timeout, known: RefCell::default() }
     }
 
+    /// The same for a variant.
+    pub fn of(&self, variant: Variant) -> Self {
+        Self::new(variant, self.environment.clone(), self.lock_timeout)
+    }
+
     /// Whether the programs for a family are there.
     pub fn exist(&self, family: Family) -> bool {
         self.check(family).is_ok()

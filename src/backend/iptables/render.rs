@@ -6,6 +6,7 @@ use std::fmt::Write;
 use crate::config::ranges::Step;
 use crate::config::types::Family;
 use crate::plan::model::{Cond, CtStates, Masked, Matches, Rule, Verdict, protocol};
+use crate::plan::why::Why;
 
 /// A lowered rule's conditions and target, without the `-A CHAIN` in front.
 ///
@@ -13,6 +14,10 @@ use crate::plan::model::{Cond, CtStates, Masked, Matches, Rule, Verdict, protoco
 pub fn rule(rule: &Rule, family: Family, comments: bool) -> String {
     let mut words = Words(String::with_capacity(120));
     conditions(&mut words, &rule.matches, family);
+    // Nothing is asked by it, but so it is in the reference's kernel state.
+    if matches!(rule.why, Why::ProbeIn | Why::ProbeAnswer) {
+        words.push(format_args!("-m tcp"));
+    }
     if comments {
         words.push(format_args!("-m comment --comment {}", quoted(&rule.why.comment())));
     }
@@ -59,7 +64,11 @@ fn conditions(words: &mut Words, m: &Matches, family: Family) {
             words.push(format_args!("{}-p {}", not(cond), protocol::name(number)));
         }
     }
-    ports(words, m);
+    // The order in which the reference asks: of UDP for the mark first.
+    let udp = m.protocol.as_ref().and_then(|c| c.value.single()) == Some(protocol::UDP);
+    if !udp {
+        ports(words, m);
+    }
     for (module, cond) in [("mark", &m.mark), ("connmark", &m.connection_mark)] {
         match cond {
             Some(cond) if cond.value.mask == u32::MAX => {
@@ -72,15 +81,26 @@ fn conditions(words: &mut Words, m: &Matches, family: Family) {
             None => {}
         }
     }
+    if udp {
+        ports(words, m);
+    }
     if let Some(cond) = &m.connection_state {
         words.push(format_args!("-m conntrack {}--ctstate {}", not(cond), states(cond.value)));
     }
     for (flag, cond) in [("--uid-owner", &m.uid), ("--gid-owner", &m.gid)] {
         if let Some(cond) = cond {
             for (first, last) in cond.value.iter() {
+                // Any owner at all.
+                if (first, last) == (0, u32::MAX) {
+                    words.push(format_args!("-m owner {}--socket-exists", not(cond)));
+                    continue;
+                }
                 words.push(format_args!("-m owner {}{flag} {}", not(cond), Span(first, last, '-')));
             }
         }
+    }
+    if let Some(cond) = &m.destination_set {
+        words.push(format_args!("-m set {}--match-set {} dst", not(cond), cond.value));
     }
     for unknown in &m.unknown {
         words.push(format_args!("{unknown}"));
@@ -127,6 +147,7 @@ fn target(words: &mut Words, verdict: &Verdict, family: Family) {
         Verdict::Jump(chain) => words.push(format_args!("-j {chain}")),
         Verdict::Goto(chain) => words.push(format_args!("-g {chain}")),
         Verdict::Redirect(port) => words.push(format_args!("-j REDIRECT --to-ports {port}")),
+        Verdict::Snat(to) => words.push(format_args!("-j SNAT --to-source {to}")),
         Verdict::Tproxy { port, mark, .. } => {
             let any = if family == Family::V4 { "0.0.0.0" } else { "::" };
             words.push(format_args!("-j TPROXY --on-port {port} --on-ip {any} --tproxy-mark {mark}/0xffffffff"));
@@ -137,6 +158,9 @@ fn target(words: &mut Words, verdict: &Verdict, family: Family) {
         }
         Verdict::RestoreMark => {
             words.push(format_args!("-j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff"));
+        }
+        Verdict::SetConnectionMark(m) => {
+            words.push(format_args!("-j CONNMARK --set-xmark {:#x}/{:#x}", m.value, m.mask));
         }
         Verdict::CtZone(zone) => words.push(format_args!("-j CT --zone {zone}")),
         Verdict::Unknown(unknown) => words.push(format_args!("{}", unknown.words)),

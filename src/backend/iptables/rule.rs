@@ -192,6 +192,19 @@ impl<'a> Reader<'a> {
                 }
                 Ok(true)
             }
+            ("owner", "--socket-exists") if self.matches.uid.is_none() => {
+                self.matches.uid = Some(Cond { negated, value: RangeList::full() });
+                Ok(true)
+            }
+            ("set", "--match-set") if self.matches.destination_set.is_none() => {
+                let name = self.value(flag)?;
+                if self.peek() != Some("dst") {
+                    return Ok(false);
+                }
+                self.at += 1;
+                self.matches.destination_set = Some(Cond { negated, value: name.into() });
+                Ok(true)
+            }
             ("comment", "--comment") if !negated => {
                 self.comment = Some(self.value(flag)?.to_owned());
                 Ok(true)
@@ -212,6 +225,7 @@ impl<'a> Reader<'a> {
             (_, "ACCEPT", []) => Some(Verdict::Accept),
             (_, "DROP", []) => Some(Verdict::Drop),
             (_, "REDIRECT", ["--to-ports", port]) => port.parse().ok().and_then(Port::new).map(Verdict::Redirect),
+            (_, "SNAT", ["--to-source", to]) => to.parse().ok().map(Verdict::Snat),
             (_, "TPROXY", ["--on-port", port, "--on-ip", "0.0.0.0" | "::", "--tproxy-mark", mark]) => {
                 let port = port.parse().ok().and_then(Port::new);
                 let mark = masked(mark).filter(|m| m.mask == u32::MAX);
@@ -224,6 +238,11 @@ impl<'a> Reader<'a> {
             (_, "CONNMARK", ["--restore-mark", "--nfmask", "0xffffffff", "--ctmask", "0xffffffff"]) => {
                 Some(Verdict::RestoreMark)
             }
+            (
+                _,
+                "CONNMARK",
+                [option @ ("--set-xmark" | "--set-mark" | "--or-mark" | "--and-mark" | "--xor-mark"), mark],
+            ) => set_mark(option, mark).map(Verdict::SetConnectionMark),
             (_, "CT", ["--zone", zone]) => zone.parse().ok().map(Verdict::CtZone),
             // These look at a packet and let it go on.
             (_, "LOG" | "NFLOG" | "TRACE", _) => Some(Verdict::Continue),
@@ -290,7 +309,7 @@ fn masked(text: &str) -> Option<Masked> {
     }
 }
 
-/// What an option of `MARK` does to a mark: `(mark & !mask) ^ value`. iptables-save prints
+/// What an option of `MARK` or `CONNMARK` does to a mark: `(mark & !mask) ^ value`. iptables-save prints
 /// the first one for all of them.
 fn set_mark(option: &str, text: &str) -> Option<Masked> {
     let given = masked(text)?;

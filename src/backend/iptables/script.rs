@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fmt::Write;
 
 use crate::config::types::Family;
-use crate::plan::model::{Chain, ChainName, Table};
+use crate::plan::model::{Chain, ChainName, Dataplane, Table};
 
 use super::ours::{self, OwnPart};
 use super::parse::{Saved, SavedRule, SavedTable};
@@ -15,8 +15,8 @@ use super::render;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
     pub chains: Vec<ChainName>,
-    /// Hook, position in it (counted from 1), words.
-    pub hook_rules: Vec<(ChainName, usize, String)>,
+    /// Hook, position in it (counted from 1; `None`: behind all others), words.
+    pub hook_rules: Vec<(ChainName, Option<usize>, String)>,
     pub chain_rules: Vec<(ChainName, String)>,
 }
 
@@ -27,13 +27,16 @@ impl Wanted {
 }
 
 /// What a lowered plan wants in a table. Its rules come first in a hook, so that nobody's
-/// rule can keep packets from them.
+/// rule can keep packets from them; but for those of an ambient pod, which come last, as
+/// everybody else in ambient mode has them.
 pub fn wanted(lowered: &[Chain], table: Table, family: Family, comments: bool) -> Wanted {
     let mut out = Wanted::default();
+    let first = Dataplane::of(lowered) != Dataplane::Ambient;
     for chain in lowered.iter().filter(|c| c.table == table) {
         let rules = chain.rules.iter().map(|rule| render::rule(rule, family, comments));
         if chain.name.is_hook() {
-            out.hook_rules.extend(rules.enumerate().map(|(at, words)| (chain.name.clone(), at + 1, words)));
+            out.hook_rules
+                .extend(rules.enumerate().map(|(at, words)| (chain.name.clone(), first.then_some(at + 1), words)));
         } else {
             out.chains.push(chain.name.clone());
             out.chain_rules.extend(rules.map(|words| (chain.name.clone(), words)));
@@ -52,7 +55,7 @@ pub fn as_found(saved: &Saved, table: Table) -> Wanted {
     for rule in &saved.rules {
         let position = positions.entry(rule.chain.as_str()).and_modify(|n| *n += 1).or_insert(1);
         if part.hook_rules.iter().any(|(_, ours)| std::ptr::eq(*ours, rule)) {
-            hook_rules.push((ChainName::by_name(&rule.chain), *position, rule.words.clone()));
+            hook_rules.push((ChainName::by_name(&rule.chain), Some(*position), rule.words.clone()));
         }
     }
     let words = |(chain, rule): &(ChainName, &SavedRule)| (chain.clone(), rule.words.clone());
@@ -85,7 +88,10 @@ pub fn table(table: Table, now: Option<&Saved>, wanted: &Wanted) -> String {
         line(format_args!("-D {chain} {}", rule.words));
     }
     for (chain, position, words) in &wanted.hook_rules {
-        line(format_args!("-I {chain} {position} {words}"));
+        match position {
+            Some(position) => line(format_args!("-I {chain} {position} {words}")),
+            None => line(format_args!("-A {chain} {words}")),
+        }
     }
     for (chain, words) in &wanted.chain_rules {
         line(format_args!("-A {chain} {words}"));
@@ -117,7 +123,7 @@ mod tests {
     fn what_was_found_goes_back_to_its_place() {
         let saved = parse(MIXED, Family::V4).unwrap();
         let found = as_found(&saved, Table::Nat);
-        assert_eq!(found.hook_rules, [(ChainName::Output, 2, "-j ISTIO_OUTPUT".to_owned())]);
+        assert_eq!(found.hook_rules, [(ChainName::Output, Some(2), "-j ISTIO_OUTPUT".to_owned())]);
         assert_eq!(found.chain_rules, [(ChainName::OutputMain, "-j RETURN".to_owned())]);
     }
 }

@@ -7,7 +7,7 @@ use crate::backend::listing::Holder;
 use crate::backend::{Backend, BackendError, Backup, Kind, Reading, ours};
 use crate::config::types::Family;
 use crate::plan::canon::Canon;
-use crate::plan::model::{Chain, Plan, Table};
+use crate::plan::model::{Dataplane, Plan, Table};
 use crate::sys::netlink::Netlink;
 
 use super::frame::Frame;
@@ -21,12 +21,14 @@ use super::{errors, list, names};
 pub struct Nftables<'a> {
     netlink: &'a mut Netlink,
     tables: Tables,
+    /// Whose tables are read and removed.
+    dataplane: Dataplane,
 }
 
 impl<'a> Nftables<'a> {
     /// `tables`: what a listing has just shown.
-    pub fn new(netlink: &'a mut Netlink, tables: Tables) -> Self {
-        Self { netlink, tables }
+    pub fn new(netlink: &'a mut Netlink, tables: Tables, dataplane: Dataplane) -> Self {
+        Self { netlink, tables, dataplane }
     }
 
     fn list_error(source: io::Error) -> BackendError {
@@ -49,9 +51,10 @@ impl<'a> Nftables<'a> {
     ) -> Result<(), TransactionError> {
         let mut transaction = self.transaction();
         for table in Table::ALL {
+            let name = names::table(self.dataplane, table);
             match (wanted.get(&table), stands(table)) {
-                (Some(listed), stands) => transaction.restore(table, stands, listed),
-                (None, Some(_)) => transaction.delete_table(names::table(table)),
+                (Some(listed), stands) => transaction.restore(name, stands, listed),
+                (None, Some(_)) => transaction.delete_table(name),
                 (None, None) => {}
             }
         }
@@ -62,11 +65,6 @@ impl<'a> Nftables<'a> {
     fn transaction(&self) -> Transaction {
         Transaction::new(Some(self.tables.generation))
     }
-}
-
-/// The chains of one table of a plan.
-fn chains_of(plan: &Plan, table: Table) -> Vec<&Chain> {
-    plan.chains.iter().filter(|c| c.table == table).collect()
 }
 
 /// The tables in which a plan differs from what was found, in either family; all of them
@@ -88,11 +86,11 @@ impl Backend for Nftables<'_> {
     }
 
     fn read(&mut self) -> Result<Reading, BackendError> {
-        let present: Vec<Table> = self.tables.ours().collect();
+        let present: Vec<Table> = self.tables.ours(self.dataplane).collect();
         if present.is_empty() {
             return Ok(Reading::nothing());
         }
-        let (tables, raw) = list::ours(self.netlink, &present).map_err(Self::list_error)?;
+        let (tables, raw) = list::ours(self.netlink, self.dataplane, &present).map_err(Self::list_error)?;
         let tables = listed(&tables);
         let held = ours::of_holder(Holder::Kernel(Kind::Nftables), &tables.iter().collect::<Vec<_>>());
         Ok(Reading { present: true, plan: held.plan, strange: held.strange, backup: Backup::Nftables(raw) })
@@ -101,7 +99,7 @@ impl Backend for Nftables<'_> {
     fn apply(&mut self, plan: &Plan, found: &Reading) -> Result<(), BackendError> {
         let mut transaction = self.transaction();
         for table in changed(plan, found) {
-            transaction.set_plan_table(table, frame(found, table), &chains_of(plan, table), plan.families);
+            transaction.set_plan_table(plan, table, frame(found, table));
         }
         Ok(transaction.commit(self.netlink)?)
     }
@@ -109,8 +107,8 @@ impl Backend for Nftables<'_> {
     fn remove(&mut self, _found: &Reading) -> Result<(), BackendError> {
         self.list_again()?;
         let mut transaction = self.transaction();
-        for table in self.tables.ours() {
-            transaction.delete_table(names::table(table));
+        for table in self.tables.ours(self.dataplane) {
+            transaction.delete_table(names::table(self.dataplane, table));
         }
         Ok(transaction.commit(self.netlink)?)
     }
@@ -125,8 +123,9 @@ impl Backend for Nftables<'_> {
             // Before Linux 6.4 a set's name is free again only once its rules are gone for good.
             Err(TransactionError::Refused { .. }) if !wanted.is_empty() => {
                 self.list_again()?;
+                let ours = self.tables.ours(self.dataplane);
                 let odd: HashMap<Table, Frame> =
-                    self.tables.ours().map(|table| (table, Frame { odd: true, ..Frame::default() })).collect();
+                    ours.map(|table| (table, Frame { odd: true, ..Frame::default() })).collect();
                 Ok(self.put_back(wanted, |table| odd.get(&table))?)
             }
             result => Ok(result?),
@@ -135,7 +134,7 @@ impl Backend for Nftables<'_> {
 
     fn steps(&self, plan: &Plan, found: &Reading) -> usize {
         let at_once = |table: Table| {
-            let chains = chains_of(plan, table);
+            let chains = plan.chains_of(table);
             chains.is_empty() || frame(found, table).is_none_or(|stands| stands.fits(&Frame::of(table, &chains)))
         };
         // A base chain that is made again is there twice for a moment.

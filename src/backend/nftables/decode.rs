@@ -16,7 +16,7 @@ use super::field::{Field, ct_field, meta_field};
 use super::marks;
 use super::names;
 use super::steps::{self, Step};
-use super::value::native;
+use super::value::{ip, native};
 use super::words::{phrase, statement};
 
 /// A rule as the kernel lists it.
@@ -188,7 +188,12 @@ impl<'a> Reader<'a> {
             Expr::Counter { packets, bytes } => {
                 self.counters = Some(Counters { packets: *packets, bytes: *bytes });
             }
-            Expr::MetaSet(_) | Expr::CtSet(_) | Expr::Redir | Expr::Tproxy { .. } | Expr::Verdict { .. } => {
+            Expr::MetaSet(_)
+            | Expr::CtSet(_)
+            | Expr::Redir
+            | Expr::Snat { .. }
+            | Expr::Tproxy { .. }
+            | Expr::Verdict { .. } => {
                 match self.statement(expr) {
                     Some(Verdict::Continue) => {}
                     Some(verdict) => self.does(verdict, self.open.map_or(at, |open| open.from), at),
@@ -336,6 +341,7 @@ impl<'a> Reader<'a> {
         match (expr, &self.register) {
             (Expr::Verdict { code, chain }, _) => verdict(*code, chain.as_deref()),
             (Expr::Redir, register) => port(register).map(Verdict::Redirect),
+            (Expr::Snat { .. }, register) => ip(&value(register)?).map(Verdict::Snat),
             // The mark stands in a step of its own: see `steps::apart`.
             (Expr::Tproxy { .. }, register) => {
                 port(register).map(|port| Verdict::Tproxy { port, mark: Mark::new(0), closed: false })
@@ -353,6 +359,13 @@ impl<'a> Reader<'a> {
                 Register::Field { field: Field::Mark, mask: Some(keep), xor: Some(xor), .. },
             ) => Some(Verdict::SetMark(Masked { value: native(xor)?, mask: !native(keep)? })),
             (Expr::CtSet(ct::MARK), Register::Field { field: Field::Mark, mask: None, .. }) => Some(Verdict::SaveMark),
+            (Expr::CtSet(ct::MARK), Register::Value(bytes)) => {
+                native(bytes).map(|value| Verdict::SetConnectionMark(Masked { value, mask: u32::MAX }))
+            }
+            (
+                Expr::CtSet(ct::MARK),
+                Register::Field { field: Field::ConnectionMark, mask: Some(keep), xor: Some(xor), .. },
+            ) => Some(Verdict::SetConnectionMark(Masked { value: native(xor)?, mask: !native(keep)? })),
             (Expr::CtSet(ct::ZONE), Register::Value(bytes)) => {
                 Some(Verdict::CtZone(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?)))
             }

@@ -63,7 +63,7 @@ impl Key {
 /// with any ending apart from exact ones. A family that is there has to be asked for.
 pub fn split(rule: &Rule, families: Families, in_hook: bool) -> Vec<(Matches, Option<Family>)> {
     let m = &rule.matches;
-    let by_address = m.source.is_some() || m.destination.is_some();
+    let by_address = m.source.is_some() || m.destination.is_some() || m.destination_set.is_some();
     // Packets of other families never get past the hooks, so only there, and where a rule
     // is for one of two families, does a rule have to ask.
     let here = if in_hook { Families::BOTH } else { families };
@@ -159,6 +159,11 @@ impl Encoder {
                 if let Some(cond) = cond {
                     self.networks(family, offset, cond, &mut out)?;
                 }
+            }
+            if let Some(Cond { negated, value }) = &m.destination_set {
+                let len = u32::from(family.bits()) / 8;
+                out.push(Expr::Payload { base: payload::NETWORK, offset: destination, len });
+                out.push(Expr::Lookup { set: value.to_string(), id: None, negated: *negated });
             }
         }
         if let Some(cond) = &m.protocol {
@@ -347,6 +352,11 @@ fn set_mark(mark: u32) -> [Expr; 2] {
     [Expr::Immediate(mark.to_ne_bytes().to_vec()), Expr::MetaSet(meta::MARK)]
 }
 
+/// Leaves of a mark what the mask does not have, and adds the value.
+fn changed(mark: Masked) -> Expr {
+    Expr::Bitwise { mask: (!mark.mask).to_ne_bytes().to_vec(), xor: mark.value.to_ne_bytes().to_vec() }
+}
+
 /// What a verdict takes, in as many rules as it takes.
 fn statements(v: &Verdict, family: Option<Family>) -> Vec<Vec<Expr>> {
     let mut out = vec![statement(v, family)];
@@ -366,6 +376,10 @@ fn statement(v: &Verdict, family: Option<Family>) -> Vec<Expr> {
         Verdict::Jump(chain) => verdict(code::JUMP, Some(names::chain(chain))),
         Verdict::Goto(chain) => verdict(code::GOTO, Some(names::chain(chain))),
         Verdict::Redirect(port) => vec![Expr::Immediate(port.get().to_be_bytes().to_vec()), Expr::Redir],
+        Verdict::Snat(to) => {
+            let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
+            vec![Expr::Immediate(bytes(*to)), Expr::Snat { family: nfproto(family).into() }]
+        }
         Verdict::Tproxy { port, mark, .. } => {
             let mut out = vec![
                 Expr::Immediate(port.get().to_be_bytes().to_vec()),
@@ -376,13 +390,13 @@ fn statement(v: &Verdict, family: Option<Family>) -> Vec<Expr> {
             out
         }
         Verdict::SetMark(m) if m.mask == u32::MAX => set_mark(m.value).to_vec(),
-        Verdict::SetMark(m) => vec![
-            Expr::Meta(meta::MARK),
-            Expr::Bitwise { mask: (!m.mask).to_ne_bytes().to_vec(), xor: m.value.to_ne_bytes().to_vec() },
-            Expr::MetaSet(meta::MARK),
-        ],
+        Verdict::SetMark(m) => vec![Expr::Meta(meta::MARK), changed(*m), Expr::MetaSet(meta::MARK)],
         Verdict::SaveMark => vec![Expr::Meta(meta::MARK), Expr::CtSet(ct::MARK)],
         Verdict::RestoreMark => vec![Expr::Ct(ct::MARK), Expr::MetaSet(meta::MARK)],
+        Verdict::SetConnectionMark(m) if m.mask == u32::MAX => {
+            vec![Expr::Immediate(m.value.to_ne_bytes().to_vec()), Expr::CtSet(ct::MARK)]
+        }
+        Verdict::SetConnectionMark(m) => vec![Expr::Ct(ct::MARK), changed(*m), Expr::CtSet(ct::MARK)],
         Verdict::CtZone(zone) => vec![Expr::Immediate(zone.to_ne_bytes().to_vec()), Expr::CtSet(ct::ZONE)],
     }
 }

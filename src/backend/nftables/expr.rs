@@ -129,6 +129,10 @@ pub enum Expr {
     },
     /// Destination port of the pod itself, from the register.
     Redir,
+    /// Source address, from the register; `family` is `NFPROTO_*`.
+    Snat {
+        family: u32,
+    },
     /// To the socket on the port in the register; `family` is `NFPROTO_*`, 0 for both.
     Tproxy {
         family: u32,

@@ -35,6 +35,7 @@ fn name(expr: &Expr) -> &str {
         Expr::Immediate(_) | Expr::Verdict { .. } => "immediate",
         Expr::Counter { .. } => "counter",
         Expr::Redir => "redir",
+        Expr::Snat { .. } => "nat",
         Expr::Tproxy { .. } => "tproxy",
         Expr::Xt { target: true, .. } => "target",
         Expr::Xt { .. } => "match",
@@ -129,6 +130,10 @@ fn write_one(expr: &Expr, out: &mut Attrs) {
             out.u64(NFTA_COUNTER_PACKETS, *packets);
         }
         Expr::Redir => out.u32(NFTA_REDIR_REG_PROTO_MIN, REGISTER),
+        Expr::Snat { family } => registers(
+            out,
+            &[(NFTA_NAT_TYPE, NFT_NAT_SNAT), (NFTA_NAT_FAMILY, *family), (NFTA_NAT_REG_ADDR_MIN, REGISTER)],
+        ),
         Expr::Tproxy { family } => registers(out, &[(NFTA_TPROXY_FAMILY, *family), (NFTA_TPROXY_REG_PORT, REGISTER)]),
         Expr::Xt { name, revision, info, .. } => {
             // NFTA_TARGET_* have the same numbers.
@@ -226,6 +231,17 @@ fn parse(name: &str, data: &[u8]) -> Option<Expr> {
         "dynset" => {
             Expr::Update { verb: UpdateVerb::by_number(number(NFTA_DYNSET_OP)?)?, set: text(NFTA_DYNSET_SET_NAME)? }
         }
+        // To one address, and no port of its own. The kernel repeats the register.
+        "nat"
+            if number(NFTA_NAT_TYPE) == Some(NFT_NAT_SNAT)
+                && is_ours(NFTA_NAT_REG_ADDR_MIN)
+                && number(NFTA_NAT_REG_ADDR_MAX).is_none_or(|max| max == REGISTER)
+                && !has(NFTA_NAT_REG_PROTO_MIN)
+                && !has(NFTA_NAT_REG_PROTO_MAX)
+                && number(NFTA_NAT_FLAGS).is_none_or(|flags| flags & !NF_NAT_RANGE_MAP_IPS == 0) =>
+        {
+            Expr::Snat { family: number(NFTA_NAT_FAMILY)? }
+        }
         "tproxy" if is_ours(NFTA_TPROXY_REG_PORT) && !has(NFTA_TPROXY_REG_ADDR) => {
             Expr::Tproxy { family: number(NFTA_TPROXY_FAMILY)? }
         }
@@ -280,6 +296,7 @@ mod tests {
             Expr::Counter { packets: 1, bytes: 1 << 40 },
             Expr::Redir,
             Expr::Tproxy { family: 0 },
+            Expr::Snat { family: 2 },
             Expr::Xt { target: true, name: "REDIRECT".into(), revision: 0, info: vec![1, 2, 3, 4] },
             Expr::Unknown { role: Role::Decision(Effect::Unknown), words: "nothing-known".into() },
         ];

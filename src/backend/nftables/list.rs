@@ -6,7 +6,7 @@ use std::io;
 
 use crate::backend::hook::{Base, ChainKind};
 use crate::config::types::Interface;
-use crate::plan::model::Table;
+use crate::plan::model::{Dataplane, Table};
 use crate::sys::netlink::{Netlink, Received};
 
 use super::comment::comment_of;
@@ -42,12 +42,16 @@ pub fn everything(netlink: &mut Netlink, most: usize) -> io::Result<Vec<NftTable
 /// # Errors
 ///
 /// The kernel's, when it does not answer.
-pub fn ours(netlink: &mut Netlink, present: &[Table]) -> io::Result<(Vec<NftTable>, HashMap<Table, Raw>)> {
+pub fn ours(
+    netlink: &mut Netlink,
+    dataplane: Dataplane,
+    present: &[Table],
+) -> io::Result<(Vec<NftTable>, HashMap<Table, Raw>)> {
     let mut lister = Lister { most: usize::MAX, ..Lister::default() };
     let mut raw = HashMap::new();
     for &table in present {
         lister.raw = Some(Raw::default());
-        let name = names::table(table);
+        let name = names::table(dataplane, table);
         let question = request(Msg::GetTable, 0, NfFamily::INET, |a| a.string(NFTA_TABLE_NAME, name));
         netlink.get(question.bytes(), |message| lister.table(&message))?;
         lister.rest(netlink, NfFamily::INET, Some(name))?;
@@ -221,7 +225,7 @@ struct ListedSet {
 }
 
 /// A rule as it is listed.
-fn listed(attributes: &[u8]) -> Listed {
+pub(super) fn listed(attributes: &[u8]) -> Listed {
     Listed {
         exprs: find(attributes, NFTA_RULE_EXPRESSIONS).map(|a| expr_bytes::read(a.value)).unwrap_or_default(),
         comment: find(attributes, NFTA_RULE_USERDATA).and_then(|a| comment_of(a.value)),
@@ -232,7 +236,7 @@ fn listed(attributes: &[u8]) -> Listed {
 
 /// Where the kernel enters a chain, and the devices that it is bound to; `None`: it is only
 /// jumped to.
-fn base(message: &Received) -> Option<(Base, Option<Devices>)> {
+pub(super) fn base(message: &Received) -> Option<(Base, Option<Devices>)> {
     let attrs = message.attributes();
     let hook = find(attrs, NFTA_CHAIN_HOOK)?;
     let (mut number, mut priority, mut devices) = (0, 0, None);

@@ -38,5 +38,8 @@ pub(super) fn each(exprs: &[Expr], around: &dyn TableContents) -> Option<Vec<Vec
 /// Whether a packet that a step for one mark is done to cannot come to meet that for another.
 pub(super) fn is_apart(step: &Step) -> bool {
     use Verdict as V;
-    !matches!(step.verdict, V::SetMark(_) | V::SaveMark | V::RestoreMark | V::CtZone(_) | V::Jump(_))
+    !matches!(
+        step.verdict,
+        V::SetMark(_) | V::SetConnectionMark(_) | V::SaveMark | V::RestoreMark | V::CtZone(_) | V::Jump(_)
+    )
 }

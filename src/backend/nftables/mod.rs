@@ -22,6 +22,7 @@ pub mod list;
 mod marks;
 pub mod names;
 mod nfta;
+pub mod probes;
 pub mod raw;
 pub mod script;
 pub mod sets;

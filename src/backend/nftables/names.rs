@@ -1,20 +1,30 @@
-//! What an interception's tables and chains are called in nftables.
+//! What tables and chains of ours are called in nftables.
 
 use crate::backend::hook::{Base, ChainKind, Hook};
-use crate::plan::model::{ChainName, Table};
+use crate::plan::model::{ChainName, Dataplane, Table};
 
 /// The name of our table for one kind of rules; its family is `inet`.
-pub fn table(table: Table) -> &'static str {
-    match table {
-        Table::Raw => "istio-proxy-raw",
-        Table::Mangle => "istio-proxy-mangle",
-        Table::Nat => "istio-proxy-nat",
+pub fn table(dataplane: Dataplane, table: Table) -> &'static str {
+    match (dataplane, table) {
+        (Dataplane::Sidecar, Table::Raw) => "istio-proxy-raw",
+        (Dataplane::Sidecar, Table::Mangle) => "istio-proxy-mangle",
+        (Dataplane::Sidecar, Table::Nat) => "istio-proxy-nat",
+        // A node is no pod: there the same names are of other rules.
+        (Dataplane::Ambient | Dataplane::Node, Table::Raw) => "istio-ambient-raw",
+        (Dataplane::Ambient | Dataplane::Node, Table::Mangle) => "istio-ambient-mangle",
+        (Dataplane::Ambient | Dataplane::Node, Table::Nat) => "istio-ambient-nat",
     }
 }
 
-/// Which of our tables a name means.
-pub fn table_by_name(name: &str) -> Option<Table> {
-    Table::ALL.into_iter().find(|&t| table(t) == name)
+/// Which of the tables for a dataplane a name means.
+pub fn table_of(dataplane: Dataplane, name: &str) -> Option<Table> {
+    Table::ALL.into_iter().find(|&t| table(dataplane, t) == name)
+}
+
+/// Which of our tables a name means, and whose it is; a node's are called as an ambient pod's.
+pub fn table_by_name(name: &str) -> Option<(Dataplane, Table)> {
+    let mut whose = [Dataplane::Sidecar, Dataplane::Ambient].into_iter();
+    whose.find_map(|dataplane| Some((dataplane, table_of(dataplane, name)?)))
 }
 
 /// Whether iptables-nft calls a table so, and nobody else should.
@@ -25,17 +35,18 @@ pub fn is_of_iptables(name: &str) -> bool {
 /// The guard: a table that holds back what is taken while rules are being changed.
 pub const GUARD: &str = "podweir-guard";
 
-/// A chain's name: the iptables one in lower case with dashes.
+/// A chain's name: the iptables one in lower case with dashes, where that is not cut short.
 pub fn chain(name: &ChainName) -> String {
     match name {
+        ChainName::AmbientIn => "istio-prerouting".into(),
+        ChainName::NodeOut => "istio-postrouting".into(),
         ChainName::Other(name) => name.to_string(),
         known => known.name().to_ascii_lowercase().replace('_', "-"),
     }
 }
 
 pub fn chain_by_name(name: &str) -> ChainName {
-    let hooks = [ChainName::Prerouting, ChainName::Output];
-    match hooks.into_iter().chain(ChainName::OWN).find(|c| chain(c) == name) {
+    match ChainName::HOOKS.into_iter().chain(ChainName::OWN).find(|c| chain(c) == name) {
         Some(known) => known,
         None => ChainName::Other(name.into()),
     }
@@ -47,6 +58,7 @@ pub fn base(table: Table, chain: &ChainName) -> Option<Base> {
     let hook = match chain {
         ChainName::Prerouting => Hook::Prerouting,
         ChainName::Output => Hook::Output,
+        ChainName::Postrouting => Hook::Postrouting,
         _ => return None,
     };
     let (kind, priority) = match table {
@@ -54,6 +66,8 @@ pub fn base(table: Table, chain: &ChainName) -> Option<Base> {
         // Only a chain of kind `route` looks the route up again after changing the mark.
         Table::Mangle if hook == Hook::Output => (ChainKind::Route, -150),
         Table::Mangle => (ChainKind::Filter, -150),
+        // Where sources are rewritten (`NF_IP_PRI_NAT_SRC`).
+        Table::Nat if hook == Hook::Postrouting => (ChainKind::Nat, 100),
         Table::Nat => (ChainKind::Nat, -100),
     };
     Some(Base::accepting(kind, hook, priority))

@@ -57,6 +57,7 @@ pub const NFTA_SET_EXPRESSIONS: u16 = 18;
 pub const NFTA_SET_ELEM_KEY: u16 = 1;
 pub const NFTA_SET_ELEM_DATA: u16 = 2;
 pub const NFTA_SET_ELEM_FLAGS: u16 = 3;
+pub const NFTA_SET_ELEM_USERDATA: u16 = 6;
 pub const NFTA_SET_ELEM_KEY_END: u16 = 10;
 
 // enum nft_set_elem_list_attributes
@@ -168,6 +169,12 @@ pub const NFTA_QUOTA_FLAGS: u16 = 2;
 
 // enum nft_nat_attributes
 pub const NFTA_NAT_TYPE: u16 = 1;
+pub const NFTA_NAT_FAMILY: u16 = 2;
+pub const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
+pub const NFTA_NAT_REG_ADDR_MAX: u16 = 4;
+pub const NFTA_NAT_REG_PROTO_MIN: u16 = 5;
+pub const NFTA_NAT_REG_PROTO_MAX: u16 = 6;
+pub const NFTA_NAT_FLAGS: u16 = 7;
 
 // enum nft_tproxy_attributes
 pub const NFTA_TPROXY_FAMILY: u16 = 1;
@@ -249,3 +256,5 @@ pub const NFT_QUOTA_F_INV: u32 = 1;
 
 // enum nft_nat_types
 pub const NFT_NAT_SNAT: u32 = 0;
+/// `NF_NAT_RANGE_MAP_IPS`: the kernel's own word for there being an address.
+pub const NF_NAT_RANGE_MAP_IPS: u32 = 1;

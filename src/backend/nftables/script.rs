@@ -1,5 +1,6 @@
 //! A plan as a script for `nft -f`: what the native backend would do, in nft's words.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use ipnet::IpNet;
@@ -20,9 +21,13 @@ pub fn script(plan: &Plan) -> String {
         if chains.is_empty() {
             continue;
         }
-        let name = names::table(table);
+        let name = names::table(plan.dataplane, table);
         // Making the table first lets the removal succeed where it is not there yet.
         let _ = writeln!(out, "table inet {name}\ndelete table inet {name}\ntable inet {name} {{");
+        for (family, set) in named_sets(&chains) {
+            let key = if family == Family::V4 { "ipv4_addr" } else { "ipv6_addr" };
+            let _ = writeln!(out, "\tset {set} {{\n\t\ttype {key}\n\t}}");
+        }
         for chain in chains {
             let _ = writeln!(out, "\tchain {} {{", names::chain(&chain.name));
             if let Some(base) = names::base(table, &chain.name) {
@@ -39,6 +44,14 @@ pub fn script(plan: &Plan) -> String {
         out.push_str("}\n");
     }
     out
+}
+
+/// The sets that rules look into by name, each with the family of its addresses.
+fn named_sets<'a>(chains: &[&'a Chain]) -> BTreeSet<(Family, &'a str)> {
+    let rules = chains.iter().flat_map(|chain| &chain.rules);
+    let sets =
+        rules.filter_map(|rule| Some((rule.families.iter().next()?, &*rule.matches.destination_set.as_ref()?.value)));
+    sets.collect()
 }
 
 /// A rule as nft rules.
@@ -63,7 +76,7 @@ pub fn rule_lines(rule: &Rule, families: Families, in_hook: bool) -> Vec<String>
 /// `None` where no packet can meet the conditions.
 fn conditions(m: &Matches, family: Option<Family>) -> Option<Vec<String>> {
     let mut out = Vec::new();
-    let addresses = m.source.is_some() || m.destination.is_some();
+    let addresses = m.source.is_some() || m.destination.is_some() || m.destination_set.is_some();
     if let Some(family) = family.filter(|_| !addresses) {
         out.push(format!("meta nfproto {}", if family == Family::V4 { "ipv4" } else { "ipv6" }));
     }
@@ -76,6 +89,9 @@ fn conditions(m: &Matches, family: Option<Family>) -> Option<Vec<String>> {
             if let Some(cond) = cond {
                 out.push(networks(&format!("{ip} {key}"), cond, family)?);
             }
+        }
+        if let Some(Cond { negated, value }) = &m.destination_set {
+            out.push(format!("{ip} daddr {}@{value}", if *negated { "!= " } else { "" }));
         }
     }
     protocol_and_ports(m, &mut out);
@@ -162,6 +178,7 @@ fn statement(verdict: &Verdict, family: Option<Family>) -> String {
         Verdict::Jump(chain) => format!("jump {}", names::chain(chain)),
         Verdict::Goto(chain) => format!("goto {}", names::chain(chain)),
         Verdict::Redirect(port) => format!("redirect to :{port}"),
+        Verdict::Snat(to) => format!("snat {} to {to}", if to.is_ipv4() { "ip" } else { "ip6" }),
         Verdict::Tproxy { port, mark, .. } => {
             let ip = family.map_or("", |f| if f == Family::V4 { "ip " } else { "ip6 " });
             format!("tproxy {ip}to :{port} meta mark set {mark} accept")
@@ -170,6 +187,8 @@ fn statement(verdict: &Verdict, family: Option<Family>) -> String {
         Verdict::SetMark(m) => format!("meta mark set meta mark & {:#x} ^ {:#x}", !m.mask, m.value),
         Verdict::SaveMark => "ct mark set meta mark".into(),
         Verdict::RestoreMark => "meta mark set ct mark".into(),
+        Verdict::SetConnectionMark(m) if m.mask == u32::MAX => format!("ct mark set {:#x}", m.value),
+        Verdict::SetConnectionMark(m) => format!("ct mark set ct mark & {:#x} ^ {:#x}", !m.mask, m.value),
         Verdict::CtZone(zone) => format!("ct zone set {zone}"),
     }
 }

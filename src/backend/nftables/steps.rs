@@ -5,7 +5,7 @@
 
 use crate::config::types::{Families, Mark};
 use crate::plan::effect::{Effect, Unmodelled};
-use crate::plan::model::{Matches, Verdict};
+use crate::plan::model::{Cond, Masked, Matches, Verdict};
 
 use super::expr::{Expr, Role};
 use super::words;
@@ -27,7 +27,7 @@ pub(super) struct Step {
 /// Whether nothing that stands behind a verdict is ever looked at.
 pub(super) fn ends(verdict: &Verdict) -> bool {
     use Verdict as V;
-    matches!(verdict, V::Return | V::Accept | V::Drop | V::Jump(_) | V::Goto(_) | V::Redirect(_))
+    matches!(verdict, V::Return | V::Accept | V::Drop | V::Jump(_) | V::Goto(_) | V::Redirect(_) | V::Snat(_))
 }
 
 /// The same steps so that each can be a rule of its own. `exprs`: the rule's.
@@ -71,7 +71,10 @@ fn is_next(step: &Step, next: &Step, exprs: &[Expr]) -> bool {
 
 /// What is done to a packet right before it is dropped makes no difference to anybody.
 fn without_effect_on_the_dropped(mut steps: Vec<Step>, exprs: &[Expr]) -> Vec<Step> {
-    let is_mark = |step: &Step| matches!(step.verdict, Verdict::SetMark(_) | Verdict::RestoreMark | Verdict::SaveMark);
+    let is_mark = |step: &Step| {
+        use Verdict as V;
+        matches!(step.verdict, V::SetMark(_) | V::RestoreMark | V::SaveMark | V::SetConnectionMark(_))
+    };
     while let [.., vain, last] = &steps[..]
         && last.verdict == Verdict::Drop
         && is_mark(vain)
@@ -88,13 +91,19 @@ fn without_effect_on_the_dropped(mut steps: Vec<Step>, exprs: &[Expr]) -> Vec<St
 /// would ask them of another packet than the kernel does.
 fn changes_asked(verdict: &Verdict, m: &Matches) -> bool {
     match verdict {
-        Verdict::SetMark(set) => m.mark.as_ref().is_some_and(|cond| cond.value.mask & (set.mask | set.value) != 0),
+        Verdict::SetMark(set) => touches(*set, &m.mark),
+        Verdict::SetConnectionMark(set) => touches(*set, &m.connection_mark),
         Verdict::RestoreMark => m.mark.is_some(),
         Verdict::SaveMark => m.connection_mark.is_some(),
         // It makes the packet one of another connection, or of none yet.
         Verdict::CtZone(_) => m.connection_state.is_some() || m.connection_mark.is_some(),
         _ => false,
     }
+}
+
+/// Whether changing a mark so changes bits that a condition asks for.
+fn touches(set: Masked, asked: &Option<Cond<Masked>>) -> bool {
+    asked.as_ref().is_some_and(|cond| cond.value.mask & (set.mask | set.value) != 0)
 }
 
 /// Steps in words, with the conditions between them.

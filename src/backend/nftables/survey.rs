@@ -3,7 +3,7 @@
 use std::io;
 
 use crate::config::types::Family;
-use crate::plan::model::{ChainName, Table};
+use crate::plan::model::{ChainName, Dataplane, Table};
 use crate::sys::netlink::Netlink;
 
 use super::dump::{dump, request, text};
@@ -30,10 +30,10 @@ pub enum NfFamilyName {
 }
 
 impl Tables {
-    /// The tables of an interception that are there.
-    pub fn ours(&self) -> impl Iterator<Item = Table> + '_ {
+    /// The tables for a dataplane that are there.
+    pub fn ours(&self, dataplane: Dataplane) -> impl Iterator<Item = Table> + '_ {
         let inet = self.tables.iter().filter(|(family, _)| *family == NfFamilyName::Inet);
-        inet.filter_map(|(_, name)| names::table_by_name(name))
+        inet.filter_map(move |(_, name)| names::table_of(dataplane, name))
     }
 
     /// Whether there are tables of others, but for those that only iptables-nft makes.

@@ -4,11 +4,11 @@ use std::io;
 
 use crate::backend::hook::Base;
 use crate::config::types::Families;
-use crate::plan::model::{Chain, Table};
+use crate::plan::model::{Chain, Plan, Table};
 use crate::sys::netlink::Netlink;
 
 use super::comment::comment;
-use super::encode::{ANONYMOUS, Encoder, NftRule, Set};
+use super::encode::{ANONYMOUS, Encoder, Key, NftRule, Set};
 use super::errors;
 use super::expr_bytes;
 use super::frame::Frame;
@@ -25,6 +25,8 @@ use super::wire::{
 const SUBSYSTEM: u16 = 10;
 /// Attributes hold at most 64 KiB; a set with more elements takes several messages.
 const ELEMENTS_PER_MESSAGE: usize = 700;
+/// The same for elements with a comment, of up to 250 bytes.
+const COMMENTED_PER_MESSAGE: usize = 200;
 
 /// Why the kernel did not take a transaction. It then holds what it held before.
 #[derive(Debug, thiserror::Error)]
@@ -171,8 +173,9 @@ impl Transaction {
     }
 
     /// Lets one of our tables hold what a plan wants of it. `stands`: the table that is there.
-    pub fn set_plan_table(&mut self, table: Table, stands: Option<&Frame>, chains: &[&Chain], families: Families) {
-        let name = names::table(table);
+    pub fn set_plan_table(&mut self, plan: &Plan, table: Table, stands: Option<&Frame>) {
+        let name = names::table(plan.dataplane, table);
+        let chains: &[&Chain] = &plan.chains_of(table);
         let wanted = Frame::of(table, chains);
         let stays = stands.filter(|stands| stands.fits(&wanted) && !chains.is_empty());
         match (stands, stays) {
@@ -186,8 +189,19 @@ impl Transaction {
         if stays.is_none() {
             self.add_table(name);
         }
-        // Chains first, then what they hold, since rules jump around.
-        for chain in chains {
+        self.add_chains(plan, table, stays);
+    }
+
+    /// Lets a table that has just been made hold what a plan wants of it.
+    pub fn fill(&mut self, plan: &Plan, table: Table) {
+        self.add_chains(plan, table, None);
+    }
+
+    /// Chains first, then what they hold, since rules jump around.
+    fn add_chains(&mut self, plan: &Plan, table: Table, stays: Option<&Frame>) {
+        let name = names::table(plan.dataplane, table);
+        let chains = plan.chains_of(table);
+        for chain in &chains {
             let chain_name = names::chain(&chain.name);
             match names::base(table, &chain.name) {
                 _ if stays.is_some_and(|stays| stays.has(&chain_name)) => {}
@@ -195,7 +209,56 @@ impl Transaction {
                 None => self.add_chain(name, &chain_name),
             }
         }
-        self.add_rules(name, chains, families);
+        self.add_rules(name, &chains, plan.families);
+    }
+
+    /// Adds a set that rules look into by its name.
+    pub fn add_named_set(&mut self, table: &'static str, name: &str, key: Key) {
+        let id = self.next_set;
+        self.next_set += 1;
+        self.push(Msg::NewSet, NLM_F_CREATE | NLM_F_EXCL, About::Set { table, elements: 0 }, |a| {
+            a.string(1, table);
+            a.string(2, name);
+            a.u32(3, 0);
+            a.u32(4, key.number());
+            a.u32(5, key.length());
+            a.u32(10, id);
+        });
+    }
+
+    /// Adds elements, each with a comment, to a set with a name.
+    pub fn add_elements(&mut self, table: &'static str, set: &str, elements: &[(Vec<u8>, String)]) {
+        for part in elements.chunks(COMMENTED_PER_MESSAGE) {
+            let about = About::Set { table, elements: elements.len() };
+            self.push(Msg::NewSetElem, NLM_F_CREATE | NLM_F_EXCL, about, |a| {
+                a.string(1, table);
+                a.string(2, set);
+                a.nested(3, |a| {
+                    for (key, text) in part {
+                        a.nested(1, |a| {
+                            a.nested(1, |a| a.bytes(1, key));
+                            a.bytes(6, &comment(text)); // NFTA_SET_ELEM_USERDATA
+                        });
+                    }
+                });
+            });
+        }
+    }
+
+    /// Takes elements out of a set with a name; they must be there.
+    pub fn delete_elements(&mut self, table: &'static str, set: &str, keys: &[Vec<u8>]) {
+        for part in keys.chunks(ELEMENTS_PER_MESSAGE) {
+            let about = About::Set { table, elements: keys.len() };
+            self.push(Msg::DelSetElem, 0, about, |a| {
+                a.string(1, table);
+                a.string(2, set);
+                a.nested(3, |a| {
+                    for key in part {
+                        a.nested(1, |a| a.nested(1, |a| a.bytes(1, key)));
+                    }
+                });
+            });
+        }
     }
 
     /// Adds rules to chains of a table.
@@ -275,11 +338,11 @@ impl Transaction {
 
     /// Lets one of our tables hold what was listed of it, or makes it again. `stands`: the
     /// table that is there.
-    pub fn restore(&mut self, table: Table, stands: Option<&Frame>, listed: &Raw) {
+    pub fn restore(&mut self, table: &'static str, stands: Option<&Frame>, listed: &Raw) {
         let stays = stands.filter(|stands| stands.fits(&listed.frame));
         match (stands, stays) {
-            (_, Some(stays)) => self.clear(names::table(table), stays, &listed.frame),
-            (Some(_), None) => self.delete_table(names::table(table)),
+            (_, Some(stays)) => self.clear(table, stays, &listed.frame),
+            (Some(_), None) => self.delete_table(table),
             (None, None) => {}
         }
         for (msg, attributes) in &listed.messages {

@@ -1,12 +1,20 @@
 //! The values of expressions: bytes to numbers, names and ranges, and their places among
 //! a rule's conditions.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 use crate::config::ranges::{RangeList, Step};
 use crate::config::types::{Family, Interface};
 use crate::plan::canon::address;
 use crate::plan::model::Cond;
+
+/// An address by its length.
+pub(super) fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    let v6 = || <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from);
+    <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from).or_else(v6)
+}
 
 /// Puts a condition where none is yet.
 pub(super) fn place<T: PartialEq>(slot: &mut Option<Cond<T>>, cond: Cond<T>) -> Option<()> {

@@ -37,6 +37,7 @@ pub enum Msg {
     GetSet = 10,
     NewSetElem = 12,
     GetSetElem = 13,
+    DelSetElem = 14,
     GetGen = 16,
 }
 

@@ -349,6 +349,7 @@ pub(super) fn phrase(exprs: &[Expr]) -> String {
             Expr::Immediate(bytes) => out.push(if set { value(bytes, Written::Host) } else { plain(bytes) }),
             Expr::Verdict { code, chain } => out.push(verdict(*code, chain.as_deref())),
             Expr::Redir => out.push("redirect".into()),
+            Expr::Snat { .. } => out.push("snat".into()),
             Expr::Tproxy { .. } => out.push("tproxy".into()),
             Expr::Xt { target, name, .. } => {
                 out.push(format!("xt {} {name}", if *target { "target" } else { "match" }))

@@ -1,11 +1,15 @@
-//! `build`: the one place where it is decided what happens to a pod's traffic.
+//! `build`: the one place where it is decided what happens to a pod's traffic: for a pod
+//! with a sidecar by [`build`], for an ambient pod by [`ambient`], and for the probes of one
+//! on its node by [`host`].
 //!
-//! Pure: an interception in, a plan out. Each rule is written once for both IP
+//! Pure: what is asked for in, a plan out. Each rule is written once for both IP
 //! families; a family-specific part of it (loopback, DNS servers, ranges) carries
 //! both families' values. The order inside a chain decides, so comments here say
 //! why a rule stands where it stands.
 
+mod ambient;
 mod dns;
+mod host;
 mod nat;
 mod tproxy;
 
@@ -15,16 +19,20 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::config::interception::Interception;
 use crate::config::ranges::RangeList;
-use crate::config::types::{Families, Family, Interface, Mark, Mode, Networks, Port, PortList};
+use crate::config::types::{Families, Family, Interface, Mode, Networks, Port, PortList};
 
 use super::model::{
-    Chain, ChainName, Cond, CtStates, MarkRoute, Matches, Plan, Routing, Rule, Table, Verdict, protocol,
+    Chain, ChainName, Cond, CtStates, Dataplane, MarkRoute, Masked, Matches, Plan, Routing, Rule, Table, Verdict,
+    protocol,
 };
 use super::why::Why;
 
+pub use ambient::ambient;
+pub use host::{host, probe_set};
+
 /// The plan for an interception.
 pub fn build(interception: &Interception) -> Plan {
-    let mut draft = Draft { interception, chains: Vec::new() };
+    let mut draft = Draft { interception, written: Written::new(interception.families) };
     dns::zones(&mut draft);
     if interception.mode == Mode::Tproxy {
         tproxy::before_invalid(&mut draft);
@@ -39,10 +47,57 @@ pub fn build(interception: &Interception) -> Plan {
     draft.into_plan()
 }
 
-/// A plan being written.
+/// Chains being written.
+struct Written {
+    /// The families that the plan is for.
+    families: Families,
+    chains: Vec<Chain>,
+}
+
+impl Written {
+    fn new(families: Families) -> Self {
+        Self { families, chains: Vec::new() }
+    }
+
+    /// Appends a rule for every one of some families in which it can match.
+    fn rule_for(
+        &mut self,
+        families: Families,
+        table: Table,
+        chain: ChainName,
+        matches: Matches,
+        verdict: Verdict,
+        why: Why,
+    ) {
+        let families = matches.families().intersection(families).intersection(self.families);
+        if families.is_empty() {
+            return;
+        }
+        let rule = Rule { families, matches, verdict, why, counters: None, origin: None };
+        self.chain(table, chain).rules.push(rule);
+    }
+
+    /// A chain, be it without rules.
+    fn chain(&mut self, table: Table, name: ChainName) -> &mut Chain {
+        let known = self.chains.iter().position(|c| c.table == table && c.name == name);
+        let at = known.unwrap_or_else(|| {
+            self.chains.push(Chain { table, name, rules: Vec::new() });
+            self.chains.len() - 1
+        });
+        &mut self.chains[at]
+    }
+
+    fn into_plan(self, dataplane: Dataplane, routing: Routing) -> Plan {
+        let mut chains = self.chains;
+        chains.sort_by_key(|c| (c.table, c.name.clone()));
+        Plan { dataplane, families: self.families, chains, routing }
+    }
+}
+
+/// A sidecar's plan being written.
 struct Draft<'a> {
     interception: &'a Interception,
-    chains: Vec<Chain>,
+    written: Written,
 }
 
 impl Draft<'_> {
@@ -60,29 +115,19 @@ impl Draft<'_> {
         verdict: Verdict,
         why: Why,
     ) {
-        let families = matches.families().intersection(families).intersection(self.interception.families);
-        if families.is_empty() {
-            return;
-        }
-        let rule = Rule { families, matches, verdict, why, counters: None, origin: None };
-        match self.chains.iter_mut().find(|c| c.table == table && c.name == chain) {
-            Some(chain) => chain.rules.push(rule),
-            None => self.chains.push(Chain { table, name: chain, rules: vec![rule] }),
-        }
+        self.written.rule_for(families, table, chain, matches, verdict, why);
     }
 
     fn into_plan(self) -> Plan {
         let i = self.interception;
-        let mut chains = self.chains;
-        chains.sort_by_key(|c| (c.table, c.name.clone()));
         let mut routing = Routing { mesh_address: i.families.v6, ..Routing::default() };
         if i.mode == Mode::Tproxy && i.takes_inbound() {
             for family in i.families.iter() {
-                routing.rules.push(MarkRoute { family, mark: i.mark, table: i.route_table });
+                routing.rules.push(MarkRoute { family, mark: i.mark.into(), table: i.route_table });
                 routing.routes.push((family, i.route_table));
             }
         }
-        Plan { families: i.families, chains, routing }
+        self.written.into_plan(Dataplane::Sidecar, routing)
     }
 }
 
@@ -170,6 +215,10 @@ impl Matches {
         Self { out_interface: Some(Cond::is(interfaces)), ..self }
     }
 
+    fn not_out_by(self, interfaces: Vec<Interface>) -> Self {
+        Self { out_interface: Some(Cond::is_not(interfaces)), ..self }
+    }
+
     fn port(self, port: Port) -> Self {
         self.ports(PortList::of([port.get()]))
     }
@@ -187,12 +236,16 @@ impl Matches {
         Self { source_port: Some(Cond::is(PortList::of([port.get()]))), ..self }
     }
 
-    fn marked(self, mark: Mark) -> Self {
+    fn marked(self, mark: impl Into<Masked>) -> Self {
         Self { mark: Some(Cond::is(mark.into())), ..self }
     }
 
-    fn not_marked(self, mark: Mark) -> Self {
+    fn not_marked(self, mark: impl Into<Masked>) -> Self {
         Self { mark: Some(Cond::is_not(mark.into())), ..self }
+    }
+
+    fn of_connection_marked(self, mark: Masked) -> Self {
+        Self { connection_mark: Some(Cond::is(mark)), ..self }
     }
 
     fn owned_by(self, owner: Owner) -> Self {

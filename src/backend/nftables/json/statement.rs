@@ -1,5 +1,7 @@
 //! One statement of a rule in nft's JSON; what is not understood is kept as unknown.
 
+use std::net::IpAddr;
+
 use serde_json::Value;
 
 use crate::backend::effect::of_statement;
@@ -8,7 +10,7 @@ use crate::backend::nftables::text::{self, tokens};
 use crate::backend::nftables::written::conditions;
 use crate::backend::nftables::written::fields::{self, Field, Right};
 use crate::backend::nftables::written::sets::{self, Verdicts, WrittenSets};
-use crate::backend::nftables::written::statements;
+use crate::backend::nftables::written::statements::{self, MarkOf};
 
 use super::items::{entries, item, items, leaf};
 
@@ -75,6 +77,7 @@ pub fn read(statement: &Value, sets: &mut WrittenSets, out: &mut Vec<Expr>) {
         "jump" => out.push(verdict(code::JUMP, target())),
         "goto" => out.push(verdict(code::GOTO, target())),
         "redirect" if let Some(port) = port(body) => out.extend(statements::redirect(port)),
+        "snat" if let Some(to) = only_address(body) => out.extend(statements::snat(to)),
         "tproxy" if let Some(port) = port(body).filter(|_| body.get("addr").is_none()) => {
             out.extend(statements::tproxy(port));
         }
@@ -124,6 +127,12 @@ fn headers(expression: &Value, out: &mut Vec<Expr>) {
 
 fn decision(statement: &str, words: String) -> Expr {
     Expr::Unknown { role: Role::Decision(of_statement(statement)), words }
+}
+
+/// The one address of a source that is rewritten, and nothing else.
+fn only_address(body: &Value) -> Option<IpAddr> {
+    let plain = body.as_object()?.keys().all(|key| matches!(key.as_str(), "family" | "addr"));
+    body.get("addr").filter(|_| plain)?.as_str()?.parse().ok()
 }
 
 /// The one port of a redirection.
@@ -194,21 +203,11 @@ fn mangle(body: &Value) -> Option<Vec<Expr>> {
     let of = |value: &Value, what: &str| {
         value.get(what).and_then(|v| v.get("key")).and_then(Value::as_str).map(str::to_owned)
     };
-    let number = |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok());
     match (of(key, "meta").as_deref(), of(key, "ct").as_deref()) {
-        (Some("mark"), _) => {
-            if let Some(mark) = number(value) {
-                return Some(statements::set_mark(mark));
-            }
-            if of(value, "ct").as_deref() == Some("mark") {
-                return Some(statements::restore_mark());
-            }
-            let (keep, flip) = bits(value)?;
-            Some(statements::change_mark(keep, flip))
-        }
+        (Some("mark"), _) => set_mark(MarkOf::Packet, value),
+        (_, Some("mark")) if key["ct"].get("dir").is_none() => set_mark(MarkOf::Connection, value),
         // A rule does not apply to what a map has no value for.
         (Some("nftrace" | "priority"), _) if value.get("map").is_none() => Some(Vec::new()),
-        (_, Some("mark")) => (of(value, "meta").as_deref() == Some("mark")).then(statements::save_mark),
         (_, Some("zone")) if key["ct"].get("dir").is_none() => {
             Some(statements::set_zone(u16::try_from(value.as_u64()?).ok()?))
         }
@@ -216,16 +215,30 @@ fn mangle(body: &Value) -> Option<Vec<Expr>> {
     }
 }
 
+fn set_mark(of: MarkOf, value: &Value) -> Option<Vec<Expr>> {
+    if let Some(mark) = value.as_u64().and_then(|n| u32::try_from(n).ok()) {
+        return Some(statements::set_mark(of, mark));
+    }
+    if is_mark(of.other(), value) {
+        return Some(statements::copy_mark(of));
+    }
+    let (keep, flip) = bits(of, value)?;
+    Some(statements::change_mark(of, keep, flip))
+}
+
+fn is_mark(of: MarkOf, value: &Value) -> bool {
+    value.get(of.word()).and_then(|mark| mark.get("key")).and_then(Value::as_str) == Some("mark")
+}
+
 /// `mark & A`, `mark | B`, `mark ^ B` and two of these, as what is kept and what is flipped.
-fn bits(value: &Value) -> Option<(u32, u32)> {
+fn bits(of: MarkOf, value: &Value) -> Option<(u32, u32)> {
     let (operator, both) = value.as_object()?.iter().next()?;
     let [left, right] = &both.as_array()?[..] else { return None };
     let right = u32::try_from(right.as_u64()?).ok()?;
-    let is_mark = left.get("meta").and_then(|m| m.get("key")).and_then(Value::as_str) == Some("mark");
-    let (keep, flip) = match is_mark {
+    let (keep, flip) = match is_mark(of, left) {
         true => (u32::MAX, 0),
         // Two levels at most, which is what nft makes of any of them.
-        false if left.as_object()?.values().next()?.as_array()?.first()?.get("meta").is_some() => bits(left)?,
+        false if is_mark(of, left.as_object()?.values().next()?.as_array()?.first()?) => bits(of, left)?,
         false => return None,
     };
     Some(match operator.as_str() {

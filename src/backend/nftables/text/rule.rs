@@ -8,7 +8,8 @@ use crate::backend::nftables::names;
 
 use crate::backend::nftables::written::fields::{self, Field, Right};
 use crate::backend::nftables::written::sets::{self, Verdicts, WrittenSets};
-use crate::backend::nftables::written::{conditions, statements, values};
+use crate::backend::nftables::written::statements::{self, MarkOf};
+use crate::backend::nftables::written::{conditions, values};
 
 use crate::plan::effect::Effect;
 
@@ -106,6 +107,12 @@ impl<'a> Reader<'a, '_> {
                 let port = self.port()?;
                 self.decide(statements::redirect(port))
             }
+            "snat" => {
+                let _ = self.take(&["ip"]) || self.take(&["ip6"]);
+                let to = self.take(&["to"]).then(|| self.word())??.parse().ok()?;
+                let whole = self.is_at_statement();
+                whole.then(|| self.decide(statements::snat(to)))?
+            }
             "tproxy" => {
                 let _ = self.take(&["ip"]) || self.take(&["ip6"]);
                 let port = self.port()?;
@@ -122,16 +129,12 @@ impl<'a> Reader<'a, '_> {
                 self.out.push(Expr::Xt { target, name, revision: u32::MAX, info: Vec::new() });
                 Some(())
             }
-            "meta" if self.take(&["mark", "set"]) => self.set_mark(),
+            "meta" if self.take(&["mark", "set"]) => self.set_mark(MarkOf::Packet),
             "meta" if self.take(&["nftrace", "set"]) || self.take(&["priority", "set"]) => {
                 self.word()?;
                 self.decide([])
             }
-            "ct" if self.take(&["mark", "set"]) => {
-                let _ = self.take(&["meta"]);
-                let saved = self.take(&["mark"]) && self.is_at_statement();
-                saved.then(|| self.decide(statements::save_mark()))?
-            }
+            "ct" if self.take(&["mark", "set"]) => self.set_mark(MarkOf::Connection),
             "ct" if self.take(&["zone", "set"]) => {
                 let zone = self.word()?.parse().ok()?;
                 self.decide(statements::set_zone(zone))
@@ -219,15 +222,20 @@ impl<'a> Reader<'a, '_> {
     }
 
     /// `meta mark set`: a value, the connection's mark, or the mark with some bits changed.
-    fn set_mark(&mut self) -> Option<()> {
-        if self.take(&["ct", "mark"]) {
+    /// `mark` alone is the packet's.
+    fn take_mark(&mut self, of: MarkOf) -> bool {
+        self.take(&[of.word(), "mark"]) || (of == MarkOf::Packet && self.take(&["mark"]))
+    }
+
+    fn set_mark(&mut self, of: MarkOf) -> Option<()> {
+        if self.take_mark(of.other()) {
             let whole = self.is_at_statement();
-            return whole.then(|| self.decide(statements::restore_mark()))?;
+            return whole.then(|| self.decide(statements::copy_mark(of)))?;
         }
-        if !(self.take(&["meta", "mark"]) || self.take(&["mark"])) {
+        if !self.take_mark(of) {
             let value = values::number(self.word()?)?;
             let whole = self.is_at_statement();
-            return whole.then(|| self.decide(statements::set_mark(value)))?;
+            return whole.then(|| self.decide(statements::set_mark(of, value)))?;
         }
         let (mut keep, mut flip) = (u32::MAX, 0u32);
         while !self.is_at_statement() {
@@ -240,7 +248,7 @@ impl<'a> Reader<'a, '_> {
                 _ => return None,
             };
         }
-        self.decide(statements::change_mark(keep, flip))
+        self.decide(statements::change_mark(of, keep, flip))
     }
 
     fn condition(&mut self, field: Field) -> Option<()> {

@@ -1,26 +1,50 @@
 //! Statements as nft writes them, as the expressions that the kernel would have for them.
 
+use std::net::IpAddr;
+
 use crate::backend::nftables::expr::{Expr, ct, meta};
 
-/// `meta mark set VALUE`.
-pub fn set_mark(value: u32) -> Vec<Expr> {
-    vec![Expr::Immediate(value.to_ne_bytes().to_vec()), Expr::MetaSet(meta::MARK)]
+/// Whose mark it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MarkOf {
+    Packet,
+    Connection,
 }
 
-/// `meta mark set meta mark & KEEP ^ FLIP`.
-pub fn change_mark(keep: u32, flip: u32) -> Vec<Expr> {
+impl MarkOf {
+    /// The other of the two, from which a mark can be taken over.
+    pub fn other(self) -> Self {
+        if self == MarkOf::Packet { MarkOf::Connection } else { MarkOf::Packet }
+    }
+
+    /// nft's word in front of `mark`.
+    pub fn word(self) -> &'static str {
+        if self == MarkOf::Packet { "meta" } else { "ct" }
+    }
+
+    fn load(self) -> Expr {
+        if self == MarkOf::Packet { Expr::Meta(meta::MARK) } else { Expr::Ct(ct::MARK) }
+    }
+
+    fn store(self) -> Expr {
+        if self == MarkOf::Packet { Expr::MetaSet(meta::MARK) } else { Expr::CtSet(ct::MARK) }
+    }
+}
+
+/// `meta mark set VALUE`, `ct mark set VALUE`.
+pub fn set_mark(of: MarkOf, value: u32) -> Vec<Expr> {
+    vec![Expr::Immediate(value.to_ne_bytes().to_vec()), of.store()]
+}
+
+/// `meta mark set meta mark & KEEP ^ FLIP`, and the same with `ct mark`.
+pub fn change_mark(of: MarkOf, keep: u32, flip: u32) -> Vec<Expr> {
     let bitwise = Expr::Bitwise { mask: keep.to_ne_bytes().to_vec(), xor: flip.to_ne_bytes().to_vec() };
-    vec![Expr::Meta(meta::MARK), bitwise, Expr::MetaSet(meta::MARK)]
+    vec![of.load(), bitwise, of.store()]
 }
 
-/// `ct mark set meta mark`.
-pub fn save_mark() -> Vec<Expr> {
-    vec![Expr::Meta(meta::MARK), Expr::CtSet(ct::MARK)]
-}
-
-/// `meta mark set ct mark`.
-pub fn restore_mark() -> Vec<Expr> {
-    vec![Expr::Ct(ct::MARK), Expr::MetaSet(meta::MARK)]
+/// `ct mark set meta mark`, `meta mark set ct mark`.
+pub fn copy_mark(to: MarkOf) -> Vec<Expr> {
+    vec![to.other().load(), to.store()]
 }
 
 /// `ct zone set ZONE`.
@@ -31,6 +55,16 @@ pub fn set_zone(zone: u16) -> Vec<Expr> {
 /// `redirect to :PORT`.
 pub fn redirect(port: u16) -> Vec<Expr> {
     vec![Expr::Immediate(port.to_be_bytes().to_vec()), Expr::Redir]
+}
+
+/// `snat ip to ADDRESS`.
+pub fn snat(to: IpAddr) -> Vec<Expr> {
+    // NFPROTO_IPV4, NFPROTO_IPV6.
+    let (bytes, family) = match to {
+        IpAddr::V4(to) => (to.octets().to_vec(), 2),
+        IpAddr::V6(to) => (to.octets().to_vec(), 10),
+    };
+    vec![Expr::Immediate(bytes), Expr::Snat { family }]
 }
 
 /// `tproxy to :PORT`.

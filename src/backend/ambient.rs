@@ -1,0 +1,138 @@
+//! An ambient pod's namespace: making it hold a plan, holding it against one, and taking
+//! everything away. The rest is the same as for a sidecar ([`super::install`]).
+
+use std::os::fd::BorrowedFd;
+use std::panic;
+
+use nix::sched::{CloneFlags, setns};
+
+use crate::config::settings::BackendChoice;
+use crate::plan::diff;
+use crate::plan::model::{Dataplane, Plan, Routing};
+use crate::sys::netlink::Netlink;
+
+use super::conditions::Conditions;
+use super::install::{InstallError, Outcome, Prospect, Request, Session, without_routes_by_lo};
+use super::{Kind, Reading};
+
+/// How to work in a namespace.
+#[derive(Debug, Clone)]
+pub struct Namespace {
+    pub choice: BackendChoice,
+    pub conditions: Conditions,
+    /// Whether rules of iptables that differ are replaced; those of nftables always are.
+    pub reconcile: bool,
+}
+
+impl Namespace {
+    fn session(&self) -> Result<Session, InstallError> {
+        let route = Netlink::open(Netlink::ROUTE).map_err(InstallError::Socket)?;
+        Session::open_for(Dataplane::Ambient, self.conditions.clone(), route)
+    }
+
+    fn request<'a>(&self, plan: &'a Plan) -> Request<'a> {
+        Request { plan, choice: self.choice, reconcile: self.reconcile, force: false, strict: false }
+    }
+
+    /// Makes the namespace that the calling thread is in hold a plan.
+    ///
+    /// # Errors
+    ///
+    /// What kept it from it; what was there before is there again.
+    pub fn apply(&self, plan: &Plan) -> Result<Outcome, InstallError> {
+        self.session()?.install(&self.request(plan), false)
+    }
+
+    /// What [`Namespace::apply`] would do.
+    ///
+    /// # Errors
+    ///
+    /// That the rules cannot be looked at.
+    pub fn foresee(&self, plan: &Plan) -> Result<Prospect, InstallError> {
+        self.session()?.foresee(&self.request(plan))
+    }
+
+    /// How what is there differs from a plan, in words; empty where it does not.
+    ///
+    /// # Errors
+    ///
+    /// That the rules cannot be looked at.
+    pub fn verify(&self, plan: &Plan) -> Result<Vec<String>, InstallError> {
+        let readings = self.session()?.read(&plan.routing)?;
+        let mut out: Vec<String> = Vec::new();
+        if let [(first, _), (second, _), ..] = readings.as_slice() {
+            out.push(format!("both {first} and {second} hold {}", Dataplane::Ambient.rules()));
+        }
+        let nothing = (Kind::Nftables, Reading::nothing());
+        let held = if readings.is_empty() { std::slice::from_ref(&nothing) } else { &readings };
+        for (_, reading) in held {
+            let plan = without_routes_by_lo(plan, &reading.plan.routing.routes, &mut Vec::new());
+            out.extend(diff::from_plan(&plan, &reading.plan).iter().map(ToString::to_string));
+            out.extend(reading.strange.iter().map(ToString::to_string));
+        }
+        Ok(out)
+    }
+
+    /// Takes every trace of an ambient pod's rules away, from every backend.
+    ///
+    /// # Errors
+    ///
+    /// What kept it from it; what was there before is there again.
+    pub fn remove(&self) -> Result<Outcome, InstallError> {
+        self.session()?.clean()
+    }
+
+    /// What every backend holds, in the calling thread's namespace.
+    ///
+    /// # Errors
+    ///
+    /// That the rules cannot be looked at.
+    pub fn holders(&self) -> Result<Vec<Kind>, InstallError> {
+        let readings = self.session()?.read(&Routing::default())?;
+        Ok(readings.into_iter().map(|(kind, _)| kind).collect())
+    }
+
+    /// [`Namespace::apply`] in another namespace.
+    ///
+    /// # Errors
+    ///
+    /// As there, and that the namespace cannot be entered.
+    pub fn apply_in(&self, netns: BorrowedFd, plan: &Plan) -> Result<Outcome, InstallError> {
+        inside(netns, || self.apply(plan))
+    }
+
+    /// [`Namespace::verify`] in another namespace.
+    ///
+    /// # Errors
+    ///
+    /// As there, and that the namespace cannot be entered.
+    pub fn verify_in(&self, netns: BorrowedFd, plan: &Plan) -> Result<Vec<String>, InstallError> {
+        inside(netns, || self.verify(plan))
+    }
+
+    /// [`Namespace::remove`] in another namespace.
+    ///
+    /// # Errors
+    ///
+    /// As there, and that the namespace cannot be entered.
+    pub fn remove_in(&self, netns: BorrowedFd) -> Result<Outcome, InstallError> {
+        inside(netns, || self.remove())
+    }
+}
+
+/// Works in another namespace, on a thread that ends with the work.
+fn inside<T: Send>(
+    netns: BorrowedFd,
+    work: impl FnOnce() -> Result<T, InstallError> + Send,
+) -> Result<T, InstallError> {
+    std::thread::scope(|scope| {
+        let worker = std::thread::Builder::new().name("namespace".into()).spawn_scoped(scope, move || {
+            setns(netns, CloneFlags::CLONE_NEWNET).map_err(|errno| InstallError::Enter(errno.into()))?;
+            work()
+        });
+        match worker.map_err(InstallError::Enter)?.join() {
+            Ok(result) => result,
+            Err(panicked) => panic::resume_unwind(panicked),
+        }
+    })
+}

@@ -1,0 +1,278 @@
+//! A node's own namespace in ambient mode: the rules that give its kubelet's probes a source
+//! of their own, and the sets of the pods that they are for. Each call looks at what is there
+//! first, so that it is asserted again whatever others have done to it meanwhile.
+
+mod iptables;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+
+use tracing::debug;
+
+use crate::config::ambient::{HostOptions, Prober};
+use crate::config::settings::BackendChoice;
+use crate::config::types::Family;
+use crate::plan::build;
+use crate::plan::model::{Dataplane, Plan};
+use crate::sys::lock::{self, LockError};
+use crate::sys::netlink::Netlink;
+
+use super::conditions::Conditions;
+use super::iptables::programs::{ProgramError, Programs, Variant};
+use super::nftables::probes::{self, Wanted};
+use super::nftables::transaction::TransactionError;
+use super::{Kind, survey};
+
+/// How often to begin again when others change the rules at the same time.
+const ATTEMPTS: usize = 20;
+
+/// Why a node's rules or sets are not as asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error("cannot open a netlink socket: {0}")]
+    Socket(io::Error),
+    #[error("cannot list {what} of the node: {source}")]
+    List { what: &'static str, source: io::Error },
+    #[error("cannot {verb} the ipset {set}: {source}")]
+    Set { verb: &'static str, set: &'static str, source: io::Error },
+    #[error(transparent)]
+    Nftables(#[from] TransactionError),
+    #[error(transparent)]
+    Iptables(#[from] ProgramError),
+    #[error("the kernel has no nf_tables: load the module nf_tables on the node, or use --backend iptables-legacy")]
+    NoNftables,
+    #[error(
+        "{} is in {backend} of the node's namespace, and its chains are not touched: remove it first, with {}", .there.rules(), .there.removal()
+    )]
+    OtherDataplane { backend: Kind, there: Dataplane },
+}
+
+impl HostError {
+    /// Whether somebody else changed the rules meanwhile, so that trying again may help.
+    fn raced(&self) -> bool {
+        match self {
+            Self::Nftables(TransactionError::Raced) => true,
+            Self::List { source, .. } => source.kind() == io::ErrorKind::Interrupted,
+            _ => false,
+        }
+    }
+}
+
+/// The node's rules and sets for probes. It works in the namespace that the calling thread is in.
+pub struct HostProbes {
+    kind: Kind,
+    plan: Plan,
+    netfilter: Netlink,
+    programs: Programs,
+    conditions: Conditions,
+}
+
+/// What is to become of the entries.
+enum Entries<'a> {
+    Keep,
+    /// Exactly these.
+    Hold(&'a BTreeMap<IpAddr, String>),
+    Change {
+        add: &'a [(IpAddr, &'a str)],
+        delete: &'a [(IpAddr, &'a str)],
+    },
+}
+
+impl Entries<'_> {
+    /// The entries that there are to be, by those that there are. Those of a family that is
+    /// off are passed over.
+    fn of(&self, plan: &Plan, have: BTreeMap<IpAddr, String>) -> BTreeMap<IpAddr, String> {
+        let mut out = match self {
+            Entries::Keep => have,
+            Entries::Hold(entries) => (*entries).clone(),
+            Entries::Change { add, delete } => {
+                let mut out = have;
+                // An address that is used again belongs to the newer pod.
+                for (ip, uid) in *delete {
+                    if out.get(ip).is_some_and(|holder| holder == uid) {
+                        out.remove(ip);
+                    }
+                }
+                out.extend(add.iter().map(|(ip, uid)| (*ip, (*uid).to_owned())));
+                out
+            }
+        };
+        out.retain(|ip, _| plan.families.has(if ip.is_ipv4() { Family::V4 } else { Family::V6 }));
+        out
+    }
+}
+
+impl HostProbes {
+    /// Chooses the backend, by what is asked for and what is there; nothing is changed.
+    ///
+    /// # Errors
+    ///
+    /// That the kernel cannot be looked at, or lacks what is asked for.
+    pub fn open(choice: BackendChoice, options: HostOptions, conditions: Conditions) -> Result<Self, HostError> {
+        let mut netfilter = Netlink::open(Netlink::NETFILTER).map_err(HostError::Socket)?;
+        let list = |source| HostError::List { what: "the tables", source };
+        let programs = |variant| Programs::new(variant, conditions.programs.clone(), conditions.lock_timeout);
+        let there = survey::survey(Some(&mut netfilter)).map_err(list)?;
+        let native = there.nftables.is_some();
+        let holds = |kind| -> Result<bool, HostError> {
+            Ok(match kind {
+                Kind::Nftables => there.nftables.as_ref().is_some_and(|t| t.ours(Dataplane::Node).next().is_some()),
+                Kind::IptablesNft => {
+                    there.iptables_nft && iptables::holds(&programs(Variant::Nft), there.iptables_nft_tables())?
+                }
+                Kind::IptablesLegacy => {
+                    let families = there.iptables_legacy;
+                    let programs = programs(Variant::Legacy);
+                    !families.is_empty()
+                        && families.iter().all(|f| programs.exist(f))
+                        && iptables::holds(&programs, families)?
+                }
+            })
+        };
+        let kind = match choice {
+            BackendChoice::Nftables => Kind::Nftables,
+            BackendChoice::IptablesNft => Kind::IptablesNft,
+            BackendChoice::IptablesLegacy => Kind::IptablesLegacy,
+            BackendChoice::Auto | BackendChoice::AutoIptables => {
+                let mut holder = None;
+                for kind in Kind::ALL {
+                    holder = holder.or(holds(kind)?.then_some(kind));
+                }
+                holder.unwrap_or(if native { Kind::Nftables } else { Kind::IptablesLegacy })
+            }
+        };
+        if kind != Kind::IptablesLegacy && !native {
+            return Err(HostError::NoNftables);
+        }
+        // iptables could tell users apart as well; there everybody in ambient mode goes by
+        // any process of the node.
+        let prober = if kind == Kind::Nftables { Prober::User(options.kubelet_uid) } else { Prober::Anybody };
+        debug!(backend = kind.name(), ?prober, "probes of ambient pods");
+        let variant = if kind == Kind::IptablesNft { Variant::Nft } else { Variant::Legacy };
+        let plan = build::host(options.families, prober);
+        Ok(Self { kind, plan, netfilter, programs: programs(variant), conditions })
+    }
+
+    /// The backend that holds the rules, or is to.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What the kernel is to hold, the sets' entries apart.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Sets and rules, with the entries that are there; tells whether anything was written, as
+    /// the others do.
+    ///
+    /// # Errors
+    ///
+    /// What kept it from it.
+    pub fn set_up(&mut self) -> Result<bool, HostError> {
+        self.repeatedly(|this| this.make(true, &Entries::Keep))
+    }
+
+    /// Sets and rules, and of entries exactly these.
+    ///
+    /// # Errors
+    ///
+    /// What kept it from it.
+    pub fn hold(&mut self, entries: &BTreeMap<IpAddr, String>) -> Result<bool, HostError> {
+        self.repeatedly(|this| this.make(true, &Entries::Hold(entries)))
+    }
+
+    /// Sets and rules, without entries.
+    ///
+    /// # Errors
+    ///
+    /// What kept it from it.
+    pub fn flush(&mut self) -> Result<bool, HostError> {
+        self.hold(&BTreeMap::new())
+    }
+
+    /// Takes addresses out, where the pod named still has them, and puts others in. The sets
+    /// are made where there are none, the rules are not.
+    ///
+    /// # Errors
+    ///
+    /// What kept it from it.
+    pub fn change(&mut self, add: &[(IpAddr, &str)], delete: &[(IpAddr, &str)]) -> Result<bool, HostError> {
+        self.repeatedly(|this| this.make(false, &Entries::Change { add, delete }))
+    }
+
+    /// The addresses in the sets, with the pods that they belong to.
+    ///
+    /// # Errors
+    ///
+    /// That they cannot be listed.
+    pub fn entries(&mut self) -> Result<BTreeMap<IpAddr, String>, HostError> {
+        self.repeatedly(|this| match this.kind {
+            Kind::Nftables => Ok(this.read_native()?.entries()),
+            _ => this.ipset_entries(),
+        })
+    }
+
+    /// Whether sets and rules are there, in force.
+    ///
+    /// # Errors
+    ///
+    /// That they cannot be listed.
+    pub fn is_set_up(&mut self) -> Result<bool, HostError> {
+        self.repeatedly(|this| match this.kind {
+            Kind::Nftables => Ok(this.read_native()?.holds(&this.plan)),
+            _ => this.holds_iptables(),
+        })
+    }
+
+    /// Takes rules and sets away, of every backend; tells whether there were any.
+    ///
+    /// # Errors
+    ///
+    /// What kept it from it.
+    pub fn remove(&mut self) -> Result<bool, HostError> {
+        self.repeatedly(|this| {
+            let _lock = lock::acquire(this.conditions.lock_timeout)?;
+            let there = survey::survey(Some(&mut this.netfilter))
+                .map_err(|source| HostError::List { what: "the tables", source })?;
+            let mut removed = false;
+            if there.nftables.is_some() {
+                let held = this.read_native()?;
+                removed |= probes::remove(&mut this.netfilter, &held)?;
+            }
+            Ok(this.remove_iptables(&there)? | removed)
+        })
+    }
+
+    fn make(&mut self, rules: bool, entries: &Entries) -> Result<bool, HostError> {
+        let _lock = lock::acquire(self.conditions.lock_timeout)?;
+        match self.kind {
+            Kind::Nftables => {
+                let held = self.read_native()?;
+                let entries = entries.of(&self.plan, held.entries());
+                let wanted = Wanted { plan: &self.plan, rules, entries: &entries };
+                Ok(probes::write(&mut self.netfilter, &held, &wanted)?)
+            }
+            _ => self.make_iptables(rules, entries),
+        }
+    }
+
+    fn read_native(&mut self) -> Result<probes::Held, HostError> {
+        probes::read(&mut self.netfilter)
+            .map_err(|source| HostError::List { what: "nf_tables' rules and sets", source })
+    }
+
+    /// Begins again when somebody else changed the rules between reading and writing.
+    fn repeatedly<T>(&mut self, mut work: impl FnMut(&mut Self) -> Result<T, HostError>) -> Result<T, HostError> {
+        let mut attempt = 1;
+        loop {
+            match work(self) {
+                Err(error) if error.raced() && attempt < ATTEMPTS => attempt += 1,
+                result => return result,
+            }
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! `podweir ambient`: the rules of a pod whose traffic its node's ztunnel takes.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use tracing::{info, warn};
+
+use crate::backend::ambient::Namespace;
+use crate::backend::conditions::Conditions;
+use crate::backend::install::{self, Action};
+use crate::backend::routing;
+use crate::config::ambient::{self, AmbientOptions};
+use crate::config::facts;
+use crate::config::settings::BackendChoice;
+use crate::config::types::Families;
+use crate::config::value::{self, Invalid};
+use crate::plan::build;
+use crate::plan::model::Plan;
+use crate::sys::netlink::Netlink;
+use crate::sys::netns;
+use crate::sys::text::shortened;
+
+use super::error::CliError;
+use super::{dry_run, logging, output, session};
+
+const NOTES: &str = "\
+Runs in the pod's network namespace and leaves the kernel either as the options say or as
+it was. Running it again changes nothing. ztunnel's listeners (15001, 15006, 15008, 15053)
+have to be in the namespace: without them what the rules take is refused.
+
+Rules of iptables that differ are replaced only with --reconcile, those of nftables always.
+A pod with a sidecar's interception is refused: podweir clean removes that.
+";
+
+const EXAMPLES: &str = "
+Examples:
+  podweir ambient
+      Both families, DNS too.
+  podweir ambient --ingress-mode --dns-capture=false --virtual-interfaces tap+
+      Inbound traffic and DNS left alone; TCP of virtual machines counts as outbound.
+  podweir ambient --dry-run
+      What would be done, as a script.
+  podweir ambient --remove
+      Every trace goes, of both families and every backend.
+";
+
+/// The `ambient` subcommand.
+pub fn command() -> Command {
+    let about = "Hand this pod's traffic to its node's ztunnel (ambient mode)";
+    Command::new("ambient").about(about).defer(|command| {
+        shared(command)
+            .arg(
+                Arg::new("dns-capture")
+                    .long("dns-capture")
+                    .help("Hand DNS to ztunnel [default: true]")
+                    .num_args(0..=1)
+                    .require_equals(true)
+                    .default_missing_value("true")
+                    .value_name("true|false")
+                    .overrides_with("dns-capture"),
+            )
+            .arg(flag("ingress-mode", "Leave inbound traffic alone"))
+            .arg(value_of(
+                "virtual-interfaces",
+                "NAMES",
+                "TCP from these counts as outbound; a trailing + stands for any ending",
+            ))
+            .arg(flag("reconcile", "Replace rules of iptables that differ from what is asked for"))
+            .arg(flag("remove", "Remove every trace, of both families and every backend").conflicts_with("reconcile"))
+            .arg(flag("rule-comments", "Write each rule's reason as its comment with iptables, too"))
+            .after_long_help(format!("{NOTES}{EXAMPLES}"))
+    })
+}
+
+/// What the pod's and the node's command have in common.
+pub(super) fn shared(command: Command) -> Command {
+    command
+        .arg(value_of("backend", "NAME", "auto, nftables, iptables-nft or iptables-legacy [default: auto]"))
+        .arg(value_of(
+            "ip-families",
+            "WHICH",
+            "Families to program: both, ipv4, ipv6, or auto for those with a global address here [default: both]",
+        ))
+        .arg(value_of(
+            "lock-timeout",
+            "DURATION",
+            "How long to wait for other runs, and for iptables' lock [default: 10s]",
+        ))
+        .arg(value_of("network-namespace", "PATH", "Work in this network namespace instead of the current one"))
+        .arg(flag("dry-run", "Print what would be done, and touch nothing"))
+}
+
+pub(super) fn flag(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).help(help).action(ArgAction::SetTrue)
+}
+
+pub(super) fn value_of(name: &'static str, shown: &'static str, help: &'static str) -> Arg {
+    // Given twice, the last one counts.
+    Arg::new(name).long(name).help(help).value_name(shown).allow_hyphen_values(true).overrides_with(name)
+}
+
+/// What the pod's and the node's command have in common, read.
+pub(super) struct Shared {
+    pub choice: BackendChoice,
+    families: Option<Families>,
+    pub conditions: Conditions,
+    network_namespace: Option<PathBuf>,
+    pub dry_run: bool,
+}
+
+/// An option's value; nothing has been touched when it is refused.
+pub(super) fn read<T>(
+    matches: &ArgMatches,
+    name: &str,
+    parse: impl FnOnce(&str) -> Result<T, Invalid>,
+) -> Result<Option<T>, CliError> {
+    let Some(text) = matches.get_one::<String>(name) else { return Ok(None) };
+    parse(text).map(Some).map_err(|Invalid { item, problem, expected }| {
+        CliError::Usage(format!("--{name}: '{}' {problem}; expected {expected}", shortened(&item, 80)))
+    })
+}
+
+impl Shared {
+    pub(super) fn read(matches: &ArgMatches) -> Result<Self, CliError> {
+        let choice = read(matches, "backend", ambient::backend)?.unwrap_or(BackendChoice::Auto);
+        let families = read(matches, "ip-families", families)?.unwrap_or(Some(Families::BOTH));
+        let timeout = read(matches, "lock-timeout", value::duration)?.unwrap_or(Duration::from_secs(10));
+        let rule_comments = matches.try_get_one::<bool>("rule-comments").ok().flatten().copied().unwrap_or(false);
+        Ok(Self {
+            choice,
+            families,
+            conditions: Conditions { rule_comments, lock_timeout: timeout, programs: session::programs() },
+            network_namespace: matches.get_one::<String>("network-namespace").map(PathBuf::from),
+            dry_run: matches.get_flag("dry-run"),
+        })
+    }
+
+    /// Goes to the namespace that is meant.
+    pub(super) fn enter(&self) -> Result<(), CliError> {
+        Ok(self.network_namespace.as_deref().map_or(Ok(()), netns::enter)?)
+    }
+
+    /// The families to program, once in the namespace.
+    pub(super) fn families(&self) -> Result<Families, CliError> {
+        if let Some(families) = self.families {
+            return Ok(families);
+        }
+        let mut route = Netlink::open(Netlink::ROUTE).map_err(CliError::Addresses)?;
+        let addresses = routing::addresses(&mut route).map_err(CliError::Addresses)?;
+        let addresses: Vec<_> = addresses.into_iter().map(|(_, address)| address).collect();
+        let has = facts::families_of(&addresses);
+        if has.is_empty() {
+            warn!("no interface has a global address yet: both IP families are programmed");
+            return Ok(Families::BOTH);
+        }
+        Ok(has)
+    }
+}
+
+/// `None`: those of the pod's addresses.
+fn families(text: &str) -> Result<Option<Families>, Invalid> {
+    Ok(Some(match text {
+        "auto" => return Ok(None),
+        "both" => Families::BOTH,
+        "ipv4" => Families::V4,
+        "ipv6" => Families::V6,
+        _ => {
+            return Err(Invalid {
+                item: text.into(),
+                problem: "is no choice of families".into(),
+                expected: "auto, both, ipv4 or ipv6",
+            });
+        }
+    }))
+}
+
+pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
+    let started = Instant::now();
+    let shared = Shared::read(matches)?;
+    let dns = read(matches, "dns-capture", value::boolean)?.unwrap_or(true);
+    let virtual_interfaces = read(matches, "virtual-interfaces", ambient::virtual_interfaces)?.unwrap_or_default();
+    let ingress = matches.get_flag("ingress-mode");
+    shared.enter()?;
+    refuse_first_namespace()?;
+    let namespace = Namespace {
+        choice: shared.choice,
+        conditions: shared.conditions.clone(),
+        reconcile: matches.get_flag("reconcile"),
+    };
+    if matches.get_flag("remove") {
+        return remove(&namespace, shared.dry_run, started);
+    }
+    let plan = build::ambient(&AmbientOptions { families: shared.families()?, dns, ingress, virtual_interfaces });
+    if shared.dry_run {
+        return foretell(&namespace, &plan);
+    }
+    output::check()?;
+    let outcome = namespace.apply(&plan)?;
+    session::report(&outcome, &plan, started);
+    finish()
+}
+
+/// A node's own namespace has no pod in it.
+fn refuse_first_namespace() -> Result<(), CliError> {
+    let unknown = |e| CliError::Failed(format!("cannot tell which network namespace this is: {e}"));
+    let inode = netns::current().map_err(unknown)?;
+    match netns::is_host(inode) {
+        None => Ok(()),
+        Some(host) => Err(CliError::Failed(format!(
+            "this is the node's own network namespace: its inode {inode} is {}; an ambient pod has one of its own: name it with --network-namespace",
+            host.why
+        ))),
+    }
+}
+
+fn remove(namespace: &Namespace, dry_run: bool, started: Instant) -> Result<(), CliError> {
+    if dry_run {
+        match namespace.holders() {
+            Ok(held) if held.is_empty() => info!("no rules to remove"),
+            Ok(held) => {
+                let held: Vec<&str> = held.iter().map(|kind| kind.name()).collect();
+                info!(from = %held.join(", "), "would be removed");
+            }
+            Err(why) => info!("this kernel's rules cannot be looked at: {why}"),
+        }
+        return output::print("# podweir: every trace of an ambient pod's rules would be removed from every backend\n");
+    }
+    output::check()?;
+    let outcome = namespace.remove()?;
+    session::report(&outcome, &Plan::empty(), started);
+    finish()
+}
+
+/// Prints what would be done, and says what the namespace would make of it.
+fn foretell(namespace: &Namespace, plan: &Plan) -> Result<(), CliError> {
+    let prospect = namespace.foresee(plan).unwrap_or_else(|why| {
+        info!("this kernel's rules cannot be looked at, so the options alone decide: {why}");
+        install::choose_unseen(&namespace.conditions, namespace.choice)
+    });
+    prospect.warnings.iter().for_each(|warning| warn!("{warning}"));
+    let backend = prospect.backend.name();
+    match prospect.would {
+        Err(error) => warn!(backend, "would fail: {error}"),
+        Ok(Action::Unchanged) => info!(backend, "would change nothing: the kernel holds it already"),
+        Ok(Action::Replaced) => info!(backend, "would replace what is there"),
+        Ok(_) => info!(backend, "would be installed"),
+    }
+    output::print(&dry_run::text(plan, prospect.backend, namespace.conditions.rule_comments))
+}
+
+/// Whether what was said was heard.
+pub(super) fn finish() -> Result<(), CliError> {
+    match logging::failure() {
+        None => Ok(()),
+        Some(error) => Err(CliError::Failed(format!("cannot write the log: {error}; the rules are as asked for"))),
+    }
+}
