@@ -4,14 +4,14 @@
 use jiff::civil::date;
 use podweir::audit::accept::Accepted;
 use podweir::audit::report::{Input, Report, text};
-use podweir::audit::source::options::{self, Known};
+use podweir::audit::source::options::{self, KnownPod};
 use podweir::audit::space::Space;
 use podweir::config::given::Given;
 use podweir::config::settings::Face;
 
 pub fn run(bytes: &str) {
     let Ok(accepted) = Accepted::parse(bytes) else { return };
-    let known = Known { addresses: vec!["10.244.0.6".parse().expect("an address")], ..Known::default() };
+    let known = KnownPod { addresses: vec!["10.244.0.6".parse().expect("an address")], ..KnownPod::default() };
     let source = options::read(&Given::default(), Face::Init, &known).expect("defaults");
     let space = Space::telling_apart(&[&source.ruleset], &source.pod, &accepted.interfaces());
     let input = Input {

@@ -10,7 +10,7 @@ use podweir::audit::explain::{NoTrace, explain};
 use podweir::audit::flow::{Direction, Surroundings};
 use podweir::audit::report::{Input, Report, html, json, sarif, text};
 use podweir::audit::source::dump::{self, Text};
-use podweir::audit::source::options::{self, Known};
+use podweir::audit::source::options::{self, KnownPod};
 use podweir::audit::space::Space;
 use podweir::audit::verify::verify;
 use podweir::config::given::Given;
@@ -58,7 +58,7 @@ pub fn run(bytes: &[u8]) {
             }
         }
     }
-    let known = Known { addresses, ..Known::default() };
+    let known = KnownPod { addresses, ..KnownPod::default() };
     let wanted = options::read(&Given::default(), Face::Init, &known).expect("defaults");
     drop(verify(&wanted, &source));
     let input = Input {

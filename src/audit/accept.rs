@@ -26,7 +26,7 @@ use crate::config::value;
 use crate::plan::canon::addresses;
 use crate::plan::model::{Cond, protocol};
 
-use super::escapes::kind::Kind;
+use super::escapes::kind::EscapeKind;
 use super::escapes::{Escape, scope_name};
 use super::lints::LINTS;
 use super::space::cube::{Cube, owners};
@@ -35,12 +35,12 @@ use super::space::{Scope, Space};
 /// What a file accepts.
 #[derive(Debug, Clone, Default)]
 pub struct Accepted {
-    pub entries: Vec<Entry>,
+    pub entries: Vec<AcceptedEntry>,
 }
 
 /// One thing that is accepted.
 #[derive(Debug, Clone)]
-pub struct Entry {
+pub struct AcceptedEntry {
     pub class: String,
     pub reason: String,
     pub expires: Option<Date>,
@@ -113,7 +113,7 @@ impl Accepted {
     }
 }
 
-impl Entry {
+impl AcceptedEntry {
     /// Whether it no longer counts.
     pub fn is_expired(&self, today: Date) -> bool {
         self.expires.is_some_and(|last| last < today)
@@ -153,12 +153,12 @@ impl Only {
 fn is_class(name: &str) -> bool {
     let of_scope = |scope: &Scope| {
         let rest = name.strip_prefix(scope_name(*scope)).and_then(|rest| rest.strip_prefix('-'));
-        rest.is_some_and(|rest| Kind::ALL.iter().any(|kind| kind.id() == rest))
+        rest.is_some_and(|rest| EscapeKind::ALL.iter().any(|kind| kind.id() == rest))
     };
     Scope::ALL.iter().any(of_scope) || LINTS.iter().any(|(id, ..)| *id == name)
 }
 
-fn entry(raw: RawEntry) -> Result<Entry, String> {
+fn entry(raw: RawEntry) -> Result<AcceptedEntry, String> {
     if !is_class(&raw.class) {
         return Err(format!("'{}' is neither an escape nor a lint; podweir audit prints their names", raw.class));
     }
@@ -172,7 +172,7 @@ fn entry(raw: RawEntry) -> Result<Entry, String> {
     if is_lint && raw.only.is_some() {
         return Err(format!("{} is a lint, which has no flows: 'only' means nothing", raw.class));
     }
-    Ok(Entry {
+    Ok(AcceptedEntry {
         class: raw.class,
         reason: raw.reason,
         expires: raw.expires.map(date).transpose()?,

@@ -9,7 +9,7 @@ use crate::plan::model::protocol;
 use crate::plan::why::Why;
 use crate::plan::words;
 
-use super::explain::{Answer, Lost, Trace};
+use super::explain::{Explanation, LostPackets, Trace};
 use super::flow::{Direction, Flow, Taker};
 use super::ruleset::{ChainRules, Decider, Hook};
 
@@ -52,7 +52,7 @@ pub fn rule(decider: &Decider, family: Family) -> String {
 }
 
 /// The answer in a few lines.
-pub fn text(answer: &Answer, flow: &Flow) -> String {
+pub fn text(answer: &Explanation, flow: &Flow) -> String {
     let mut out = match answer.taker {
         Taker::Unknown => format!("unknown: {flow}\n"),
         taker => format!("{taker}: {flow}\n"),
@@ -82,14 +82,14 @@ pub fn text(answer: &Answer, flow: &Flow) -> String {
 }
 
 /// "its replies are dropped, by …".
-pub fn lost(lost: &Lost, family: Family) -> String {
+pub fn lost(lost: &LostPackets, family: Family) -> String {
     let packets = if lost.replies { "its replies" } else { "the packets that follow the first" };
     let by = lost.by.as_ref().map(|by| format!(", by {} ({})", rule(by, family), by.chain.table.source));
     format!("{packets} are dropped{}", by.unwrap_or_default())
 }
 
 /// The answer for machines.
-pub fn json(answer: &Answer, flow: &Flow) -> Value {
+pub fn json(answer: &Explanation, flow: &Flow) -> Value {
     let rule = answer.decider.as_ref().map(|decider| {
         let origin = decider.rule.origin.as_deref();
         json!({
@@ -111,7 +111,7 @@ pub fn json(answer: &Answer, flow: &Flow) -> Value {
 }
 
 /// Keeps the walk as lines.
-pub struct Lines {
+pub struct AnswerLines {
     pub lines: Vec<String>,
     family: Family,
     /// Where the lines about other packets than the first start; they stay if a rule says
@@ -120,14 +120,14 @@ pub struct Lines {
     following: bool,
 }
 
-impl Lines {
+impl AnswerLines {
     /// With `following` about the packets after the first as well.
     pub fn new(family: Family, following: bool) -> Self {
         Self { lines: Vec::new(), family, section: None, following }
     }
 }
 
-impl<'a> Trace<'a> for Lines {
+impl<'a> Trace<'a> for AnswerLines {
     fn hook(&mut self, hook: Hook, chain: &'a ChainRules) {
         let priority = chain.base.map_or(0, |base| base.priority);
         let table = &chain.table;

@@ -44,13 +44,13 @@ impl Defaults {
 
 /// An owner as it is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner {
+pub enum AskedOwner {
     Id(u32),
     /// What the kernel sends by itself has no owner.
     Nobody,
 }
 
-impl Owner {
+impl AskedOwner {
     /// What stands for no owner.
     const NOBODY: &'static str = "none";
 
@@ -105,8 +105,8 @@ impl Protocol {
 pub struct Question {
     pub direction: Option<Direction>,
     pub protocol: Option<Protocol>,
-    pub uid: Option<Owner>,
-    pub gid: Option<Owner>,
+    pub uid: Option<AskedOwner>,
+    pub gid: Option<AskedOwner>,
     pub source: Option<IpAddr>,
     pub source_port: Option<u16>,
     pub destination: Option<IpAddr>,
@@ -165,7 +165,8 @@ impl Question {
         }
         let family = if destination.is_ipv4() { Family::V4 } else { Family::V6 };
         let number = self.protocol.map_or(protocol::TCP, |protocol| protocol.number(family));
-        let owner = |owner: Option<Owner>| owner.map_or(Some(defaults.anybody), Owner::id).filter(|_| outbound);
+        let owner =
+            |owner: Option<AskedOwner>| owner.map_or(Some(defaults.anybody), AskedOwner::id).filter(|_| outbound);
         let has_ports = protocol::WITH_PORTS.contains(&number);
         if has_ports && self.port.is_none() {
             return Err(format!("a flow of {} needs a port", protocol::name(number)));
@@ -187,7 +188,7 @@ impl Question {
 
     /// Reads one line of JSON.
     pub fn from_json(line: &[u8]) -> Result<Self, String> {
-        let members: Members = serde_json::from_slice(line).map_err(|e| match e.is_data() {
+        let members: QuestionMembers = serde_json::from_slice(line).map_err(|e| match e.is_data() {
             true => "it is no JSON object".into(),
             false => format!("it is no JSON: {e}"),
         })?;
@@ -228,24 +229,24 @@ const MEMBERS: [&str; 11] =
     ["direction", "proto", "uid", "gid", "source", "source_port", "destination", "port", "interface", "mark", "expect"];
 
 /// The members of an object, those that are there twice as well.
-struct Members(Vec<(String, Value)>);
+struct QuestionMembers(Vec<(String, Value)>);
 
-impl<'de> Deserialize<'de> for Members {
+impl<'de> Deserialize<'de> for QuestionMembers {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Each;
         impl<'de> Visitor<'de> for Each {
-            type Value = Members;
+            type Value = QuestionMembers;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<QuestionMembers, A::Error> {
                 let mut out = Vec::new();
                 while let Some(member) = map.next_entry()? {
                     out.push(member);
                 }
-                Ok(Members(out))
+                Ok(QuestionMembers(out))
             }
         }
         deserializer.deserialize_map(Each)
@@ -266,8 +267,8 @@ fn address(text: Option<&str>) -> Option<IpAddr> {
     text?.parse().ok()
 }
 
-fn owner(value: &Value) -> Option<Owner> {
-    value.as_str().map_or_else(|| number(value).map(Owner::Id), Owner::parse)
+fn owner(value: &Value) -> Option<AskedOwner> {
+    value.as_str().map_or_else(|| number(value).map(AskedOwner::Id), AskedOwner::parse)
 }
 
 fn protocol(value: &Value) -> Option<Protocol> {
@@ -275,15 +276,15 @@ fn protocol(value: &Value) -> Option<Protocol> {
 }
 
 /// A member of a question: its name, and what it says as text and as JSON.
-type Member = (&'static str, String, Value);
+type QuestionMember = (&'static str, String, Value);
 
 /// What a question has to say so that just this flow is meant. What is not said is what a
 /// question leaves out.
-fn members(flow: &Flow) -> Vec<Member> {
+fn members(flow: &Flow) -> Vec<QuestionMember> {
     let outbound = flow.direction == Direction::Outbound;
     let text = |text: String| (text.clone(), Value::from(text));
     let number = |number: u32| (number.to_string(), Value::from(number));
-    let owner = |id: Option<u32>| outbound.then(|| id.map_or_else(|| text(Owner::NOBODY.into()), number));
+    let owner = |id: Option<u32>| outbound.then(|| id.map_or_else(|| text(AskedOwner::NOBODY.into()), number));
     let mark = |mark: u32| (format!("{mark:#x}"), Value::from(mark));
     let all = [
         ("direction", Some(text(flow.direction.name().into()))),

@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
-use crate::config::ranges::{RangeList, Step};
+use crate::config::ranges::{Discrete, RangeList};
 use crate::config::types::{Family, IdList, Interface};
 use crate::plan::canon::{Canon, CanonMatches};
 use crate::plan::model::{Cond, Masked, Routing, Verdict};
@@ -55,7 +55,7 @@ fn matches(m: &CanonMatches, out: &mut String) {
     }
 }
 
-fn ranges<T: Step>(name: &str, ranges: &RangeList<T>, out: &mut String) {
+fn ranges<T: Discrete>(name: &str, ranges: &RangeList<T>, out: &mut String) {
     let _ = write!(out, "{name}");
     for (first, last) in ranges.iter() {
         let _ = write!(out, " {first}-{last}");

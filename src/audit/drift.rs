@@ -15,7 +15,7 @@ pub struct Verification {
     pub holders: Vec<Holder>,
     pub findings: Vec<Finding>,
     /// What traffic is affected.
-    pub effects: Vec<Effect>,
+    pub effects: Vec<TrafficChange>,
     /// Why effects could not be told, if so.
     pub blind: Option<String>,
     pub notes: Vec<String>,
@@ -45,7 +45,7 @@ pub enum What {
 
 /// Flows that somebody else gets than should.
 #[derive(Debug)]
-pub struct Effect {
+pub struct TrafficChange {
     pub family: Family,
     pub scope: Scope,
     pub wanted: Taker,
@@ -60,7 +60,7 @@ pub struct Effect {
     pub ours: bool,
 }
 
-impl Effect {
+impl TrafficChange {
     /// Whether traffic gets past the proxy that should not.
     pub fn escapes(&self) -> bool {
         self.found == Taker::Direct && !matches!(self.wanted, Taker::Direct | Taker::Dropped)

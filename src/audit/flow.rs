@@ -119,8 +119,8 @@ impl Surroundings {
         Self { addresses, dns_servers: None, uplink: "eth0".into(), routes: Routes::default() }
     }
 
-    /// The same pod; in those of these families in which no address of it is known, an address
-    /// for documentation (RFC 5737, RFC 3849) stands in for its own.
+    /// The surroundings of this pod with an address in each of these families: where none of its own
+    /// is known, one for documentation (RFC 5737, RFC 3849) stands in for it.
     pub fn with_stand_ins(&self, families: Families) -> Self {
         let mut pod = self.clone();
         let known = self.families();

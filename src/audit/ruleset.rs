@@ -9,7 +9,7 @@ mod tables;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::backend::Kind;
+use crate::backend::BackendKind;
 use crate::backend::nftables::names;
 use crate::config::types::{Families, Family, Interface};
 use crate::plan::canon::{CanonRule, canon_rules};
@@ -79,7 +79,7 @@ impl ChainRules {
 
     /// Whether nftables itself asks, and not iptables by way of it.
     pub fn is_native(&self) -> bool {
-        &*self.table.source == Kind::Nftables.name()
+        &*self.table.source == BackendKind::Nftables.name()
     }
 
     /// Whether it is an interception's, by its name or its table's.
@@ -104,7 +104,8 @@ pub struct FamilyRules {
     pub chains: Vec<ChainRules>,
     /// Base chains by hook, in the order in which packets meet them.
     hooks: Hooks,
-    /// The same in the other order, where there is another one.
+    /// Base chains by hook in the other order in which packets may meet them, where it is not known
+    /// which of the two is the case.
     other_hooks: Option<Hooks>,
     /// The bits of marks that some rule looks at.
     marks_asked: u32,
@@ -193,7 +194,7 @@ impl FamilyRules {
     /// Finds out what all rules together say.
     fn sum_up(&mut self) {
         self.hooks = self.hooks(0..self.chains.len());
-        let is_legacy = |&at: &usize| &*self.chains[at].table.source == Kind::IptablesLegacy.name();
+        let is_legacy = |&at: &usize| &*self.chains[at].table.source == BackendKind::IptablesLegacy.name();
         let (legacy, others): (Vec<usize>, Vec<usize>) = (0..self.chains.len()).partition(is_legacy);
         let (before, after) = (legacy.iter().chain(&others), others.iter().chain(&legacy));
         let possible = [self.hooks(before.copied()), self.hooks(after.copied())];

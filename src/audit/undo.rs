@@ -6,7 +6,7 @@
 use crate::config::types::Family;
 use crate::plan::model::{ChainName, Table};
 
-use super::drift::{Effect, Finding, What};
+use super::drift::{Finding, TrafficChange, What};
 use super::explain::{NoTrace, explain};
 use super::flow::{Surroundings, Taker};
 use super::ruleset::Ruleset;
@@ -27,9 +27,9 @@ pub struct Undoing<'a> {
     differences: &'a [Difference],
 }
 
-type Place<'a> = (Family, Table, &'a ChainName);
+type ChainPlace<'a> = (Family, Table, &'a ChainName);
 
-fn place(difference: &Difference) -> Option<Place<'_>> {
+fn place(difference: &Difference) -> Option<ChainPlace<'_>> {
     difference.place.as_ref().map(|(family, table, chain)| (*family, *table, chain))
 }
 
@@ -48,7 +48,7 @@ impl<'a> Undoing<'a> {
     /// Leaves each effect with the differences that have it by themselves. Before, findings
     /// have the effects that they may have. Effects that no interception's rules have, not
     /// even together, are those of others.
-    pub fn attribute(&self, findings: &mut [Finding], effects: &mut [Effect]) -> Result<(), String> {
+    pub fn attribute(&self, findings: &mut [Finding], effects: &mut [TrafficChange]) -> Result<(), String> {
         let mut base = self.have.clone();
         for place in self.differences.iter().filter_map(place) {
             base.add_empty(self.want, self.holder, place);
@@ -116,13 +116,13 @@ impl<'a> Undoing<'a> {
     }
 
     /// Whether an effect's example meets another fate by other rules.
-    fn changes(&self, rules: &Ruleset, effect: Option<&Effect>) -> bool {
-        let taker = |effect: &Effect| explain(rules, self.pod, &effect.example, &mut NoTrace).taker;
+    fn changes(&self, rules: &Ruleset, effect: Option<&TrafficChange>) -> bool {
+        let taker = |effect: &TrafficChange| explain(rules, self.pod, &effect.example, &mut NoTrace).taker;
         effect.is_some_and(|effect| taker(effect) != effect.found)
     }
 }
 
 /// Whether others' rules drop what is not an interception's to drop.
-pub fn is_policy(effect: &Effect) -> bool {
+pub fn is_policy(effect: &TrafficChange) -> bool {
     !effect.ours && effect.found == Taker::Dropped
 }

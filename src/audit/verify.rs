@@ -7,7 +7,7 @@ use crate::plan::canon::{Canon, CanonRule};
 use crate::plan::model::{ChainName, Plan, Table, Verdict};
 
 use super::answer;
-use super::drift::{Effect, Finding, Verification, What};
+use super::drift::{Finding, TrafficChange, Verification, What};
 use super::escapes::{example, words};
 use super::explain::{MOST_RULES_AGAIN, Trace, explain};
 use super::flow::Taker;
@@ -194,7 +194,7 @@ fn effects(
         let by_policy = policy.map(|chain| format!("the policy of {} {}: drop", chain.table.name, chain.name));
         let (wanted_rule, found_rule) = (rule(&want.decider), by_policy.or_else(|| rule(&have.decider)));
         // What happens to inbound traffic happens to traffic through the pod as well.
-        let said = |e: &Effect| {
+        let said = |e: &TrafficChange| {
             e.scope == Scope::Inbound
                 && (e.family, e.wanted, e.found) == (d.family, want.taker, have.taker)
                 && (&e.wanted_rule, &e.found_rule) == (&wanted_rule, &found_rule)
@@ -209,7 +209,7 @@ fn effects(
                 finding.effects.push(at);
             }
         }
-        report.effects.push(Effect {
+        report.effects.push(TrafficChange {
             family: d.family,
             scope: d.scope,
             wanted: want.taker,

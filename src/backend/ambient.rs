@@ -12,8 +12,8 @@ use crate::plan::model::{Dataplane, Plan, Routing};
 use crate::sys::netlink::Netlink;
 
 use super::conditions::Conditions;
-use super::install::{InstallError, Outcome, Prospect, Request, Session, without_routes_by_lo};
-use super::{Kind, Reading};
+use super::install::{InstallError, InstallRequest, Outcome, Prospect, Session, without_routes_by_lo};
+use super::{BackendKind, Reading};
 
 /// How to work in a namespace.
 #[derive(Debug, Clone)]
@@ -30,8 +30,8 @@ impl Namespace {
         Session::open_for(Dataplane::Ambient, self.conditions.clone(), route)
     }
 
-    fn request<'a>(&self, plan: &'a Plan) -> Request<'a> {
-        Request { plan, choice: self.choice, reconcile: self.reconcile, force: false, strict: false }
+    fn request<'a>(&self, plan: &'a Plan) -> InstallRequest<'a> {
+        InstallRequest { plan, choice: self.choice, reconcile: self.reconcile, force: false, strict: false }
     }
 
     /// Makes the namespace that the calling thread is in hold a plan.
@@ -63,7 +63,7 @@ impl Namespace {
         if let [(first, _), (second, _), ..] = readings.as_slice() {
             out.push(format!("both {first} and {second} hold {}", Dataplane::Ambient.rules()));
         }
-        let nothing = (Kind::Nftables, Reading::nothing());
+        let nothing = (BackendKind::Nftables, Reading::nothing());
         let held = if readings.is_empty() { std::slice::from_ref(&nothing) } else { &readings };
         for (_, reading) in held {
             let plan = without_routes_by_lo(plan, &reading.plan.routing.routes, &mut Vec::new());
@@ -87,7 +87,7 @@ impl Namespace {
     /// # Errors
     ///
     /// That the rules cannot be looked at.
-    pub fn holders(&self) -> Result<Vec<Kind>, InstallError> {
+    pub fn holders(&self) -> Result<Vec<BackendKind>, InstallError> {
         let readings = self.session()?.read(&Routing::default())?;
         Ok(readings.into_iter().map(|(kind, _)| kind).collect())
     }

@@ -11,7 +11,7 @@ use crate::sys::proc_net;
 
 /// A connection, by what the kernel holds of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Connection {
+pub struct TcpConnection {
     /// Its ends in this namespace: one, or both; none of what is forwarded for others.
     pub sockets: Vec<TcpSocket>,
     /// `None`: connection tracking has not seen it.
@@ -120,7 +120,7 @@ pub struct Ended {
 
 /// Ends connections. The socket first: its reset leaves by the connection as it is known,
 /// and reaches the other end.
-pub fn end<'a>(kernel: &mut dyn Ending, connections: impl Iterator<Item = &'a Connection>) -> Ended {
+pub fn end<'a>(kernel: &mut dyn Ending, connections: impl Iterator<Item = &'a TcpConnection>) -> Ended {
     let mut out = Ended::default();
     for connection in connections {
         let mut problem = None;
@@ -147,7 +147,7 @@ pub fn end<'a>(kernel: &mut dyn Ending, connections: impl Iterator<Item = &'a Co
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::inet_diag::State;
+    use crate::sys::inet_diag::TcpState;
     use crate::sys::inet_diag::tests::socket;
     use nix::errno::Errno;
 
@@ -174,8 +174,8 @@ mod tests {
 
     #[test]
     fn what_is_gone_already_is_ended_and_what_cannot_be_is_told() {
-        let socket = socket(State::Established, "10.0.0.1:40000", "10.0.0.2:80", 1000, None);
-        let untracked = Connection { sockets: vec![socket], tracked: None };
+        let socket = socket(TcpState::Established, "10.0.0.1:40000", "10.0.0.2:80", 1000, None);
+        let untracked = TcpConnection { sockets: vec![socket], tracked: None };
         let told = |errno| {
             let Ended { ended, breaks, left, problem } = end(&mut Answers(errno), [&untracked, &untracked].into_iter());
             (ended, breaks, left, problem.and_then(|e| e.raw_os_error()))

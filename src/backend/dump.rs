@@ -9,7 +9,7 @@ use crate::config::types::{Families, Family};
 use super::listing::{Holder, ListedTable, Listing};
 use super::nftables::table::NftTable;
 use super::nftables::{json, tables, text};
-use super::{Kind, iptables, opaque};
+use super::{BackendKind, iptables, opaque};
 
 /// One text, and what it is called.
 #[derive(Debug, Clone)]
@@ -37,13 +37,13 @@ impl Text {
 }
 
 /// What a text is, before anybody has made sense of it.
-pub enum Content<'a> {
+pub enum DumpContent<'a> {
     /// JSON, of whomever.
     Json(Value),
     Text(&'a str),
 }
 
-impl<'a> Content<'a> {
+impl<'a> DumpContent<'a> {
     /// Tells JSON from text.
     ///
     /// # Errors
@@ -88,21 +88,21 @@ impl Dumps {
     /// # Errors
     ///
     /// It is none of the dialects, makes no sense, or lists a table that is there already.
-    pub fn add(&mut self, text: &Text, content: Content) -> Result<(), DumpError> {
+    pub fn add(&mut self, text: &Text, content: DumpContent) -> Result<(), DumpError> {
         self.read(text, content).map_err(|problem| text.error(problem))
     }
 
-    fn read(&mut self, text: &Text, content: Content) -> Result<(), String> {
+    fn read(&mut self, text: &Text, content: DumpContent) -> Result<(), String> {
         // How many elements of sets rules may name, all together: no more than a text of this
         // length could write out.
         let budget = text.bytes.len().max(65_536);
         let content = match content {
-            Content::Json(value) => {
+            DumpContent::Json(value) => {
                 let objects = value.get("nftables").and_then(Value::as_array);
                 let objects = objects.ok_or(format!("it is JSON, but neither nft's nor podweir's; {EXPECTED}"))?;
                 return self.add_nft(&json::parse(objects, budget)?);
             }
-            Content::Text(content) => content,
+            DumpContent::Text(content) => content,
         };
         match first_line(content) {
             None if !content.lines().any(iptables::text::says) && text.family.is_none() => Err(format!(
@@ -126,7 +126,9 @@ impl Dumps {
     /// nft cannot show all that iptables-nft made.
     fn add_nft(&mut self, tables: &[NftTable]) -> Result<(), String> {
         let mut tables = tables::listed(tables);
-        tables.iter_mut().for_each(|table| table.as_nft_shows = table.holder == Holder::Kernel(Kind::IptablesNft));
+        tables
+            .iter_mut()
+            .for_each(|table| table.as_nft_shows = table.holder == Holder::Kernel(BackendKind::IptablesNft));
         self.by_nft = true;
         self.told = Families::BOTH;
         add(&mut self.tables, tables)
@@ -157,7 +159,7 @@ fn gap(line: usize, table: &str) -> String {
 /// What to say where a text mentions tables of iptables-legacy that are in none.
 fn without_legacy(mentioned: &[Family], tables: &[ListedTable]) -> Option<String> {
     let is_there = |family| {
-        let legacy = |table: &&ListedTable| table.holder == Holder::Kernel(Kind::IptablesLegacy);
+        let legacy = |table: &&ListedTable| table.holder == Holder::Kernel(BackendKind::IptablesLegacy);
         tables.iter().filter(legacy).any(|table| table.families.has(family))
     };
     let missing = Family::BOTH.into_iter().filter(|family| mentioned.contains(family) && !is_there(*family));
@@ -174,7 +176,7 @@ fn without_legacy(mentioned: &[Family], tables: &[ListedTable]) -> Option<String
 
 /// Adds a text's tables to those of others.
 fn add(tables: &mut Vec<ListedTable>, more: Vec<ListedTable>) -> Result<(), String> {
-    let iptables = |holder: Holder| matches!(holder, Holder::Kernel(Kind::IptablesNft) | Holder::Iptables);
+    let iptables = |holder: Holder| matches!(holder, Holder::Kernel(BackendKind::IptablesNft) | Holder::Iptables);
     for table in more {
         let same = |other: &ListedTable| other.name == table.name && other.families == table.families;
         let twin = tables.iter().position(|other| {

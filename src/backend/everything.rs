@@ -12,7 +12,7 @@ use super::iptables::parse;
 use super::iptables::programs::{ProgramEnvironment, ProgramError, Programs, Variant};
 use super::listing::{self, Holder, ListedTable, Listing};
 use super::nftables::{list, tables};
-use super::{Kind, survey};
+use super::{BackendKind, survey};
 
 /// How often to begin again when others change the rules at the same time.
 const ATTEMPTS: usize = 20;
@@ -73,10 +73,10 @@ fn legacy_tables(
     for family in families.iter() {
         let text = programs.save(family)?;
         let saved = parse::parse(&text, family).map_err(|source| {
-            let program = format!("{}-save", Kind::IptablesLegacy);
+            let program = format!("{}-save", BackendKind::IptablesLegacy);
             ProgramError::Parse { program, source }
         })?;
-        out.extend(listing::of_saved(saved, family, Holder::Kernel(Kind::IptablesLegacy)));
+        out.extend(listing::of_saved(saved, family, Holder::Kernel(BackendKind::IptablesLegacy)));
     }
     Ok(out)
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::config::types::Interface;
-use crate::plan::model::{ChainName, Cond, Origin, Rule, Verdict};
+use crate::plan::model::{ChainName, Cond, Rule, RuleOrigin, Verdict};
 use crate::plan::why::Why;
 use crate::sys::text::printable;
 
@@ -23,7 +23,7 @@ pub fn rule(rule: &mut Rule) {
         boxed(comment);
     }
     if let Some(listed) = rule.origin.as_ref().and_then(|origin| changed(origin.text.as_deref()?)) {
-        let origin = rule.origin.as_deref().map(|origin| Origin { text: Some(listed.into()), ..origin.clone() });
+        let origin = rule.origin.as_deref().map(|origin| RuleOrigin { text: Some(listed.into()), ..origin.clone() });
         rule.origin = origin.map(Arc::new);
     }
 }

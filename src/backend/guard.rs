@@ -21,7 +21,7 @@ use super::iptables::render;
 use super::nftables::names::{self, GUARD};
 use super::nftables::transaction::{Transaction, TransactionError};
 use super::survey::Survey;
-use super::{Backup, Kind, Reading};
+use super::{BackendKind, Backup, Reading};
 
 /// Of a guard that holds back every packet: before connection tracking (-200) and
 /// everything of ours, so that no connection is remembered that began while it was up.
@@ -48,7 +48,7 @@ pub enum GuardError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Guard {
     Nftables,
-    Iptables { kind: Kind, families: Families },
+    Iptables { kind: BackendKind, families: Families },
 }
 
 impl Guard {
@@ -65,7 +65,7 @@ impl Guard {
             raw.is_some_and(|table| table.chains.contains_key(CHAIN))
         };
         let families = Families { v4: has(Family::V4), v6: has(Family::V6) };
-        (!families.is_empty()).then_some(Guard::Iptables { kind: Kind::IptablesLegacy, families })
+        (!families.is_empty()).then_some(Guard::Iptables { kind: BackendKind::IptablesLegacy, families })
     }
 
     /// Puts the guard up: both directions, all families at once where that can be.
@@ -73,7 +73,7 @@ impl Guard {
     pub fn raise(
         netlink: Option<&mut Netlink>,
         conditions: &Conditions,
-        kind: Kind,
+        kind: BackendKind,
         held: &Held,
         left: Option<&Guard>,
     ) -> Result<Self, GuardError> {
@@ -143,7 +143,7 @@ impl Guard {
 
     fn programs(&self, conditions: &Conditions) -> Programs {
         let variant = match self {
-            Guard::Iptables { kind: Kind::IptablesNft, .. } => Variant::Nft,
+            Guard::Iptables { kind: BackendKind::IptablesNft, .. } => Variant::Nft,
             _ => Variant::Legacy,
         };
         Programs::new(variant, conditions.programs.clone(), conditions.lock_timeout)

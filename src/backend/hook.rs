@@ -145,6 +145,6 @@ impl Base {
 pub enum Order {
     #[default]
     First,
-    /// The other possible one.
+    /// The order in which the other one of two such chains comes first.
     Second,
 }

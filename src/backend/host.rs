@@ -22,7 +22,7 @@ use super::conditions::Conditions;
 use super::iptables::programs::{ProgramError, Programs, Variant};
 use super::nftables::probes::{self, Wanted};
 use super::nftables::transaction::TransactionError;
-use super::{Kind, survey};
+use super::{BackendKind, survey};
 
 /// How often to begin again when others change the rules at the same time.
 const ATTEMPTS: usize = 20;
@@ -47,7 +47,7 @@ pub enum HostError {
     #[error(
         "{} is in {backend} of the node's namespace, and its chains are not touched: remove it first, with {}", .there.rules(), .there.removal()
     )]
-    OtherDataplane { backend: Kind, there: Dataplane },
+    OtherDataplane { backend: BackendKind, there: Dataplane },
 }
 
 impl HostError {
@@ -63,7 +63,7 @@ impl HostError {
 
 /// The node's rules and sets for probes. It works in the namespace that the calling thread is in.
 pub struct HostProbes {
-    kind: Kind,
+    kind: BackendKind,
     plan: Plan,
     netfilter: Netlink,
     programs: Programs,
@@ -119,11 +119,13 @@ impl HostProbes {
         let native = there.nftables.is_some();
         let holds = |kind| -> Result<bool, HostError> {
             Ok(match kind {
-                Kind::Nftables => there.nftables.as_ref().is_some_and(|t| t.ours(Dataplane::Node).next().is_some()),
-                Kind::IptablesNft => {
+                BackendKind::Nftables => {
+                    there.nftables.as_ref().is_some_and(|t| t.ours(Dataplane::Node).next().is_some())
+                }
+                BackendKind::IptablesNft => {
                     there.iptables_nft && iptables::holds(&programs(Variant::Nft), there.iptables_nft_tables())?
                 }
-                Kind::IptablesLegacy => {
+                BackendKind::IptablesLegacy => {
                     let families = there.iptables_legacy;
                     let programs = programs(Variant::Legacy);
                     !families.is_empty()
@@ -133,31 +135,31 @@ impl HostProbes {
             })
         };
         let kind = match choice {
-            BackendChoice::Nftables => Kind::Nftables,
-            BackendChoice::IptablesNft => Kind::IptablesNft,
-            BackendChoice::IptablesLegacy => Kind::IptablesLegacy,
+            BackendChoice::Nftables => BackendKind::Nftables,
+            BackendChoice::IptablesNft => BackendKind::IptablesNft,
+            BackendChoice::IptablesLegacy => BackendKind::IptablesLegacy,
             BackendChoice::Auto | BackendChoice::AutoIptables => {
                 let mut holder = None;
-                for kind in Kind::ALL {
+                for kind in BackendKind::ALL {
                     holder = holder.or(holds(kind)?.then_some(kind));
                 }
-                holder.unwrap_or(if native { Kind::Nftables } else { Kind::IptablesLegacy })
+                holder.unwrap_or(if native { BackendKind::Nftables } else { BackendKind::IptablesLegacy })
             }
         };
-        if kind != Kind::IptablesLegacy && !native {
+        if kind != BackendKind::IptablesLegacy && !native {
             return Err(HostError::NoNftables);
         }
         // iptables could tell users apart as well; there everybody in ambient mode goes by
         // any process of the node.
-        let prober = if kind == Kind::Nftables { Prober::User(options.kubelet_uid) } else { Prober::Anybody };
+        let prober = if kind == BackendKind::Nftables { Prober::User(options.kubelet_uid) } else { Prober::Anybody };
         debug!(backend = kind.name(), ?prober, "probes of ambient pods");
-        let variant = if kind == Kind::IptablesNft { Variant::Nft } else { Variant::Legacy };
+        let variant = if kind == BackendKind::IptablesNft { Variant::Nft } else { Variant::Legacy };
         let plan = build::host(options.families, prober);
         Ok(Self { kind, plan, netfilter, programs: programs(variant), conditions })
     }
 
     /// The backend that holds the rules, or is to.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> BackendKind {
         self.kind
     }
 
@@ -211,7 +213,7 @@ impl HostProbes {
     /// That they cannot be listed.
     pub fn entries(&mut self) -> Result<BTreeMap<IpAddr, String>, HostError> {
         self.repeatedly(|this| match this.kind {
-            Kind::Nftables => Ok(this.read_native()?.entries()),
+            BackendKind::Nftables => Ok(this.read_native()?.entries()),
             _ => this.ipset_entries(),
         })
     }
@@ -223,7 +225,7 @@ impl HostProbes {
     /// That they cannot be listed.
     pub fn is_set_up(&mut self) -> Result<bool, HostError> {
         self.repeatedly(|this| match this.kind {
-            Kind::Nftables => Ok(this.read_native()?.holds(&this.plan)),
+            BackendKind::Nftables => Ok(this.read_native()?.holds(&this.plan)),
             _ => this.holds_iptables(),
         })
     }
@@ -250,7 +252,7 @@ impl HostProbes {
     fn make(&mut self, rules: bool, entries: &Entries) -> Result<bool, HostError> {
         let _lock = lock::acquire(self.conditions.lock_timeout)?;
         match self.kind {
-            Kind::Nftables => {
+            BackendKind::Nftables => {
                 let held = self.read_native()?;
                 let entries = entries.of(&self.plan, held.entries());
                 let wanted = Wanted { plan: &self.plan, rules, entries: &entries };

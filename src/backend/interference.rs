@@ -11,7 +11,7 @@ use crate::plan::effect::Effect;
 use crate::plan::model::{ChainName, Plan, Rule, Table, Verdict, protocol};
 use crate::plan::words;
 
-use super::Kind;
+use super::BackendKind;
 use super::hook::{Base, Hook};
 use super::listing::{Holder, ListedChain, ListedTable};
 
@@ -45,26 +45,26 @@ impl fmt::Display for Interference {
 
 /// Finds them, in the order in which the tables are listed. `kind`: the backend that holds the
 /// plan's rules, or is to.
-pub fn find(tables: &[ListedTable], plan: &Plan, kind: Kind) -> Vec<Interference> {
+pub fn find(tables: &[ListedTable], plan: &Plan, kind: BackendKind) -> Vec<Interference> {
     let search = Search { tables, plan, kind, ours: tables.iter().position(|table| is_our_nat(table, kind)) };
     let mut out = Vec::new();
     for (at, table) in tables.iter().enumerate().filter(|(_, table)| !table.dormant && !table.is_only_ours()) {
         for base in &table.chains {
             let Some(hook) = base.base.as_ref().filter(|hook| search.counts(at, hook)) else { continue };
-            search.chain(&Entry { table, base, hook }, base, &mut Vec::new(), &mut out);
+            search.chain(&HookEntry { table, base, hook }, base, &mut Vec::new(), &mut out);
         }
     }
     out
 }
 
 /// Whether it is the table that redirects for an interception, or that will.
-fn is_our_nat(table: &ListedTable, kind: Kind) -> bool {
-    let native = kind != Kind::Nftables || table.is_only_ours();
+fn is_our_nat(table: &ListedTable, kind: BackendKind) -> bool {
+    let native = kind != BackendKind::Nftables || table.is_only_ours();
     table.holder == Holder::Kernel(kind) && table.kind() == Some(Table::Nat) && native
 }
 
 /// A base chain, by which packets get to others of its table.
-struct Entry<'a> {
+struct HookEntry<'a> {
     table: &'a ListedTable,
     base: &'a ListedChain,
     hook: &'a Base,
@@ -73,7 +73,7 @@ struct Entry<'a> {
 struct Search<'a> {
     tables: &'a [ListedTable],
     plan: &'a Plan,
-    kind: Kind,
+    kind: BackendKind,
     /// Where the interception's nat table is listed; `None`: it is yet to be made.
     ours: Option<usize>,
 }
@@ -101,7 +101,7 @@ impl Search<'_> {
     /// iptables-legacy made its own, nothing tells.
     fn is_made_later(&self, table: usize, hook: &Base) -> bool {
         let Some(ours) = self.ours.filter(|ours| hook.priority == NAT && *ours != table) else { return false };
-        let legacy = |kind| kind == Holder::Kernel(Kind::IptablesLegacy);
+        let legacy = |kind| kind == Holder::Kernel(BackendKind::IptablesLegacy);
         let other = self.tables.get(table).map(|table| table.holder);
         other.is_some_and(|other| legacy(other) != legacy(Holder::Kernel(self.kind))) || ours < table
     }
@@ -109,12 +109,12 @@ impl Search<'_> {
     /// Looks at a chain and those that it jumps to, each once.
     fn chain<'t>(
         &self,
-        entry: &Entry<'t>,
+        entry: &HookEntry<'t>,
         chain: &'t ListedChain,
         met: &mut Vec<&'t str>,
         out: &mut Vec<Interference>,
     ) {
-        let Entry { table, base, hook } = entry;
+        let HookEntry { table, base, hook } = entry;
         // iptables' own tables may hold chains of an interception among others.
         let shared = !table.holder.is_nftables();
         if met.contains(&chain.name.name()) || (shared && chain.name.is_own()) {

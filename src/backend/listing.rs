@@ -8,7 +8,7 @@ use std::fmt;
 use crate::backend::hook::{Base, ChainKind, Hook};
 use crate::backend::iptables::parse::{Saved, SavedTable};
 use crate::backend::nftables::names;
-use crate::backend::{Kind, foreign_text};
+use crate::backend::{BackendKind, foreign_text};
 use crate::config::types::{Families, Family};
 use crate::plan::infer::infer;
 use crate::plan::model::{Chain, ChainName, Dataplane, Plan, Rule, Table, Verdict};
@@ -18,7 +18,7 @@ use crate::plan::model::{Chain, ChainName, Dataplane, Plan, Rule, Table, Verdict
 pub enum Holder {
     /// Nobody yet: options say that it shall be there.
     Plan,
-    Kernel(Kind),
+    Kernel(BackendKind),
     /// iptables, in text that does not say which.
     Iptables,
 }
@@ -26,9 +26,9 @@ pub enum Holder {
 impl Holder {
     pub const ALL: [Holder; 5] = [
         Holder::Plan,
-        Holder::Kernel(Kind::Nftables),
-        Holder::Kernel(Kind::IptablesNft),
-        Holder::Kernel(Kind::IptablesLegacy),
+        Holder::Kernel(BackendKind::Nftables),
+        Holder::Kernel(BackendKind::IptablesNft),
+        Holder::Kernel(BackendKind::IptablesLegacy),
         Holder::Iptables,
     ];
 
@@ -46,7 +46,7 @@ impl Holder {
 
     /// Whether nftables itself is asked, and not iptables by way of it.
     pub fn is_nftables(self) -> bool {
-        self == Holder::Kernel(Kind::Nftables)
+        self == Holder::Kernel(BackendKind::Nftables)
     }
 }
 
@@ -121,7 +121,7 @@ impl ListedTable {
     /// Whether a chain is in it that only an interception makes.
     pub fn has_ours(&self) -> bool {
         match self.holder {
-            Holder::Kernel(Kind::Nftables) => self.kind().is_some(),
+            Holder::Kernel(BackendKind::Nftables) => self.kind().is_some(),
             _ => self.kind().is_some() && self.chains.iter().any(|chain| chain.name.is_own()),
         }
     }

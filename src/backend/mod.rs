@@ -36,21 +36,21 @@ use crate::sys::privilege::{CAP_SYS_MODULE, Keep};
 
 /// The three ways to program a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
+pub enum BackendKind {
     Nftables,
     IptablesNft,
     IptablesLegacy,
 }
 
-impl Kind {
-    pub const ALL: [Kind; 3] = [Kind::Nftables, Kind::IptablesNft, Kind::IptablesLegacy];
+impl BackendKind {
+    pub const ALL: [BackendKind; 3] = [BackendKind::Nftables, BackendKind::IptablesNft, BackendKind::IptablesLegacy];
 
     /// Its name on the command line and in messages.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Nftables => "nftables",
-            Kind::IptablesNft => "iptables-nft",
-            Kind::IptablesLegacy => "iptables-legacy",
+            BackendKind::Nftables => "nftables",
+            BackendKind::IptablesNft => "iptables-nft",
+            BackendKind::IptablesLegacy => "iptables-legacy",
         }
     }
 }
@@ -65,7 +65,7 @@ pub fn capabilities(choice: BackendChoice) -> Keep {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for BackendKind {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -130,7 +130,7 @@ impl Reading {
 #[derive(Debug, Clone)]
 pub enum Backup {
     Nothing,
-    Nftables(HashMap<Table, nftables::raw::Raw>),
+    Nftables(HashMap<Table, nftables::raw::RawTable>),
     Iptables(HashMap<Family, iptables::parse::Saved>),
 }
 
@@ -165,7 +165,7 @@ impl BackendError {
 
 /// A way to program the kernel's rules.
 pub trait Backend {
-    fn kind(&self) -> Kind;
+    fn kind(&self) -> BackendKind;
 
     /// Reads what it holds of an interception.
     fn read(&mut self) -> Result<Reading, BackendError>;

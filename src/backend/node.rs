@@ -31,7 +31,7 @@ use crate::sys::netns;
 
 /// The first line of `/etc/hosts` in a container of a pod with hostNetwork.
 const KUBELET_HOST: &[u8] = b"# Kubernetes-managed hosts file (host network).\n";
-/// The same in one of a pod with a network of its own.
+/// The first line of `/etc/hosts` in a container of a pod with a network of its own.
 const KUBELET_POD: &[u8] = b"# Kubernetes-managed hosts file.\n";
 
 /// Links of these kinds come in pairs.

@@ -9,7 +9,7 @@ use super::hook::Base;
 use super::iptables::{ours, render};
 use super::listing::{Holder, ListedChain, ListedTable};
 use super::nftables::names;
-use super::{Kind, Strange};
+use super::{BackendKind, Strange};
 
 /// What one holder has of an interception.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub fn holdings(tables: &[ListedTable]) -> Vec<Holding> {
 pub fn of_holder(holder: Holder, tables: &[&ListedTable]) -> Holding {
     let (plan, strange) = match holder {
         Holder::Plan => (planned(tables), Vec::new()),
-        Holder::Kernel(Kind::Nftables) => native(tables),
+        Holder::Kernel(BackendKind::Nftables) => native(tables),
         Holder::Kernel(_) | Holder::Iptables => iptables(tables),
     };
     Holding { holder, plan, strange }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use clap::{ArgMatches, Command};
 use tracing::info;
 
-use crate::backend::Kind;
+use crate::backend::BackendKind;
 use crate::backend::host::HostProbes;
 use crate::config::ambient::HostOptions;
 use crate::config::types::Family;
@@ -107,7 +107,7 @@ fn foretell(probes: &HostProbes, removes: bool) -> Result<(), CliError> {
     let mut text = String::new();
     for family in probes.plan().families.iter() {
         let (set, inet) = (build::probe_set(family), if family == Family::V4 { "inet" } else { "inet6" });
-        if probes.kind() != Kind::Nftables {
+        if probes.kind() != BackendKind::Nftables {
             text += &format!("# ipset create {set} hash:ip family {inet} comment\n");
         }
     }

@@ -48,14 +48,14 @@ Examples:
 ";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
+enum ReportFormat {
     Text,
     Json,
     Sarif,
     Html,
 }
 
-impl ValueEnum for Format {
+impl ValueEnum for ReportFormat {
     fn value_variants<'a>() -> &'a [Self] {
         &[Self::Text, Self::Json, Self::Sarif, Self::Html]
     }
@@ -77,7 +77,10 @@ pub fn command() -> Command {
         let arg = |name: &'static str, value: &'static str| Arg::new(name).long(name).value_name(value);
         let severities = ["high", "medium", "low", "info"];
         let command = manifest::with_manifest(command).args([
-            arg("format", "FORMAT").default_value("text").value_parser(value_parser!(Format)).help("How to report"),
+            arg("format", "FORMAT")
+                .default_value("text")
+                .value_parser(value_parser!(ReportFormat))
+                .help("How to report"),
             arg("accept", "FILE").value_parser(value_parser!(PathBuf)).help("Findings that are known and wanted"),
             arg("fail-on", "SEVERITY").value_parser(severities).help("Exit 1 if a finding as bad, or worse, counts"),
         ]);
@@ -110,11 +113,11 @@ pub fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> {
         today: Timestamp::now().to_zoned(TimeZone::UTC).date(),
     };
     let report = Report::new(input, &space).map_err(|e| CliError::Failed(e.to_string()))?;
-    let written = match matches.get_one("format").copied().unwrap_or(Format::Text) {
-        Format::Text => text::write(&report),
-        Format::Json => json::write(&report),
-        Format::Sarif => sarif::write(&report),
-        Format::Html => html::write(&report),
+    let written = match matches.get_one("format").copied().unwrap_or(ReportFormat::Text) {
+        ReportFormat::Text => text::write(&report),
+        ReportFormat::Json => json::write(&report),
+        ReportFormat::Sarif => sarif::write(&report),
+        ReportFormat::Html => html::write(&report),
     };
     output::print(&written)?;
     let limit = matches.get_one::<String>("fail-on").and_then(|name| Severity::by_name(name));

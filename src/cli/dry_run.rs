@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use tracing::{info, warn};
 
-use crate::backend::Kind;
-use crate::backend::install::{self, Action, Prospect, Request, Session};
+use crate::backend::BackendKind;
+use crate::backend::install::{self, Action, InstallRequest, Prospect, Session};
 use crate::backend::iptables::script;
 use crate::backend::nftables;
 use crate::backend::routing;
@@ -34,10 +34,15 @@ pub fn print(face: Face, plan: &Plan, settings: &Settings, system: System) -> Re
 }
 
 /// Looks, if this process may, and gives the backend that would be used.
-fn foresee(face: Face, plan: &Plan, settings: &Settings, system: System) -> Kind {
+fn foresee(face: Face, plan: &Plan, settings: &Settings, system: System) -> BackendKind {
     let run = &settings.run;
-    let request =
-        Request { choice: run.backend, reconcile: run.reconcile, force: run.force_apply, strict: run.strict, plan };
+    let request = InstallRequest {
+        choice: run.backend,
+        reconcile: run.reconcile,
+        force: run.force_apply,
+        strict: run.strict,
+        plan,
+    };
     let looked = || -> Result<(Prospect, Option<CliError>), CliError> {
         let (mut route, addresses) = system.into_addresses().map_err(CliError::Addresses)?;
         let refused = session::check_namespace(face, run, &mut route, &addresses).err();
@@ -80,10 +85,10 @@ fn say_cleanup(settings: &Settings, system: System) {
 }
 
 /// What a backend would be given, and the commands for routing.
-pub fn text(plan: &Plan, backend: Kind, comments: bool) -> String {
+pub fn text(plan: &Plan, backend: BackendKind, comments: bool) -> String {
     let mut out = match backend {
-        Kind::Nftables => nftables_script(plan),
-        Kind::IptablesNft | Kind::IptablesLegacy => iptables_scripts(plan, comments),
+        BackendKind::Nftables => nftables_script(plan),
+        BackendKind::IptablesNft | BackendKind::IptablesLegacy => iptables_scripts(plan, comments),
     };
     let commands = routing::commands(&plan.routing);
     if !commands.is_empty() {

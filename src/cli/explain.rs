@@ -10,8 +10,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
 
 use crate::audit::answer;
-use crate::audit::ask::{self, Defaults, Owner, Protocol, Question};
-use crate::audit::explain::{Answer, NoTrace, explain};
+use crate::audit::ask::{self, AskedOwner, Defaults, Protocol, Question};
+use crate::audit::explain::{Explanation, NoTrace, explain};
 use crate::audit::flow::{Direction, Flow, Surroundings, Taker};
 use crate::audit::source::Source;
 
@@ -99,7 +99,7 @@ pub fn command() -> Command {
                 .value_name("VERDICT")
                 .value_parser(Taker::ALL.map(Taker::name))
                 .help("Exit with 1 when the verdict is another"),
-            Arg::new("json").long("json").action(ArgAction::SetTrue).help("Answer as JSON"),
+            Arg::new("json").long("json").action(ArgAction::SetTrue).help("Explanation as JSON"),
         ]);
         source::with_source(command).after_long_help(format!("{}\n{EXAMPLES}", source::HELP))
     })
@@ -133,8 +133,9 @@ fn question(matches: &ArgMatches) -> Result<Question, CliError> {
     };
     let protocol =
         text("proto").map(|t| Protocol::parse(t).ok_or_else(|| wrong("proto", t, ask::PROTOCOL))).transpose()?;
-    let owner =
-        |name: &'static str| text(name).map(|t| Owner::parse(t).ok_or_else(|| wrong(name, t, ask::OWNER))).transpose();
+    let owner = |name: &'static str| {
+        text(name).map(|t| AskedOwner::parse(t).ok_or_else(|| wrong(name, t, ask::OWNER))).transpose()
+    };
     let mark = |t: &str| match t.strip_prefix("0x") {
         Some(hex) => u32::from_str_radix(hex, 16).ok(),
         None => t.parse().ok(),
@@ -178,10 +179,10 @@ fn one(
     expect: Option<Taker>,
 ) -> Result<(), CliError> {
     let verbose = matches.get_count("verbose") > 0;
-    let mut walk = answer::Lines::new(flow.family(), verbose);
+    let mut walk = answer::AnswerLines::new(flow.family(), verbose);
     let not_told = not_told(source, flow);
     let answer = match not_told {
-        Some(_) => Answer::unknown(None),
+        Some(_) => Explanation::unknown(None),
         None => explain(&source.ruleset, &around(source, flow), flow, &mut walk),
     };
     let text = if matches.get_flag("json") {
@@ -276,7 +277,7 @@ impl Batch<'_> {
             }
         };
         let answer = match not_told(self.source, &flow) {
-            Some(_) => Answer::unknown(None),
+            Some(_) => Explanation::unknown(None),
             None => explain(&self.source.ruleset, &around(self.source, &flow), &flow, &mut NoTrace),
         };
         let met = expect.is_none_or(|expect| expect == answer.taker);
@@ -295,7 +296,7 @@ impl Batch<'_> {
     }
 
     /// The members `rule` and `why`.
-    fn text(&mut self, answer: &Answer, flow: &Flow) -> &str {
+    fn text(&mut self, answer: &Explanation, flow: &Flow) -> &str {
         let rule = answer.decider.map_or(0, |decider| std::ptr::from_ref(decider.rule) as usize);
         let why = answer.why.map_or(0, |why| std::ptr::from_ref(why) as usize);
         self.texts.entry((rule, why)).or_insert_with(|| {

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::audit::established;
 use crate::audit::lints::tproxy;
-use crate::backend::install::{Request, Session};
+use crate::backend::install::{InstallRequest, Session};
 use crate::backend::routing;
 use crate::config::given::{Given, process_environment};
 use crate::config::interception::Interception;
@@ -72,7 +72,7 @@ pub fn init_command() -> Command {
 
 /// The `istio-iptables` subcommand.
 pub fn istio_iptables_command() -> Command {
-    let about = "The same with the defaults of istio-iptables, for an injector's arguments";
+    let about = "Divert this pod's traffic as istio-iptables does: its defaults, for an injector's arguments";
     let notes = format!("{COMPATIBLE_NOTES}\n{VARIABLES}{COMPATIBLE_EXAMPLES}");
     face_options(Command::new("istio-iptables").about(about)).after_long_help(notes)
 }
@@ -100,7 +100,7 @@ fn face_options(command: Command) -> Command {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Print {
     Nothing,
-    /// The effective options, perhaps as JSON.
+    /// The effective options, as JSON if that is asked for.
     Config {
         json: bool,
     },
@@ -157,14 +157,19 @@ fn program(face: Face, settings: &Settings, plan: &Plan, system: System, started
         super::clean::say_what_breaks(&mut session);
         session.clean()?
     } else {
-        let request =
-            Request { plan, choice: run.backend, reconcile: run.reconcile, force: run.force_apply, strict: run.strict };
+        let request = InstallRequest {
+            plan,
+            choice: run.backend,
+            reconcile: run.reconcile,
+            force: run.force_apply,
+            strict: run.strict,
+        };
         session.install(&request, mesh_address)?
     };
     session::report(&outcome, plan, started);
     let mut lost = logging::failure();
     if lost.is_none() && !run.cleanup_only {
-        settle(face, &settings.interception, plan, run.established);
+        see_to_older_connections(face, &settings.interception, plan, run.established);
         lost = logging::failure();
     }
     match lost {
@@ -184,9 +189,9 @@ fn program(face: Face, settings: &Settings, plan: &Plan, system: System, started
     }
 }
 
-/// Sees to what is there already when the rules come, and to the proxy that they are for.
-fn settle(face: Face, interception: &Interception, plan: &Plan, what: OlderConnections) {
-    let mut said = established::settle(interception, plan, what, "--established reset ends them");
+/// Sees to the connections that are older than the rules, and to the proxy that they are for.
+fn see_to_older_connections(face: Face, interception: &Interception, plan: &Plan, what: OlderConnections) {
+    let mut said = established::leave_or_end(interception, plan, what, "--established reset ends them");
     // The arguments of istio-iptables are an injector's, who sees to the proxy as well.
     if face == Face::Init && !said.proxy_seen {
         said.warnings.extend(tproxy::warning(interception, tproxy::Proxy::Unknown));

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 
-use crate::audit::source::options::Known;
+use crate::audit::source::options::KnownPod;
 use crate::audit::source::{Source, options};
 use crate::cni;
 use crate::config::pod::NodeOptions;
-use crate::config::pod::manifest::{Manifest, Wanted};
+use crate::config::pod::manifest::{Manifest, PodOptions};
 use crate::config::settings::Face;
 use crate::config::types::Families;
 use crate::sys::file;
@@ -71,7 +71,7 @@ impl Asked {
     }
 
     /// Adds to what is known about the pod what only its manifest tells.
-    pub fn known(&self, mut known: Known) -> Known {
+    pub fn known(&self, mut known: KnownPod) -> KnownPod {
         if known.addresses.is_empty() {
             known.addresses.clone_from(&self.manifest.addresses);
         }
@@ -93,11 +93,11 @@ impl Asked {
         known.assumed = Some(found.map_or(Families::BOTH, |found| found.source.told));
         let named = |problem: String| CliError::Usage(format!("--pod-manifest: {problem}"));
         let mut wanted = match self.manifest.wanted(&self.node).map_err(|e| named(e.to_string()))? {
-            Wanted::Init { arguments, variables } => {
+            PodOptions::Init { arguments, variables } => {
                 let (given, face) = source::given_of_init(&arguments, &variables)?;
                 options::read(&given, face, &known)?
             }
-            Wanted::Annotations(given, notes) => {
+            PodOptions::Annotations(given, notes) => {
                 let mut source = options::read(&given, Face::Init, &known)?;
                 source.notes.extend(notes);
                 let on_node = ["pid", "netns"].iter().any(|name| matches.contains_id(name));

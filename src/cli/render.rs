@@ -16,7 +16,7 @@ use super::{dry_run, output, report, source};
 
 /// How rules are written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum RenderFormat {
     Table,
     Iptables,
     Nft,
@@ -27,7 +27,7 @@ pub enum Format {
     Html,
 }
 
-impl ValueEnum for Format {
+impl ValueEnum for RenderFormat {
     fn value_variants<'a>() -> &'a [Self] {
         &[Self::Table, Self::Iptables, Self::Nft, Self::Json, Self::Svg, Self::Mermaid, Self::Dot, Self::Html]
     }
@@ -75,7 +75,7 @@ pub fn command() -> Command {
         let format = Arg::new("format").long("format").value_name("FORMAT").default_value("table");
         let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
         let command = command.args([
-            format.value_parser(value_parser!(Format)).help("How to write them down"),
+            format.value_parser(value_parser!(RenderFormat)).help("How to write them down"),
             flag("hash").help("Print a digest of the interception").conflicts_with_all(["format", "diff"]),
             flag("diff")
                 .help("Compare the options behind -- with those behind --against --; table or json")
@@ -89,7 +89,7 @@ pub fn command() -> Command {
 
 pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     output::check()?;
-    let format = matches.get_one::<Format>("format").copied().unwrap_or(Format::Table);
+    let format = matches.get_one::<RenderFormat>("format").copied().unwrap_or(RenderFormat::Table);
     if matches.get_flag("against") {
         return Err(CliError::Usage(source::TWO_LOTS.into()));
     }
@@ -104,22 +104,22 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     output::print(&text(&source, format)?)
 }
 
-fn text(source: &Source, format: Format) -> Result<String, CliError> {
+fn text(source: &Source, format: RenderFormat) -> Result<String, CliError> {
     let plan = source.plan();
     let routing = || routing::commands(&plan.routing).into_iter().map(|c| format!("# {c}\n")).collect::<String>();
     Ok(match format {
-        Format::Table => table::table(source),
-        Format::Json => format!("{:#}\n", schema::source(source)),
-        Format::Nft => nftables::script::script(&plan) + &routing(),
-        Format::Iptables => dry_run::iptables_scripts(&plan, true) + &routing(),
-        Format::Svg => drawn(source, draw::Format::Svg)?,
-        Format::Mermaid => drawn(source, draw::Format::Mermaid)?,
-        Format::Dot => drawn(source, draw::Format::Dot)?,
-        Format::Html => html::drawing_page(&drawn(source, draw::Format::Svg)?, &table::table(source)),
+        RenderFormat::Table => table::table(source),
+        RenderFormat::Json => format!("{:#}\n", schema::source(source)),
+        RenderFormat::Nft => nftables::script::script(&plan) + &routing(),
+        RenderFormat::Iptables => dry_run::iptables_scripts(&plan, true) + &routing(),
+        RenderFormat::Svg => drawn(source, draw::DrawingFormat::Svg)?,
+        RenderFormat::Mermaid => drawn(source, draw::DrawingFormat::Mermaid)?,
+        RenderFormat::Dot => drawn(source, draw::DrawingFormat::Dot)?,
+        RenderFormat::Html => html::drawing_page(&drawn(source, draw::DrawingFormat::Svg)?, &table::table(source)),
     })
 }
 
-fn drawn(source: &Source, format: draw::Format) -> Result<String, CliError> {
+fn drawn(source: &Source, format: draw::DrawingFormat) -> Result<String, CliError> {
     let space = Space::of(&[&source.ruleset], &source.pod);
     let families = escapes::families(&source.ruleset, &source.pod).intersection(source.told);
     let found = escapes::find_in(&source.ruleset, &space, families).map_err(|e| CliError::Failed(e.to_string()))?;
@@ -141,14 +141,14 @@ fn hash(source: &Source) -> Result<(), CliError> {
     output::print(&format!("{}\n", digest::digest(&source.canon())))
 }
 
-fn diff(matches: &ArgMatches, format: Format) -> Result<(), CliError> {
-    if !matches!(format, Format::Table | Format::Json) {
+fn diff(matches: &ArgMatches, format: RenderFormat) -> Result<(), CliError> {
+    if !matches!(format, RenderFormat::Table | RenderFormat::Json) {
         return Err(CliError::Usage("--diff compares rules, not scripts: give --format table or json".into()));
     }
     let (before, after) = source::both(matches)?;
     let report = crate::audit::verify::verify(&before, &after);
     output::print(&match format {
-        Format::Json => format!("{:#}\n", report::json(&report)),
+        RenderFormat::Json => format!("{:#}\n", report::json(&report)),
         _ => report::changes(&report),
     })
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use crate::audit::ask;
-use crate::audit::drift::{Effect, Finding, Verification, What};
+use crate::audit::drift::{Finding, TrafficChange, Verification, What};
 use crate::audit::escapes::words;
 use crate::audit::undo::is_policy;
 use crate::plan::diff::{Difference, Side};
@@ -74,7 +74,7 @@ fn finding_text(finding: &Finding, report: &Verification, sides: Sides, room: &m
     }
     let only_escapes = matches!(finding.what, What::Nothing | What::Second(_));
     let effects = finding.effects.iter().map(|&at| &report.effects[at]);
-    let effects: Vec<&Effect> = effects.filter(|effect| !only_escapes || effect.escapes()).collect();
+    let effects: Vec<&TrafficChange> = effects.filter(|effect| !only_escapes || effect.escapes()).collect();
     let shown = effects.len().min(EFFECTS).min(*room);
     *room -= shown;
     effects.iter().take(shown).for_each(|effect| effect_text(effect, &mut out));
@@ -103,7 +103,7 @@ fn difference_text(difference: &Difference, [missing, unexpected]: Sides) -> Str
     }
 }
 
-fn effect_text(effect: &Effect, out: &mut String) {
+fn effect_text(effect: &TrafficChange, out: &mut String) {
     const SHOWN: usize = 4;
     for flows in effect.flows.iter().take(SHOWN) {
         let scope = words::scope(effect.scope);
@@ -118,7 +118,7 @@ fn effect_text(effect: &Effect, out: &mut String) {
     }
 }
 
-/// The same for machines.
+/// What differs and what it changes, as JSON.
 pub fn json(report: &Verification) -> Value {
     let finding = |finding: &Finding| {
         let (kind, place, text, why) = match &finding.what {
@@ -150,7 +150,7 @@ pub fn json(report: &Verification) -> Value {
             "consequence": finding.consequence,
         })
     };
-    let effect = |effect: &Effect| {
+    let effect = |effect: &TrafficChange| {
         json!({
             "family": effect.family.to_string(),
             "scope": words::scope(effect.scope),

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::audit::source::dump::Text;
 use crate::audit::source::live::Live;
-use crate::audit::source::options::Known;
+use crate::audit::source::options::KnownPod;
 use crate::audit::source::{Source, SourceError, dump, live, options};
 use crate::config::given::{Environment, Given, process_environment};
 use crate::config::settings::{Face, Run};
@@ -186,8 +186,8 @@ pub fn wanted(matches: &ArgMatches, found: Option<&Found>) -> Result<Source, Cli
     wanted_for(matches, &known(matches, found)?)
 }
 
-/// The same, for a pod of which this is known.
-pub fn wanted_for(matches: &ArgMatches, known: &Known) -> Result<Source, CliError> {
+/// The rules that the options behind `--` would make, for a pod of which this is known.
+pub fn wanted_for(matches: &ArgMatches, known: &KnownPod) -> Result<Source, CliError> {
     let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
     let said = matches.get_one::<String>("as").map(String::as_str);
     let mut source = of_words(&words, said, known)?;
@@ -196,17 +196,19 @@ pub fn wanted_for(matches: &ArgMatches, known: &Known) -> Result<Source, CliErro
 }
 
 /// What is known about the pod that rules are wanted for.
-pub fn known(matches: &ArgMatches, found: Option<&Found>) -> Result<Known, CliError> {
+pub fn known(matches: &ArgMatches, found: Option<&Found>) -> Result<KnownPod, CliError> {
     Ok(match found {
-        None => {
-            Known { addresses: addresses(matches, "pod-ip"), dns_servers: dns_servers(matches)?, ..Known::default() }
-        }
-        Some(Found { source, passwd, group }) => Known {
+        None => KnownPod {
+            addresses: addresses(matches, "pod-ip"),
+            dns_servers: dns_servers(matches)?,
+            ..KnownPod::default()
+        },
+        Some(Found { source, passwd, group }) => KnownPod {
             addresses: source.pod.addresses.clone(),
             dns_servers: source.pod.dns_servers.clone(),
             passwd: passwd.clone(),
             group: group.clone(),
-            ..Known::default()
+            ..KnownPod::default()
         },
     })
 }
@@ -223,7 +225,7 @@ pub fn both(matches: &ArgMatches) -> Result<(Source, Source), CliError> {
     };
     let said = matches.get_one::<String>("as").map(String::as_str);
     let known =
-        Known { addresses: addresses(matches, "pod-ip"), dns_servers: dns_servers(matches)?, ..Known::default() };
+        KnownPod { addresses: addresses(matches, "pod-ip"), dns_servers: dns_servers(matches)?, ..KnownPod::default() };
     let (mut before, mut after) = (of_words(&words[..at], said, &known)?, of_words(&words[at + 2..], said, &known)?);
     [&mut before, &mut after].into_iter().for_each(|source| name_uplink(matches, source));
     for note in before.notes.iter().chain(after.notes.iter().filter(|note| !before.notes.contains(note))) {
@@ -252,7 +254,7 @@ pub fn check_options(matches: &ArgMatches) -> Result<(), CliError> {
 }
 
 /// The rules that options mean.
-pub fn of_words(words: &[&str], said: Option<&str>, known: &Known) -> Result<Source, CliError> {
+pub fn of_words(words: &[&str], said: Option<&str>, known: &KnownPod) -> Result<Source, CliError> {
     let (given, face) = given_of("behind --", words, said, &process_environment)?;
     Ok(options::read(&given, face, known)?)
 }

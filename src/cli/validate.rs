@@ -4,7 +4,7 @@ use std::io;
 
 use tracing::{debug, info, warn};
 
-use crate::audit::drift::Effect;
+use crate::audit::drift::TrafficChange;
 use crate::audit::flow::Taker;
 use crate::audit::source::live::{self, Live};
 use crate::audit::source::options;
@@ -16,7 +16,7 @@ use crate::config::settings::Settings;
 use crate::config::types::Mode;
 use crate::plan::diff;
 use crate::plan::model::{ChainName, Plan, Table};
-use crate::probe::{self, Failure, Holder, Path, Route, Setup, Suspect};
+use crate::probe::{self, FailedPath, Path, PathKind, PortHolder, Setup, Suspect};
 use crate::sys::caps;
 use crate::sys::netlink::Netlink;
 
@@ -66,10 +66,10 @@ pub fn run(settings: &Settings, plan: &Plan) -> Result<(), CliError> {
 
 /// Who listens where the rules divert to: the proxy, if validation runs after its start; or
 /// somebody who gets its connections.
-fn say_who_has_ports(holders: &[Holder], settings: &Settings) {
+fn say_who_has_ports(holders: &[PortHolder], settings: &Settings) {
     let Interception { mode, proxy_uids, .. } = &settings.interception;
     let is_proxys = |user: &u32| proxy_uids.contains(user) || (*mode == Mode::Tproxy && *user == 0);
-    for Holder { port, users } in holders {
+    for PortHolder { port, users } in holders {
         let others: Vec<String> = users.iter().filter(|user| !is_proxys(user)).map(u32::to_string).collect();
         if users.is_empty() {
             info!("somebody listens on port {port} already: that connections get there is validated");
@@ -107,7 +107,7 @@ fn suspects(settings: &Settings) -> Vec<Suspect> {
             && matches!(effect.found, Taker::Direct | Taker::Unknown)
             && !effect.ours
     });
-    let suspect = |effect: Effect| Suspect { flow: effect.example, rule: effect.found_rule.unwrap_or_default() };
+    let suspect = |effect: TrafficChange| Suspect { flow: effect.example, rule: effect.found_rule.unwrap_or_default() };
     effects.take(MOST_SUSPECTS).map(suspect).collect()
 }
 
@@ -116,7 +116,7 @@ fn suspects(settings: &Settings) -> Vec<Suspect> {
 const MADE_BY_OTHERS: &str = "this container may not look at the rules (it has no CAP_NET_ADMIN, and needs none to validate), but they are not there, or not as these options ask: podweir's CNI plugin on this node, or an init container before this one, did not program this pod. On the node, plugin.log in the plugin's run directory (usually /var/run/podweir) says what it did for this pod; with no line about the pod, the plugin was not called: it must be the last of the chain in /etc/cni/net.d. Then delete the pod, so that it is set up anew";
 
 /// Which path failed, and which rule is the cause, by reading the kernel.
-fn explain(failure: &Failure, settings: &Settings, plan: &Plan) -> String {
+fn explain(failure: &FailedPath, settings: &Settings, plan: &Plan) -> String {
     let mut text = format!("validation failed on the path {}: {}", failure.path, failure.problem);
     if failure.late {
         return text;
@@ -147,24 +147,24 @@ fn causes(path: Path, settings: &Settings, plan: &Plan) -> Result<Vec<String>, C
         None => true,
         Some((family, _, chain)) => *family == path.family && concerns(path.route, chain),
     };
-    let (near, far): (Vec<_>, Vec<_>) = differences.into_iter().partition(|d| about(&d.place));
-    let shown = if near.is_empty() { far } else { near };
+    let (on_path, elsewhere): (Vec<_>, Vec<_>) = differences.into_iter().partition(|d| about(&d.place));
+    let shown = if on_path.is_empty() { elsewhere } else { on_path };
     out.extend(shown.iter().map(|d| format!("{kind}: {d}")));
     Ok(out)
 }
 
 /// Whether a chain is on a way through the rules.
-fn concerns(route: Route, chain: &ChainName) -> bool {
+fn concerns(route: PathKind, chain: &ChainName) -> bool {
     use ChainName as C;
     match route {
-        Route::Outbound => matches!(chain, C::Output | C::OutputMain | C::Redirect),
-        Route::Loop => matches!(chain, C::Output | C::OutputMain | C::InRedirect),
-        Route::Inbound => matches!(chain, C::Prerouting | C::Inbound | C::InRedirect | C::Divert | C::Tproxy),
-        Route::DnsUdp | Route::DnsTcp => matches!(chain, C::Output | C::OutputMain | C::OutputDns | C::Inbound),
+        PathKind::Outbound => matches!(chain, C::Output | C::OutputMain | C::Redirect),
+        PathKind::Loop => matches!(chain, C::Output | C::OutputMain | C::InRedirect),
+        PathKind::Inbound => matches!(chain, C::Prerouting | C::Inbound | C::InRedirect | C::Divert | C::Tproxy),
+        PathKind::DnsUdp | PathKind::DnsTcp => matches!(chain, C::Output | C::OutputMain | C::OutputDns | C::Inbound),
     }
 }
 
-/// The same words where Kubernetes shows them, if this is a container of its.
+/// Writes the message where Kubernetes shows it, if this is a container of its.
 fn termination_log(text: &str) {
     let write = || -> io::Result<()> {
         use std::io::Write;

@@ -202,7 +202,7 @@ fn is_among_tokens(path: &Path) -> bool {
 
 /// Reads a file that a key names. Where there is none, what the key says may be anything,
 /// so only what is there is told by name.
-fn read(name: &str, path: &str, folder: &Path, limit: u64) -> Result<trust::Content, Problem> {
+fn read(name: &str, path: &str, folder: &Path, limit: u64) -> Result<trust::TrustedFile, Problem> {
     trust::read(&folder.join(path), limit).map_err(|e| match e {
         e if e.is_missing() => Problem::new(format!("{name} names a file that is not there")),
         TrustError::Io { source, .. } => Problem::new(format!("{name} names a file that cannot be read: {source}")),

@@ -14,7 +14,7 @@ const GRACE: Duration = Duration::from_secs(3);
 
 /// The right to answer, to be had once.
 #[derive(Debug, Default)]
-pub struct Answer {
+pub struct Reply {
     /// Held while an answer is written, so that whoever comes second finds it whole.
     said: Mutex<Said>,
     version: OnceLock<Version>,
@@ -31,14 +31,14 @@ enum Said {
 
 /// What became of an answer.
 #[derive(Debug)]
-pub enum Given {
+pub enum Delivery {
     Written,
     /// Somebody else has answered.
     TooLate,
     Failed(CniError),
 }
 
-impl Answer {
+impl Reply {
     /// From now on the netconf's version is known.
     pub fn speak(&self, version: Version) {
         let _ = self.version.set(version);
@@ -48,25 +48,25 @@ impl Answer {
         self.version.get().copied().unwrap_or(Version::LATEST)
     }
 
-    fn say(&self, what: Said, text: &str) -> Given {
+    fn say(&self, what: Said, text: &str) -> Delivery {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if *said != Said::Nothing {
-            return Given::TooLate;
+            return Delivery::TooLate;
         }
         *said = what;
         match protocol::write(text) {
-            Ok(()) => Given::Written,
-            Err(error) => Given::Failed(error),
+            Ok(()) => Delivery::Written,
+            Err(error) => Delivery::Failed(error),
         }
     }
 
     /// Answers with a result (no text where the verb has none), unless there is an answer.
-    pub fn give(&self, text: &str) -> Given {
+    pub fn give(&self, text: &str) -> Delivery {
         self.say(Said::Result, text)
     }
 
     /// Answers with an error object.
-    pub fn fail(&self, error: &CniError) -> Given {
+    pub fn fail(&self, error: &CniError) -> Delivery {
         self.say(Said::Error, &error.object(self.version()))
     }
 
@@ -85,7 +85,7 @@ impl Answer {
         let answer = self.clone();
         let thread = std::thread::Builder::new().name("deadline".into()).spawn(move || {
             std::thread::sleep(deadline.remaining());
-            if let Given::TooLate = answer.fail(&late) {
+            if let Delivery::TooLate = answer.fail(&late) {
                 return;
             }
             tracing::error!(code = late.code.number(), "{late}");

@@ -28,7 +28,7 @@ use super::resolver::Resolver;
 const LONGEST: usize = 8 << 20;
 
 /// What the API server said.
-pub struct Answer {
+pub struct HttpAnswer {
     pub status: u16,
     pub body: Vec<u8>,
 }
@@ -72,7 +72,7 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
 ///
 /// # Errors
 /// When there is no whole answer; one that says no is an answer.
-pub async fn get(access: &Access, path: &str) -> Result<Answer, NoAnswer> {
+pub async fn get(access: &Access, path: &str) -> Result<HttpAnswer, NoAnswer> {
     let client = connect(access)?;
     let mut request = http::Request::get(format!("{}{path}", access.server));
     request = request.header(ACCEPT, "application/json");
@@ -89,7 +89,7 @@ pub async fn get(access: &Access, path: &str) -> Result<Answer, NoAnswer> {
     let answer = client.send(request).await.map_err(|e| failed(&e))?;
     let status = answer.status().as_u16();
     match Limited::new(answer.into_body(), LONGEST).collect().await {
-        Ok(body) => Ok(Answer { status, body: body.to_bytes().into() }),
+        Ok(body) => Ok(HttpAnswer { status, body: body.to_bytes().into() }),
         Err(e) if e.is::<LengthLimitError>() => Err(NoAnswer::TooLong),
         Err(e) => Err(failed(&*e)),
     }

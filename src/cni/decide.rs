@@ -13,7 +13,7 @@ use crate::config::pod::{PodId, annotations};
 use super::agent;
 use super::agent::message::Decide as Asked;
 use super::decision::Decision;
-use super::kubeconfig::{self, Place};
+use super::kubeconfig::{self, KubeconfigPlace};
 use super::lookup;
 use super::netconf::Netconf;
 use super::protocol::{CniError, Code};
@@ -46,7 +46,7 @@ pub fn without_pod(netconf: &Netconf) -> Decision {
 /// # Errors
 /// When nobody can tell, or what the pod asks for makes no sense.
 pub fn by_asking(netconf: &Netconf, pod: &PodId, asked: Asked, deadline: &Deadline) -> Result<Decision, CniError> {
-    let place = Place { run_dir: netconf.run_dir.clone(), allow_http: netconf.allow_http };
+    let place = KubeconfigPlace { run_dir: netconf.run_dir.clone(), allow_http: netconf.allow_http };
     // The netconf of an installation by an agent says so; a socket says it as well.
     if netconf.agent_timeout.is_some() || agent::is_there(&netconf.run_dir) {
         let longest = netconf.agent_timeout.unwrap_or(AGENT_TIMEOUT);

@@ -17,7 +17,7 @@ const LONGEST: u64 = 1 << 20;
 
 /// Where a kubeconfig is looked for, and what it may say.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct KubeconfigPlace {
     pub run_dir: PathBuf,
     /// The netconf's `allow_http`: a server without TLS was asked for by name.
     pub allow_http: bool,
@@ -54,7 +54,7 @@ impl KubeconfigError {
 /// # Errors
 /// When there is none, others than root may write to it or to its folder, or it does not
 /// say whom to ask and how.
-pub fn load(place: &Place) -> Result<(PathBuf, Access), KubeconfigError> {
+pub fn load(place: &KubeconfigPlace) -> Result<(PathBuf, Access), KubeconfigError> {
     let missing = || KubeconfigError::Missing(place.run_dir.clone());
     let folder = match trust::directory(&place.run_dir) {
         Ok(folder) => folder,
@@ -77,7 +77,7 @@ pub fn load(place: &Place) -> Result<(PathBuf, Access), KubeconfigError> {
 }
 
 /// Whether there is one, good or not.
-pub fn is_there(place: &Place) -> bool {
+pub fn is_there(place: &KubeconfigPlace) -> bool {
     NAMES.iter().any(|name| place.run_dir.join(name).exists())
 }
 

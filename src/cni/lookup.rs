@@ -11,9 +11,9 @@ use crate::config::pod::selection::Mismatch;
 use crate::sys::process;
 use crate::sys::text::rounded;
 
-use super::client::{self, Answer, NoAnswer};
+use super::client::{self, HttpAnswer, NoAnswer};
 use super::confine;
-use super::kubeconfig::{self, KubeconfigError, Place};
+use super::kubeconfig::{self, KubeconfigError, KubeconfigPlace};
 use super::patience::{self, GaveUp, Patience};
 use super::protocol::{CniError, Code};
 use super::request::Deadline;
@@ -75,7 +75,7 @@ impl patience::Failure for Failure {
 }
 
 impl Failure {
-    fn refused(Answer { status, body }: &Answer, kubeconfig: &str) -> Self {
+    fn refused(HttpAnswer { status, body }: &HttpAnswer, kubeconfig: &str) -> Self {
         let told = serde_json::from_slice::<Status>(body).unwrap_or_default().reason;
         let reason = match REASONS.contains(&told.as_str()) {
             true => told,
@@ -108,7 +108,7 @@ impl Failure {
 ///
 /// # Errors
 /// When it cannot be had within the time, or is not there any more.
-pub fn pod(wanted: &PodId, place: &Place, deadline: &Deadline) -> Result<Pod, CniError> {
+pub fn pod(wanted: &PodId, place: &KubeconfigPlace, deadline: &Deadline) -> Result<Pod, CniError> {
     // tokio's runtime takes six descriptors, and panics where it gets only some of them.
     let runtime = process::spare_descriptors(4)
         .and_then(|()| tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build());
@@ -125,7 +125,7 @@ pub fn pod(wanted: &PodId, place: &Place, deadline: &Deadline) -> Result<Pod, Cn
     })
 }
 
-async fn once(wanted: &PodId, place: &Place, limit: Duration, confined: &mut bool) -> Result<Pod, Failure> {
+async fn once(wanted: &PodId, place: &KubeconfigPlace, limit: Duration, confined: &mut bool) -> Result<Pod, Failure> {
     // Everything anew for each try: the token may be another one.
     let (path, access) = kubeconfig::load(place)?;
     if !std::mem::replace(confined, true) {

@@ -40,9 +40,9 @@ use std::sync::Arc;
 use crate::config::given::{Environment, process_environment};
 use crate::sys::start;
 
-use answer::{Answer, Given as Answered};
+use answer::{Delivery, Reply};
 use log::Caller;
-use netconf::Raw;
+use netconf::RawNetconf;
 use protocol::{CniError, Code, Verb, Version};
 use request::{DEFAULT_TIMEOUT, Deadline, Variables};
 use verbs::Call;
@@ -56,7 +56,7 @@ pub fn is_called(environment: Environment) -> bool {
 
 /// Answers the call and gives the exit status. Nothing gets past this without an answer.
 pub fn main() -> u8 {
-    let answer = Arc::new(Answer::default());
+    let answer = Arc::new(Reply::default());
     let theirs = answer.clone();
     // The release build does not unwind: a panic is answered on the spot.
     std::panic::set_hook(Box::new(move |panic| {
@@ -66,7 +66,7 @@ pub fn main() -> u8 {
     }));
     let error = match run(&answer) {
         Ok(()) => match answer.give("") {
-            Answered::Failed(error) => error,
+            Delivery::Failed(error) => error,
             _ => return answer.has_failed().into(),
         },
         Err(error) => error,
@@ -75,11 +75,11 @@ pub fn main() -> u8 {
 }
 
 /// Answers with an error object, if there is no answer yet.
-fn give_up(answer: &Answer, error: &CniError) -> u8 {
+fn give_up(answer: &Reply, error: &CniError) -> u8 {
     // Where the netconf was no good, logging has not begun.
     log::start("", Caller::default(), None);
     tracing::error!(code = error.code.number(), "{error}");
-    if let Answered::Failed(error) = answer.fail(error) {
+    if let Delivery::Failed(error) = answer.fail(error) {
         tracing::error!("{error}");
     }
     1
@@ -92,7 +92,7 @@ fn internal(panic: &(dyn Any + Send), place: &str) -> CniError {
         .details(format!("{place}please report it, with the plugin's log"))
 }
 
-fn run(answer: &Arc<Answer>) -> Result<(), CniError> {
+fn run(answer: &Arc<Reply>) -> Result<(), CniError> {
     let mut deadline = Deadline { started: start::began(), timeout: DEFAULT_TIMEOUT };
     let verb = request::verb(&process_environment)?;
     confine::start(verb);
@@ -100,9 +100,9 @@ fn run(answer: &Arc<Answer>) -> Result<(), CniError> {
     let input = request::read_input(&deadline);
     if verb == Verb::Del {
         // Whatever the netconf is, the pod goes.
-        let (raw, problem) = match input.and_then(|input| Raw::parse(&input)) {
+        let (raw, problem) = match input.and_then(|input| RawNetconf::parse(&input)) {
             Ok(raw) => (raw, None),
-            Err(error) => (Raw::default(), Some(error)),
+            Err(error) => (RawNetconf::default(), Some(error)),
         };
         start_log(verb, &variables, &raw);
         problem.iter().for_each(|problem| tracing::warn!("{problem}"));
@@ -119,7 +119,7 @@ fn run(answer: &Arc<Answer>) -> Result<(), CniError> {
     if verb == Verb::Version {
         return version(&input, answer);
     }
-    let raw = Raw::parse(&input)?;
+    let raw = RawNetconf::parse(&input)?;
     start_log(verb, &variables, &raw);
     let version = raw.version()?;
     answer.speak(version);
@@ -143,20 +143,20 @@ fn run(answer: &Arc<Answer>) -> Result<(), CniError> {
     }
 }
 
-fn start_log(verb: Verb, variables: &Variables, raw: &Raw) {
+fn start_log(verb: Verb, variables: &Variables, raw: &RawNetconf) {
     let pod = variables.pod().ok().flatten().map(|pod| pod.to_string()).unwrap_or_default();
     let caller = Caller { verb: verb.name(), pod, container_id: variables.container_id().into() };
     log::start(&raw.log_level(), caller, raw.run_dir().as_deref().ok());
 }
 
 /// VERSION asks what is spoken, so no version is a wrong one, and none is needed.
-fn version(input: &[u8], answer: &Answer) -> Result<(), CniError> {
+fn version(input: &[u8], answer: &Reply) -> Result<(), CniError> {
     let spoken = match input.iter().all(u8::is_ascii_whitespace) {
         true => Version::LATEST,
-        false => Raw::parse(input)?.version().unwrap_or(Version::LATEST),
+        false => RawNetconf::parse(input)?.version().unwrap_or(Version::LATEST),
     };
     match answer.give(&protocol::version_result(spoken)) {
-        Answered::Failed(error) => Err(error),
+        Delivery::Failed(error) => Err(error),
         _ => Ok(()),
     }
 }
@@ -177,8 +177,8 @@ mod tests {
 
     #[test]
     fn who_comes_second_does_not_answer() {
-        let answer = Answer::default();
-        assert!(matches!(answer.give(""), Answered::Written));
+        let answer = Reply::default();
+        assert!(matches!(answer.give(""), Delivery::Written));
         assert_eq!(give_up(&answer, &internal(&7, "")), 1);
         assert!(!answer.has_failed());
     }

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::audit::established::{self, Fate, Said};
+use crate::audit::established::{self, Fate, Remarks};
 use crate::audit::lints::tproxy;
 use crate::backend::conditions::Conditions;
-use crate::backend::install::{InstallError, Outcome, Request, Session};
+use crate::backend::install::{InstallError, InstallRequest, Outcome, Session};
 use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
-use crate::backend::{Kind, Reading};
+use crate::backend::{BackendKind, Reading};
 use crate::config::given::{Given, Origin, process_environment};
 use crate::config::interception::Interception;
 use crate::config::options::Opt;
@@ -21,7 +21,7 @@ use crate::probe::{self, Beside};
 use crate::sys::lock::LockError;
 use crate::sys::netns::{self, Netns};
 
-use super::answer::{Answer, Given as Answered};
+use super::answer::{Delivery, Reply};
 use super::confine;
 use super::facts::PodFacts;
 use super::protocol::{CniError, Code};
@@ -55,11 +55,11 @@ pub struct Job {
 
 /// What was done, and how long it took.
 #[derive(Debug)]
-pub struct Done {
+pub struct ProgrammedPod {
     pub outcome: Outcome,
     pub warnings: Vec<String>,
     /// What came of connections that were there before the rules.
-    pub established: Said,
+    pub established: Remarks,
     pub families: String,
     pub rules: usize,
     /// What became of a connection through the rules of a pod that runs.
@@ -75,7 +75,7 @@ pub struct Done {
 fn inside<T>(
     netns: &Netns,
     deadline: Deadline,
-    answer: &Arc<Answer>,
+    answer: &Arc<Reply>,
     work: impl FnOnce() -> Result<T, CniError>,
 ) -> Result<T, CniError> {
     answer.watch(deadline)?;
@@ -149,13 +149,13 @@ fn conditions(netns: &Netns, run: &Run, deadline: &Deadline) -> Result<Condition
 
 /// Makes a namespace hold an interception and gives the answer; takes everything back if
 /// nobody is to hear it.
-pub fn program(netns: Netns, job: Job, answer: &Arc<Answer>, result: &str) -> Result<Done, CniError> {
+pub fn program(netns: Netns, job: Job, answer: &Arc<Reply>, result: &str) -> Result<ProgrammedPod, CniError> {
     inside(&netns, job.deadline, answer, || {
         let mut ready = prepare(&netns, &job, Face::Init)?;
         confine::entered(ready.settings.run.backend, ready.owned);
         let started = Instant::now();
         let run = &ready.settings.run;
-        let request = Request {
+        let request = InstallRequest {
             plan: &ready.plan,
             choice: run.backend,
             reconcile: run.reconcile,
@@ -165,9 +165,9 @@ pub fn program(netns: Netns, job: Job, answer: &Arc<Answer>, result: &str) -> Re
         let outcome = ready.session.install(&request, ready.mesh_address).map_err(failed)?;
         let took = started.elapsed();
         let error = match answer.give(result) {
-            Answered::Written => None,
-            Answered::TooLate => Some(CniError::new(Code::TryAgainLater, "too late")),
-            Answered::Failed(error) => Some(error),
+            Delivery::Written => None,
+            Delivery::TooLate => Some(CniError::new(Code::TryAgainLater, "too late")),
+            Delivery::Failed(error) => Some(error),
         };
         if let Some(error) = error {
             return Err(match ready.session.undo() {
@@ -177,7 +177,7 @@ pub fn program(netns: Netns, job: Job, answer: &Arc<Answer>, result: &str) -> Re
         }
         let cure = "\"interception\": {\"established\": \"reset\"} in the netconf ends them";
         let Settings { interception, run, .. } = &ready.settings;
-        let mut established = established::settle(interception, &ready.plan, run.established, cure);
+        let mut established = established::leave_or_end(interception, &ready.plan, run.established, cure);
         if !established.proxy_seen {
             established
                 .warnings
@@ -205,7 +205,7 @@ fn proxy(options: &Given, interception: &Interception) -> Option<tproxy::Proxy> 
 /// # Errors
 /// The rules could not be replaced, and are then what they were; or the kernel does not
 /// hold them afterwards. [`Code::TryAgainLater`]: older connections are waited for.
-pub fn replace(netns: &Netns, job: &Job, face: Face, wait_for_older: bool) -> Result<Done, CniError> {
+pub fn replace(netns: &Netns, job: &Job, face: Face, wait_for_older: bool) -> Result<ProgrammedPod, CniError> {
     let mut ready = prepare(netns, job, face)?;
     if wait_for_older {
         let found = established::look_for(&ready.plan).map_err(io_failed("cannot list the pod's connections"))?;
@@ -218,8 +218,13 @@ pub fn replace(netns: &Netns, job: &Job, face: Face, wait_for_older: bool) -> Re
         }
     }
     let started = Instant::now();
-    let request =
-        Request { plan: &ready.plan, choice: ready.settings.run.backend, reconcile: true, force: false, strict: false };
+    let request = InstallRequest {
+        plan: &ready.plan,
+        choice: ready.settings.run.backend,
+        reconcile: true,
+        force: false,
+        strict: false,
+    };
     let outcome = ready.session.install(&request, ready.mesh_address).map_err(failed)?;
     let took = started.elapsed();
     let readings = ready.session.read(&ready.plan.routing).map_err(failed)?;
@@ -234,13 +239,13 @@ pub fn replace(netns: &Netns, job: &Job, face: Face, wait_for_older: bool) -> Re
         suspects: &[],
     });
     let cure = "a restart of the pod ends them";
-    let established = established::settle(interception, &ready.plan, OlderConnections::Reset, cure);
-    Ok(Done { probed: Some(probed), ..done(&ready, outcome, took, established) })
+    let established = established::leave_or_end(interception, &ready.plan, OlderConnections::Reset, cure);
+    Ok(ProgrammedPod { probed: Some(probed), ..done(&ready, outcome, took, established) })
 }
 
 /// What was done for a plan; `took`: to read what was there and to apply it.
-fn done(ready: &Ready, outcome: Outcome, took: Duration, established: Said) -> Done {
-    Done {
+fn done(ready: &Ready, outcome: Outcome, took: Duration, established: Remarks) -> ProgrammedPod {
+    ProgrammedPod {
         probed: None,
         established,
         read: outcome.read,
@@ -253,27 +258,31 @@ fn done(ready: &Ready, outcome: Outcome, took: Duration, established: Said) -> D
 }
 
 /// Holds a namespace against the plan for it; an error names the first difference.
-pub fn compare(netns: Netns, job: Job, answer: &Arc<Answer>) -> Result<Kind, CniError> {
+pub fn compare(netns: Netns, job: Job, answer: &Arc<Reply>) -> Result<BackendKind, CniError> {
     inside(&netns, job.deadline, answer, || {
         let mut ready = prepare(&netns, &job, Face::Init)?;
         confine::entered(ready.settings.run.backend, ready.owned);
         let readings = ready.session.read(&ready.plan.routing).map_err(failed)?;
         let wanted = match ready.settings.run.backend {
-            BackendChoice::Nftables => Some(Kind::Nftables),
-            BackendChoice::IptablesNft => Some(Kind::IptablesNft),
-            BackendChoice::IptablesLegacy => Some(Kind::IptablesLegacy),
+            BackendChoice::Nftables => Some(BackendKind::Nftables),
+            BackendChoice::IptablesNft => Some(BackendKind::IptablesNft),
+            BackendChoice::IptablesLegacy => Some(BackendKind::IptablesLegacy),
             BackendChoice::Auto | BackendChoice::AutoIptables => None,
         };
         drift(&ready.plan, wanted, &readings)
     })
 }
 
-fn drift(plan: &Plan, wanted: Option<Kind>, readings: &[(Kind, Reading)]) -> Result<Kind, CniError> {
+fn drift(
+    plan: &Plan,
+    wanted: Option<BackendKind>,
+    readings: &[(BackendKind, Reading)],
+) -> Result<BackendKind, CniError> {
     let error = |what: String| CniError::new(Code::Drift, format!("the kernel does not hold the pod's rules: {what}"));
     let (kind, reading) = match readings {
         [(kind, reading)] if wanted.is_none_or(|wanted| wanted == *kind) => (*kind, reading.clone()),
         [(kind, _)] => return Err(error(format!("they are in {kind}, which is not the backend"))),
-        [] => (wanted.unwrap_or(Kind::Nftables), Reading::nothing()),
+        [] => (wanted.unwrap_or(BackendKind::Nftables), Reading::nothing()),
         several => {
             let names: Vec<&str> = several.iter().map(|(kind, _)| kind.name()).collect();
             return Err(error(format!("several backends hold some: {}", names.join(", "))));

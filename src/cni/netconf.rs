@@ -69,11 +69,11 @@ type Keys = HashMap<String, Box<RawValue>>;
 
 /// The keys of a JSON object, not looked at yet.
 #[derive(Default)]
-pub struct Raw {
+pub struct RawNetconf {
     keys: Keys,
 }
 
-impl Raw {
+impl RawNetconf {
     pub fn parse(input: &[u8]) -> Result<Self, CniError> {
         if input.iter().all(u8::is_ascii_whitespace) {
             return Err(CniError::new(Code::Decode, "standard input is empty; expected the netconf, a JSON object"));
@@ -175,26 +175,26 @@ impl Raw {
 /// That the file is none, names no podweir, or asks for what makes no sense.
 pub fn node_options(text: &[u8]) -> Result<NodeOptions, CniError> {
     #[derive(Deserialize)]
-    struct Entry {
+    struct PluginEntry {
         #[serde(rename = "type")]
         kind: Option<String>,
     }
-    let file = Raw::parse(text)?;
+    let file = RawNetconf::parse(text)?;
     let entries: Option<Vec<Box<RawValue>>> = get(&file.keys, "plugins")?;
     let is_ours = |kind: Option<String>| kind.as_deref() == Some("podweir");
     let ours = match &entries {
         None if is_ours(get(&file.keys, "type")?) => file,
         None => return Err(wrong("type", "is not podweir, and there is no list of plugins with it")),
         Some(entries) => {
-            let kind = |entry: &RawValue| serde_json::from_str::<Entry>(entry.get()).ok()?.kind;
+            let kind = |entry: &RawValue| serde_json::from_str::<PluginEntry>(entry.get()).ok()?.kind;
             match entries.iter().find(|entry| is_ours(kind(entry))) {
-                Some(entry) => Raw::parse(entry.get().as_bytes())?,
+                Some(entry) => RawNetconf::parse(entry.get().as_bytes())?,
                 None => return Err(wrong("plugins", "has no plugin of type podweir")),
             }
         }
     };
     // Neither decides anything here; the list has the version, and a runtime adds the result.
-    let netconf = Raw { keys: ours.keys.into_iter().filter(|(key, _)| key != "prevResult").collect() };
+    let netconf = RawNetconf { keys: ours.keys.into_iter().filter(|(key, _)| key != "prevResult").collect() };
     let netconf = netconf.check(Version::LATEST)?;
     Ok(NodeOptions { options: netconf.options, exclude_namespaces: netconf.exclude_namespaces })
 }
@@ -305,7 +305,7 @@ mod tests {
     use super::*;
 
     fn check(text: &str) -> Result<Netconf, CniError> {
-        let raw = Raw::parse(text.as_bytes())?;
+        let raw = RawNetconf::parse(text.as_bytes())?;
         let version = raw.version()?;
         raw.check(version)
     }

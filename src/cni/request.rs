@@ -17,7 +17,7 @@ use crate::sys::text::{rounded, shortened};
 
 use super::protocol::{CniError, Code, Verb};
 
-/// No runtime sends a netconf near that long.
+/// The longest netconf that is read; those that runtimes send are far shorter.
 const LONGEST_INPUT: u64 = 16 << 20;
 
 /// How long an ADD may take unless the netconf says otherwise.

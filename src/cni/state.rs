@@ -29,7 +29,7 @@ const LONGEST: u64 = 4 << 20;
 /// What was decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct State {
+pub struct AttachmentState {
     /// The netconf's name: GC speaks about one network at a time.
     pub network: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -62,7 +62,7 @@ pub fn to_map(given: &Given) -> Map<String, Value> {
     given.iter().map(|(opt, _, text)| (option_name(opt.spec()).to_owned(), text.into())).collect()
 }
 
-impl State {
+impl AttachmentState {
     /// The options; those that this version does not know are from another one.
     pub fn given(&self) -> Result<Given, String> {
         let mut given = Given::default();
@@ -100,7 +100,7 @@ impl Store {
     ///
     /// # Errors
     /// When the folder is not root's alone, or a file in it cannot be written.
-    pub fn save(&self, attachment: &Attachment, state: &State) -> io::Result<()> {
+    pub fn save(&self, attachment: &Attachment, state: &AttachmentState) -> io::Result<()> {
         trust::make_directory(&self.directory)?;
         let unfinished = self.directory.join(format!("{}.{}.new", Self::file_name(attachment), std::process::id()));
         let create = || File::options().write(true).create_new(true).mode(0o600).open(&unfinished);
@@ -123,7 +123,7 @@ impl Store {
     ///
     /// # Errors
     /// When others than root could have written it, or it is no state.
-    pub fn load(&self, attachment: &Attachment) -> io::Result<Option<State>> {
+    pub fn load(&self, attachment: &Attachment) -> io::Result<Option<AttachmentState>> {
         match trust::read(&self.path(attachment), LONGEST) {
             Ok(content) => Ok(Some(serde_json::from_slice(&content.bytes)?)),
             Err(e) if e.is_missing() => Ok(None),
@@ -133,7 +133,7 @@ impl Store {
 
     /// Every attachment, the newest last. Goes on over files that cannot be used, which are
     /// given by name with what is wrong.
-    pub fn all(&self) -> (Vec<(Attachment, State)>, Vec<String>) {
+    pub fn all(&self) -> (Vec<(Attachment, AttachmentState)>, Vec<String>) {
         let (paths, mut problems) = self.paths();
         let mut found = Vec::new();
         for path in paths {
@@ -177,7 +177,7 @@ impl Store {
             }
             // One that is damaged is of no use to anybody.
             let content = trust::read(path, LONGEST).ok();
-            let state = content.and_then(|content| serde_json::from_slice::<State>(&content.bytes).ok());
+            let state = content.and_then(|content| serde_json::from_slice::<AttachmentState>(&content.bytes).ok());
             Ok(state.is_none_or(|state| state.pod.is_some_and(|pod| !is_there(&pod, state.uid.as_deref()))))
         })
     }
@@ -256,7 +256,7 @@ fn is_garbage(path: &Path, network: &str, valid: &[ValidAttachment]) -> io::Resu
         Err(e) if e.is_missing() => return Ok(false),
         Err(e) => return Err(e.into()),
     };
-    let state: State = serde_json::from_slice(&text)?;
+    let state: AttachmentState = serde_json::from_slice(&text)?;
     Ok(state.network == network)
 }
 
@@ -275,11 +275,18 @@ mod tests {
         Attachment { container_id: id.into(), ifname: "eth0".into() }
     }
 
-    fn state(network: &str) -> State {
+    fn state(network: &str) -> AttachmentState {
         let mut given = Given::default();
         given.set(Opt::InboundPorts, Origin::Flag, "80");
         given.set(Opt::LoopbackCidr, Origin::Flag, "127.0.0.0/8");
-        State { network: network.into(), pod: None, uid: None, netns: None, left_alone: None, options: to_map(&given) }
+        AttachmentState {
+            network: network.into(),
+            pod: None,
+            uid: None,
+            netns: None,
+            left_alone: None,
+            options: to_map(&given),
+        }
     }
 
     #[test]
@@ -301,7 +308,7 @@ mod tests {
         let store = store("all");
         assert_eq!(store.all(), (Vec::new(), Vec::new()));
         let netns = KeptNetns { path: "/var/run/netns/cni-1".into(), identity: (4, 4026533000) };
-        let whole = State { uid: Some("7f".into()), netns: Some(netns), ..state("n") };
+        let whole = AttachmentState { uid: Some("7f".into()), netns: Some(netns), ..state("n") };
         store.save(&attachment("a"), &whole).unwrap();
         // As the release before wrote it.
         let old = r#"{"network":"n","pod":"shop/web-0","options":{"inbound-ports":"80"}}"#;
@@ -338,7 +345,7 @@ mod tests {
     fn attachments_of_pods_that_are_gone_go_when_they_are_old() {
         let store = store("pods");
         for (id, pod) in [("a", Some("shop/here")), ("b", Some("shop/gone")), ("c", None)] {
-            store.save(&attachment(id), &State { pod: pod.map(str::to_owned), ..state("n") }).unwrap();
+            store.save(&attachment(id), &AttachmentState { pod: pod.map(str::to_owned), ..state("n") }).unwrap();
         }
         let there = |pod: &str, _: Option<&str>| pod == "shop/here";
         assert_eq!(store.keep_pods(Duration::from_secs(3600), there), (0, Vec::new()));

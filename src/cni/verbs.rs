@@ -19,22 +19,22 @@ use crate::sys::netns::Netns;
 use crate::sys::trust;
 
 use super::agent::{self, message};
-use super::answer::{Answer, Given as Answered};
+use super::answer::{Delivery, Reply};
 use super::confine;
 use super::decide;
 use super::decision::Decision;
-use super::namespace::{self, Done, Job};
+use super::namespace::{self, Job, ProgrammedPod};
 use super::netconf::Netconf;
 use super::protocol::{self, CniError, Code};
 use super::request::{Attachment, Deadline, Variables};
-use super::state::{self, KeptNetns, State, Store};
+use super::state::{self, AttachmentState, KeptNetns, Store};
 
 /// A call, understood.
 pub struct Call {
     pub variables: Variables,
     pub netconf: Netconf,
     pub deadline: Deadline,
-    pub answer: Arc<Answer>,
+    pub answer: Arc<Reply>,
 }
 
 fn ms(time: Duration) -> f64 {
@@ -46,9 +46,9 @@ impl Call {
         Store::new(&self.netconf.run_dir)
     }
 
-    fn state(&self, pod: Option<&PodId>, netns: &Netns) -> State {
+    fn state(&self, pod: Option<&PodId>, netns: &Netns) -> AttachmentState {
         let identity = netns.identity().ok();
-        State {
+        AttachmentState {
             network: self.netconf.name.clone(),
             pod: pod.map(ToString::to_string),
             uid: pod.and_then(|pod| pod.uid.clone()),
@@ -59,7 +59,7 @@ impl Call {
     }
 
     /// Keeps what was decided. CHECK can do without, by deciding again.
-    fn remember(&self, attachment: &Attachment, state: &State) {
+    fn remember(&self, attachment: &Attachment, state: &AttachmentState) {
         if let Err(e) = self.store().save(attachment, state) {
             warn!("cannot keep state in {}: {e}; CHECK will decide anew", self.netconf.run_dir.display());
         }
@@ -92,8 +92,8 @@ impl Call {
         &self,
         pod: Option<&PodId>,
         attachment: &Attachment,
-        state: &State,
-        done: Option<&Done>,
+        state: &AttachmentState,
+        done: Option<&ProgrammedPod>,
         lookup_ms: f64,
     ) {
         let Some(pod) = pod.filter(|_| agent::is_there(&self.netconf.run_dir)) else { return };
@@ -159,7 +159,7 @@ impl Call {
             Decision::LeaveAlone(why) => {
                 state.left_alone = Some(why.to_string());
                 self.remember(&attachment, &state);
-                if let Answered::Failed(error) = self.answer.give(&result) {
+                if let Delivery::Failed(error) = self.answer.give(&result) {
                     return Err(error);
                 }
                 self.tell_agent(pod.as_ref(), &attachment, &state, None, lookup_ms);
@@ -279,7 +279,7 @@ impl Call {
 }
 
 /// One line that says what was decided, why, and what was done.
-fn report(done: &Done, why: &str, lookup_ms: f64, started: Instant) {
+fn report(done: &ProgrammedPod, why: &str, lookup_ms: f64, started: Instant) {
     done.warnings.iter().chain(&done.established.warnings).for_each(|warning| warn!("{warning}"));
     done.established.infos.iter().for_each(|info| info!("{info}"));
     let action = match done.outcome.action {

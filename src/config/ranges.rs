@@ -9,7 +9,7 @@ use std::fmt::{self, Debug};
 use std::sync::{Arc, LazyLock};
 
 /// A number whose neighbours are known.
-pub trait Step: Copy + Ord + Debug + std::hash::Hash + std::fmt::Display {
+pub trait Discrete: Copy + Ord + Debug + std::hash::Hash + std::fmt::Display {
     const MIN: Self;
     const MAX: Self;
     /// The next number, or `None` at the largest.
@@ -22,7 +22,7 @@ pub trait Step: Copy + Ord + Debug + std::hash::Hash + std::fmt::Display {
 
 macro_rules! step {
     ($($t:ty),*) => {$(
-        impl Step for $t {
+        impl Discrete for $t {
             const MIN: Self = <$t>::MIN;
             const MAX: Self = <$t>::MAX;
             fn next(self) -> Option<Self> { self.checked_add(1) }
@@ -59,7 +59,7 @@ impl<T> From<Vec<(T, T)>> for RangeList<T> {
     }
 }
 
-impl<T: Step> RangeList<T> {
+impl<T: Discrete> RangeList<T> {
     /// The list of the given ranges; a range whose ends are swapped is turned around.
     pub fn new(ranges: impl IntoIterator<Item = (T, T)>) -> Self {
         ranges.into_iter().map(|(a, b)| (a.min(b), a.max(b))).collect::<Vec<_>>().into()
@@ -113,7 +113,7 @@ impl<T: Step> RangeList<T> {
         *self.0 == [(T::MIN, T::MAX)]
     }
 
-    /// The same set, sorted, disjoint, neighbours merged.
+    /// The set of the same numbers in its one normal form: sorted, disjoint, neighbours merged.
     pub fn normalised(&self) -> Self {
         let mut sorted = self.0.to_vec();
         sorted.sort_unstable();
@@ -127,8 +127,8 @@ impl<T: Step> RangeList<T> {
         out.into()
     }
 
-    /// The same set, sorted and without doubles; as single numbers if it was written so,
-    /// else normalised.
+    /// The set of the same numbers, sorted and without doubles: as single numbers if it was written
+    /// so, in its normal form otherwise.
     pub fn distinct(&self) -> Self {
         if self.0.iter().any(|(first, last)| first != last) {
             return self.normalised();
@@ -251,7 +251,7 @@ impl<T: Step> RangeList<T> {
     }
 }
 
-impl<T: Step> FromIterator<(T, T)> for RangeList<T> {
+impl<T: Discrete> FromIterator<(T, T)> for RangeList<T> {
     fn from_iter<I: IntoIterator<Item = (T, T)>>(iter: I) -> Self {
         Self::new(iter)
     }

@@ -97,10 +97,10 @@ fn reader(wanted: &Wanted, user_namespace: Option<Arc<File>>) -> live::Live<'_> 
 
 /// What the options want of a pod as it was found.
 fn of_options(wanted: &Wanted, found: &Source) -> Result<Source, SourceError> {
-    let known = options::Known {
+    let known = options::KnownPod {
         addresses: found.pod.addresses.clone(),
         dns_servers: found.pod.dns_servers.clone(),
-        ..options::Known::default()
+        ..options::KnownPod::default()
     };
     options::read(&wanted.options, wanted.face, &known)
 }

@@ -7,10 +7,10 @@ use std::sync::{Arc, LazyLock};
 
 use ipnet::IpNet;
 
-use crate::config::ranges::{RangeList, Step};
+use crate::config::ranges::{Discrete, RangeList};
 use crate::config::types::{Family, IdList, Interface, Networks, PortList};
 
-use super::model::{Cond, CtStates, Masked, Matches, Origin, Rule, Verdict, protocol};
+use super::model::{Cond, CtStates, Masked, Matches, Rule, RuleOrigin, Verdict, protocol};
 use super::why::Why;
 
 /// Address ranges as numbers; an IPv4 address is its 32 bits.
@@ -44,7 +44,7 @@ pub struct CanonRule {
     /// What it was put together from: one part for each reason, in order. Never empty.
     pub parts: Vec<(Why, CanonMatches)>,
     /// Where it was found; `None` where it was put together from several rules.
-    pub origin: Option<Arc<Origin>>,
+    pub origin: Option<Arc<RuleOrigin>>,
 }
 
 impl CanonRule {
@@ -172,7 +172,7 @@ impl CanonMatches {
                 (a, b) => a == b,
             }
         }
-        fn holds<T: Step>(a: &RangeList<T>, b: &RangeList<T>) -> bool {
+        fn holds<T: Discrete>(a: &RangeList<T>, b: &RangeList<T>) -> bool {
             a.intersection(b) == *b
         }
         let names = |a: &Vec<Interface>, b: &Vec<Interface>| b.iter().all(|name| a.contains(name));
@@ -256,14 +256,15 @@ pub fn addresses(networks: &Networks, family: Family) -> Addresses {
     distinct_addresses(networks, family).normalised()
 }
 
-/// The same; single hosts stay single if there is nothing but hosts.
+/// The addresses of one family that a list of ranges holds, as sorted numbers; single hosts stay
+/// single if there is nothing but hosts.
 pub fn distinct_addresses(networks: &Networks, family: Family) -> Addresses {
     let ranges = networks.of(family).into_iter().map(|net| (number(net.network()), number(net.broadcast())));
     Addresses::new(ranges).distinct()
 }
 
 /// A condition on something every packet has, as the set of what meets it.
-fn total<T: Step>(cond: &Option<Cond<RangeList<T>>>) -> RangeList<T> {
+fn total<T: Discrete>(cond: &Option<Cond<RangeList<T>>>) -> RangeList<T> {
     match cond {
         None => RangeList::full(),
         Some(cond) if cond.negated => cond.value.complement(),

@@ -79,14 +79,14 @@ impl Undo {
 }
 
 /// A rule that one side has and the other has not.
-struct Found<'a> {
+struct FoundSide<'a> {
     side: Side,
     rule: &'a CanonRule,
     /// In what is there: the rule before which a missing one belongs.
     next: Option<&'a CanonRule>,
 }
 
-impl Found<'_> {
+impl FoundSide<'_> {
     fn undo(&self) -> Undo {
         match self.side {
             Side::Missing => Undo::Insert { rule: self.rule.clone(), before: self.next.cloned() },
@@ -130,7 +130,7 @@ pub fn differences(want: &Canon, have: &Canon) -> Vec<Difference> {
         for place in places {
             let empty = Vec::new();
             let (a, b) = (wanted.get(&place).unwrap_or(&empty), had.get(&place).unwrap_or(&empty));
-            let mut found: Vec<Found> = Vec::new();
+            let mut found: Vec<FoundSide> = Vec::new();
             rules(a, b, |difference| found.push(difference));
             for (side, rule, undo) in narrowed(&found) {
                 out.push(Difference {
@@ -160,7 +160,7 @@ fn reason(side: Side, why: &Why) -> String {
 
 /// Where a rule is there, only with more or fewer items in one of its lists, just these
 /// items are the difference.
-fn narrowed(found: &[Found]) -> Vec<(Side, CanonRule, Undo)> {
+fn narrowed(found: &[FoundSide]) -> Vec<(Side, CanonRule, Undo)> {
     let mut out = Vec::new();
     let mut at = 0;
     while let Some(one) = found.get(at) {
@@ -180,13 +180,13 @@ fn narrowed(found: &[Found]) -> Vec<(Side, CanonRule, Undo)> {
 }
 
 /// What just one of two rules has in the only list in which they differ.
-fn items(one: &Found, other: &Found) -> Option<[(Side, CanonRule, Undo); 2]> {
+fn items(one: &FoundSide, other: &FoundSide) -> Option<[(Side, CanonRule, Undo); 2]> {
     let part = |rule: &CanonRule, matches: CanonMatches| {
         let why = rule.why_for(&matches).clone();
         let (verdict, origin) = (rule.verdict.clone(), rule.origin.clone());
         CanonRule { parts: vec![(why, matches.clone())], matches, verdict, origin }
     };
-    let only = |a: &Found, b: &Found| {
+    let only = |a: &FoundSide, b: &FoundSide| {
         let items = part(a.rule, a.rule.matches.without(&b.rule.matches)?);
         let undo = match a.side {
             Side::Missing => Undo::Insert { rule: items.clone(), before: Some(b.rule.clone()) },
@@ -203,11 +203,11 @@ fn items(one: &Found, other: &Found) -> Option<[(Side, CanonRule, Undo); 2]> {
 
 /// What two lists of rules do not have in common, in order: of the rules between two that
 /// both have, the missing ones first.
-fn rules<'a>(want: &'a [CanonRule], have: &'a [CanonRule], mut each: impl FnMut(Found<'a>)) {
+fn rules<'a>(want: &'a [CanonRule], have: &'a [CanonRule], mut each: impl FnMut(FoundSide<'a>)) {
     let (mut i, mut j) = (0, 0);
     for (next_i, next_j) in align(want, have, |_| 1).into_iter().chain([(want.len(), have.len())]) {
-        want[i..next_i].iter().for_each(|rule| each(Found { side: Side::Missing, rule, next: have.get(j) }));
-        have[j..next_j].iter().for_each(|rule| each(Found { side: Side::Unexpected, rule, next: None }));
+        want[i..next_i].iter().for_each(|rule| each(FoundSide { side: Side::Missing, rule, next: have.get(j) }));
+        have[j..next_j].iter().for_each(|rule| each(FoundSide { side: Side::Unexpected, rule, next: None }));
         (i, j) = (next_i + 1, next_j + 1);
     }
 }

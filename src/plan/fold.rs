@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use crate::config::ranges::{RangeList, Step};
+use crate::config::ranges::{Discrete, RangeList};
 use crate::config::types::{IdList, Interface};
 
 use super::canon_rule::{CanonMatches, CanonRule};
@@ -59,7 +59,7 @@ fn folded_within(mut rules: Vec<CanonRule>, left: &mut usize) -> Vec<CanonRule> 
 
 /// A rule being collected: alternatives are gathered first and put in order at the end,
 /// so that 5,000 rules fold in one pass.
-struct Open {
+struct OpenRule {
     rule: CanonRule,
     more: Vec<CanonRule>,
 }
@@ -71,7 +71,7 @@ const MANY: usize = 64;
 const MOST_COMPARISONS: usize = 30_000_000;
 
 fn fold(rules: Vec<CanonRule>, dimension: Dimension, left: &mut usize) -> Vec<CanonRule> {
-    let mut open: Vec<Open> = Vec::new();
+    let mut open: Vec<OpenRule> = Vec::new();
     // What earlier rules look like but for the dimension. Without it, thousands of rules
     // that differ elsewhere would each be held against all before it.
     let mut seen = (rules.len() >= MANY).then(HashSet::new);
@@ -83,17 +83,18 @@ fn fold(rules: Vec<CanonRule>, dimension: Dimension, left: &mut usize) -> Vec<Ca
             matches!(rule.verdict, V::SetMark(mark) | V::SetConnectionMark(mark) if mark.value & !mark.mask != 0);
         let may_join = !flips
             && rule.matches.unknown.is_empty()
-            && seen.as_mut().is_none_or(|seen| !seen.insert(looks(&rule, dimension)));
-        match may_join.then(|| home(&open, &rule, dimension, left)).flatten() {
+            && seen.as_mut().is_none_or(|seen| !seen.insert(digest_without(&rule, dimension)));
+        match may_join.then(|| joinable_rule(&open, &rule, dimension, left)).flatten() {
             Some(at) => open[at].more.push(rule),
-            None => open.push(Open { rule, more: Vec::new() }),
+            None => open.push(OpenRule { rule, more: Vec::new() }),
         }
     }
     open.into_iter().map(|open| open.close(dimension, left)).collect()
 }
 
-/// A digest of everything that two rules must have in common to become one in a dimension.
-fn looks(rule: &CanonRule, dimension: Dimension) -> u64 {
+/// A digest of everything but one dimension: what two rules must have in common to become one in
+/// it.
+fn digest_without(rule: &CanonRule, dimension: Dimension) -> u64 {
     use Dimension as D;
     let (m, mut hasher) = (&rule.matches, DefaultHasher::new());
     let mut add = |of: Dimension, value: &dyn Fn(&mut DefaultHasher)| {
@@ -114,9 +115,9 @@ fn looks(rule: &CanonRule, dimension: Dimension) -> u64 {
     hasher.finish()
 }
 
-/// The earlier rule that `rule` can join: same but for the dimension, and nothing in
-/// between that a packet of `rule` could meet.
-fn home(open: &[Open], rule: &CanonRule, dimension: Dimension, left: &mut usize) -> Option<usize> {
+/// The earlier rule that `rule` can join: they differ in the dimension only, and nothing between
+/// them is met by a packet of `rule`.
+fn joinable_rule(open: &[OpenRule], rule: &CanonRule, dimension: Dimension, left: &mut usize) -> Option<usize> {
     for (at, candidate) in open.iter().enumerate().rev() {
         let known = !matches!(rule.verdict, Verdict::Unknown(_));
         if known && candidate.rule.verdict == rule.verdict && candidate.rule.matches.same_but(&rule.matches, dimension)
@@ -132,7 +133,7 @@ fn home(open: &[Open], rule: &CanonRule, dimension: Dimension, left: &mut usize)
     None
 }
 
-impl Open {
+impl OpenRule {
     fn close(self, dimension: Dimension, left: &mut usize) -> CanonRule {
         let mut rule = self.rule;
         if self.more.is_empty() {
@@ -246,7 +247,7 @@ fn minus_ids(a: &Option<Cond<IdList>>, b: &Option<Cond<IdList>>) -> Option<Optio
     }
 }
 
-fn join<'a, T: Step + 'a>(into: &mut RangeList<T>, more: impl Iterator<Item = &'a RangeList<T>>) {
+fn join<'a, T: Discrete + 'a>(into: &mut RangeList<T>, more: impl Iterator<Item = &'a RangeList<T>>) {
     more.for_each(|list| into.extend(list));
     *into = into.normalised();
 }

@@ -4,7 +4,7 @@ use super::canon_rule::CanonRule;
 use super::model::{ChainName, Rule, Table};
 
 /// A rule that was found.
-pub(super) struct FoundRule<'a> {
+pub(super) struct CandidateRule<'a> {
     /// The chain's index among those that are looked at, and the rule's in its chain.
     pub(super) place: (usize, usize),
     pub(super) rule: &'a Rule,
@@ -13,9 +13,9 @@ pub(super) struct FoundRule<'a> {
 
 /// Rules of one family that may be of one hand, by chain and in order.
 #[derive(Clone)]
-pub(super) struct FoundRules<'a>(pub(super) Vec<(Table, &'a ChainName, Vec<&'a FoundRule<'a>>)>);
+pub(super) struct CandidateRules<'a>(pub(super) Vec<(Table, &'a ChainName, Vec<&'a CandidateRule<'a>>)>);
 
-impl<'a> FoundRules<'a> {
+impl<'a> CandidateRules<'a> {
     /// The rules of a chain, in order.
     pub(super) fn of(&self, table: Table, name: ChainName) -> impl Iterator<Item = &'a Rule> + Clone {
         let chains = self.0.iter().filter(move |chain| chain.0 == table && *chain.1 == name);

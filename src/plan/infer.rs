@@ -14,7 +14,7 @@ use crate::config::types::Family;
 
 use super::align::align;
 use super::canon::CanonRule;
-use super::found::{FoundRule, FoundRules};
+use super::found::{CandidateRule, CandidateRules};
 use super::lower::lower_rules;
 use super::model::{Chain, Plan, Rule, Table};
 use super::recover;
@@ -22,7 +22,7 @@ use super::why::Why;
 
 /// What a builder would have written in one family, had it written these rules. Where they
 /// can be read in several ways, each of them; the first is the likeliest.
-type Builder = fn(&FoundRules, Family) -> Vec<Plan>;
+type Builder = fn(&CandidateRules, Family) -> Vec<Plan>;
 
 /// Every builder whose rules are known by their form.
 const BUILDERS: &[Builder] = &[recover::sidecar];
@@ -39,10 +39,10 @@ pub fn infer(chains: &mut [Chain]) {
     }
     let mut reasons: Vec<Reason> = Vec::new();
     for family in Family::BOTH {
-        let found: Vec<Vec<FoundRule>> =
+        let found: Vec<Vec<CandidateRule>> =
             chains.iter().enumerate().map(|(at, chain)| found(at, chain, family, &commented)).collect();
         let rules = chains.iter().zip(&found).map(|(chain, found)| (chain.table, &chain.name, found.iter().collect()));
-        let rules = FoundRules(rules.collect());
+        let rules = CandidateRules(rules.collect());
         let explained = BUILDERS.iter().map(|builder| explain(*builder, rules.clone(), family));
         reasons.extend(explained.max_by_key(Vec::len).unwrap_or_default());
     }
@@ -60,21 +60,21 @@ fn says_why(rule: &Rule) -> bool {
 
 /// The rules of a chain that may be a builder's: those that say so, which help to tell what
 /// was asked for, and those without a comment where no rule has one.
-fn found<'a>(index: usize, chain: &'a Chain, family: Family, commented: &HashSet<Table>) -> Vec<FoundRule<'a>> {
+fn found<'a>(index: usize, chain: &'a Chain, family: Family, commented: &HashSet<Table>) -> Vec<CandidateRule<'a>> {
     let may_be_ours = |rule: &Rule| match &rule.why {
         Why::Foreign(comment) => comment.is_empty() && !commented.contains(&chain.table),
         _ => true,
     };
     let rules = chain.rules.iter().enumerate().filter(|(_, rule)| rule.families.has(family) && may_be_ours(rule));
     rules
-        .filter_map(|(at, rule)| Some(FoundRule { place: (index, at), rule, canon: CanonRule::of(rule, family)? }))
+        .filter_map(|(at, rule)| Some(CandidateRule { place: (index, at), rule, canon: CanonRule::of(rule, family)? }))
         .collect()
 }
 
 /// The reasons of those rules that a builder would have written, had it written just them.
-fn explain(builder: Builder, mut rules: FoundRules, family: Family) -> Vec<Reason> {
+fn explain(builder: Builder, mut rules: CandidateRules, family: Family) -> Vec<Reason> {
     loop {
-        let readings = builder(&rules, family).into_iter().map(|plan| Reading::of(&plan, &rules, family));
+        let readings = builder(&rules, family).into_iter().map(|plan| Alignment::of(&plan, &rules, family));
         // Of readings that explain as much the first one.
         let best = readings.reduce(|best, other| if other.weight > best.weight { other } else { best });
         let Some(best) = best else { return Vec::new() };
@@ -88,15 +88,15 @@ fn explain(builder: Builder, mut rules: FoundRules, family: Family) -> Vec<Reaso
 }
 
 /// What one plan explains of the rules that are there.
-struct Reading<'a> {
+struct Alignment<'a> {
     weight: u64,
-    ours: FoundRules<'a>,
+    ours: CandidateRules<'a>,
     reasons: Vec<Reason>,
 }
 
-impl<'a> Reading<'a> {
-    fn of(plan: &Plan, rules: &FoundRules<'a>, family: Family) -> Self {
-        let mut reading = Self { weight: 0, ours: FoundRules(Vec::new()), reasons: Vec::new() };
+impl<'a> Alignment<'a> {
+    fn of(plan: &Plan, rules: &CandidateRules<'a>, family: Family) -> Self {
+        let mut reading = Self { weight: 0, ours: CandidateRules(Vec::new()), reasons: Vec::new() };
         for (table, name, found) in &rules.0 {
             let have: Vec<&CanonRule> = found.iter().map(|found| &found.canon).collect();
             let planned = plan.chain(*table, name).map_or(&[][..], |chain| &chain.rules);

@@ -3,7 +3,7 @@
 
 use ipnet::IpNet;
 
-use crate::config::ranges::{RangeList, Step};
+use crate::config::ranges::{Discrete, RangeList};
 use crate::config::types::{Families, Family, Interface, Networks};
 
 use super::model::{Chain, Cond, Matches, Plan, Rule};
@@ -53,7 +53,7 @@ fn ports_of(rule: &Rule) -> Option<&RangeList<u16>> {
 }
 
 /// Each range of a list as a list of its own.
-fn split<T: Step>(list: &RangeList<T>) -> Vec<RangeList<T>> {
+fn split<T: Discrete>(list: &RangeList<T>) -> Vec<RangeList<T>> {
     list.iter().map(|range| RangeList::new([range])).collect()
 }
 
@@ -64,7 +64,7 @@ fn is_one<T>(cond: &Option<Cond<T>>, len: impl Fn(&T) -> usize) -> bool {
 
 /// The ranges of a list, each without what an earlier one covers: a packet must meet the
 /// rules of its port once, together.
-fn disjoint<T: Step>(list: &RangeList<T>) -> Vec<RangeList<T>> {
+fn disjoint<T: Discrete>(list: &RangeList<T>) -> Vec<RangeList<T>> {
     let mut left = RangeList::full();
     let mut out = Vec::new();
     for range in list.iter() {

@@ -180,7 +180,7 @@ pub struct Counters {
 
 /// Where a rule was found, so that it is found again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
+pub struct RuleOrigin {
     /// Its place among its chain's rules, from 1: as iptables' `--line-numbers` counts.
     pub number: usize,
     /// What `nft -a` calls it.
@@ -191,7 +191,7 @@ pub struct Origin {
     pub incomplete: bool,
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for RuleOrigin {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "rule {}", self.number)?;
         match self.handle {
@@ -211,7 +211,7 @@ pub struct Rule {
     /// Only on rules read from a kernel that counts.
     pub counters: Option<Counters>,
     /// Only on rules that were read.
-    pub origin: Option<Arc<Origin>>,
+    pub origin: Option<Arc<RuleOrigin>>,
 }
 
 impl Rule {
@@ -268,7 +268,7 @@ impl Routing {
         *self == Self::default()
     }
 
-    /// The same, in one order and without doubles.
+    /// The routing of the same meaning with rules and routes in one order and without doubles.
     pub fn normalised(&self) -> Self {
         let mut out = self.clone();
         out.rules.sort_unstable();

@@ -7,14 +7,14 @@
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::config::interception::{DnsCapture, Interception, OwnerGroups};
-use crate::config::ranges::{RangeList, Step};
+use crate::config::ranges::{Discrete, RangeList};
 use crate::config::types::{
     Families, Family, IdList, Interface, Mark, Mode, Networks, Port, PortList, PortSelection, RangeSelection,
     RouteTable,
 };
 
 use super::build;
-use super::found::FoundRules;
+use super::found::CandidateRules;
 use super::model::{ChainName as C, Cond, Matches, Plan, Rule, Table, Verdict, protocol};
 use super::why::Why;
 
@@ -24,7 +24,7 @@ const MOST_READINGS: usize = 4;
 const MOST_ITEMS: usize = 65_536;
 
 /// The plans of a sidecar's interception for what these rules hold of one family.
-pub(super) fn sidecar(rules: &FoundRules, family: Family) -> Vec<Plan> {
+pub(super) fn sidecar(rules: &CandidateRules, family: Family) -> Vec<Plan> {
     let read = Sidecar { rules, family };
     let mut plans = Vec::new();
     for mode in read.modes() {
@@ -45,7 +45,7 @@ pub(super) fn sidecar(rules: &FoundRules, family: Family) -> Vec<Plan> {
 
 #[derive(Clone, Copy)]
 struct Sidecar<'a> {
-    rules: &'a FoundRules<'a>,
+    rules: &'a CandidateRules<'a>,
     family: Family,
 }
 
@@ -337,7 +337,7 @@ fn is_not<T>(cond: &Option<Cond<T>>) -> Option<&T> {
 }
 
 /// Lists as one, in order.
-fn joined<'a, T: Step + 'a>(lists: impl Iterator<Item = &'a RangeList<T>>) -> RangeList<T> {
+fn joined<'a, T: Discrete + 'a>(lists: impl Iterator<Item = &'a RangeList<T>>) -> RangeList<T> {
     lists.flat_map(RangeList::iter).collect()
 }
 
@@ -350,7 +350,7 @@ fn union<'a>(lists: impl Iterator<Item = &'a Networks>) -> Networks {
 }
 
 /// The numbers of a list, one by one.
-fn items<T: Step>(list: &RangeList<T>) -> impl Iterator<Item = T> {
+fn items<T: Discrete>(list: &RangeList<T>) -> impl Iterator<Item = T> {
     let all = list.iter().flat_map(|(first, last)| {
         std::iter::successors(Some(first), move |item| item.next().filter(|next| *next <= last))
     });

@@ -1,9 +1,9 @@
 //! Rules in words, for people: the same words whichever backend holds the rule.
 
-use crate::config::ranges::{RangeList, Step};
+use crate::config::ranges::{Discrete, RangeList};
 use crate::config::types::{Family, Interface, Networks};
 use crate::plan::canon::{Addresses, CanonMatches, CanonRule, all_addresses, cover};
-use crate::plan::model::{Cond, CtStates, Origin, Verdict, protocol};
+use crate::plan::model::{Cond, CtStates, RuleOrigin, Verdict, protocol};
 use crate::plan::why::Why;
 
 /// The most items of a list that are written out.
@@ -18,7 +18,7 @@ pub fn rule(rule: &CanonRule, family: Family) -> String {
 
 /// Which rule it is, where that takes more than its words: it is not understood, or
 /// somebody else's, so that it has to be looked up.
-pub fn which(rule: &CanonRule) -> Option<&Origin> {
+pub fn which(rule: &CanonRule) -> Option<&RuleOrigin> {
     let told = !rule.is_understood() || matches!(rule.why(), Why::Foreign(_));
     rule.origin.as_deref().filter(|_| told)
 }
@@ -126,7 +126,7 @@ fn list_of(mut items: Vec<String>, count: usize) -> String {
     items.join(",")
 }
 
-pub(crate) fn spans<T: Step>(ranges: &RangeList<T>) -> Vec<String> {
+pub(crate) fn spans<T: Discrete>(ranges: &RangeList<T>) -> Vec<String> {
     ranges.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") }).collect()
 }
 

@@ -13,7 +13,7 @@ use crate::sys::packet::PacketSocket;
 
 use super::outbound::check;
 use super::tcp::{self, ACK, FIN, PSH, RST, SYN, Segment};
-use super::trial::{Path, Route, TOKEN, Trial};
+use super::trial::{Path, PathKind, TOKEN, Trial};
 use super::witness;
 use crate::config::types::Family;
 
@@ -51,7 +51,7 @@ fn addresses(v4: bool) -> (IpAddr, IpAddr, u8) {
 /// somebody else listens on the proxy's port, looks whether he has the connection.
 pub fn attempt(to: SocketAddr, occupied: Option<u16>, deadline: Instant) -> Trial {
     let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
-    let path = Path { route: Route::Inbound, family };
+    let path = Path { route: PathKind::Inbound, family };
     let (client, gateway, bits) = addresses(to.is_ipv4());
     let (_pair, socket) = match pair(client, gateway, bits) {
         Ok(made) => made,
@@ -91,12 +91,12 @@ fn pair(client: IpAddr, gateway: IpAddr, bits: u8) -> io::Result<(Pair, PacketSo
     let _ = link::remove(&mut netlink, NEAR);
     link::add_veth(&mut netlink, (NEAR, NEAR_MAC), (FAR, FAR_MAC))?;
     let mut pair = Pair { netlink };
-    let (near, far) = (link::index(NEAR)?, link::index(FAR)?);
-    link::add_address(&mut pair.netlink, near, gateway, bits)?;
-    link::set_up(&mut pair.netlink, near)?;
-    link::set_up(&mut pair.netlink, far)?;
-    link::add_neighbour(&mut pair.netlink, near, client, CLIENT_MAC)?;
-    let socket = PacketSocket::open(far)?;
+    let (pods_end, peers_end) = (link::index(NEAR)?, link::index(FAR)?);
+    link::add_address(&mut pair.netlink, pods_end, gateway, bits)?;
+    link::set_up(&mut pair.netlink, pods_end)?;
+    link::set_up(&mut pair.netlink, peers_end)?;
+    link::add_neighbour(&mut pair.netlink, pods_end, client, CLIENT_MAC)?;
+    let socket = PacketSocket::open(peers_end)?;
     Ok((pair, socket))
 }
 

@@ -36,16 +36,16 @@ pub struct Occupied {
     pub udp: bool,
 }
 
-enum Listener {
+enum ProbeSocket {
     Tcp(TcpListener),
     Udp(UdpSocket),
 }
 
-impl AsFd for Listener {
+impl AsFd for ProbeSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Listener::Tcp(listener) => listener.as_fd(),
-            Listener::Udp(socket) => socket.as_fd(),
+            ProbeSocket::Tcp(listener) => listener.as_fd(),
+            ProbeSocket::Udp(socket) => socket.as_fd(),
         }
     }
 }
@@ -58,7 +58,7 @@ impl Listeners {
     /// sends it: see [`can_answer_dns`].
     pub fn start(interception: &Interception, families: Families) -> Result<Self, String> {
         let (mut listeners, mut occupied) = (Vec::new(), Vec::new());
-        let mut add = |made: Result<Listener, std::io::Error>, at: SocketAddr, udp: bool| {
+        let mut add = |made: Result<ProbeSocket, std::io::Error>, at: SocketAddr, udp: bool| {
             match made {
                 Ok(listener) => listeners.push(listener),
                 Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => occupied.push(Occupied { at, udp }),
@@ -75,7 +75,7 @@ impl Listeners {
             };
             for &port in &ports {
                 let at = SocketAddr::new(any, port.get());
-                add(tcp(at).map(Listener::Tcp), at, false)?;
+                add(tcp(at).map(ProbeSocket::Tcp), at, false)?;
             }
             if interception.dns.is_some() {
                 // Loopback only, as a mesh agent does: answers leave from where they were asked.
@@ -84,11 +84,11 @@ impl Listeners {
                     Family::V6 => Ipv6Addr::LOCALHOST.into(),
                 };
                 let at = SocketAddr::new(lo, Port::AGENT_DNS.get());
-                add(tcp(at).map(Listener::Tcp), at, false)?;
+                add(tcp(at).map(ProbeSocket::Tcp), at, false)?;
                 let proxy = dns_owner(interception);
                 let bound = proxy.and_then(|(uid, gid)| as_owner(uid, gid, || UdpSocket::bind(at)));
                 if let Some(bound) = bound {
-                    add(bound.map(Listener::Udp), at, true)?;
+                    add(bound.map(ProbeSocket::Udp), at, true)?;
                 }
             }
         }
@@ -133,7 +133,7 @@ fn tcp(at: SocketAddr) -> std::io::Result<TcpListener> {
     Ok(make()?)
 }
 
-fn serve(listeners: &[Listener], stopped: &OwnedFd) {
+fn serve(listeners: &[ProbeSocket], stopped: &OwnedFd) {
     loop {
         let mut fds: Vec<PollFd> = listeners.iter().map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)).collect();
         fds.push(PollFd::new(stopped.as_fd(), PollFlags::POLLIN));
@@ -147,8 +147,8 @@ fn serve(listeners: &[Listener], stopped: &OwnedFd) {
         for (listener, _) in listeners.iter().zip(ready).filter(|(_, ready)| *ready) {
             // A probe that is not answered fails by itself.
             let _ = match listener {
-                Listener::Tcp(listener) => listener.accept().and_then(|(stream, _)| answer(stream)),
-                Listener::Udp(socket) => echo(socket),
+                ProbeSocket::Tcp(listener) => listener.accept().and_then(|(stream, _)| answer(stream)),
+                ProbeSocket::Udp(socket) => echo(socket),
             };
         }
     }

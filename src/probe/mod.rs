@@ -26,21 +26,21 @@ use crate::plan::model::{Plan, protocol};
 
 use listener::{Listeners, Occupied};
 use trial::Target;
-pub use trial::{Path, Route, Trial};
+pub use trial::{Path, PathKind, Trial};
 
 /// What was tested.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct Validation {
     pub passed: Vec<Path>,
     /// What could not be, and why.
     pub untested: Vec<(Path, String)>,
     /// The proxy's ports on which somebody else listens already.
-    pub occupied: Vec<Holder>,
+    pub occupied: Vec<PortHolder>,
 }
 
 /// Who has a port of the proxy's.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
+pub struct PortHolder {
     pub port: u16,
     /// Whom those that listen there run as.
     pub users: Vec<u32>,
@@ -48,7 +48,7 @@ pub struct Holder {
 
 /// The first path on which the token did not come back.
 #[derive(Debug)]
-pub struct Failure {
+pub struct FailedPath {
     pub path: Path,
     pub problem: String,
     /// It was not tried at all: nothing is known about the rules.
@@ -77,23 +77,23 @@ pub struct Suspect {
 }
 
 /// Tests every path that the plan diverts. `Err`: the listeners could not be set up.
-pub fn run(setup: &Setup) -> Result<Result<Report, Failure>, String> {
+pub fn run(setup: &Setup) -> Result<Result<Validation, FailedPath>, String> {
     let deadline = Instant::now() + setup.timeout;
     let listeners = Listeners::start(setup.interception, setup.plan.families)?;
     let chooser = Chooser::new(setup);
-    let mut report = Report { occupied: holders(&listeners.occupied), ..Report::default() };
+    let mut report = Validation { occupied: holders(&listeners.occupied), ..Validation::default() };
     let occupied = |path: Path| {
         let port = path.port(setup.interception);
         let is_it = |o: &&Occupied| {
             o.at.port() == port
-                && o.udp == (path.route == Route::DnsUdp)
+                && o.udp == (path.route == PathKind::DnsUdp)
                 && o.at.is_ipv4() == (path.family == Family::V4)
         };
         listeners.occupied.iter().find(is_it).map(|o| o.at.port())
     };
     let attempt = |path: Path, target: Option<Target>| match target {
         Some(_)
-            if path.route == Route::DnsUdp
+            if path.route == PathKind::DnsUdp
                 && occupied(path).is_none()
                 && !listener::can_answer_dns(setup.interception) =>
         {
@@ -101,8 +101,8 @@ pub fn run(setup: &Setup) -> Result<Result<Report, Failure>, String> {
         }
         None => Trial::Untested(chooser.why_none(path)),
         Some(target) => match (path.route, occupied(path)) {
-            (Route::Inbound, port) => inbound::attempt(target.to, port, deadline),
-            (Route::DnsUdp, Some(port)) => {
+            (PathKind::Inbound, port) => inbound::attempt(target.to, port, deadline),
+            (PathKind::DnsUdp, Some(port)) => {
                 Trial::Untested(format!("somebody listens on port {port} already, and his answers prove nothing"))
             }
             (_, Some(port)) => witness::attempt(&target, port, deadline),
@@ -122,11 +122,11 @@ pub fn run(setup: &Setup) -> Result<Result<Report, Failure>, String> {
         match trial {
             Trial::Passed => report.passed.push(path),
             Trial::Untested(why) => report.untested.push((path, why)),
-            Trial::Failed(problem) => return Ok(Err(Failure { path, problem, late: false })),
+            Trial::Failed(problem) => return Ok(Err(FailedPath { path, problem, late: false })),
             Trial::Late => {
                 let problem =
                     format!("no time was left for it of {:?}: allow more with --probe-timeout", setup.timeout);
-                return Ok(Err(Failure { path, problem, late: true }));
+                return Ok(Err(FailedPath { path, problem, late: true }));
             }
         }
     }
@@ -140,7 +140,7 @@ pub enum Beside {
     Passed(Vec<Path>),
     /// None could be made, and why.
     Untested(String),
-    Failed(Failure),
+    Failed(FailedPath),
 }
 
 impl fmt::Display for Beside {
@@ -164,7 +164,7 @@ pub fn beside_proxy(setup: &Setup) -> Beside {
     let port = setup.interception.outbound_port.get();
     let chooser = Chooser::new(setup);
     let (mut passed, mut why) = (Vec::new(), "nothing outbound is taken".to_owned());
-    for path in paths(setup).into_iter().filter(|path| path.route == Route::Outbound) {
+    for path in paths(setup).into_iter().filter(|path| path.route == PathKind::Outbound) {
         if !witness::is_listening(port, path.family) {
             why = format!("nobody listens on the proxy's port {port} yet");
             continue;
@@ -177,18 +177,18 @@ pub fn beside_proxy(setup: &Setup) -> Beside {
             Trial::Passed => passed.push(path),
             Trial::Untested(reason) => why = reason,
             Trial::Late => why = format!("no time was left of {:?}", setup.timeout),
-            Trial::Failed(problem) => return Beside::Failed(Failure { path, problem, late: false }),
+            Trial::Failed(problem) => return Beside::Failed(FailedPath { path, problem, late: false }),
         }
     }
     if passed.is_empty() { Beside::Untested(why) } else { Beside::Passed(passed) }
 }
 
 /// Each port once.
-fn holders(occupied: &[Occupied]) -> Vec<Holder> {
+fn holders(occupied: &[Occupied]) -> Vec<PortHolder> {
     let mut ports: Vec<u16> = occupied.iter().map(|o| o.at.port()).collect();
     ports.sort_unstable();
     ports.dedup();
-    ports.into_iter().map(|port| Holder { port, users: witness::listeners(port) }).collect()
+    ports.into_iter().map(|port| PortHolder { port, users: witness::listeners(port) }).collect()
 }
 
 /// The ways that the plan diverts, by family.
@@ -202,11 +202,11 @@ fn paths(setup: &Setup) -> Vec<Path> {
     let mut out = Vec::new();
     for family in setup.plan.families.iter() {
         let mut add = |wanted: bool, route| out.extend(wanted.then_some(Path { route, family }));
-        add(i.takes_outbound(), Route::Outbound);
-        add(true, Route::Loop);
-        add(i.takes_inbound(), Route::Inbound);
-        add(dns(family), Route::DnsUdp);
-        add(dns(family), Route::DnsTcp);
+        add(i.takes_outbound(), PathKind::Outbound);
+        add(true, PathKind::Loop);
+        add(i.takes_inbound(), PathKind::Inbound);
+        add(dns(family), PathKind::DnsUdp);
+        add(dns(family), PathKind::DnsTcp);
     }
     out
 }
@@ -239,11 +239,11 @@ impl<'a> Chooser<'a> {
 
     fn choose(&self, path: Path) -> Option<Target> {
         let (taker, direction, protocol) = match path.route {
-            Route::Outbound => (Taker::OutboundProxy, Direction::Outbound, protocol::TCP),
-            Route::Loop => (Taker::InboundProxy, Direction::Outbound, protocol::TCP),
-            Route::Inbound => (Taker::InboundProxy, Direction::Inbound, protocol::TCP),
-            Route::DnsUdp => (Taker::DnsProxy, Direction::Outbound, protocol::UDP),
-            Route::DnsTcp => (Taker::DnsProxy, Direction::Outbound, protocol::TCP),
+            PathKind::Outbound => (Taker::OutboundProxy, Direction::Outbound, protocol::TCP),
+            PathKind::Loop => (Taker::InboundProxy, Direction::Outbound, protocol::TCP),
+            PathKind::Inbound => (Taker::InboundProxy, Direction::Inbound, protocol::TCP),
+            PathKind::DnsUdp => (Taker::DnsProxy, Direction::Outbound, protocol::UDP),
+            PathKind::DnsTcp => (Taker::DnsProxy, Direction::Outbound, protocol::TCP),
         };
         let anybody = [(0, 0)];
         let owners = if direction == Direction::Inbound { &anybody[..] } else { &self.owners };
@@ -275,15 +275,15 @@ impl<'a> Chooser<'a> {
     fn of_flow(&self, flow: &Flow) -> Option<(Path, Result<Target, String>)> {
         let taker = explain(&self.rules, &self.pod, flow, &mut NoTrace).taker;
         let route = match (taker, flow.direction) {
-            (Taker::OutboundProxy, Direction::Outbound) => Route::Outbound,
-            (Taker::InboundProxy, Direction::Outbound) => Route::Loop,
-            (Taker::InboundProxy, Direction::Inbound) => Route::Inbound,
-            (Taker::DnsProxy, _) if flow.protocol == protocol::UDP => Route::DnsUdp,
-            (Taker::DnsProxy, _) => Route::DnsTcp,
+            (Taker::OutboundProxy, Direction::Outbound) => PathKind::Outbound,
+            (Taker::InboundProxy, Direction::Outbound) => PathKind::Loop,
+            (Taker::InboundProxy, Direction::Inbound) => PathKind::Inbound,
+            (Taker::DnsProxy, _) if flow.protocol == protocol::UDP => PathKind::DnsUdp,
+            (Taker::DnsProxy, _) => PathKind::DnsTcp,
             _ => return None,
         };
         let (uid, gid) = match route {
-            Route::Inbound => (0, 0),
+            PathKind::Inbound => (0, 0),
             _ => (flow.uid.unwrap_or(outbound::me().0), flow.gid.unwrap_or(outbound::me().1)),
         };
         let to = SocketAddr::new(flow.destination, flow.port);
@@ -291,7 +291,7 @@ impl<'a> Chooser<'a> {
             _ if flow.mark != 0 || flow.source.is_some() || flow.source_port.is_some() => {
                 Err(format!("a packet to {to} with a mark, source address or source port of its own is not made here"))
             }
-            _ if route != Route::Inbound && !outbound::can_be(uid, gid) => {
+            _ if route != PathKind::Inbound && !outbound::can_be(uid, gid) => {
                 Err(format!("this process cannot act as user {uid}, group {gid}, to connect to {to}"))
             }
             _ => Ok(Target { to, uid, gid }),
@@ -311,15 +311,15 @@ impl<'a> Chooser<'a> {
             [[0x2001, 0xdb8, 0, 0, 0, 0, 0, 10].into(), [0x2001, 0xdb8, 1, 0, 0, 0, 0, 10].into()]
         };
         let addresses: Vec<IpAddr> = match (path.route, &i.dns) {
-            (Route::Loop | Route::Inbound, _) => own.collect(),
-            (Route::DnsUdp | Route::DnsTcp, Some(DnsCapture::Servers { v4: servers, v6: servers6 })) => {
+            (PathKind::Loop | PathKind::Inbound, _) => own.collect(),
+            (PathKind::DnsUdp | PathKind::DnsTcp, Some(DnsCapture::Servers { v4: servers, v6: servers6 })) => {
                 if v4 {
                     servers.iter().map(|&a| a.into()).collect()
                 } else {
                     servers6.iter().map(|&a| a.into()).collect()
                 }
             }
-            (Route::Outbound, _) => {
+            (PathKind::Outbound, _) => {
                 let mut list = nobody.to_vec();
                 if let RangeSelection::Only(ranges) = &i.outbound_ranges {
                     list.extend(ranges.of(path.family).iter().flat_map(|net| [net.network(), net.broadcast()]));
@@ -329,8 +329,8 @@ impl<'a> Chooser<'a> {
             _ => nobody.to_vec(),
         };
         let ports: Vec<u16> = match path.route {
-            Route::DnsUdp | Route::DnsTcp => vec![Port::DNS.get()],
-            Route::Inbound => {
+            PathKind::DnsUdp | PathKind::DnsTcp => vec![Port::DNS.get()],
+            PathKind::Inbound => {
                 let listed = match &i.inbound_ports {
                     crate::config::types::PortSelection::Only(ports) => ports.iter().map(|(first, _)| first).collect(),
                     crate::config::types::PortSelection::All => vec![80, 8080, 443],
@@ -346,13 +346,13 @@ impl<'a> Chooser<'a> {
     fn why_none(&self, path: Path) -> String {
         let (uid, gid) = outbound::me();
         match path.route {
-            Route::Outbound | Route::DnsUdp | Route::DnsTcp => format!(
+            PathKind::Outbound | PathKind::DnsUdp | PathKind::DnsTcp => format!(
                 "nothing that this process (user {uid}, group {gid}) can send goes that way; run it as another user than the proxy's"
             ),
-            Route::Loop => format!(
+            PathKind::Loop => format!(
                 "only the proxy's own user takes that way, and this process (user {uid}, group {gid}) cannot act as it without CAP_SETUID"
             ),
-            Route::Inbound => "no port of the pod's own address is taken".into(),
+            PathKind::Inbound => "no port of the pod's own address is taken".into(),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid};
 
-use super::trial::{Path, Route, TOKEN, Target, Trial};
+use super::trial::{Path, PathKind, TOKEN, Target, Trial};
 
 /// The user and group that this process sends as.
 pub fn me() -> (u32, u32) {
@@ -41,7 +41,7 @@ pub fn attempt(path: Path, target: &Target, deadline: Instant) -> Trial {
         return Trial::Late;
     };
     let sent = as_owner(target.uid, target.gid, || match path.route {
-        Route::DnsUdp => datagram(target.to, left),
+        PathKind::DnsUdp => datagram(target.to, left),
         _ => connection(target.to, left),
     });
     let who = format!("sent by user {}, group {}, to {}", target.uid, target.gid, target.to);
@@ -86,6 +86,6 @@ pub fn check(answer: &[u8], path: Path, to: SocketAddr) -> Option<String> {
     };
     let meant_for = String::from_utf8_lossy(meant_for);
     // A datagram has no such memory; that the answer came from the server asked is proof.
-    (path.route != Route::DnsUdp && meant_for != to.to_string())
+    (path.route != PathKind::DnsUdp && meant_for != to.to_string())
         .then(|| format!("came back, but as if it had been addressed to {meant_for}"))
 }

@@ -9,8 +9,7 @@ pub const RST: u8 = 0x04;
 pub const PSH: u8 = 0x08;
 pub const ACK: u8 = 0x10;
 
-/// An Ethernet address.
-pub type Mac = [u8; 6];
+pub use crate::sys::link::Mac;
 
 /// A segment received.
 #[derive(Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use crate::config::types::{Family, Port};
 
 /// A way through the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route {
+pub enum PathKind {
     /// A process of the pod calls somebody else.
     Outbound,
     /// The proxy calls its own pod: in through the inbound side.
@@ -22,7 +22,7 @@ pub enum Route {
 /// One way, in one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Path {
-    pub route: Route,
+    pub route: PathKind,
     pub family: Family,
 }
 
@@ -30,9 +30,9 @@ impl Path {
     /// The proxy's port that it leads to.
     pub(super) fn port(&self, interception: &Interception) -> u16 {
         match self.route {
-            Route::Outbound => interception.outbound_port.get(),
-            Route::Loop | Route::Inbound => interception.inbound_port.get(),
-            Route::DnsUdp | Route::DnsTcp => Port::AGENT_DNS.get(),
+            PathKind::Outbound => interception.outbound_port.get(),
+            PathKind::Loop | PathKind::Inbound => interception.inbound_port.get(),
+            PathKind::DnsUdp | PathKind::DnsTcp => Port::AGENT_DNS.get(),
         }
     }
 }
@@ -40,11 +40,11 @@ impl Path {
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let route = match self.route {
-            Route::Outbound => "outbound",
-            Route::Loop => "proxy to its own pod",
-            Route::Inbound => "inbound",
-            Route::DnsUdp => "DNS over UDP",
-            Route::DnsTcp => "DNS over TCP",
+            PathKind::Outbound => "outbound",
+            PathKind::Loop => "proxy to its own pod",
+            PathKind::Inbound => "inbound",
+            PathKind::DnsUdp => "DNS over UDP",
+            PathKind::DnsTcp => "DNS over TCP",
         };
         write!(f, "{} {route}", self.family)
     }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::config::types::Family;
-use crate::sys::inet_diag::{self, State, TcpSocket};
+use crate::sys::inet_diag::{self, TcpSocket, TcpState};
 use crate::sys::netlink::Netlink;
 
 use super::outbound::as_owner;
@@ -81,13 +81,13 @@ pub fn is_listening(port: u16, family: Family) -> bool {
     sockets
         .unwrap_or_default()
         .iter()
-        .any(|socket| socket.state == State::Listening && socket.local.port() == port && takes(socket.local.ip()))
+        .any(|socket| socket.state == TcpState::Listening && socket.local.port() == port && takes(socket.local.ip()))
 }
 
 /// Whom those run as that listen on a port, each once.
 pub fn listeners(port: u16) -> Vec<u32> {
     let sockets = Netlink::open(Netlink::SOCK_DIAG).and_then(|mut netlink| inet_diag::tcp_sockets(&mut netlink));
-    let on_port = |socket: &TcpSocket| socket.state == State::Listening && socket.local.port() == port;
+    let on_port = |socket: &TcpSocket| socket.state == TcpState::Listening && socket.local.port() == port;
     let mut users: Vec<u32> = sockets.unwrap_or_default().iter().filter(|s| on_port(s)).map(|s| s.uid).collect();
     users.sort_unstable();
     users.dedup();

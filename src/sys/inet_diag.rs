@@ -22,7 +22,7 @@ const KEY_AT: usize = 4;
 
 /// How far a socket is (`enum` in net/tcp_states.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum State {
+pub enum TcpState {
     Listening,
     /// The other end has not answered yet.
     Opening,
@@ -35,15 +35,15 @@ pub enum State {
     Remembered,
 }
 
-impl State {
+impl TcpState {
     fn of(number: u8) -> Self {
         match number {
-            1 => State::Established,
-            2 | 3 | 12 => State::Opening,
-            4 | 5 | 8 => State::HalfClosed,
-            6 => State::Remembered,
-            10 => State::Listening,
-            _ => State::Over,
+            1 => TcpState::Established,
+            2 | 3 | 12 => TcpState::Opening,
+            4 | 5 | 8 => TcpState::HalfClosed,
+            6 => TcpState::Remembered,
+            10 => TcpState::Listening,
+            _ => TcpState::Over,
         }
     }
 }
@@ -51,7 +51,7 @@ impl State {
 /// A socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TcpSocket {
-    pub state: State,
+    pub state: TcpState,
     /// An IPv4 address of an IPv6 socket is IPv4's.
     pub local: SocketAddr,
     pub remote: SocketAddr,
@@ -112,7 +112,7 @@ fn parse(bytes: &[u8]) -> Option<TcpSocket> {
     };
     let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     let mut out = TcpSocket {
-        state: State::of(state),
+        state: TcpState::of(state),
         local: SocketAddr::new(address(4)?, port(0)),
         remote: SocketAddr::new(address(20)?, port(2)),
         uid: word(64)?,
@@ -155,26 +155,26 @@ pub mod tests {
     }
 
     /// A socket with these ends, of this user; its inode is its local port.
-    pub fn socket(state: State, local: &str, remote: &str, uid: u32, transparent: Option<bool>) -> TcpSocket {
+    pub fn socket(state: TcpState, local: &str, remote: &str, uid: u32, transparent: Option<bool>) -> TcpSocket {
         let ends: [SocketAddr; 2] = [local, remote].map(|end| end.parse().unwrap());
         let number = match state {
-            State::Established => 1,
-            State::Opening => 2,
-            State::Over => 9,
-            State::Remembered => 6,
-            State::HalfClosed => 8,
-            State::Listening => 10,
+            TcpState::Established => 1,
+            TcpState::Opening => 2,
+            TcpState::Over => 9,
+            TcpState::Remembered => 6,
+            TcpState::HalfClosed => 8,
+            TcpState::Listening => 10,
         };
         parse(&answer(number, ends, uid, ends[0].port().into(), transparent)).unwrap()
     }
 
     #[test]
     fn an_answer_is_read_and_one_cut_short_is_none() {
-        let mapped = socket(State::Established, "[::ffff:10.0.0.1]:80", "[::ffff:10.0.0.2]:4000", 7, Some(true));
+        let mapped = socket(TcpState::Established, "[::ffff:10.0.0.1]:80", "[::ffff:10.0.0.2]:4000", 7, Some(true));
         assert_eq!((mapped.local, mapped.remote), ("10.0.0.1:80".parse().unwrap(), "10.0.0.2:4000".parse().unwrap()));
         assert_eq!((mapped.family, mapped.uid, mapped.inode), (libc::AF_INET6 as u8, 7, 80));
-        assert_eq!((mapped.transparent, mapped.state), (Some(true), State::Established));
-        let plain = socket(State::HalfClosed, "10.0.0.1:80", "10.0.0.2:4000", 0, None);
+        assert_eq!((mapped.transparent, mapped.state), (Some(true), TcpState::Established));
+        let plain = socket(TcpState::HalfClosed, "10.0.0.1:80", "10.0.0.2:4000", 0, None);
         assert_eq!((plain.local, plain.transparent), ("10.0.0.1:80".parse().unwrap(), None));
         let ends = ["[fd00::1]:1".parse().unwrap(), "[fd00::2]:2".parse().unwrap()];
         let bytes = answer(1, ends, 1, 2, Some(false));

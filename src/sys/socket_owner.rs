@@ -8,7 +8,7 @@ use std::path::Path;
 
 /// A process's user and group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Owner {
+pub struct SocketOwner {
     pub uid: u32,
     pub gid: u32,
     /// Whether the process lives in a user namespace other than ours. The numbers are those
@@ -19,7 +19,7 @@ pub struct Owner {
 /// The owners of sockets of the calling thread's network namespace, by inode. What cannot
 /// be seen is left out: other PID namespaces, other users' processes without
 /// CAP_SYS_PTRACE.
-pub fn owners(wanted: &HashSet<u32>) -> HashMap<u32, Owner> {
+pub fn owners(wanted: &HashSet<u32>) -> HashMap<u32, SocketOwner> {
     let mut out = HashMap::new();
     let namespace = |path: &Path| fs::metadata(path).ok().map(|meta| meta.ino());
     let (net, user) = (namespace(Path::new("/proc/thread-self/ns/net")), namespace(Path::new("/proc/self/ns/user")));
@@ -49,7 +49,7 @@ fn inode(link: &Path) -> Option<u32> {
     link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-fn owner(process: &Path, foreign: bool) -> Option<Owner> {
+fn owner(process: &Path, foreign: bool) -> Option<SocketOwner> {
     let status = fs::read_to_string(process.join("status")).ok()?;
     let id = |name: &str, map: &str| {
         // Real, effective, saved, and the one that sockets are made as.
@@ -57,7 +57,7 @@ fn owner(process: &Path, foreign: bool) -> Option<Owner> {
         let id = ids.split_whitespace().nth(3)?.parse().ok()?;
         if foreign { inside(&fs::read_to_string(process.join(map)).ok()?, id) } else { Some(id) }
     };
-    Some(Owner { uid: id("Uid:", "uid_map")?, gid: id("Gid:", "gid_map")?, foreign })
+    Some(SocketOwner { uid: id("Uid:", "uid_map")?, gid: id("Gid:", "gid_map")?, foreign })
 }
 
 /// What a user namespace calls an id of ours (user_namespaces(7)).
@@ -83,7 +83,7 @@ mod tests {
         let inode = inode(&link).unwrap();
         let owner = owners(&[inode].into())[&inode];
         let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        assert_eq!(owner, Owner { uid, gid, foreign: false });
+        assert_eq!(owner, SocketOwner { uid, gid, foreign: false });
     }
 
     #[test]

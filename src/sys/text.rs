@@ -11,7 +11,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     escaped(text, is_special)
 }
 
-/// The same for whole lines, which end where they did.
+/// Escapes what [`printable`] escapes, but for tabs and the ends of lines: for texts of whole lines.
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| is_special(c) && c != '\n' && c != '\t')
 }

@@ -76,7 +76,7 @@ struct Resolved {
 
 /// What was read, and where it really is.
 #[derive(Debug)]
-pub struct Content {
+pub struct TrustedFile {
     /// Without links.
     pub path: PathBuf,
     pub bytes: Vec<u8>,
@@ -176,8 +176,9 @@ pub fn directory(path: &Path) -> Result<PathBuf, TrustError> {
     Ok(found.path)
 }
 
-/// The same, after making what is missing of it, so that only its owner may write to it
-/// whatever the process's umask is.
+/// Makes what is missing of a folder, so that only its owner may write to it whatever the process's
+/// umask is, and makes sure that the folder and the way to it are root's; gives its path without
+/// links.
 ///
 /// # Errors
 /// As for [`directory`], and when it cannot be made.
@@ -228,7 +229,7 @@ pub fn append(path: &Path, mode: u32) -> Result<File, TrustError> {
 /// # Errors
 /// When it is not there, others may write to it or replace it, it is no regular file, or
 /// it is longer than `limit` bytes.
-pub fn read(path: &Path, limit: u64) -> Result<Content, TrustError> {
+pub fn read(path: &Path, limit: u64) -> Result<TrustedFile, TrustError> {
     let found = resolve(path)?;
     if !found.meta.is_file() {
         return Err(TrustError::NoFile(found.path));
@@ -239,7 +240,7 @@ pub fn read(path: &Path, limit: u64) -> Result<Content, TrustError> {
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).map_err(TrustError::io(&path))?;
     match bytes.len() as u64 > limit {
-        false => Ok(Content { path, bytes }),
+        false => Ok(TrustedFile { path, bytes }),
         true => Err(TrustError::TooLong { path, limit }),
     }
 }

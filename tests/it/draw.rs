@@ -1,6 +1,6 @@
 //! Drawings are the same every time, well-formed, and show where traffic escapes.
 
-use podweir::audit::draw::{Format, draw};
+use podweir::audit::draw::{DrawingFormat, draw};
 use podweir::audit::escapes;
 use podweir::audit::flow::Surroundings;
 use podweir::audit::ruleset::Ruleset;
@@ -9,7 +9,7 @@ use podweir::config::options::Opt;
 
 use crate::escapes::ruleset;
 
-fn drawn(ruleset: &Ruleset, format: Format) -> String {
+fn drawn(ruleset: &Ruleset, format: DrawingFormat) -> String {
     let pod = Surroundings::of(vec!["10.244.0.6".parse().unwrap(), "fd00:10:244::6".parse().unwrap()]);
     let space = Space::of(&[ruleset], &pod);
     draw(ruleset, &escapes::find(ruleset, &space).unwrap(), format)
@@ -28,7 +28,7 @@ const MUCH: [(Opt, &str); 6] = [
 #[test]
 fn drawings_are_the_same_every_time() {
     for options in [&[][..], &MUCH] {
-        for format in [Format::Svg, Format::Mermaid, Format::Dot] {
+        for format in [DrawingFormat::Svg, DrawingFormat::Mermaid, DrawingFormat::Dot] {
             assert_eq!(drawn(&ruleset(options), format), drawn(&ruleset(options), format));
         }
     }
@@ -36,7 +36,7 @@ fn drawings_are_the_same_every_time() {
 
 /// The texts of all elements of an SVG, and how many shapes of each class there are.
 fn svg(ruleset: &Ruleset) -> (Vec<String>, impl Fn(&str) -> usize + use<>) {
-    let text = drawn(ruleset, Format::Svg);
+    let text = drawn(ruleset, DrawingFormat::Svg);
     let document = roxmltree::Document::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
     let words = document.descendants().filter(|n| n.has_tag_name("text")).filter_map(|n| n.text());
     let shapes = |n: &roxmltree::Node| !n.has_tag_name("text");
@@ -73,10 +73,10 @@ fn what_is_not_intercepted_is_drawn() {
 #[test]
 fn text_drawings_name_chains_and_escapes() {
     let ruleset = ruleset(&MUCH);
-    let mermaid = drawn(&ruleset, Format::Mermaid);
+    let mermaid = drawn(&ruleset, DrawingFormat::Mermaid);
     assert!(mermaid.starts_with("flowchart LR\n") && mermaid.contains("([\"nat OUTPUT\"])"), "{mermaid}");
     assert!(mermaid.contains(">\"escapes (medium)\"]:::medium"), "{mermaid}");
-    let dot = drawn(&ruleset, Format::Dot);
+    let dot = drawn(&ruleset, DrawingFormat::Dot);
     assert!(dot.starts_with("digraph podweir {") && dot.ends_with("}\n"));
     assert!(dot.contains("label=\"escapes (medium)\", shape=rarrow"), "{dot}");
 }

@@ -12,13 +12,15 @@ use podweir::backend::hook::{Base, ChainKind};
 use podweir::backend::iptables::script;
 use podweir::backend::listing::{Holder, ListedChain, ListedTable};
 use podweir::backend::ours;
-use podweir::backend::{Kind, nftables};
+use podweir::backend::{BackendKind, nftables};
 use podweir::config::ranges::RangeList;
 use podweir::config::types::{Families, Family, Interface, Mark, Networks, Port};
 use podweir::plan::canon::Canon;
 use podweir::plan::effect::{Effect, Unmodelled};
 use podweir::plan::lower::lower;
-use podweir::plan::model::{ChainName, Cond, Counters, CtStates, Masked, Matches, Origin, Plan, Rule, Table, Verdict};
+use podweir::plan::model::{
+    ChainName, Cond, Counters, CtStates, Masked, Matches, Plan, Rule, RuleOrigin, Table, Verdict,
+};
 use podweir::plan::{self, why::Why};
 use proptest::collection::vec;
 use proptest::option;
@@ -32,7 +34,7 @@ fn cond<T: std::fmt::Debug>(value: impl Strategy<Value = T>) -> impl Strategy<Va
     option::weighted(0.3, (any::<bool>(), value).prop_map(|(negated, value)| Cond { negated, value }))
 }
 
-fn numbers<T: podweir::config::ranges::Step + Arbitrary>() -> impl Strategy<Value = RangeList<T>> {
+fn numbers<T: podweir::config::ranges::Discrete + Arbitrary>() -> impl Strategy<Value = RangeList<T>> {
     vec(any::<(T, T)>(), 0..4).prop_map(RangeList::new)
 }
 
@@ -116,9 +118,9 @@ fn families() -> impl Strategy<Value = Families> {
     prop_oneof![Just(Families::V4), Just(Families::V6), Just(Families::BOTH)]
 }
 
-fn origin() -> impl Strategy<Value = Option<Arc<Origin>>> {
+fn origin() -> impl Strategy<Value = Option<Arc<RuleOrigin>>> {
     let origin = (1..100usize, option::of(any::<u64>()), option::of("[ -~]{1,20}"), any::<bool>());
-    let origin = origin.prop_map(|(number, handle, text, incomplete)| Origin {
+    let origin = origin.prop_map(|(number, handle, text, incomplete)| RuleOrigin {
         number,
         handle,
         text: text.map(Into::into),
@@ -260,7 +262,7 @@ fn real_dumps_are_understood() {
         assert!(!source.held.is_empty(), "{}", &seed[..60]);
     }
     let source = dumped(&[("nft", SEEDS[0])]);
-    assert!(source.held.iter().any(|held| held.holder == Holder::Kernel(Kind::Nftables)));
+    assert!(source.held.iter().any(|held| held.holder == Holder::Kernel(BackendKind::Nftables)));
 }
 
 fn refused(text: &[u8], family: Option<Family>) -> String {
@@ -360,7 +362,7 @@ fn sources_that_cannot_be_read_say_why_and_print_nothing() {
 
 #[test]
 fn options_need_no_kernel() {
-    let known = options::Known { addresses: vec!["10.0.0.1".parse().unwrap()], ..Default::default() };
+    let known = options::KnownPod { addresses: vec!["10.0.0.1".parse().unwrap()], ..Default::default() };
     let given = podweir::config::given::Given::default();
     let source = options::read(&given, podweir::config::settings::Face::Init, &known).unwrap();
     assert_eq!(source.held.len(), 1);

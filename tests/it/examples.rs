@@ -7,7 +7,7 @@ use podweir::audit::flow::Surroundings;
 use podweir::audit::ruleset::{Base, FoundChain, Hook, TableId};
 use podweir::audit::schema;
 use podweir::audit::source::Source;
-use podweir::backend::Kind;
+use podweir::backend::BackendKind;
 use podweir::backend::hook::ChainKind;
 use podweir::backend::listing::{self, Holder, ListedChain, ListedTable};
 use podweir::config::interception::Interception;
@@ -32,7 +32,7 @@ fn rules(interception: &Interception, foreign: &[FoundChain], pod: &Surroundings
         |chain: &FoundChain| ListedChain { name: chain.name.clone(), base: chain.base, rules: chain.rules.clone() };
     let mut tables = listing::of_plan(&plan);
     tables.push(ListedTable {
-        holder: Holder::Kernel(Kind::Nftables),
+        holder: Holder::Kernel(BackendKind::Nftables),
         families: Families::BOTH,
         name: "other".into(),
         dormant: false,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podweir::backend::Kind;
+use podweir::backend::BackendKind;
 use podweir::backend::guard::Guard;
 use podweir::backend::held::{Held, Tcp};
 use podweir::config::options::Opt;
@@ -71,7 +71,7 @@ fn what_comes_by_interfaces_that_are_left_alone_goes_on() {
 #[test]
 fn connections_outlive_it() {
     for mode in Mode::BOTH {
-        for (kind, with_nf_tables) in [(Kind::Nftables, true), (Kind::IptablesLegacy, false)] {
+        for (kind, with_nf_tables) in [(BackendKind::Nftables, true), (BackendKind::IptablesLegacy, false)] {
             let busy = Busy::new(mode);
             let about = format!("{} in {kind}", mode.name());
             busy.pod.ok(&["init", "--backend", kind.name(), "-m", mode.name()]);
@@ -150,7 +150,7 @@ fn one_that_was_left_stays_where_the_next_run_fails() {
             let conditions = conditions(&namespace);
             namespace.run(|| {
                 let mut netlink = Netlink::open(Netlink::NETFILTER).unwrap();
-                Guard::raise(Some(&mut netlink), &conditions, Kind::Nftables, &held, None).unwrap();
+                Guard::raise(Some(&mut netlink), &conditions, BackendKind::Nftables, &held, None).unwrap();
             });
             let script = format!("{PODWEIR} init --backend {backend} -m {wanted} 2>/dev/full");
             let output = namespace.command("sh", &["-c", &script], &[]);

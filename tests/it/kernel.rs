@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use podweir::backend::Kind;
+use podweir::backend::BackendKind;
 use podweir::backend::conditions::Conditions;
-use podweir::backend::install::{Action, Outcome, Request, Session};
+use podweir::backend::install::{Action, InstallRequest, Outcome, Session};
 use podweir::backend::iptables::programs::ProgramEnvironment;
 use podweir::backend::routing;
 use podweir::config::interception::Interception;
@@ -20,10 +20,10 @@ use crate::arbitrary::interceptions;
 use crate::fixture::{Namespace, RESOLV, V4, V6};
 use crate::properties::same;
 
-const CHOICES: [(Kind, BackendChoice); 3] = [
-    (Kind::Nftables, BackendChoice::Nftables),
-    (Kind::IptablesNft, BackendChoice::IptablesNft),
-    (Kind::IptablesLegacy, BackendChoice::IptablesLegacy),
+const CHOICES: [(BackendKind, BackendChoice); 3] = [
+    (BackendKind::Nftables, BackendChoice::Nftables),
+    (BackendKind::IptablesNft, BackendChoice::IptablesNft),
+    (BackendKind::IptablesLegacy, BackendChoice::IptablesLegacy),
 ];
 
 pub fn conditions(namespace: &Namespace) -> Conditions {
@@ -55,7 +55,7 @@ fn install_and(
         let mut route = Netlink::open(Netlink::ROUTE).unwrap();
         let mesh = routing::has_mesh_address(&routing::addresses(&mut route).unwrap());
         let mut session = Session::open(conditions, route).unwrap();
-        let request = Request { plan, choice, reconcile: true, force: false, strict: false };
+        let request = InstallRequest { plan, choice, reconcile: true, force: false, strict: false };
         let outcome = session.install(&request, mesh).unwrap_or_else(|e| panic!("{e}"));
         then(&mut session);
         outcome
@@ -63,7 +63,7 @@ fn install_and(
 }
 
 /// What the kernel holds, read by the backend.
-fn read(namespace: &Namespace, kind: Kind, wanted: &Plan) -> Plan {
+fn read(namespace: &Namespace, kind: BackendKind, wanted: &Plan) -> Plan {
     let conditions = conditions(namespace);
     namespace.run(|| {
         let route = Netlink::open(Netlink::ROUTE).unwrap();
@@ -75,7 +75,7 @@ fn read(namespace: &Namespace, kind: Kind, wanted: &Plan) -> Plan {
     })
 }
 
-fn check(interception: &Interception, kind: Kind, choice: BackendChoice) -> Result<(), TestCaseError> {
+fn check(interception: &Interception, kind: BackendKind, choice: BackendChoice) -> Result<(), TestCaseError> {
     let plan = build(interception);
     let namespace = Namespace::with(&[V4, V6], RESOLV);
     prop_assert_eq!(install(&namespace, &plan, choice).action, Action::Installed);
@@ -101,11 +101,11 @@ fn check_replacing(first: &Interception, second: &Interception, choice: BackendC
     Ok(())
 }
 
-fn run(kind: Kind, cases: u32, test: impl Fn(&Interception) -> Result<(), TestCaseError>) {
+fn run(kind: BackendKind, cases: u32, test: impl Fn(&Interception) -> Result<(), TestCaseError>) {
     run_with(kind, cases, &interceptions(), |interception| test(&interception));
 }
 
-fn run_with<S: Strategy>(kind: Kind, cases: u32, of: &S, test: impl Fn(S::Value) -> Result<(), TestCaseError>) {
+fn run_with<S: Strategy>(kind: BackendKind, cases: u32, of: &S, test: impl Fn(S::Value) -> Result<(), TestCaseError>) {
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(crate::cases(cases)) };
     if let Err(error) = TestRunner::new(config).run(of, test) {
         panic!("{kind}: {error}");
@@ -114,17 +114,17 @@ fn run_with<S: Strategy>(kind: Kind, cases: u32, of: &S, test: impl Fn(S::Value)
 
 #[test]
 fn what_is_applied_is_read_by_nftables() {
-    run(Kind::Nftables, 150, |i| check(i, CHOICES[0].0, CHOICES[0].1));
+    run(BackendKind::Nftables, 150, |i| check(i, CHOICES[0].0, CHOICES[0].1));
 }
 
 #[test]
 fn what_is_applied_is_read_by_iptables_nft() {
-    run(Kind::IptablesNft, 30, |i| check(i, CHOICES[1].0, CHOICES[1].1));
+    run(BackendKind::IptablesNft, 30, |i| check(i, CHOICES[1].0, CHOICES[1].1));
 }
 
 #[test]
 fn what_is_applied_is_read_by_iptables_legacy() {
-    run(Kind::IptablesLegacy, 30, |i| check(i, CHOICES[2].0, CHOICES[2].1));
+    run(BackendKind::IptablesLegacy, 30, |i| check(i, CHOICES[2].0, CHOICES[2].1));
 }
 
 #[test]

@@ -69,9 +69,9 @@ fn two_thousand_pairs_of_address_and_port_are_cut_exactly() {
     ] {
         let flow = tcp_to(destination, port);
         let (scope, point) = space.point(&flow);
-        let homes: Vec<_> = parts.iter().filter(|p| p.scope == scope && p.flows.holds(&point)).collect();
-        assert_eq!(homes.len(), 1, "{flow}");
-        assert_eq!(homes[0].taker, taker, "{flow}");
+        let holding: Vec<_> = parts.iter().filter(|p| p.scope == scope && p.flows.holds(&point)).collect();
+        assert_eq!(holding.len(), 1, "{flow}");
+        assert_eq!(holding[0].taker, taker, "{flow}");
         assert_eq!(explain(&source.ruleset, &pod, &flow, &mut NoTrace).taker, taker, "{flow}");
     }
     let escapes = podweir::audit::escapes::find(&source.ruleset, &space).unwrap();
@@ -107,8 +107,8 @@ fn a_node_with_hundreds_of_services_can_be_audited() {
     ] {
         let flow = tcp_to(destination, port);
         let (scope, point) = space.point(&flow);
-        let home = parts.iter().find(|p| p.scope == scope && p.flows.holds(&point)).unwrap();
-        assert_eq!(home.taker, taker, "{flow}");
+        let part = parts.iter().find(|p| p.scope == scope && p.flows.holds(&point)).unwrap();
+        assert_eq!(part.taker, taker, "{flow}");
     }
 }
 

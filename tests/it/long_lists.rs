@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use podweir::audit::source::options::{self, Known};
+use podweir::audit::source::options::{self, KnownPod};
 use podweir::backend::nftables::encode::Encoder;
 use podweir::backend::nftables::transaction::{Transaction, TransactionError};
 use podweir::config::given::{Given, Origin};
@@ -31,7 +31,7 @@ fn neighbours(count: u16) -> String {
 fn plan(ports: &str) -> Plan {
     let mut given = Given::default();
     given.set(Opt::OutboundPortsExclude, Origin::Flag, ports);
-    let known = Known { addresses: vec!["10.244.0.6".parse().unwrap()], ..Known::default() };
+    let known = KnownPod { addresses: vec!["10.244.0.6".parse().unwrap()], ..KnownPod::default() };
     options::read(&given, Face::Init, &known).unwrap().plan().clone()
 }
 

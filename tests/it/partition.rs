@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use podweir::audit::explain::{Answer, NoTrace, explain};
+use podweir::audit::explain::{Explanation, NoTrace, explain};
 use podweir::audit::flow::{Direction, Flow, Surroundings, Taker};
 use podweir::audit::partition::Part;
 use podweir::audit::routes::{Route, Routes};
@@ -12,7 +12,7 @@ use podweir::audit::space::Space;
 use podweir::audit::space::cube::{Cube, NOBODY, Point};
 use podweir::backend::hook::ChainKind;
 use podweir::backend::nftables::names;
-use podweir::config::ranges::{RangeList, Step};
+use podweir::config::ranges::{Discrete, RangeList};
 use podweir::config::types::{Families, Family, Interface, Networks, Port};
 use podweir::plan::build;
 use podweir::plan::canon::address;
@@ -154,7 +154,7 @@ pub fn surroundings() -> impl Strategy<Value = Surroundings> {
 }
 
 /// A number in a set: one of its ends or next to one, or anything.
-fn pick<T: Step>(set: &RangeList<T>, index: &Index, near: bool) -> T {
+fn pick<T: Discrete>(set: &RangeList<T>, index: &Index, near: bool) -> T {
     let ends: Vec<T> = set.iter().flat_map(|(a, b)| [a, b]).collect();
     let at = *index.get(&ends);
     if near && index.index(3) == 0 { at.next().unwrap_or(at) } else { at }
@@ -178,7 +178,7 @@ pub fn corner(flows: &Cube, ways: &[Index], near: bool) -> Point {
     }
 }
 
-fn same(part: &Part, answer: &Answer) -> bool {
+fn same(part: &Part, answer: &Explanation) -> bool {
     let decider = match (&part.decider, &answer.decider) {
         (None, None) => true,
         (Some((a, _)), Some(b)) => std::ptr::eq(a.rule, b.rule),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::model::{Drawing, Fate};
+use super::model::{Drawing, RowEnd};
 use crate::audit::escapes::kind::Severity;
 
 pub fn write(drawing: &Drawing) -> String {
@@ -25,8 +25,8 @@ pub fn write(drawing: &Drawing) -> String {
             let (from, end) = (format!("c{at}:r{number}"), format!("e{at}_{number}"));
             let label = plain(&row.fate.label());
             let _ = match &row.fate {
-                Fate::Chain(to) => writeln!(out, "  {from} -> c{to}:top;"),
-                Fate::Escapes(severity, _) => {
+                RowEnd::Chain(to) => writeln!(out, "  {from} -> c{to}:top;"),
+                RowEnd::Escapes(severity, _) => {
                     let colour = match severity {
                         Severity::High => "#b3261e",
                         Severity::Medium => "#b4540a",
@@ -37,12 +37,12 @@ pub fn write(drawing: &Drawing) -> String {
                         "  {end} [label=\"{label}\", shape=rarrow, style=filled, fillcolor=\"{colour}\", fontcolor=white];\n  {from} -> {end} [color=\"{colour}\", penwidth=2];"
                     )
                 }
-                Fate::Proxy { .. } => writeln!(
+                RowEnd::Proxy { .. } => writeln!(
                     out,
                     "  {end} [label=\"{label}\", shape=oval, style=filled, fillcolor=\"#1557a8\", fontcolor=white];\n  {from} -> {end};"
                 ),
-                Fate::Dropped => writeln!(out, "  {end} [label=\"{label}\", shape=box];\n  {from} -> {end};"),
-                Fate::Inside | Fate::CannotTell | Fate::Back(_) | Fate::Changed(_) => {
+                RowEnd::Dropped => writeln!(out, "  {end} [label=\"{label}\", shape=box];\n  {from} -> {end};"),
+                RowEnd::Inside | RowEnd::CannotTell | RowEnd::Back(_) | RowEnd::Changed(_) => {
                     writeln!(out, "  {end} [label=\"{label}\", shape=plaintext];\n  {from} -> {end} [style=dashed];")
                 }
             };

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::model::{Drawing, Fate};
+use super::model::{Drawing, RowEnd};
 use crate::audit::escapes::kind::Severity;
 
 pub fn write(drawing: &Drawing) -> String {
@@ -22,16 +22,16 @@ pub fn write(drawing: &Drawing) -> String {
             let end = format!("c{at}r{number}");
             let label = quoted(&row.fate.label());
             let _ = match &row.fate {
-                Fate::Chain(to) => writeln!(out, "  c{at} -->|\"{text}\"| c{to}"),
-                Fate::Escapes(severity, _) => {
+                RowEnd::Chain(to) => writeln!(out, "  c{at} -->|\"{text}\"| c{to}"),
+                RowEnd::Escapes(severity, _) => {
                     let class = severity_class(*severity);
                     writeln!(out, "  c{at} ==>|\"{text}\"| {end}>\"{label}\"]:::{class}")
                 }
-                Fate::Proxy { .. } => writeln!(out, "  c{at} -->|\"{text}\"| {end}([\"{label}\"]):::proxy"),
-                Fate::Inside => writeln!(out, "  c{at} -.->|\"{text}\"| {end}[\"{label}\"]:::inside"),
-                Fate::CannotTell => writeln!(out, "  c{at} -.->|\"{text}\"| {end}{{\"{label}\"}}:::high"),
-                Fate::Dropped => writeln!(out, "  c{at} -->|\"{text}\"| {end}[[\"{label}\"]]"),
-                Fate::Back(_) | Fate::Changed(_) => writeln!(out, "  c{at} -.->|\"{text}\"| {end}[\"{label}\"]"),
+                RowEnd::Proxy { .. } => writeln!(out, "  c{at} -->|\"{text}\"| {end}([\"{label}\"]):::proxy"),
+                RowEnd::Inside => writeln!(out, "  c{at} -.->|\"{text}\"| {end}[\"{label}\"]:::inside"),
+                RowEnd::CannotTell => writeln!(out, "  c{at} -.->|\"{text}\"| {end}{{\"{label}\"}}:::high"),
+                RowEnd::Dropped => writeln!(out, "  c{at} -->|\"{text}\"| {end}[[\"{label}\"]]"),
+                RowEnd::Back(_) | RowEnd::Changed(_) => writeln!(out, "  c{at} -.->|\"{text}\"| {end}[\"{label}\"]"),
             };
         }
     }

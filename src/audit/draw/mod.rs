@@ -13,18 +13,18 @@ use model::Drawing;
 
 /// How a drawing is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum DrawingFormat {
     Svg,
     Mermaid,
     Dot,
 }
 
 /// Draws a ruleset. `escapes` are those of this ruleset.
-pub fn draw(ruleset: &Ruleset, escapes: &[Escape], format: Format) -> String {
+pub fn draw(ruleset: &Ruleset, escapes: &[Escape], format: DrawingFormat) -> String {
     let drawing = Drawing::of(ruleset, escapes);
     match format {
-        Format::Svg => svg::write(&drawing),
-        Format::Mermaid => mermaid::write(&drawing),
-        Format::Dot => dot::write(&drawing),
+        DrawingFormat::Svg => svg::write(&drawing),
+        DrawingFormat::Mermaid => mermaid::write(&drawing),
+        DrawingFormat::Dot => dot::write(&drawing),
     }
 }

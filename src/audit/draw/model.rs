@@ -72,7 +72,7 @@ pub struct Row {
     /// Conditions on addresses, by family.
     addresses: Vec<(Family, String)>,
     pub why: String,
-    pub fate: Fate,
+    pub fate: RowEnd,
 }
 
 impl Row {
@@ -95,7 +95,7 @@ impl Row {
 
 /// Where a rule sends what meets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fate {
+pub enum RowEnd {
     /// To the box with this number.
     Chain(usize),
     Proxy {
@@ -115,18 +115,18 @@ pub enum Fate {
     Changed(String),
 }
 
-impl Fate {
+impl RowEnd {
     /// A word or two for it.
     pub fn label(&self) -> String {
         match self {
-            Fate::Chain(_) => String::new(),
-            Fate::Proxy { taker, port } => format!("{taker} :{port}"),
-            Fate::Escapes(severity, _) => format!("escapes ({severity})"),
-            Fate::Inside => "stays in the pod".into(),
-            Fate::CannotTell => "cannot tell".into(),
-            Fate::Dropped => "dropped".into(),
-            Fate::Back(word) => (*word).into(),
-            Fate::Changed(what) => what.clone(),
+            RowEnd::Chain(_) => String::new(),
+            RowEnd::Proxy { taker, port } => format!("{taker} :{port}"),
+            RowEnd::Escapes(severity, _) => format!("escapes ({severity})"),
+            RowEnd::Inside => "stays in the pod".into(),
+            RowEnd::CannotTell => "cannot tell".into(),
+            RowEnd::Dropped => "dropped".into(),
+            RowEnd::Back(word) => (*word).into(),
+            RowEnd::Changed(what) => what.clone(),
         }
     }
 }
@@ -149,25 +149,25 @@ impl Exits {
         }
     }
 
-    fn fate(&self) -> Option<Fate> {
+    fn fate(&self) -> Option<RowEnd> {
         match self.severity? {
-            _ if self.undecided => Some(Fate::CannotTell),
-            Severity::Info => Some(Fate::Inside),
-            severity => Some(Fate::Escapes(severity, self.classes.clone())),
+            _ if self.undecided => Some(RowEnd::CannotTell),
+            Severity::Info => Some(RowEnd::Inside),
+            severity => Some(RowEnd::Escapes(severity, self.classes.clone())),
         }
     }
 }
 
 /// What the rows of a box depend on.
 struct Context {
-    exits: BTreeMap<Place, Exits>,
+    exits: BTreeMap<RuleId, Exits>,
     /// The rules that jump to a chain.
-    through: BTreeMap<(TableId, ChainName), Vec<Place>>,
+    through: BTreeMap<(TableId, ChainName), Vec<RuleId>>,
     places: BTreeMap<(TableId, ChainName), usize>,
 }
 
-fn through(ruleset: &Ruleset) -> BTreeMap<(TableId, ChainName), Vec<Place>> {
-    let mut out: BTreeMap<(TableId, ChainName), Vec<Place>> = BTreeMap::new();
+fn through(ruleset: &Ruleset) -> BTreeMap<(TableId, ChainName), Vec<RuleId>> {
+    let mut out: BTreeMap<(TableId, ChainName), Vec<RuleId>> = BTreeMap::new();
     for chain in Family::BOTH.iter().flat_map(|&family| &ruleset.family(family).chains) {
         for rule in &chain.rules {
             if let Verdict::Jump(to) | Verdict::Goto(to) = &rule.verdict {
@@ -179,11 +179,11 @@ fn through(ruleset: &Ruleset) -> BTreeMap<(TableId, ChainName), Vec<Place>> {
 }
 
 /// The rule an escape leaves by; rules are told apart by where they are.
-type Place = *const CanonRule;
+type RuleId = *const CanonRule;
 
 impl Drawing {
     pub fn of(ruleset: &Ruleset, escapes: &[Escape]) -> Self {
-        let mut exits: BTreeMap<Place, Exits> = BTreeMap::new();
+        let mut exits: BTreeMap<RuleId, Exits> = BTreeMap::new();
         let mut by_no_rule: BTreeMap<Hook, Exits> = BTreeMap::new();
         for escape in escapes {
             for part in &escape.parts {
@@ -219,12 +219,12 @@ impl Drawing {
             let more = rows.len().saturating_sub(ROWS) + left_out[0].max(left_out[1]);
             if more > 0 {
                 rows.truncate(ROWS);
-                rows.push(Row::end(format!("{more} more rules"), Fate::Changed("not drawn".into())));
+                rows.push(Row::end(format!("{more} more rules"), RowEnd::Changed("not drawn".into())));
             }
             chain_box.rows = rows;
         }
         for b in boxes.iter_mut().filter(|b| b.base.is_some_and(|base| base.drops)) {
-            b.rows.push(Row::end("everything else, by policy".into(), Fate::Dropped));
+            b.rows.push(Row::end("everything else, by policy".into(), RowEnd::Dropped));
         }
         for (hook, exits) in by_no_rule {
             let Some(fate) = exits.fate() else { continue };
@@ -273,7 +273,7 @@ impl Drawing {
             for at in 0..self.boxes.len() {
                 let Some(here) = depth[at] else { continue };
                 for row in &self.boxes[at].rows {
-                    if let Fate::Chain(to) = row.fate
+                    if let RowEnd::Chain(to) = row.fate
                         && self.boxes[to].base.is_none()
                     {
                         depth[to] = depth[to].max(Some((here + 1).min(self.boxes.len())));
@@ -294,7 +294,7 @@ impl Drawing {
             }
         }
         for row in kept.iter_mut().flat_map(|b| &mut b.rows) {
-            if let Fate::Chain(to) = &mut row.fate {
+            if let RowEnd::Chain(to) = &mut row.fate {
                 *to = numbers[*to];
             }
         }
@@ -309,7 +309,7 @@ impl Drawing {
 }
 
 impl Row {
-    fn end(conditions: String, fate: Fate) -> Self {
+    fn end(conditions: String, fate: RowEnd) -> Self {
         Self { families: Families::NONE, conditions, addresses: Vec::new(), why: String::new(), fate }
     }
 
@@ -336,26 +336,26 @@ fn row(chain: &ChainRules, rule: &CanonRule, family: Family, context: &Context) 
     let exit = by.filter_map(|place| context.exits.get(&place)).find_map(Exits::fate);
     let fate = match &rule.verdict {
         Verdict::Jump(to) | Verdict::Goto(to) => match context.places.get(&(chain.table.clone(), to.clone())) {
-            Some(&at) => Fate::Chain(at),
-            None => Fate::CannotTell,
+            Some(&at) => RowEnd::Chain(at),
+            None => RowEnd::CannotTell,
         },
-        Verdict::Redirect(port) => Fate::Proxy { taker: redirect_taker(&chain.name), port: port.get() },
-        Verdict::Tproxy { port, .. } => Fate::Proxy { taker: Taker::InboundProxy, port: port.get() },
-        Verdict::Drop => Fate::Dropped,
+        Verdict::Redirect(port) => RowEnd::Proxy { taker: redirect_taker(&chain.name), port: port.get() },
+        Verdict::Tproxy { port, .. } => RowEnd::Proxy { taker: Taker::InboundProxy, port: port.get() },
+        Verdict::Drop => RowEnd::Dropped,
         Verdict::Unknown(unknown) => match unknown.effect {
-            Effect::Unknown => Fate::CannotTell,
-            Effect::Drops => Fate::Dropped,
-            Effect::Accepts => exit.unwrap_or(Fate::Back("accepted")),
-            Effect::None => Fate::Changed(words::verdict(&rule.verdict)),
+            Effect::Unknown => RowEnd::CannotTell,
+            Effect::Drops => RowEnd::Dropped,
+            Effect::Accepts => exit.unwrap_or(RowEnd::Back("accepted")),
+            Effect::None => RowEnd::Changed(words::verdict(&rule.verdict)),
         },
-        Verdict::Return => exit.unwrap_or(Fate::Back("returns")),
-        Verdict::Accept | Verdict::Snat(_) => exit.unwrap_or(Fate::Back("accepted")),
+        Verdict::Return => exit.unwrap_or(RowEnd::Back("returns")),
+        Verdict::Accept | Verdict::Snat(_) => exit.unwrap_or(RowEnd::Back("accepted")),
         Verdict::Continue
         | Verdict::SetMark(_)
         | Verdict::SaveMark
         | Verdict::RestoreMark
         | Verdict::SetConnectionMark(_)
-        | Verdict::CtZone(_) => Fate::Changed(words::verdict(&rule.verdict)),
+        | Verdict::CtZone(_) => RowEnd::Changed(words::verdict(&rule.verdict)),
     };
     let mut whys: Vec<&str> = rule.parts.iter().map(|(why, _)| why.sentence()).collect();
     whys.dedup();

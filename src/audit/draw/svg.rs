@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use crate::config::types::Families;
 
-use super::model::{ChainBox, Drawing, Fate, Row};
+use super::model::{ChainBox, Drawing, Row, RowEnd};
 use crate::audit::escapes::kind::Severity;
 use crate::audit::flow::Taker;
 use crate::audit::ruleset::Hook;
@@ -54,7 +54,7 @@ svg.podweir{--paper:#fff;--ink:#1c2430;--dim:#5b6675;--box:#f5f7fa;--edge:#b9c3d
 
 /// Where a box is.
 #[derive(Debug, Clone, Default)]
-struct Place {
+struct BoxPlace {
     x: usize,
     y: usize,
     width: usize,
@@ -77,7 +77,7 @@ pub fn write(drawing: &Drawing) -> String {
     for (chain_box, place) in drawing.boxes.iter().zip(&places) {
         write_box(&mut out, chain_box, place, all);
         for (row, &top) in chain_box.rows.iter().zip(&place.rows) {
-            if let Fate::Chain(to) = row.fate
+            if let RowEnd::Chain(to) = row.fate
                 && let Some(target) = places.get(to)
             {
                 let (from_x, from_y) = (place.x + place.width, top + row_height(row, all) / 2);
@@ -90,17 +90,17 @@ pub fn write(drawing: &Drawing) -> String {
 }
 
 /// Columns by distance from the hooks; in a column each box beside what leads to it.
-fn places(drawing: &Drawing, all: Families) -> Vec<Place> {
+fn places(drawing: &Drawing, all: Families) -> Vec<BoxPlace> {
     let boxes = &drawing.boxes;
-    let mut places = vec![Place::default(); boxes.len()];
+    let mut places = vec![BoxPlace::default(); boxes.len()];
     let deepest = boxes.iter().map(|b| b.depth).max().unwrap_or(0);
     let mut x = PADDING;
     for depth in 0..=deepest {
         let mut column: Vec<usize> = (0..boxes.len()).filter(|&at| boxes[at].depth == depth).collect();
-        let wanted = |at: usize, places: &[Place]| {
+        let wanted = |at: usize, places: &[BoxPlace]| {
             let jumps = boxes.iter().zip(places).filter(|(b, _)| b.depth < depth);
             let tops = jumps.flat_map(|(b, place)| b.rows.iter().zip(&place.rows));
-            tops.filter(|(row, _)| row.fate == Fate::Chain(at)).map(|(_, &top)| top).min()
+            tops.filter(|(row, _)| row.fate == RowEnd::Chain(at)).map(|(_, &top)| top).min()
         };
         if depth > 0 {
             column.sort_by_key(|&at| wanted(at, &places));
@@ -115,7 +115,7 @@ fn places(drawing: &Drawing, all: Families) -> Vec<Place> {
                 rows.push(top);
                 top += row_height(row, all);
             }
-            places[at] = Place { x, y: start, width, height: top - start + 4, rows };
+            places[at] = BoxPlace { x, y: start, width, height: top - start + 4, rows };
             y = top + GAP;
         }
         x += width + GUTTER;
@@ -167,8 +167,8 @@ fn subtitle(chain_box: &ChainBox) -> &'static str {
     }
 }
 
-fn write_box(out: &mut String, chain_box: &ChainBox, place: &Place, all: Families) {
-    let Place { x, y, width, height, .. } = *place;
+fn write_box(out: &mut String, chain_box: &ChainBox, place: &BoxPlace, all: Families) {
+    let BoxPlace { x, y, width, height, .. } = *place;
     let _ =
         writeln!(out, "<g><rect class=\"box\" x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" rx=\"6\"/>");
     let (inner_x, inner_y, inner) = (x + 1, y + 1, width - 2);
@@ -216,8 +216,8 @@ fn badge(out: &mut String, row: &Row, right: usize, middle: usize) {
         );
     };
     let class = match &row.fate {
-        Fate::Chain(_) => return,
-        Fate::Escapes(severity, classes) => {
+        RowEnd::Chain(_) => return,
+        RowEnd::Escapes(severity, classes) => {
             let shape = match severity {
                 Severity::High => "high",
                 Severity::Medium => "medium",
@@ -231,30 +231,30 @@ fn badge(out: &mut String, row: &Row, right: usize, middle: usize) {
             );
             "b"
         }
-        Fate::Proxy { taker, .. } => {
+        RowEnd::Proxy { taker, .. } => {
             rect(out, if *taker == Taker::Unknown { "unknown" } else { "proxy" }, BADGE_HEIGHT / 2);
             "b"
         }
-        Fate::Dropped => {
+        RowEnd::Dropped => {
             rect(out, "drop", 0);
             "b"
         }
-        Fate::Inside => {
+        RowEnd::Inside => {
             rect(out, "inside", 4);
             "insidet"
         }
-        Fate::CannotTell => {
+        RowEnd::CannotTell => {
             rect(out, "unknown", 4);
             "unknownt"
         }
-        Fate::Back(_) | Fate::Changed(_) => "on",
+        RowEnd::Back(_) | RowEnd::Changed(_) => "on",
     };
     let (x, y) = (left + width / 2, middle + 4);
     let _ =
         writeln!(out, "<text class=\"{class}\" x=\"{x}\" y=\"{y}\" text-anchor=\"middle\">{}</text>", escaped(&label));
 }
 
-fn jump(out: &mut String, from_x: usize, from_y: usize, target: &Place) {
+fn jump(out: &mut String, from_x: usize, from_y: usize, target: &BoxPlace) {
     let (x, y) = (target.x, target.y + HEADER / 2);
     let bend = if x > from_x { (x - from_x) / 2 } else { GUTTER / 2 };
     let (first, second) = (from_x + bend, x.saturating_sub(bend));

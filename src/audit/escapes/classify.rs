@@ -13,7 +13,7 @@ use crate::plan::canon::CanonRule;
 use crate::plan::model::{Verdict, protocol};
 use crate::plan::why::Why;
 
-use super::kind::Kind;
+use super::kind::EscapeKind;
 
 const DNS: u16 = 53;
 const HTTPS: u16 = 443;
@@ -50,7 +50,7 @@ impl Captured {
 }
 
 /// Cuts a part that reaches its destination (or may) by kind.
-pub fn classify<'a>(part: Part<'a>, space: &Space, captured: Captured) -> Vec<(Kind, Part<'a>)> {
+pub fn classify<'a>(part: Part<'a>, space: &Space, captured: Captured) -> Vec<(EscapeKind, Part<'a>)> {
     let mut sorter = Sorter { out: Vec::new(), left: vec![part.clone()] };
     sorter.sort(&part, space, captured);
     sorter.out
@@ -58,7 +58,7 @@ pub fn classify<'a>(part: Part<'a>, space: &Space, captured: Captured) -> Vec<(K
 
 struct Sorter<'a> {
     left: Vec<Part<'a>>,
-    out: Vec<(Kind, Part<'a>)>,
+    out: Vec<(EscapeKind, Part<'a>)>,
 }
 
 impl<'a> Sorter<'a> {
@@ -68,42 +68,47 @@ impl<'a> Sorter<'a> {
         let whole = space.whole(family, scope);
         if part.taker == Taker::Unknown {
             if matches!(scope, Scope::Outbound | Scope::Inbound) {
-                self.take(Kind::Undecided, Cube { protocol: RangeList::of([protocol::TCP]), ..whole });
+                self.take(EscapeKind::Undecided, Cube { protocol: RangeList::of([protocol::TCP]), ..whole });
             }
-            return self.rest(Kind::UndecidedOther);
+            return self.rest(EscapeKind::UndecidedOther);
         }
         match scope {
             Scope::Local => {
                 if matches!(why, Some(Why::ProxyOwn | Why::ProxyToApp)) {
-                    return self.rest(Kind::ProxyToApp);
+                    return self.rest(EscapeKind::ProxyToApp);
                 }
-                self.take(Kind::Loopback, Cube { destination: loopback(family), ..whole });
-                return self.rest(Kind::OwnAddress);
+                self.take(EscapeKind::Loopback, Cube { destination: loopback(family), ..whole });
+                return self.rest(EscapeKind::OwnAddress);
             }
-            Scope::Transit if why == Some(&Why::VirtualInterfaceRest) => return self.rest(Kind::VirtualInterfaceRest),
-            Scope::Transit => return self.rest(Kind::Forwarded),
-            Scope::Outbound | Scope::Inbound if captured.left_open(family) => return self.rest(Kind::FamilyLeftOpen),
+            Scope::Transit if why == Some(&Why::VirtualInterfaceRest) => {
+                return self.rest(EscapeKind::VirtualInterfaceRest);
+            }
+            Scope::Transit => return self.rest(EscapeKind::Forwarded),
+            Scope::Outbound | Scope::Inbound if captured.left_open(family) => {
+                return self.rest(EscapeKind::FamilyLeftOpen);
+            }
             Scope::Outbound | Scope::Inbound => {}
         }
         let of = |protocols: &[u8]| Cube { protocol: RangeList::of(protocols.iter().copied()), ..whole.clone() };
         let udp_to = |port| Cube { port: RangeList::of([port]), ..of(&[protocol::UDP]) };
         let named = by_reason(why);
-        self.take(named.unwrap_or(Kind::TcpNotTaken), of(&[protocol::TCP]));
+        self.take(named.unwrap_or(EscapeKind::TcpNotTaken), of(&[protocol::TCP]));
         if scope == Scope::Outbound {
             // What the capture of DNS leaves to a reason of its own is that reason's.
-            let dns =
-                named.filter(|kind| captured.dns.has(family) && *kind != Kind::ExcludedRange).unwrap_or(Kind::Dns);
+            let dns = named
+                .filter(|kind| captured.dns.has(family) && *kind != EscapeKind::ExcludedRange)
+                .unwrap_or(EscapeKind::Dns);
             self.take(dns, udp_to(DNS));
-            self.take(Kind::Quic, udp_to(HTTPS));
+            self.take(EscapeKind::Quic, udp_to(HTTPS));
         }
-        self.take(Kind::Udp, of(&[protocol::UDP]));
+        self.take(EscapeKind::Udp, of(&[protocol::UDP]));
         let icmp = if family == Family::V4 { protocol::ICMP } else { protocol::ICMPV6 };
-        self.take(Kind::Icmp, of(&[icmp]));
-        self.rest(Kind::OtherProtocols);
+        self.take(EscapeKind::Icmp, of(&[icmp]));
+        self.rest(EscapeKind::OtherProtocols);
     }
 
     /// What of the rest is in a cube is of a kind.
-    fn take(&mut self, kind: Kind, cube: Cube) {
+    fn take(&mut self, kind: EscapeKind, cube: Cube) {
         for part in std::mem::take(&mut self.left) {
             let Some(inside) = part.flows.intersection(&cube) else {
                 self.left.push(part);
@@ -115,24 +120,24 @@ impl<'a> Sorter<'a> {
         }
     }
 
-    fn rest(&mut self, kind: Kind) {
+    fn rest(&mut self, kind: EscapeKind) {
         self.out.extend(self.left.drain(..).map(|part| (kind, part)));
     }
 }
 
 /// The kind that the reason of a rule stands for, about protocols that a proxy takes.
-fn by_reason(why: Option<&Why>) -> Option<Kind> {
+fn by_reason(why: Option<&Why>) -> Option<EscapeKind> {
     Some(match why? {
-        Why::ExcludedInterface => Kind::ExcludedInterface,
-        Why::VirtualInterfaceRest => Kind::VirtualInterfaceRest,
-        Why::TunnelPort => Kind::TunnelPort,
-        Why::ExcludedInboundPort | Why::ExcludedOutboundPort => Kind::ExcludedPort,
-        Why::ExcludedRange => Kind::ExcludedRange,
-        Why::ExcludedUser => Kind::ExcludedUser,
-        Why::ExcludedGroup => Kind::ExcludedGroup,
-        Why::NotIncludedGroup => Kind::NotIncludedGroup,
-        Why::ProxyOwn => Kind::ProxyOwn,
-        Why::Foreign(_) => Kind::ForeignRule,
+        Why::ExcludedInterface => EscapeKind::ExcludedInterface,
+        Why::VirtualInterfaceRest => EscapeKind::VirtualInterfaceRest,
+        Why::TunnelPort => EscapeKind::TunnelPort,
+        Why::ExcludedInboundPort | Why::ExcludedOutboundPort => EscapeKind::ExcludedPort,
+        Why::ExcludedRange => EscapeKind::ExcludedRange,
+        Why::ExcludedUser => EscapeKind::ExcludedUser,
+        Why::ExcludedGroup => EscapeKind::ExcludedGroup,
+        Why::NotIncludedGroup => EscapeKind::NotIncludedGroup,
+        Why::ProxyOwn => EscapeKind::ProxyOwn,
+        Why::Foreign(_) => EscapeKind::ForeignRule,
         _ => return None,
     })
 }

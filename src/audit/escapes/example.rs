@@ -7,7 +7,7 @@ use crate::audit::space::EPHEMERAL;
 use crate::audit::space::cube::{Cube, NOBODY, Owners};
 use crate::audit::space::{Scope, Space};
 use crate::config::facts::is_global;
-use crate::config::ranges::{RangeList, Step};
+use crate::config::ranges::{Discrete, RangeList};
 use crate::config::types::Family;
 use crate::plan::canon::{address, number};
 use crate::plan::model::protocol;
@@ -90,7 +90,7 @@ pub fn of(family: Family, scope: Scope, flows: &Cube, space: &Space) -> Flow {
 
 /// The first wanted number that a set holds, else its smallest. A set of flows has no
 /// empty dimension.
-fn first<T: Step>(set: &RangeList<T>, wanted: impl IntoIterator<Item = T>) -> T {
+fn first<T: Discrete>(set: &RangeList<T>, wanted: impl IntoIterator<Item = T>) -> T {
     let found = wanted.into_iter().find(|&item| set.holds(item));
     found.or_else(|| set.iter().next().map(|(first, _)| first)).unwrap_or(T::MIN)
 }

@@ -48,7 +48,7 @@ impl fmt::Display for Severity {
 
 /// A kind of escape: the reason why nothing intercepts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
+pub enum EscapeKind {
     FamilyLeftOpen,
     TcpNotTaken,
     ForeignRule,
@@ -74,31 +74,31 @@ pub enum Kind {
     ProxyToApp,
 }
 
-impl Kind {
-    pub const ALL: [Kind; 23] = [
-        Kind::FamilyLeftOpen,
-        Kind::TcpNotTaken,
-        Kind::ForeignRule,
-        Kind::Undecided,
-        Kind::UndecidedOther,
-        Kind::ExcludedPort,
-        Kind::ExcludedRange,
-        Kind::ExcludedInterface,
-        Kind::ExcludedUser,
-        Kind::ExcludedGroup,
-        Kind::NotIncludedGroup,
-        Kind::VirtualInterfaceRest,
-        Kind::ProxyOwn,
-        Kind::Quic,
-        Kind::TunnelPort,
-        Kind::Dns,
-        Kind::Udp,
-        Kind::Icmp,
-        Kind::OtherProtocols,
-        Kind::Forwarded,
-        Kind::OwnAddress,
-        Kind::Loopback,
-        Kind::ProxyToApp,
+impl EscapeKind {
+    pub const ALL: [EscapeKind; 23] = [
+        EscapeKind::FamilyLeftOpen,
+        EscapeKind::TcpNotTaken,
+        EscapeKind::ForeignRule,
+        EscapeKind::Undecided,
+        EscapeKind::UndecidedOther,
+        EscapeKind::ExcludedPort,
+        EscapeKind::ExcludedRange,
+        EscapeKind::ExcludedInterface,
+        EscapeKind::ExcludedUser,
+        EscapeKind::ExcludedGroup,
+        EscapeKind::NotIncludedGroup,
+        EscapeKind::VirtualInterfaceRest,
+        EscapeKind::ProxyOwn,
+        EscapeKind::Quic,
+        EscapeKind::TunnelPort,
+        EscapeKind::Dns,
+        EscapeKind::Udp,
+        EscapeKind::Icmp,
+        EscapeKind::OtherProtocols,
+        EscapeKind::Forwarded,
+        EscapeKind::OwnAddress,
+        EscapeKind::Loopback,
+        EscapeKind::ProxyToApp,
     ];
 
     /// A stable name; with the scope before it, what `--accept` files call the class.
@@ -122,7 +122,10 @@ impl Kind {
 
     /// Whether it escapes because no proxy takes its protocol, whatever the rules say.
     pub fn is_by_protocol(self) -> bool {
-        matches!(self, Kind::Quic | Kind::Dns | Kind::Udp | Kind::Icmp | Kind::OtherProtocols)
+        matches!(
+            self,
+            EscapeKind::Quic | EscapeKind::Dns | EscapeKind::Udp | EscapeKind::Icmp | EscapeKind::OtherProtocols
+        )
     }
 
     /// What it means that this escapes.
@@ -134,162 +137,168 @@ impl Kind {
     pub fn closes(self, scope: Scope) -> &'static str {
         let inbound = scope.direction() == crate::audit::flow::Direction::Inbound;
         match self {
-            Kind::FamilyLeftOpen => "--ip-families both (istio-iptables: --dual-stack), or no address of that family",
-            Kind::TcpNotTaken if inbound => "--istio-inbound-ports '*' (-b)",
-            Kind::TcpNotTaken => "--istio-service-cidr '*' (-i)",
-            Kind::ForeignRule => "remove the rule, or move it behind the interception's; find out who makes it",
-            Kind::Undecided | Kind::UndecidedOther => {
+            EscapeKind::FamilyLeftOpen => {
+                "--ip-families both (istio-iptables: --dual-stack), or no address of that family"
+            }
+            EscapeKind::TcpNotTaken if inbound => "--istio-inbound-ports '*' (-b)",
+            EscapeKind::TcpNotTaken => "--istio-service-cidr '*' (-i)",
+            EscapeKind::ForeignRule => "remove the rule, or move it behind the interception's; find out who makes it",
+            EscapeKind::Undecided | EscapeKind::UndecidedOther => {
                 "look at the rule: it uses conditions that are not understood here"
             }
-            Kind::ExcludedPort if inbound => {
+            EscapeKind::ExcludedPort if inbound => {
                 "take the port out of --istio-local-exclude-ports (-d), or list it in --istio-inbound-ports (-b)"
             }
-            Kind::ExcludedPort => "take the port out of --istio-local-outbound-ports-exclude (-o)",
-            Kind::ExcludedRange => "take the range out of --istio-service-exclude-cidr (-x)",
-            Kind::ExcludedInterface => "take the interface out of --istio-exclude-interfaces (-c)",
-            Kind::ExcludedUser => "take the user out of --exclude-outbound-uids",
-            Kind::ExcludedGroup => "take the group out of ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE",
-            Kind::NotIncludedGroup => "add the group to ISTIO_OUTBOUND_OWNER_GROUPS, or set it to '*'",
-            Kind::VirtualInterfaceRest => "--istio-service-cidr '*' (-i); a proxy takes TCP only",
-            Kind::ProxyOwn => {
+            EscapeKind::ExcludedPort => "take the port out of --istio-local-outbound-ports-exclude (-o)",
+            EscapeKind::ExcludedRange => "take the range out of --istio-service-exclude-cidr (-x)",
+            EscapeKind::ExcludedInterface => "take the interface out of --istio-exclude-interfaces (-c)",
+            EscapeKind::ExcludedUser => "take the user out of --exclude-outbound-uids",
+            EscapeKind::ExcludedGroup => "take the group out of ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE",
+            EscapeKind::NotIncludedGroup => "add the group to ISTIO_OUTBOUND_OWNER_GROUPS, or set it to '*'",
+            EscapeKind::VirtualInterfaceRest => "--istio-service-cidr '*' (-i); a proxy takes TCP only",
+            EscapeKind::ProxyOwn => {
                 "let no other container run as the proxy's user or group (runAsNonRoot, runAsUser, no CAP_SETUID or CAP_SETGID)"
             }
-            Kind::Quic => "drop UDP port 443 with a network policy, or do not offer HTTP/3",
-            Kind::TunnelPort => "let only the proxy listen on it; --inbound-tunnel-port (-e) moves it",
-            Kind::Dns => "--redirect-dns, with --capture-all-dns for servers that resolv.conf does not name",
-            Kind::Udp | Kind::Icmp | Kind::OtherProtocols => "a network policy: sidecar proxies take TCP only",
-            Kind::Forwarded => "net.ipv4.ip_forward=0 and net.ipv6.conf.all.forwarding=0 in the pod",
-            Kind::OwnAddress | Kind::Loopback => "nothing: containers of one pod trust each other",
-            Kind::ProxyToApp => "nothing: this is how the proxy reaches the app",
+            EscapeKind::Quic => "drop UDP port 443 with a network policy, or do not offer HTTP/3",
+            EscapeKind::TunnelPort => "let only the proxy listen on it; --inbound-tunnel-port (-e) moves it",
+            EscapeKind::Dns => "--redirect-dns, with --capture-all-dns for servers that resolv.conf does not name",
+            EscapeKind::Udp | EscapeKind::Icmp | EscapeKind::OtherProtocols => {
+                "a network policy: sidecar proxies take TCP only"
+            }
+            EscapeKind::Forwarded => "net.ipv4.ip_forward=0 and net.ipv6.conf.all.forwarding=0 in the pod",
+            EscapeKind::OwnAddress | EscapeKind::Loopback => "nothing: containers of one pod trust each other",
+            EscapeKind::ProxyToApp => "nothing: this is how the proxy reaches the app",
         }
     }
 
     fn row(self) -> (&'static str, Severity, &'static str, &'static str) {
         use Severity::{High, Info, Low, Medium};
         match self {
-            Kind::FamilyLeftOpen => (
+            EscapeKind::FamilyLeftOpen => (
                 "family-left-open",
                 High,
                 "a whole IP family that no rule intercepts",
                 "the pod has addresses of the family, and clients that prefer it never meet the proxy",
             ),
-            Kind::TcpNotTaken => (
+            EscapeKind::TcpNotTaken => (
                 "tcp-not-taken",
                 High,
                 "TCP that no rule takes",
                 "neither included nor excluded by name: it falls through all rules to its destination",
             ),
-            Kind::ForeignRule => (
+            EscapeKind::ForeignRule => (
                 "foreign-rule",
                 High,
                 "TCP let out by a rule that is not the interception's",
                 "another tool's or a hand-made rule decides before the interception does",
             ),
-            Kind::Undecided => (
+            EscapeKind::Undecided => (
                 "undecided",
                 High,
                 "TCP that a rule decides about which is not understood",
                 "ordinary connections may escape or not; nothing is guessed",
             ),
-            Kind::UndecidedOther => (
+            EscapeKind::UndecidedOther => (
                 "other-undecided",
                 Medium,
                 "traffic within the pod, or not by TCP, that a rule decides about which is not understood",
                 "it may escape or not; nothing is guessed",
             ),
-            Kind::ExcludedPort => (
+            EscapeKind::ExcludedPort => (
                 "excluded-port",
                 Medium,
                 "excluded ports",
                 "the options leave these ports alone: no mTLS, no policy, no telemetry on them",
             ),
-            Kind::ExcludedRange => (
+            EscapeKind::ExcludedRange => (
                 "excluded-range",
                 Medium,
                 "excluded destination ranges",
                 "the options leave these destinations alone: no mTLS, no policy, no telemetry towards them",
             ),
-            Kind::ExcludedInterface => (
+            EscapeKind::ExcludedInterface => (
                 "excluded-interface",
                 Medium,
                 "excluded interfaces",
                 "the options leave these interfaces alone both ways",
             ),
-            Kind::ExcludedUser => (
+            EscapeKind::ExcludedUser => (
                 "excluded-user",
                 Medium,
                 "excluded users",
                 "whatever runs as these users, or can become them, passes the proxy by",
             ),
-            Kind::ExcludedGroup => (
+            EscapeKind::ExcludedGroup => (
                 "excluded-group",
                 Medium,
                 "excluded groups",
                 "whatever runs in these groups, or can enter them, passes the proxy by",
             ),
-            Kind::NotIncludedGroup => (
+            EscapeKind::NotIncludedGroup => (
                 "not-included-group",
                 Medium,
                 "groups that are not included",
                 "only the groups named are intercepted; whatever runs in another passes the proxy by",
             ),
-            Kind::VirtualInterfaceRest => (
+            EscapeKind::VirtualInterfaceRest => (
                 "virtual-interface-rest",
                 Medium,
                 "a virtual machine's traffic outside the included ranges",
                 "what the virtual machine sends elsewhere, or not by TCP, passes the proxy by",
             ),
-            Kind::ProxyOwn => (
+            EscapeKind::ProxyOwn => (
                 "proxy-own",
                 Medium,
                 "whoever runs as the proxy's user or group",
                 "the proxy's own traffic must get out; so does that of every process with its user or group",
             ),
-            Kind::Quic => (
+            EscapeKind::Quic => (
                 "quic",
                 Medium,
                 "QUIC (UDP port 443)",
                 "HTTP/3 clients reach HTTPS servers without the proxy, with the same requests",
             ),
-            Kind::TunnelPort => (
+            EscapeKind::TunnelPort => (
                 "tunnel-port",
                 Low,
                 "the tunnel port",
                 "connections to it are the proxy's already; an app that listens there is reached directly",
             ),
-            Kind::Dns => (
+            EscapeKind::Dns => (
                 "dns",
                 Low,
                 "DNS to servers that are not captured",
                 "queries go to the server itself; data can be hidden in names",
             ),
-            Kind::Udp => ("udp", Low, "UDP", "sidecar proxies take TCP; datagrams reach their destination directly"),
-            Kind::Icmp => ("icmp", Low, "ICMP", "ping and errors; data can be hidden in it"),
-            Kind::OtherProtocols => (
+            EscapeKind::Udp => {
+                ("udp", Low, "UDP", "sidecar proxies take TCP; datagrams reach their destination directly")
+            }
+            EscapeKind::Icmp => ("icmp", Low, "ICMP", "ping and errors; data can be hidden in it"),
+            EscapeKind::OtherProtocols => (
                 "other-protocols",
                 Low,
                 "protocols other than TCP, UDP and ICMP",
                 "SCTP, GRE, IPsec and the like reach their destination directly",
             ),
-            Kind::Forwarded => (
+            EscapeKind::Forwarded => (
                 "forwarded",
                 Low,
                 "what the pod forwards for others",
                 "only if forwarding is on in the pod and somebody routes through it",
             ),
-            Kind::OwnAddress => (
+            EscapeKind::OwnAddress => (
                 "own-address",
                 Info,
                 "the pod to its own addresses",
                 "containers of the pod reach each other by the pod's address, not through the proxy",
             ),
-            Kind::Loopback => (
+            EscapeKind::Loopback => (
                 "loopback",
                 Info,
                 "the pod to its loopback addresses",
                 "containers of the pod reach each other by loopback, not through the proxy",
             ),
-            Kind::ProxyToApp => (
+            EscapeKind::ProxyToApp => (
                 "proxy-to-app",
                 Info,
                 "the proxy to the app",

@@ -18,17 +18,17 @@ use super::partition::{Part, TooManyParts};
 use super::ruleset::{Decider, Ruleset};
 use super::space::cube::{Cube, merged, without};
 use super::space::{Scope, Space};
-use kind::{Kind, Severity};
+use kind::{EscapeKind, Severity};
 
 /// A class of traffic that escapes, or may.
 #[derive(Debug, Clone)]
 pub struct Escape<'a> {
-    pub kind: Kind,
+    pub kind: EscapeKind,
     pub scope: Scope,
     pub severity: Severity,
     /// The flows, by family and deciding rule. Never empty.
     pub parts: Vec<Part<'a>>,
-    /// The same flows, by family only: fewer sets.
+    /// The flows of all parts, by family only: fewer sets.
     pub flows: Vec<(Family, Cube)>,
     /// One of them, as ordinary as the class allows.
     pub example: Flow,
@@ -36,7 +36,7 @@ pub struct Escape<'a> {
 
 impl<'a> Escape<'a> {
     /// `None` if there are no flows.
-    fn new(kind: Kind, scope: Scope, parts: Vec<Part<'a>>, space: &Space) -> Option<Self> {
+    fn new(kind: EscapeKind, scope: Scope, parts: Vec<Part<'a>>, space: &Space) -> Option<Self> {
         let mut flows = Vec::new();
         for family in Family::BOTH {
             let cubes = parts.iter().filter(|part| part.family == family).map(|part| part.flows.clone());
@@ -84,7 +84,7 @@ impl<'a> Escape<'a> {
 
     /// Whether it is not known to escape: a rule decides that is not understood.
     pub fn is_undecided(&self) -> bool {
-        matches!(self.kind, Kind::Undecided | Kind::UndecidedOther)
+        matches!(self.kind, EscapeKind::Undecided | EscapeKind::UndecidedOther)
     }
 
     pub fn families(&self) -> Families {
@@ -134,7 +134,7 @@ pub fn find<'a>(ruleset: &'a Ruleset, space: &Space) -> Result<Vec<Escape<'a>>, 
 /// Every escape in some families.
 pub fn find_in<'a>(ruleset: &'a Ruleset, space: &Space, families: Families) -> Result<Vec<Escape<'a>>, TooManyParts> {
     let captured = classify::Captured::of(ruleset);
-    let mut classes: BTreeMap<(Kind, Scope), Vec<Part<'a>>> = BTreeMap::new();
+    let mut classes: BTreeMap<(EscapeKind, Scope), Vec<Part<'a>>> = BTreeMap::new();
     for family in families.iter() {
         for part in space.parts(ruleset, family)? {
             if !matches!(part.taker, Taker::Direct | Taker::Unknown) {
@@ -152,18 +152,18 @@ pub fn find_in<'a>(ruleset: &'a Ruleset, space: &Space, families: Families) -> R
     Ok(out)
 }
 
-/// The same flows in fewer parts: those with one decider are put together.
+/// Parts that hold the flows of those given, but are fewer: those with one decider are put together.
 fn fewer<'a>(parts: Vec<Part<'a>>) -> Vec<Part<'a>> {
     let mut groups: Vec<Vec<Part<'a>>> = Vec::new();
     // Groups by the rule that decides; it may have several reasons.
     let mut places: HashMap<(Family, Option<*const CanonRule>), Vec<usize>> = HashMap::new();
     for part in parts {
         let rule = part.decider.map(|(decider, _)| std::ptr::from_ref(decider.rule));
-        let near = places.entry((part.family, rule)).or_default();
-        match near.iter().find(|&&at| groups[at][0].same_decider(&part)) {
+        let groups_of_rule = places.entry((part.family, rule)).or_default();
+        match groups_of_rule.iter().find(|&&at| groups[at][0].same_decider(&part)) {
             Some(&at) => groups[at].push(part),
             None => {
-                near.push(groups.len());
+                groups_of_rule.push(groups.len());
                 groups.push(vec![part]);
             }
         }

@@ -19,16 +19,16 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 
-use crate::backend::connections::{self, Connection, Ended, Kernel};
+use crate::backend::connections::{self, Ended, Kernel, TcpConnection};
 use crate::backend::routing;
 use crate::config::interception::Interception;
 use crate::config::types::{Family, Interface, OlderConnections};
 use crate::plan::model::{Plan, Verdict, protocol};
 use crate::sys::conntrack::{Ends, Tracked};
-use crate::sys::inet_diag::{State, TcpSocket};
+use crate::sys::inet_diag::{TcpSocket, TcpState};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns::Netns;
-use crate::sys::socket_owner::{self, Owner};
+use crate::sys::socket_owner::{self, SocketOwner};
 
 use super::explain::{NoTrace, explain};
 use super::flow::{Direction, Flow, Surroundings, Taker};
@@ -49,11 +49,11 @@ pub fn possible(ruleset: &Ruleset) -> bool {
 /// Those of listing the sockets.
 pub fn look(kernel: &mut Kernel, ruleset: &Ruleset, pod: &Surroundings) -> io::Result<Established> {
     let sockets = kernel.sockets()?;
-    let inodes: HashSet<u32> = sockets.iter().filter(|s| s.state != State::Listening).map(|s| s.inode).collect();
+    let inodes: HashSet<u32> = sockets.iter().filter(|s| s.state != TcpState::Listening).map(|s| s.inode).collect();
     let owners = socket_owner::owners(&inodes.into_iter().filter(|inode| *inode != 0).collect());
     let foreign = Netns::open("/proc/thread-self/ns/net".as_ref()).ok().and_then(|n| n.foreign_owner().ok()?).is_some();
     let forwarded = if takes_forwarded(ruleset) { kernel.all_tracked() } else { Ok(Vec::new()) };
-    let known = Known { owners, foreign, tracked: &mut |ends| kernel.tracked(ends) };
+    let known = KnownSockets { owners, foreign, tracked: &mut |ends| kernel.tracked(ends) };
     let mut found = judge(ruleset, pod, &sockets, known);
     match forwarded {
         Ok(tracked) => found.older.extend(tracked.into_iter().filter_map(|t| judge_forwarded(ruleset, pod, t))),
@@ -96,7 +96,7 @@ fn judge_forwarded(ruleset: &Ruleset, pod: &Surroundings, tracked: Tracked) -> O
         mark: 0,
     };
     let taken = explain(ruleset, pod, &flow, &mut NoTrace).taker.is_proxy();
-    let connection = Connection { sockets: Vec::new(), tracked: Some(tracked) };
+    let connection = TcpConnection { sockets: Vec::new(), tracked: Some(tracked) };
     taken.then_some(Older { fate: Fate::Passes, flow, connection })
 }
 
@@ -125,7 +125,7 @@ pub fn end(kernel: &mut Kernel, found: &Established) -> Ended {
 
 /// What came of the connections that were there before a plan: for the log.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Said {
+pub struct Remarks {
     pub infos: Vec<String>,
     pub warnings: Vec<String>,
     /// Whether somebody listens already where inbound connections are diverted to.
@@ -134,8 +134,8 @@ pub struct Said {
 
 /// Leaves or ends the connections that are older than rules just installed, and looks at
 /// the proxy, where one runs already. `cure`: what would end those that are left.
-pub fn settle(interception: &Interception, plan: &Plan, what: OlderConnections, cure: &str) -> Said {
-    let mut said = Said::default();
+pub fn leave_or_end(interception: &Interception, plan: &Plan, what: OlderConnections, cure: &str) -> Remarks {
+    let mut said = Remarks::default();
     let (mut kernel, mut found) = match look_for(plan) {
         Ok(Some(found)) => found,
         Ok(None) => return said,
@@ -160,9 +160,9 @@ pub fn settle(interception: &Interception, plan: &Plan, what: OlderConnections, 
 }
 
 /// What is known around sockets.
-pub struct Known<'a> {
+pub struct KnownSockets<'a> {
     /// By inode.
-    pub owners: HashMap<u32, Owner>,
+    pub owners: HashMap<u32, SocketOwner>,
     /// Whether the network namespace is another user namespace's, so that a socket's user
     /// goes by another number than rules ask for.
     pub foreign: bool,
@@ -170,9 +170,9 @@ pub struct Known<'a> {
 }
 
 /// Judges the sockets of a namespace.
-pub fn judge(ruleset: &Ruleset, pod: &Surroundings, sockets: &[TcpSocket], known: Known) -> Established {
-    let is_listening = |s: &&TcpSocket| s.state == State::Listening;
-    let mut judge = Judge {
+pub fn judge(ruleset: &Ruleset, pod: &Surroundings, sockets: &[TcpSocket], known: KnownSockets) -> Established {
+    let is_listening = |s: &&TcpSocket| s.state == TcpState::Listening;
+    let mut judge = ConnectionJudge {
         ruleset,
         pod,
         known,
@@ -188,7 +188,7 @@ pub fn judge(ruleset: &Ruleset, pod: &Surroundings, sockets: &[TcpSocket], known
     let inbound = listeners.into_iter().filter(|s| judge.is_inbound(s.local));
     judge.out.inbound_listeners = inbound.cloned().collect();
     for socket in sockets {
-        if matches!(socket.state, State::Established | State::HalfClosed | State::Opening) {
+        if matches!(socket.state, TcpState::Established | TcpState::HalfClosed | TcpState::Opening) {
             let older = judge.one(socket);
             judge.out.older.extend(older);
         }
@@ -196,10 +196,10 @@ pub fn judge(ruleset: &Ruleset, pod: &Surroundings, sockets: &[TcpSocket], known
     judge.out
 }
 
-struct Judge<'a, 'k> {
+struct ConnectionJudge<'a, 'k> {
     ruleset: &'a Ruleset,
     pod: &'a Surroundings,
-    known: Known<'k>,
+    known: KnownSockets<'k>,
     /// Ports.
     listening: HashSet<u16>,
     by_ends: HashMap<(SocketAddr, SocketAddr), &'a TcpSocket>,
@@ -210,9 +210,9 @@ struct Judge<'a, 'k> {
     out: Established,
 }
 
-impl Judge<'_, '_> {
+impl ConnectionJudge<'_, '_> {
     fn one(&mut self, socket: &TcpSocket) -> Option<Older> {
-        let established = socket.state == State::Established;
+        let established = socket.state == TcpState::Established;
         if self.is_proxys(socket) {
             // The proxy's own connection to the app is none that came to it.
             self.out.proxied += usize::from(established && self.pod.is_local(socket.local.ip()));
@@ -261,7 +261,7 @@ impl Judge<'_, '_> {
         }
         let sockets = [Some(socket), other].into_iter().flatten().cloned().collect();
         let flow = if begun_here { out } else { back };
-        Some(Older { fate, flow, connection: Connection { sockets, tracked } })
+        Some(Older { fate, flow, connection: TcpConnection { sockets, tracked } })
     }
 
     /// Whether rules divert to this address's port.
@@ -269,7 +269,7 @@ impl Judge<'_, '_> {
         self.rules(address).listeners.iter().any(|listener| listener.port == address.port())
     }
 
-    /// The same of inbound connections.
+    /// Whether rules divert inbound connections to this address's port.
     fn is_inbound(&self, address: SocketAddr) -> bool {
         let mut listeners = self.rules(address).listeners.iter();
         listeners.any(|listener| (listener.port, listener.taker) == (address.port(), Taker::InboundProxy))

@@ -3,7 +3,7 @@
 use std::io;
 
 use crate::audit::flow::Flow;
-use crate::backend::connections::Connection;
+use crate::backend::connections::TcpConnection;
 use crate::sys::inet_diag::TcpSocket;
 
 /// What becomes of a connection that is older than the rules that would take it.
@@ -24,7 +24,7 @@ pub struct Older {
     pub fate: Fate,
     /// Its first packet, as it would be today.
     pub flow: Flow,
-    pub connection: Connection,
+    pub connection: TcpConnection,
 }
 
 /// The established connections of a pod.

@@ -26,13 +26,13 @@ impl Facts for Pod {
 }
 
 /// Judges sockets under the rules of some options.
-fn judged(options: &[(Opt, &str)], sockets: &[TcpSocket], owners: &[(u32, Owner)], foreign: bool) -> Established {
+fn judged(options: &[(Opt, &str)], sockets: &[TcpSocket], owners: &[(u32, SocketOwner)], foreign: bool) -> Established {
     let mut given = Given::default();
     options.iter().for_each(|(opt, text)| given.set(*opt, Origin::Flag, *text));
     let settings = Settings::resolve(&given, Face::Init, &Pod).unwrap();
     let ruleset = Ruleset::of_plan(&crate::plan::build(&settings.interception));
     let pod = Surroundings::of(Pod.addresses().unwrap());
-    let known = Known { owners: owners.iter().copied().collect(), foreign, tracked: &mut |_| Ok(None) };
+    let known = KnownSockets { owners: owners.iter().copied().collect(), foreign, tracked: &mut |_| Ok(None) };
     judge(&ruleset, &pod, sockets, known)
 }
 
@@ -40,7 +40,7 @@ fn fates(found: &Established) -> Vec<(Fate, Direction, u16)> {
     found.older.iter().map(|older| (older.fate, older.flow.direction, older.flow.port)).collect()
 }
 
-use State::{Established as Open, HalfClosed, Listening};
+use TcpState::{Established as Open, HalfClosed, Listening};
 
 const TPROXY: &[(Opt, &str)] = &[(Opt::Mode, "TPROXY")];
 
@@ -72,7 +72,7 @@ fn what_the_proxy_has_is_not_older_than_the_rules() {
         socket(Open, "10.244.0.6:40000", "10.244.0.6:8080", 0, Some(false)),
         socket(Open, "10.244.0.6:8080", "10.244.0.6:40000", 0, Some(true)),
     ];
-    let owners = [(40000, Owner { uid: 0, gid: 1337, foreign: false })];
+    let owners = [(40000, SocketOwner { uid: 0, gid: 1337, foreign: false })];
     let found = judged(TPROXY, &handed_over, &owners, false);
     assert_eq!((fates(&found), found.proxied), (vec![], 2));
     // Before Linux 5.10 it is not told which socket is transparent.
@@ -86,7 +86,7 @@ fn a_socket_that_may_be_the_proxys_is_told_by_its_group_or_not_at_all() {
     let listener = socket(Listening, "0.0.0.0:15006", "0.0.0.0:0", 0, Some(true));
     let upstream = socket(Open, "10.244.0.6:40000", "198.51.100.7:80", 0, Some(false));
     let sockets = [listener, upstream];
-    let owner = |gid| Owner { uid: 0, gid, foreign: false };
+    let owner = |gid| SocketOwner { uid: 0, gid, foreign: false };
     let found = judged(TPROXY, &sockets, &[], false);
     assert_eq!((found.older.len(), found.unsure), (0, 1));
     // The other end could begin it as well, by the rules: then it breaks.
@@ -99,8 +99,9 @@ fn a_socket_that_may_be_the_proxys_is_told_by_its_group_or_not_at_all() {
 #[test]
 fn in_a_user_namespace_users_go_by_the_numbers_that_rules_ask_for() {
     let sockets = [socket(Open, "10.244.0.6:40000", "198.51.100.7:80", 101_337, Some(false))];
-    let owner = |uid| Owner { uid, gid: uid, foreign: true };
-    let fate = |owners: &[(u32, Owner)]| fates(&judged(&[], &sockets, owners, true)).first().map(|(fate, ..)| *fate);
+    let owner = |uid| SocketOwner { uid, gid: uid, foreign: true };
+    let fate =
+        |owners: &[(u32, SocketOwner)]| fates(&judged(&[], &sockets, owners, true)).first().map(|(fate, ..)| *fate);
     assert_eq!(fate(&[(40000, owner(1337))]), Some(Fate::MayBreak));
     assert_eq!(fate(&[(40000, owner(1000))]), Some(Fate::Breaks));
     let found = judged(&[], &sockets, &[], true);

@@ -15,19 +15,20 @@ const NAMED: usize = 5;
 
 /// Connections that differ in nothing but the port that chance has given them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Group {
+pub struct ConnectionGroup {
     /// "outbound TCP of user 1000 to 10.0.0.5:5432", "inbound TCP to port 8080".
     pub what: String,
     pub count: usize,
 }
 
 /// The connections with this fate, the most of a kind first.
-pub fn groups(found: &Established, fate: Fate) -> Vec<Group> {
+pub fn groups(found: &Established, fate: Fate) -> Vec<ConnectionGroup> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for older in found.older.iter().filter(|older| older.fate == fate) {
         *counts.entry(kind(&older.flow)).or_default() += 1;
     }
-    let mut groups: Vec<Group> = counts.into_iter().map(|(what, count)| Group { what, count }).collect();
+    let mut groups: Vec<ConnectionGroup> =
+        counts.into_iter().map(|(what, count)| ConnectionGroup { what, count }).collect();
     groups.sort_by_key(|group| std::cmp::Reverse(group.count));
     groups
 }
@@ -46,8 +47,8 @@ fn kind(flow: &Flow) -> String {
 }
 
 /// "outbound TCP of user 1000 to 10.0.0.5:5432 (3), … and 2 more kinds".
-fn list(groups: &[Group]) -> String {
-    let named = groups.iter().take(NAMED).map(|Group { what, count }| match count {
+fn list(groups: &[ConnectionGroup]) -> String {
+    let named = groups.iter().take(NAMED).map(|ConnectionGroup { what, count }| match count {
         1 => what.clone(),
         _ => format!("{what} ({count})"),
     });
@@ -65,7 +66,7 @@ fn some(number: usize) -> String {
     format!("{number} established connection{plural} older than the rules")
 }
 
-fn total(groups: &[Group]) -> usize {
+fn total(groups: &[ConnectionGroup]) -> usize {
     groups.iter().map(|group| group.count).sum()
 }
 

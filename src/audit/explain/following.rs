@@ -6,9 +6,9 @@
 use crate::audit::flow::{Direction, Flow, Surroundings, Taker};
 use crate::audit::ruleset::{Decider, FamilyRules, Order, Ruleset};
 use crate::audit::space::EPHEMERAL;
-use crate::audit::space::connection::Connection;
+use crate::audit::space::connection::ConntrackView;
 use crate::audit::space::cube::{NOBODY, owner};
-use crate::audit::space::known::Known;
+use crate::audit::space::known::KnownFields;
 use crate::audit::walk::journey::Journey;
 use crate::audit::walk::limits::{Limits, MOST_RULES};
 use crate::audit::walk::trace::Trace;
@@ -19,7 +19,7 @@ use crate::plan::why::Why;
 
 /// Packets after a connection's first that are dropped.
 #[derive(Debug, Clone, Copy)]
-pub struct Lost<'a> {
+pub struct LostPackets<'a> {
     /// The replies, or else those that follow the first one.
     pub replies: bool,
     pub by: Option<Decider<'a>>,
@@ -35,15 +35,18 @@ pub(super) fn lost<'a>(
     first: Journey<'a, '_, OnePacket>,
     taker: Taker,
     trace: &mut dyn Trace<'a>,
-) -> Option<Lost<'a>> {
+) -> Option<LostPackets<'a>> {
     let forwarded = flow.direction == Direction::Inbound && !first.local && first.redirected.is_none();
     if forwarded || matches!(taker, Taker::Dropped | Taker::Unknown) {
         return None;
     }
     let rules = ruleset.family(flow.family());
-    let sent = Known::of(flow, pod);
-    let connection =
-        Connection { state: CtStates::ESTABLISHED, mark: first.connection.map_or(0, |c| c.mark), ..Connection::NEW };
+    let sent = KnownFields::of(flow, pod);
+    let connection = ConntrackView {
+        state: CtStates::ESTABLISHED,
+        mark: first.connection.map_or(0, |c| c.mark),
+        ..ConntrackView::NEW
+    };
     let mut follow = |mut journey: Journey<'a, '_, OnePacket>, which: &str| {
         trace.section(which);
         journey.nat_done = true;
@@ -66,7 +69,7 @@ pub(super) fn lost<'a>(
     let mut next = Journey::new(flow.direction, OnePacket, sent.clone(), connection, to_pod);
     next.rewritten = first.rewritten;
     let following = follow(next, "the packets after the first");
-    let following = following.map(|by| Lost { replies: false, by });
+    let following = following.map(|by| LostPackets { replies: false, by });
 
     let within = first.local || taker != Taker::Direct;
     let outbound = flow.direction == Direction::Outbound;
@@ -81,7 +84,7 @@ pub(super) fn lost<'a>(
         // Another host does.
         false => (Direction::Inbound, came_by, None),
     };
-    let reply = Known {
+    let reply = KnownFields {
         source: first.known.destination,
         source_port: first.known.port,
         destination: first.known.source,
@@ -98,7 +101,7 @@ pub(super) fn lost<'a>(
     reply.answers_as = answers_as;
     let replies = follow(reply, "the replies");
     trace.end_section();
-    following.or(replies.map(|by| Lost { replies: true, by }))
+    following.or(replies.map(|by| LostPackets { replies: true, by }))
 }
 
 /// Whose socket answers: the proxy's user and group, as far as the rules name them, and for

@@ -8,27 +8,27 @@ use crate::plan::why::Why;
 use super::flow::{Flow, Surroundings, Taker};
 pub use super::ruleset::Decider;
 use super::ruleset::{Order, Ruleset};
-use super::space::connection::Connection;
-use super::space::known::Known;
+use super::space::connection::ConntrackView;
+use super::space::known::KnownFields;
 use super::walk::journey::{Cause, Journey};
 use super::walk::limits::{Limits, MOST_RULES};
 pub use super::walk::trace::{NoTrace, Trace};
 use super::walk::{Arrived, OnePacket, Uncertain, Walk};
-pub use following::Lost;
+pub use following::LostPackets;
 
 /// Who gets a flow, and the rule that decided.
 #[derive(Debug, Clone)]
-pub struct Answer<'a> {
+pub struct Explanation<'a> {
     pub taker: Taker,
     /// `None`: no rule says anything about it.
     pub decider: Option<Decider<'a>>,
     /// The reason for that part of the rule that the flow meets.
     pub why: Option<&'a Why>,
     /// Packets of the connection that are dropped although the first one gets there.
-    pub lost: Option<Lost<'a>>,
+    pub lost: Option<LostPackets<'a>>,
 }
 
-impl<'a> Answer<'a> {
+impl<'a> Explanation<'a> {
     /// Nobody can tell, because of this rule.
     pub fn unknown(because: Option<Decider<'a>>) -> Self {
         Self { taker: Taker::Unknown, decider: because, why: because.map(|decider| decider.rule.why()), lost: None }
@@ -43,13 +43,18 @@ pub(in crate::audit) const MOST_RULES_AGAIN: usize = 1_000_000;
 /// Walks a flow through a ruleset. Where it is not known whether a rule applies, or which
 /// of two chains comes first, both are tried: what comes out either way is certain, and
 /// where it differs the rule is named.
-pub fn explain<'a>(ruleset: &'a Ruleset, pod: &Surroundings, flow: &Flow, trace: &mut dyn Trace<'a>) -> Answer<'a> {
+pub fn explain<'a>(
+    ruleset: &'a Ruleset,
+    pod: &Surroundings,
+    flow: &Flow,
+    trace: &mut dyn Trace<'a>,
+) -> Explanation<'a> {
     let answer = explain_in(Order::First, ruleset, pod, flow, trace);
     if ruleset.family(flow.family()).has_one_order() {
         return answer;
     }
     let other = explain_in(Order::Second, ruleset, pod, flow, &mut NoTrace);
-    if answer.taker == other.taker { answer } else { Answer::unknown(answer.decider.or(other.decider)) }
+    if answer.taker == other.taker { answer } else { Explanation::unknown(answer.decider.or(other.decider)) }
 }
 
 /// Walks a flow through a ruleset whose base chains come in one order.
@@ -59,16 +64,16 @@ fn explain_in<'a>(
     pod: &Surroundings,
     flow: &Flow,
     trace: &mut dyn Trace<'a>,
-) -> Answer<'a> {
+) -> Explanation<'a> {
     let rules = ruleset.family(flow.family());
     let limits = Limits::of_rules(MOST_RULES);
     let mut walk = Walk::new(rules, order, flow.family(), &pod.addresses, Uncertain::Both, limits);
-    let known = Known::of(flow, pod);
-    let journey = Journey::new(flow.direction, OnePacket, known, Connection::NEW, pod.is_local(flow.destination));
+    let known = KnownFields::of(flow, pod);
+    let journey = Journey::new(flow.direction, OnePacket, known, ConntrackView::NEW, pod.is_local(flow.destination));
     let decider = |cause: Option<Cause<'a>>| cause.map(|(decider, _)| decider);
     let Arrived { journey, taker } = match walk.follow(journey, trace) {
         Ok(arrived) => arrived,
-        Err(exceeded) => return Answer::unknown(Some(exceeded.rule)),
+        Err(exceeded) => return Explanation::unknown(Some(exceeded.rule)),
     };
     let decided = journey.decider;
     let lost = match trace.wants_following() {
@@ -79,11 +84,11 @@ fn explain_in<'a>(
     walk.limits = Limits::of_rules(MOST_RULES_AGAIN);
     for _ in 0..MOST_OUTCOMES {
         match walk.next(&mut NoTrace) {
-            None => return Answer { taker, decider: decider(decided), why: decided.map(|(_, why)| why), lost },
+            None => return Explanation { taker, decider: decider(decided), why: decided.map(|(_, why)| why), lost },
             Some(Ok(other)) if other.taker == taker => {}
-            Some(Ok(other)) => return Answer::unknown(decider(other.journey.assumed)),
+            Some(Ok(other)) => return Explanation::unknown(decider(other.journey.assumed)),
             Some(Err(_)) => break,
         }
     }
-    Answer::unknown(decider(walk.first_uncertain.or(decided)))
+    Explanation::unknown(decider(walk.first_uncertain.or(decided)))
 }

@@ -8,7 +8,7 @@ use super::Lint;
 
 /// Lints about connections that pass the proxy by although rules would take them.
 pub fn lints(found: &Established) -> Vec<Lint> {
-    let lint = |group: crate::audit::established::words::Group| {
+    let lint = |group: crate::audit::established::words::ConnectionGroup| {
         Lint {
         severity: Severity::High,
         id: "established-past-proxy",

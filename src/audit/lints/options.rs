@@ -12,7 +12,7 @@ use super::Lint;
 
 /// Lints about options, and what they mean for this pod.
 pub fn lints(given: &Given, interception: &Interception) -> Vec<Lint> {
-    let mut found = Found { given, lints: Vec::new() };
+    let mut found = FoundOptions { given, lints: Vec::new() };
     found.inbound(interception);
     found.outbound(interception);
     found.owners(interception);
@@ -21,23 +21,23 @@ pub fn lints(given: &Given, interception: &Interception) -> Vec<Lint> {
     found.lints
 }
 
-struct Found<'a> {
+struct FoundOptions<'a> {
     given: &'a Given,
     lints: Vec<Lint>,
 }
 
-fn within<T: crate::config::ranges::Step>(inner: &RangeList<T>, outer: &RangeList<T>) -> bool {
+fn within<T: crate::config::ranges::Discrete>(inner: &RangeList<T>, outer: &RangeList<T>) -> bool {
     inner.normalised().minus(&outer.normalised()).is_empty()
 }
 
-fn shared<T: crate::config::ranges::Step>(a: &RangeList<T>, b: &RangeList<T>) -> Option<String> {
+fn shared<T: crate::config::ranges::Discrete>(a: &RangeList<T>, b: &RangeList<T>) -> Option<String> {
     let both = a.normalised().intersection(&b.normalised());
     let words: Vec<String> =
         both.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") }).collect();
     (!words.is_empty()).then(|| words.join(","))
 }
 
-impl Found<'_> {
+impl FoundOptions<'_> {
     fn no_effect(&mut self, opt: Opt, message: &str, advice: &str) {
         self.push("option-without-effect", Severity::Low, opt, message.into(), advice.into());
     }

@@ -10,7 +10,7 @@ use crate::audit::ruleset::{ChainRules, FamilyRules, Order, Ruleset};
 use crate::audit::space::cube::{Cube, Owners, everyone};
 use crate::audit::space::dimensions::{NO_ANSWER, states};
 use crate::audit::space::interfaces::Interfaces;
-use crate::audit::space::known::Known;
+use crate::audit::space::known::KnownFields;
 use crate::audit::walk::flows::{Chains, Flows};
 use crate::audit::walk::journey::Journey;
 use crate::audit::walk::limits::Limits;
@@ -56,8 +56,9 @@ pub fn never<'a>(ruleset: &'a Ruleset, interfaces: &Interfaces, family: Family) 
         let unanswered = (chain.is_native() && inbound).then(|| RangeList::of([NO_ANSWER]));
         for owners in unanswered.into_iter().chain([everyone()]) {
             let set = all_packets(owners, interfaces, family);
-            let mut next =
-                Some(walk.follow(Journey::within(chain, Flows { set, chains: &chains }, Known::default()), &mut met));
+            let mut next = Some(
+                walk.follow(Journey::within(chain, Flows { set, chains: &chains }, KnownFields::default()), &mut met),
+            );
             while let Some(arrived) = next {
                 if arrived.is_err() {
                     return out;

@@ -39,7 +39,8 @@ pub fn warning(interception: &Interception, proxy: Proxy) -> Option<String> {
     lint(*mode == Mode::Tproxy, proxy_uids, proxy_gids, proxy).map(|lint| format!("{}; {}", lint.message, lint.advice))
 }
 
-/// The same as a finding. `uids` and `gids`: those that rules call the proxy's.
+/// What is wrong with the proxy's user under TPROXY, as a finding of an audit. `uids` and `gids`:
+/// those that rules call the proxy's.
 pub fn lint(is_tproxy: bool, uids: &[u32], gids: &[u32], proxy: Proxy) -> Option<Lint> {
     if !is_tproxy {
         return None;

@@ -9,16 +9,16 @@ mod part;
 use crate::config::types::Family;
 
 use super::ruleset::{FamilyRules, Order, Ruleset};
-use super::space::connection::Connection;
+use super::space::connection::ConntrackView;
 use super::space::cube::NOBODY;
-use super::space::known::Known;
+use super::space::known::KnownFields;
 use super::space::{Scope, Space};
 use super::walk::flows::{Chains, Flows};
 use super::walk::journey::Journey;
 use super::walk::limits::Limits;
 use super::walk::trace::NoTrace;
 use super::walk::{Arrived, Uncertain, Walk};
-use agree::{Outcome, agreed, certain};
+use agree::{PossibleEnd, agreed, certain};
 pub use part::Part;
 
 /// The rules cut traffic into more parts than can be told apart.
@@ -126,13 +126,13 @@ impl<'a> Flowing<'a, '_> {
     }
 
     /// Follows all flows to their ends.
-    fn walk(&self, order: Order, uncertain: Uncertain) -> Result<Vec<Outcome<'a>>, TooManyParts> {
+    fn walk(&self, order: Order, uncertain: Uncertain) -> Result<Vec<PossibleEnd<'a>>, TooManyParts> {
         let (space, family, scope) = (self.space, self.family, self.scope);
         let set = space.whole(family, scope);
         if set.destination.is_empty() || set.interface(scope).is_empty() {
             return Ok(Vec::new());
         }
-        let mut known = Known { mark: Some(self.mark), ..Known::default() };
+        let mut known = KnownFields { mark: Some(self.mark), ..KnownFields::default() };
         if scope.is_outbound() {
             known.in_interface = Some(None);
         } else {
@@ -143,7 +143,7 @@ impl<'a> Flowing<'a, '_> {
         let flows = Flows { set, chains: self.chains };
         let limits = Limits::new(self.most_work, MOST_SETS);
         let mut walk = Walk::new(self.rules, order, family, &space.pod.addresses, uncertain, limits);
-        let journey = Journey::new(scope.direction(), flows, known, Connection::NEW, scope.is_local());
+        let journey = Journey::new(scope.direction(), flows, known, ConntrackView::NEW, scope.is_local());
         let mut outcomes = Vec::new();
         let mut next = Some(walk.follow(journey, &mut NoTrace));
         while let Some(arrived) = next {
@@ -153,7 +153,7 @@ impl<'a> Flowing<'a, '_> {
                 return Err(TooManyParts { family, place });
             };
             let part = Part { family, scope, flows: journey.traffic.set, taker, decider: journey.decider };
-            outcomes.push(Outcome { part, assumed: journey.assumed });
+            outcomes.push(PossibleEnd { part, assumed: journey.assumed });
             next = walk.next(&mut NoTrace);
         }
         Ok(outcomes)

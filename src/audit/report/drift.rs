@@ -1,6 +1,6 @@
-//! Drift as findings: what is not as it should be, and how bad it is by what it changes.
+//! DriftFinding as findings: what is not as it should be, and how bad it is by what it changes.
 
-use crate::audit::drift::{Effect, Finding, Verification, What};
+use crate::audit::drift::{Finding, TrafficChange, Verification, What};
 use crate::audit::escapes::kind::Severity;
 use crate::audit::source::Source;
 use crate::audit::undo::is_policy;
@@ -9,7 +9,7 @@ use crate::plan::diff::Side;
 
 /// One thing that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Drift {
+pub struct DriftFinding {
     /// High if traffic escapes by it, medium if it has another effect, low if it has none.
     pub severity: Severity,
     /// The chain, or what else it is about.
@@ -26,10 +26,10 @@ pub struct Drift {
 pub const WORST: Severity = Severity::High;
 
 /// Compares, the worst first.
-pub fn drift(wanted: &Source, found: &Source) -> (Vec<Drift>, Vec<String>) {
+pub fn drift(wanted: &Source, found: &Source) -> (Vec<DriftFinding>, Vec<String>) {
     if let Some(problem) = found.opaque_rule() {
         // What is not seen may be anything.
-        let unseen = Drift {
+        let unseen = DriftFinding {
             severity: WORST,
             place: "interception".into(),
             how: "changed",
@@ -40,16 +40,16 @@ pub fn drift(wanted: &Source, found: &Source) -> (Vec<Drift>, Vec<String>) {
         return (vec![unseen], Vec::new());
     }
     let report = verify(wanted, found);
-    let mut out: Vec<Drift> = report.findings.iter().map(|finding| of_finding(finding, &report)).collect();
+    let mut out: Vec<DriftFinding> = report.findings.iter().map(|finding| of_finding(finding, &report)).collect();
     let told = |at: &usize| report.findings.iter().any(|finding| finding.effects.contains(at));
     // What others drop (a network policy) is none of an interception's business.
-    let counts = |effect: &&Effect| !is_policy(effect);
+    let counts = |effect: &&TrafficChange| !is_policy(effect);
     let untold = (0..report.effects.len()).filter(|at| !told(at)).map(|at| &report.effects[at]);
-    let effects: Vec<&Effect> = untold.filter(counts).collect();
+    let effects: Vec<&TrafficChange> = untold.filter(counts).collect();
     if !effects.is_empty() {
         let whose =
             if effects.iter().any(|effect| effect.ours) { "the differences together" } else { "rules of others" };
-        out.push(Drift {
+        out.push(DriftFinding {
             severity: severity(&effects, true),
             place: whose.into(),
             how: "changed",
@@ -64,7 +64,7 @@ pub fn drift(wanted: &Source, found: &Source) -> (Vec<Drift>, Vec<String>) {
     (out, notes)
 }
 
-fn severity(effects: &[&Effect], has_effect: bool) -> Severity {
+fn severity(effects: &[&TrafficChange], has_effect: bool) -> Severity {
     match has_effect {
         _ if effects.iter().any(|effect| effect.escapes()) => Severity::High,
         true => Severity::Medium,
@@ -72,8 +72,8 @@ fn severity(effects: &[&Effect], has_effect: bool) -> Severity {
     }
 }
 
-fn of_finding(finding: &Finding, report: &Verification) -> Drift {
-    let effects: Vec<&Effect> = finding.effects.iter().map(|&at| &report.effects[at]).collect();
+fn of_finding(finding: &Finding, report: &Verification) -> DriftFinding {
+    let effects: Vec<&TrafficChange> = finding.effects.iter().map(|&at| &report.effects[at]).collect();
     let has_effect = !effects.is_empty() || finding.consequence.is_some();
     let severity = match (&finding.what, &report.blind) {
         // Where it cannot be told, the worst is to be feared.
@@ -93,14 +93,21 @@ fn of_finding(finding: &Finding, report: &Verification) -> Drift {
         What::Nothing => (None, "missing", "all rules of the interception".into(), None),
     };
     let holder = || finding.holder.map_or("interception".into(), |holder| holder.to_string());
-    Drift { severity, place: place.unwrap_or_else(holder), how, what, why: why.unwrap_or_default(), effects: lines }
+    DriftFinding {
+        severity,
+        place: place.unwrap_or_else(holder),
+        how,
+        what,
+        why: why.unwrap_or_default(),
+        effects: lines,
+    }
 }
 
-fn lines(effect: &Effect) -> Vec<String> {
+fn lines(effect: &TrafficChange) -> Vec<String> {
     effect.flows.iter().map(|flows| format!("{}: {flows}: {}", effect.family, effect.outcome())).collect()
 }
 
-impl Drift {
+impl DriftFinding {
     /// All of it in one line.
     pub fn line(&self) -> String {
         let why = if self.why.is_empty() { String::new() } else { format!(" ({})", self.why) };

@@ -32,11 +32,11 @@ use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::{Escape, scope_name};
 use crate::audit::space::Scope;
 use crate::audit::space::cube::{Cube, NOBODY, Owners};
-use crate::config::ranges::{RangeList, Step};
+use crate::config::ranges::{Discrete, RangeList};
 use crate::config::types::Family;
 use crate::plan::canon::{Addresses, address};
 
-use super::drift::Drift;
+use super::drift::DriftFinding;
 use super::{Acceptance, Judged, Report, exits, falls_through};
 
 pub fn write(report: &Report) -> String {
@@ -57,7 +57,7 @@ pub fn write(report: &Report) -> String {
         })
     });
     let drift = report.drift.as_ref().map(|drift| {
-        let object = |d: &Drift| {
+        let object = |d: &DriftFinding| {
             json!({
                 "severity": d.severity.name(),
                 "place": d.place,
@@ -144,7 +144,7 @@ fn flows(report: &Report, scope: Scope, family: Family, cube: &Cube) -> Value {
     Value::Object(out)
 }
 
-fn spans<T: Step>(set: &RangeList<T>) -> Vec<String> {
+fn spans<T: Discrete>(set: &RangeList<T>) -> Vec<String> {
     set.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") }).collect()
 }
 

@@ -15,10 +15,10 @@ use crate::config::facts::is_global;
 use crate::config::pod::manifest::Manifest;
 use crate::config::types::{Families, Family};
 use crate::plan::canon::CanonMatches;
-use crate::plan::model::{Counters, Origin, Rule, Verdict};
+use crate::plan::model::{Counters, Rule, RuleOrigin, Verdict};
 
-use super::accept::{Accepted, Entry};
-use super::draw::{self, Format};
+use super::accept::{Accepted, AcceptedEntry};
+use super::draw::{self, DrawingFormat};
 use super::escapes::kind::Severity;
 use super::escapes::{self, Escape};
 use super::established::{self, Established, Fate};
@@ -29,7 +29,7 @@ use super::ruleset::Ruleset;
 use super::source::Source;
 use super::space::Space;
 use crate::plan::words;
-use drift::Drift;
+use drift::DriftFinding;
 
 /// What is known before an audit.
 pub struct Input<'a> {
@@ -56,7 +56,7 @@ pub struct Report<'a> {
     pub escapes: Vec<Judged<Escape<'a>>>,
     pub lints: Vec<Judged<Lint>>,
     /// `None`: there is nothing to compare with.
-    pub drift: Option<Vec<Drift>>,
+    pub drift: Option<Vec<DriftFinding>>,
     /// Rules that count, and how often they applied.
     pub counted: Vec<Counted>,
     pub notices: Vec<String>,
@@ -93,7 +93,7 @@ impl<'a> Report<'a> {
         let looked_at = escapes::families(ruleset, space.pod);
         let families = looked_at.intersection(source.told);
         let found = escapes::find_in(ruleset, space, families)?;
-        let drawing = draw::draw(ruleset, &found, Format::Svg);
+        let drawing = draw::draw(ruleset, &found, DrawingFormat::Svg);
         let mut notices = source.notes.clone();
         notices.extend(looked_at.iter().filter(|&f| !source.told.has(f)).map(|family| {
             format!("the source tells nothing about {family}, though the pod has it: its escapes are not known")
@@ -190,7 +190,7 @@ struct Judge<'a> {
 
 impl Judge<'_> {
     /// The entries about a class that still count.
-    fn entries(&mut self, class: &str) -> Vec<(usize, Entry)> {
+    fn entries(&mut self, class: &str) -> Vec<(usize, AcceptedEntry)> {
         let mut out = Vec::new();
         for (at, entry) in self.accepted.entries.iter().enumerate().filter(|(_, entry)| entry.class == class) {
             self.used.push(at);
@@ -279,7 +279,7 @@ fn counted(source: &Source) -> Vec<Counted> {
 pub struct Exit {
     pub place: String,
     /// Which of its chain's rules it is, where that takes more than its words.
-    pub origin: Option<Origin>,
+    pub origin: Option<RuleOrigin>,
     pub rule: String,
     pub why: String,
 }

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::audit::escapes::kind::{Kind, Severity};
+use crate::audit::escapes::kind::{EscapeKind, Severity};
 use crate::audit::escapes::{scope_name, words};
 use crate::audit::lints::LINTS;
 use crate::audit::space::Scope;
@@ -86,7 +86,7 @@ fn rules() -> Vec<Value> {
     };
     let mut out = Vec::new();
     for scope in Scope::ALL {
-        for kind in Kind::ALL {
+        for kind in EscapeKind::ALL {
             let id = format!("{}-{}", scope_name(scope), kind.id());
             out.push(rule(id, kind.severity(), kind.title(scope), kind.meaning(), kind.closes(scope)));
         }

@@ -13,12 +13,12 @@ use crate::audit::source::Source;
 use crate::backend::hook::{Base, ChainKind, Hook};
 use crate::backend::listing::{Holder, ListedChain, ListedTable, make_printable};
 use crate::backend::ours;
-use crate::config::ranges::{RangeList, Step};
+use crate::config::ranges::{Discrete, RangeList};
 use crate::config::types::{Families, Family, Interface, Mark, Networks, Port, RouteTable};
 use crate::config::value;
 use crate::plan::effect::{Effect, Unmodelled};
 use crate::plan::model::{
-    ChainName, Cond, Counters, CtStates, MarkRoute, Masked, Matches, Origin, Routing, Rule, Verdict,
+    ChainName, Cond, Counters, CtStates, MarkRoute, Masked, Matches, Routing, Rule, RuleOrigin, Verdict,
 };
 use crate::plan::why::Why;
 use crate::sys::text::printable;
@@ -194,10 +194,10 @@ fn rule(value: &Value) -> Read<Rule> {
     })
 }
 
-fn origin(value: &Value) -> Read<Arc<Origin>> {
+fn origin(value: &Value) -> Read<Arc<RuleOrigin>> {
     let origin = object(value, "origin")?;
     let number = member(origin, "number")?.as_u64().and_then(|n| usize::try_from(n).ok());
-    Ok(Arc::new(Origin {
+    Ok(Arc::new(RuleOrigin {
         number: number.ok_or("\"number\" is no number")?,
         handle: origin.get("handle").and_then(Value::as_u64),
         text: origin.get("text").and_then(Value::as_str).map(Into::into),
@@ -264,7 +264,7 @@ fn interfaces(value: &Value) -> Read<Vec<Interface>> {
     Ok(texts(value)?.iter().map(interface).collect())
 }
 
-fn numbers<T: Step + TryFrom<u64> + std::str::FromStr>(value: &Value) -> Read<RangeList<T>> {
+fn numbers<T: Discrete + TryFrom<u64> + std::str::FromStr>(value: &Value) -> Read<RangeList<T>> {
     let mut out = RangeList::default();
     for item in list(value, "it")? {
         let single = item.as_u64().and_then(|n| T::try_from(n).ok()).map(|n| (n, n));

@@ -5,9 +5,9 @@ use serde_json::{Map, Value, json};
 use crate::audit::routes::Route;
 use crate::audit::source::Source;
 use crate::backend::listing::ListedTable;
-use crate::config::ranges::{RangeList, Step};
+use crate::config::ranges::{Discrete, RangeList};
 use crate::config::types::{Families, Interface, Networks};
-use crate::plan::model::{Cond, CtStates, Masked, Matches, Origin, Routing, Rule, Verdict};
+use crate::plan::model::{Cond, CtStates, Masked, Matches, Routing, Rule, RuleOrigin, Verdict};
 
 /// What the member `format` says.
 pub const FORMAT: &str = "podweir-rules";
@@ -77,8 +77,8 @@ fn rule(rule: &Rule) -> Value {
     })
 }
 
-fn origin(origin: &Origin) -> Value {
-    let Origin { number, handle, text, incomplete } = origin;
+fn origin(origin: &RuleOrigin) -> Value {
+    let RuleOrigin { number, handle, text, incomplete } = origin;
     json!({ "number": number, "handle": handle, "text": text, "incomplete": incomplete })
 }
 
@@ -117,7 +117,7 @@ fn interfaces(cond: &Cond<Vec<Interface>>) -> (bool, Value) {
     (cond.negated, json!(cond.value.iter().map(ToString::to_string).collect::<Vec<_>>()))
 }
 
-fn numbers<T: Step + Into<u64>>(cond: &Cond<RangeList<T>>) -> (bool, Value) {
+fn numbers<T: Discrete + Into<u64>>(cond: &Cond<RangeList<T>>) -> (bool, Value) {
     let item = |(first, last): (T, T)| match first == last {
         true => json!(first.into()),
         false => json!(format!("{first}-{last}")),

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::audit::schema;
-use crate::backend::dump::{Content, Dumps};
+use crate::backend::dump::{DumpContent, Dumps};
 
 pub use crate::backend::dump::Text;
 
@@ -17,8 +17,8 @@ use super::{Source, SourceError};
 pub fn read(texts: &[Text]) -> Result<Source, SourceError> {
     let mut dumps = Dumps::default();
     for text in texts {
-        match Content::of(text)? {
-            Content::Json(value) if value.get("format").and_then(Value::as_str) == Some(schema::FORMAT) => {
+        match DumpContent::of(text)? {
+            DumpContent::Json(value) if value.get("format").and_then(Value::as_str) == Some(schema::FORMAT) => {
                 if texts.len() > 1 {
                     let problem = "podweir's JSON holds everything: it cannot be put together with other dumps";
                     return Err(text.error(problem.into()).into());

@@ -37,7 +37,7 @@ use crate::backend::ours::{self, Holding};
 pub struct Source {
     /// Everything that was found, of anybody, with counters and comments.
     pub tables: Vec<ListedTable>,
-    /// The same, ready for packets to be walked through.
+    /// The rules of the tables in the form that packets are walked through.
     pub ruleset: Ruleset,
     /// What each holder has of an interception.
     pub held: Vec<Holding>,
@@ -105,7 +105,7 @@ impl Source {
         (uids, gids)
     }
 
-    /// The same in the form in which plans are compared.
+    /// What the source holds of an interception, in the form in which plans are compared.
     pub fn canon(&self) -> Canon {
         Canon::of(&self.plan())
     }

@@ -18,7 +18,7 @@ use super::{Source, SourceError};
 
 /// What is known of a pod that is not here.
 #[derive(Debug, Clone, Default)]
-pub struct Known {
+pub struct KnownPod {
     pub addresses: Vec<IpAddr>,
     /// `None`: not known.
     pub dns_servers: Option<Vec<IpAddr>>,
@@ -29,7 +29,7 @@ pub struct Known {
     pub assumed: Option<Families>,
 }
 
-impl Facts for Known {
+impl Facts for KnownPod {
     fn addresses(&self) -> io::Result<Vec<IpAddr>> {
         let mut all = self.addresses.clone();
         // The kernel's order.
@@ -66,7 +66,7 @@ impl Facts for Known {
 /// # Errors
 ///
 /// That the options make none, or that the pod's IP families cannot be told.
-pub fn read(given: &Given, face: Face, known: &Known) -> Result<Source, SourceError> {
+pub fn read(given: &Given, face: Face, known: &KnownPod) -> Result<Source, SourceError> {
     let mut settings = match (Settings::resolve(given, face, known), known.assumed) {
         (Err(SettingsError::NoAddress), Some(families)) => assuming(families, given, face, known)?,
         (Err(SettingsError::NoAddress), None) => return Err(SourceError::NoAddress),
@@ -82,7 +82,7 @@ pub fn read(given: &Given, face: Face, known: &Known) -> Result<Source, SourceEr
 }
 
 /// The settings of a pod that may never have run, with a warning that says what is assumed.
-fn assuming(families: Families, given: &Given, face: Face, known: &Known) -> Result<Settings, SettingsError> {
+fn assuming(families: Families, given: &Given, face: Face, known: &KnownPod) -> Result<Settings, SettingsError> {
     let choice = match (families.v4, families.v6) {
         (true, false) => "ipv4",
         (false, true) => "ipv6",

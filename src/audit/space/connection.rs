@@ -2,7 +2,7 @@
 
 use crate::plan::model::CtStates;
 
-use super::known::Known;
+use super::known::KnownFields;
 
 /// How far conntrack is with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,20 +17,20 @@ pub enum Tracking {
 
 /// What conntrack has about a packet's connection.
 #[derive(Debug, Clone, Copy)]
-pub struct Connection {
+pub struct ConntrackView {
     pub tracking: Tracking,
     /// The state that the packet has in it, once it is known.
     pub state: CtStates,
     pub mark: u32,
 }
 
-impl Connection {
+impl ConntrackView {
     /// That of the first packet that conntrack has not come to yet.
-    pub const NEW: Connection = Connection { tracking: Tracking::NotYet, state: CtStates::NEW, mark: 0 };
+    pub const NEW: ConntrackView = ConntrackView { tracking: Tracking::NotYet, state: CtStates::NEW, mark: 0 };
 
     /// Lets rules know what conntrack has: the state that the packet has for them, and the
     /// connection's mark.
-    pub fn tell(self, known: &mut Known) {
+    pub fn tell(self, known: &mut KnownFields) {
         let (state, mark) = match self.tracking {
             Tracking::NotYet => (CtStates::INVALID, None),
             Tracking::InZone => (CtStates::NEW, Some(0)),

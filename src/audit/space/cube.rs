@@ -10,7 +10,7 @@ use crate::plan::canon::{Addresses, CanonMatches, all_addresses};
 pub use super::dimensions::{NOBODY, Owners, everyone, owner, owners};
 use super::dimensions::{Narrows, each_dimension};
 use super::interfaces::{Interfaces, Kinds};
-use super::known::Known;
+use super::known::KnownFields;
 
 macro_rules! define {
     ($($name:ident, $asked:ident, $set:ty, $value:ty, $told:ty;)*) => {
@@ -48,7 +48,7 @@ macro_rules! define {
             /// dimensions with a known value only that counts, and the set keeps its own.
             pub(in crate::audit) fn inside(
                 &self,
-                known: &Known,
+                known: &KnownFields,
                 asked: &CanonMatches,
                 interfaces: &Interfaces,
             ) -> Option<Self> {
@@ -134,7 +134,8 @@ impl Cube {
 /// Up to so many sets each is held against all others.
 const FEW: usize = 32;
 
-/// The same packets in fewer sets: those that differ in one dimension only become one.
+/// Sets that hold the packets of those given, but are fewer: those that differ in one dimension only
+/// become one.
 pub fn merged(mut cubes: Vec<Cube>) -> Vec<Cube> {
     loop {
         let before = cubes.len();

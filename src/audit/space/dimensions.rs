@@ -1,7 +1,7 @@
 //! The dimensions in which packets differ, declared once, and how a rule's conditions on
 //! one of them are answered: for a single value, and for a set of values.
 
-use crate::config::ranges::{RangeList, Step};
+use crate::config::ranges::{Discrete, RangeList};
 use crate::config::types::{IdList, Interface};
 use crate::plan::model::{Cond, CtStates, Masked};
 
@@ -56,13 +56,13 @@ pub(super) trait Narrows<S> {
     fn narrow(&self, set: &S, interfaces: &Interfaces) -> Option<S>;
 }
 
-impl<T: Step> Asks<T> for RangeList<T> {
+impl<T: Discrete> Asks<T> for RangeList<T> {
     fn admits(&self, value: T) -> bool {
         self.holds(value)
     }
 }
 
-impl<T: Step> Narrows<RangeList<T>> for RangeList<T> {
+impl<T: Discrete> Narrows<RangeList<T>> for RangeList<T> {
     fn narrow(&self, set: &RangeList<T>, _: &Interfaces) -> Option<RangeList<T>> {
         set.overlaps(self).then(|| set.intersection(self))
     }

@@ -2,12 +2,12 @@
 //! may overlap, without looking at all of them. It is an interval tree for each of three
 //! dimensions (destination, port and source), and the one that leaves fewest is taken.
 
-use crate::config::ranges::{RangeList, Step};
+use crate::config::ranges::{Discrete, RangeList};
 use crate::config::types::PortList;
 use crate::plan::canon::{Addresses, CanonMatches};
 
 use super::cube::Cube;
-use super::known::Known;
+use super::known::KnownFields;
 
 /// The sides of a box in the dimensions in which long lists of rules tell packets apart.
 #[derive(Debug, Clone)]
@@ -54,7 +54,7 @@ impl Index {
 
     /// The boxes from number `from` on that packets may overlap, in order; `None` where they
     /// are not much fewer than `left`. What is known of the packets stands for their set.
-    pub fn of_packets(&self, set: &Cube, known: &Known, from: usize, left: usize) -> Option<Vec<u32>> {
+    pub fn of_packets(&self, set: &Cube, known: &KnownFields, from: usize, left: usize) -> Option<Vec<u32>> {
         let destination = known.destination.map(|address| RangeList::of([address]));
         let port = known.port.map(|port| RangeList::of([port]));
         let source = known.source.map(|address| RangeList::of([address]));
@@ -107,7 +107,7 @@ struct IntervalTree<T> {
     ends: Vec<T>,
 }
 
-impl<T: Step> IntervalTree<T> {
+impl<T: Discrete> IntervalTree<T> {
     fn new<'a>(lists: impl Iterator<Item = &'a RangeList<T>>) -> Self
     where
         T: 'a,
@@ -166,7 +166,7 @@ impl<T: Step> IntervalTree<T> {
 }
 
 /// Fills in the furthest ends of a stretch; gives back that of all of it.
-fn find_furthest<T: Step>(spans: &[(T, T, u32)], furthest: &mut [T]) -> Option<T> {
+fn find_furthest<T: Discrete>(spans: &[(T, T, u32)], furthest: &mut [T]) -> Option<T> {
     let middle = spans.len() / 2;
     let (_, last, _) = spans.get(middle)?;
     let before = find_furthest(&spans[..middle], &mut furthest[..middle]);

@@ -24,13 +24,13 @@ const LONGEST: usize = 15;
 #[derive(Debug, Clone)]
 pub struct Interfaces {
     /// Sorted by pattern; what no rule names comes last.
-    kinds: Vec<Kind>,
+    kinds: Vec<InterfaceKind>,
     lo: Kinds,
 }
 
 /// Names that every rule treats alike.
 #[derive(Debug, Clone)]
-struct Kind {
+struct InterfaceKind {
     /// `None`: all that no rule names.
     pattern: Option<Interface>,
     /// One of the names.
@@ -52,7 +52,7 @@ impl Interfaces {
         let names: Vec<Option<Interface>> = patterns.iter().cloned().map(Some).chain([None]).collect();
         let kind = |pattern: Option<Interface>| {
             let example = candidates(pattern.as_ref()).find(|name| closest(&patterns, name) == pattern)?;
-            Some(Kind { pattern, example: example.into() })
+            Some(InterfaceKind { pattern, example: example.into() })
         };
         let mut out = Self { kinds: names.into_iter().filter_map(kind).collect(), lo: Kinds::default() };
         out.lo = out.named("lo");
@@ -110,7 +110,8 @@ impl Interfaces {
             // Names that begin alike stand together. Among the known ones a name is of the
             // kind that says most about it, so a shorter pattern's example is not meant.
             Ok(at) if !pattern.name.is_empty() => {
-                let starts = |kind: &Kind| kind.pattern.as_ref().is_some_and(|p| p.name.starts_with(&*pattern.name));
+                let starts =
+                    |kind: &InterfaceKind| kind.pattern.as_ref().is_some_and(|p| p.name.starts_with(&*pattern.name));
                 let first = self.kinds[..at].iter().rposition(|kind| !starts(kind)).map_or(0, |before| before + 1);
                 let count = self.kinds[at..].partition_point(starts);
                 Kinds::new([(first as u32, (at + count - 1) as u32)])
@@ -120,7 +121,7 @@ impl Interfaces {
         }
     }
 
-    fn where_kind(&self, test: impl Fn(&Kind) -> bool) -> Kinds {
+    fn where_kind(&self, test: impl Fn(&InterfaceKind) -> bool) -> Kinds {
         let found = self.kinds.iter().enumerate().filter(|(_, kind)| test(kind));
         RangeList::of(found.map(|(at, _)| at as u32)).normalised()
     }
@@ -136,7 +137,7 @@ impl Interfaces {
         (patterns, self.of_set(kinds).any(|kind| kind.pattern.is_none()))
     }
 
-    fn of_set(&self, kinds: &Kinds) -> impl Iterator<Item = &Kind> {
+    fn of_set(&self, kinds: &Kinds) -> impl Iterator<Item = &InterfaceKind> {
         self.kinds.iter().enumerate().filter(|(at, _)| kinds.holds(*at as u32)).map(|(_, kind)| kind)
     }
 }

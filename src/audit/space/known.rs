@@ -21,14 +21,14 @@ macro_rules! define {
     ($($name:ident, $asked:ident, $set:ty, $value:ty, $told:ty;)*) => {
         /// Values that packets have in common, by dimension; `None` where they may differ.
         #[derive(Debug, Clone, Default)]
-        pub struct Known<'n> {
+        pub struct KnownFields<'n> {
             $(pub $name: Option<$told>,)*
             pub mark: Option<u32>,
             /// The mark of the connection, where there is one already.
             pub connection_mark: Option<Option<u32>>,
         }
 
-        impl Known<'_> {
+        impl KnownFields<'_> {
             /// Whether these values meet a rule's conditions. Conditions on what is not known
             /// are left to the set of packets.
             pub(in crate::audit) fn meets(&self, asked: &CanonMatches) -> Meets {
@@ -54,7 +54,7 @@ each_dimension!(define);
 /// well-known one.
 pub const EPHEMERAL: u16 = 45_678;
 
-impl<'n> Known<'n> {
+impl<'n> KnownFields<'n> {
     /// What is known of the packets' connection: the state that they have in it, and its mark,
     /// if there is one already.
     pub(in crate::audit) fn set_connection(&mut self, state: CtStates, mark: Option<u32>) {

@@ -9,7 +9,7 @@ use crate::plan::model::Verdict;
 
 use super::journey::{Cause, Journey};
 use super::limits::Exceeded;
-use super::step::{End, Step, step};
+use super::step::{End, WalkStep, step};
 use super::trace::Trace;
 use super::{Traffic, Uncertain, Walk, inside_of};
 
@@ -53,7 +53,7 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
                     go_on(journey, at + 1);
                     continue;
                 }
-                Uncertain::Ends if !certain => step = Step::Ends(End::Unknown),
+                Uncertain::Ends if !certain => step = WalkStep::Ends(End::Unknown),
                 _ => {}
             }
             if !all {
@@ -84,47 +84,47 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
     /// they are in ends, if it ends there.
     fn take(
         &mut self,
-        step: Step<'a>,
+        step: WalkStep<'a>,
         here: Cause<'a>,
         from: Option<Cause<'a>>,
         journey: &mut Journey<'a, 'n, T>,
         trace: &mut dyn Trace<'a>,
     ) -> Option<End> {
         match step {
-            Step::Pass => {}
-            Step::Zone(zone) => {
+            WalkStep::Pass => {}
+            WalkStep::Zone(zone) => {
                 match journey.zone {
                     None => trace.note(&format!("tracked apart, in conntrack zone {zone}")),
                     Some(before) => trace.note(&format!("stays in conntrack zone {before}")),
                 }
                 journey.give_zone(zone);
             }
-            Step::Mark(mark) => {
+            WalkStep::Mark(mark) => {
                 let mark = journey.change_mark(mark);
                 mark.into_iter().for_each(|mark| trace.mark("the packet is marked", mark));
             }
-            Step::ConnectionMark(mark) => {
+            WalkStep::ConnectionMark(mark) => {
                 let mark = journey.change_connection_mark(mark);
                 mark.into_iter().for_each(|mark| trace.mark("the connection is marked", mark));
             }
-            Step::SaveMark => {
+            WalkStep::SaveMark => {
                 let mark = journey.save_mark();
                 mark.into_iter().for_each(|mark| trace.mark("the connection is marked", mark));
             }
-            Step::RestoreMark => {
+            WalkStep::RestoreMark => {
                 let mark = journey.restore_mark();
                 mark.into_iter().for_each(|mark| trace.mark("the packet is marked like its connection", mark));
             }
-            Step::Ends(End::Back) => {
+            WalkStep::Ends(End::Back) => {
                 journey.decider = Some(here);
                 return (!journey.go_back()).then_some(End::Back);
             }
-            Step::Ends(end) => {
+            WalkStep::Ends(end) => {
                 journey.decider = Some(here);
                 journey.frames.clear();
                 return Some(end);
             }
-            Step::EndsForCaller(end, mark) => {
+            WalkStep::EndsForCaller(end, mark) => {
                 if let Some(mark) = mark {
                     journey.known.mark = Some(mark);
                     trace.mark("the packet is marked", mark);
@@ -133,7 +133,7 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
                 journey.frames.clear();
                 return Some(end);
             }
-            Step::Call { chain, goes } => {
+            WalkStep::Call { chain, goes } => {
                 journey.call(chain, Some(here), goes);
                 self.look_ahead(journey);
             }

@@ -6,7 +6,7 @@ use crate::audit::ruleset::{ChainRules, FamilyRules};
 use crate::audit::space::cube::Cube;
 use crate::audit::space::index::{FEW, Index, Sides};
 use crate::audit::space::interfaces::Interfaces;
-use crate::audit::space::known::Known;
+use crate::audit::space::known::KnownFields;
 use crate::plan::canon::CanonMatches;
 
 use super::Traffic;
@@ -37,7 +37,7 @@ pub struct Flows<'s> {
 const SET: usize = 16;
 
 impl Traffic for Flows<'_> {
-    fn inside(&self, known: &Known, asked: &CanonMatches) -> Option<Self> {
+    fn inside(&self, known: &KnownFields, asked: &CanonMatches) -> Option<Self> {
         self.set.inside(known, asked, self.chains.interfaces).map(|set| Self { set, ..*self })
     }
 
@@ -50,7 +50,7 @@ impl Traffic for Flows<'_> {
         pieces.into_iter().map(|set| Self { set, ..*self }).collect()
     }
 
-    fn ahead(&self, known: &Known, chain: &ChainRules, from: usize, left: usize) -> Option<Vec<u32>> {
+    fn ahead(&self, known: &KnownFields, chain: &ChainRules, from: usize, left: usize) -> Option<Vec<u32>> {
         let index = self.chains.indexes.get(&std::ptr::from_ref(chain))?;
         index.of_packets(&self.set, known, from, left)
     }

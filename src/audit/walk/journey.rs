@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use crate::audit::flow::{Direction, Taker};
 use crate::audit::ruleset::{Base, ChainRules, Decider, Hook};
-use crate::audit::space::connection::{Connection, Tracking};
+use crate::audit::space::connection::{ConntrackView, Tracking};
 use crate::audit::space::dimensions::{NO_ANSWER, NOBODY};
-use crate::audit::space::known::Known;
+use crate::audit::space::known::KnownFields;
 use crate::plan::model::{Masked, Verdict};
 use crate::plan::why::Why;
 
@@ -16,7 +16,7 @@ pub type Cause<'a> = (Decider<'a>, &'a Why);
 
 /// A chain that packets are in.
 #[derive(Debug, Clone)]
-pub struct Frame<'a> {
+pub struct CallFrame<'a> {
     pub chain: &'a ChainRules,
     /// The number of the rule that comes next.
     pub rule: usize,
@@ -30,7 +30,7 @@ pub struct Frame<'a> {
     pub goes: bool,
 }
 
-impl<'a> Frame<'a> {
+impl<'a> CallFrame<'a> {
     fn new(chain: &'a ChainRules, from: Option<Cause<'a>>, goes: bool) -> Self {
         Self { chain, rule: 0, part: 0, ahead: None, from, goes }
     }
@@ -55,9 +55,9 @@ impl<'a> Frame<'a> {
 pub struct Journey<'a, 'n, T> {
     /// In what the packets differ: nothing, if it is one.
     pub traffic: T,
-    pub known: Known<'n>,
+    pub known: KnownFields<'n>,
     /// `None`: they may be of any connection.
-    pub connection: Option<Connection>,
+    pub connection: Option<ConntrackView>,
     /// Whether they go to the pod itself.
     pub local: bool,
     /// Whose socket gets them: they have been redirected, or handed over by TPROXY.
@@ -88,23 +88,29 @@ pub struct Journey<'a, 'n, T> {
     /// The base chain that they are in.
     pub(super) base: Option<(&'a ChainRules, Base)>,
     /// The chains that they are in, from the base chain on.
-    pub(super) frames: Vec<Frame<'a>>,
+    pub(super) frames: Vec<CallFrame<'a>>,
 }
 
 impl<'a, 'n, T> Journey<'a, 'n, T> {
     /// Starts with packets that the pod sends or receives.
-    pub fn new(direction: Direction, traffic: T, known: Known<'n>, connection: Connection, local: bool) -> Self {
+    pub fn new(
+        direction: Direction,
+        traffic: T,
+        known: KnownFields<'n>,
+        connection: ConntrackView,
+        local: bool,
+    ) -> Self {
         let hook = if direction == Direction::Outbound { Hook::Output } else { Hook::Prerouting };
         Self { local, ..Self::anywhere(traffic, known, Some(connection), Some(hook)) }
     }
 
     /// Starts with packets of any connection that are in a chain, whichever way they came.
-    pub fn within(chain: &'a ChainRules, traffic: T, known: Known<'n>) -> Self {
-        let frames = vec![Frame::new(chain, None, false)];
+    pub fn within(chain: &'a ChainRules, traffic: T, known: KnownFields<'n>) -> Self {
+        let frames = vec![CallFrame::new(chain, None, false)];
         Self { frames, ..Self::anywhere(traffic, known, None, None) }
     }
 
-    fn anywhere(traffic: T, known: Known<'n>, connection: Option<Connection>, hook: Option<Hook>) -> Self {
+    fn anywhere(traffic: T, known: KnownFields<'n>, connection: Option<ConntrackView>, hook: Option<Hook>) -> Self {
         Self {
             traffic,
             known,
@@ -145,7 +151,7 @@ impl<'a, 'n, T> Journey<'a, 'n, T> {
 
     /// Goes into a chain.
     pub(super) fn call(&mut self, chain: &'a ChainRules, from: Option<Cause<'a>>, goes: bool) {
-        self.frames.push(Frame::new(chain, from, goes));
+        self.frames.push(CallFrame::new(chain, from, goes));
     }
 
     /// Goes back to the chain that jumped to this one; `false` if none did.

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use crate::audit::flow::Taker;
 use crate::audit::ruleset::{ChainRules, FamilyRules, Hook, Order};
 use crate::audit::space::dimensions::{NOBODY, Name};
-use crate::audit::space::known::{Known, Meets};
+use crate::audit::space::known::{KnownFields, Meets};
 use crate::config::types::Family;
 use crate::plan::canon::{CanonMatches, number};
 
@@ -29,7 +29,7 @@ use trace::Trace;
 /// What travels together: one packet, or a set of packets that a rule may cut in two.
 pub trait Traffic: Clone {
     /// Those of it that meet a rule's conditions on what is not known; `None` if none do.
-    fn inside(&self, known: &Known, asked: &CanonMatches) -> Option<Self>;
+    fn inside(&self, known: &KnownFields, asked: &CanonMatches) -> Option<Self>;
 
     /// Whether a part of it is all of it.
     fn is_all(&self, part: &Self) -> bool;
@@ -39,7 +39,7 @@ pub trait Traffic: Clone {
 
     /// The rules of a chain, from number `from` on, that any of it may meet, where these are
     /// much fewer than `left`.
-    fn ahead(&self, _known: &Known, _chain: &ChainRules, _from: usize, _left: usize) -> Option<Vec<u32>> {
+    fn ahead(&self, _known: &KnownFields, _chain: &ChainRules, _from: usize, _left: usize) -> Option<Vec<u32>> {
         None
     }
 
@@ -52,7 +52,7 @@ pub trait Traffic: Clone {
 pub struct OnePacket;
 
 impl Traffic for OnePacket {
-    fn inside(&self, _: &Known, _: &CanonMatches) -> Option<Self> {
+    fn inside(&self, _: &KnownFields, _: &CanonMatches) -> Option<Self> {
         Some(Self)
     }
 
@@ -292,6 +292,6 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
 const LO: Name<'static> = Some("lo");
 
 /// Those of some packets that meet conditions, on what is known of them and on what is not.
-fn inside_of<T: Traffic>(traffic: &T, known: &Known, asked: &CanonMatches) -> Option<T> {
+fn inside_of<T: Traffic>(traffic: &T, known: &KnownFields, asked: &CanonMatches) -> Option<T> {
     (known.meets(asked) != Meets::No).then(|| traffic.inside(known, asked)).flatten()
 }

@@ -60,7 +60,7 @@ impl End {
 
 /// What happens to packets that meet a rule.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Step<'a> {
+pub(super) enum WalkStep<'a> {
     /// Nothing happens that decides anything.
     Pass,
     /// They are tracked in a conntrack zone.
@@ -82,16 +82,16 @@ pub(super) enum Step<'a> {
     Call { chain: &'a ChainRules, goes: bool },
 }
 
-impl Step<'_> {
+impl WalkStep<'_> {
     /// Whether packets may go on behind a rule that does this: what it does is not known, or
     /// it is TPROXY and nobody need listen.
     pub fn may_pass(self, rule: &CanonRule) -> bool {
-        matches!(self, Step::Ends(End::Unknown)) || matches!(rule.verdict, Verdict::Tproxy { closed: false, .. })
+        matches!(self, WalkStep::Ends(End::Unknown)) || matches!(rule.verdict, Verdict::Tproxy { closed: false, .. })
     }
 
     /// Whether packets may go back to the chain that jumped to this one.
     pub fn may_return(self) -> bool {
-        matches!(self, Step::Ends(End::Back | End::Unknown) | Step::Call { goes: true, .. })
+        matches!(self, WalkStep::Ends(End::Back | End::Unknown) | WalkStep::Call { goes: true, .. })
     }
 }
 
@@ -102,36 +102,36 @@ pub(super) fn step<'a>(
     at: usize,
     rule: &CanonRule,
     depth: usize,
-) -> Step<'a> {
+) -> WalkStep<'a> {
     match &rule.verdict {
-        Verdict::Continue => Step::Pass,
-        Verdict::CtZone(zone) => Step::Zone(*zone),
-        Verdict::SetMark(masked) => Step::Mark(*masked),
-        Verdict::SetConnectionMark(masked) => Step::ConnectionMark(*masked),
-        Verdict::SaveMark => Step::SaveMark,
-        Verdict::RestoreMark => Step::RestoreMark,
-        Verdict::Return => Step::Ends(End::Back),
-        Verdict::Drop => Step::Ends(End::Drop),
+        Verdict::Continue => WalkStep::Pass,
+        Verdict::CtZone(zone) => WalkStep::Zone(*zone),
+        Verdict::SetMark(masked) => WalkStep::Mark(*masked),
+        Verdict::SetConnectionMark(masked) => WalkStep::ConnectionMark(*masked),
+        Verdict::SaveMark => WalkStep::SaveMark,
+        Verdict::RestoreMark => WalkStep::RestoreMark,
+        Verdict::Return => WalkStep::Ends(End::Back),
+        Verdict::Drop => WalkStep::Ends(End::Drop),
         // Where it goes stays as it is.
-        Verdict::Snat(_) => Step::Ends(End::Accept),
-        Verdict::Accept => Step::EndsForCaller(End::Accept, None),
-        Verdict::Redirect(port) => Step::EndsForCaller(End::Redirect(chain.listener_on(*port), port.get()), None),
+        Verdict::Snat(_) => WalkStep::Ends(End::Accept),
+        Verdict::Accept => WalkStep::EndsForCaller(End::Accept, None),
+        Verdict::Redirect(port) => WalkStep::EndsForCaller(End::Redirect(chain.listener_on(*port), port.get()), None),
         Verdict::Tproxy { port, mark, .. } => {
             let end = match chain.listener_on(*port) {
                 Taker::Direct => End::Redirect(Taker::Direct, port.get()),
                 _ => End::Tproxy,
             };
-            Step::EndsForCaller(end, Some(mark.get()))
+            WalkStep::EndsForCaller(end, Some(mark.get()))
         }
         Verdict::Unknown(unknown) => match unknown.effect {
-            Effect::Unknown => Step::Ends(End::Unknown),
-            Effect::Drops => Step::Ends(End::Drop),
-            Effect::Accepts => Step::Ends(End::Accept),
-            Effect::None => Step::Pass,
+            Effect::Unknown => WalkStep::Ends(End::Unknown),
+            Effect::Drops => WalkStep::Ends(End::Drop),
+            Effect::Accepts => WalkStep::Ends(End::Accept),
+            Effect::None => WalkStep::Pass,
         },
         Verdict::Jump(_) | Verdict::Goto(_) => match rules.target(chain, at).filter(|_| depth < DEPTH) {
-            Some(target) => Step::Call { chain: target, goes: matches!(rule.verdict, Verdict::Goto(_)) },
-            None => Step::Ends(End::Unknown),
+            Some(target) => WalkStep::Call { chain: target, goes: matches!(rule.verdict, Verdict::Goto(_)) },
+            None => WalkStep::Ends(End::Unknown),
         },
     }
 }

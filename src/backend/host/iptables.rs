@@ -6,7 +6,7 @@ use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::backend::Kind;
+use crate::backend::BackendKind;
 use crate::backend::iptables::parse::{self, Saved};
 use crate::backend::iptables::programs::{ProgramError, Programs, Variant};
 use crate::backend::iptables::{ipset, script};
@@ -49,7 +49,7 @@ fn whose(lists: &Lists) -> BTreeSet<Dataplane> {
 }
 
 /// Whether exactly a plan's rules are there, in front of those of others.
-fn same(plan: &Plan, lists: &Lists, kind: Kind) -> bool {
+fn same(plan: &Plan, lists: &Lists, kind: BackendKind) -> bool {
     let holder = Holder::Kernel(kind);
     let tables = lists.iter().flat_map(|(family, saved)| listing::of_saved(saved.clone(), *family, holder));
     let tables: Vec<ListedTable> = tables.collect();
@@ -199,7 +199,8 @@ impl HostProbes {
                 continue;
             }
             if let Some(&other) = whose.iter().find(|there| **there != Dataplane::Node) {
-                let backend = if variant == Variant::Nft { Kind::IptablesNft } else { Kind::IptablesLegacy };
+                let backend =
+                    if variant == Variant::Nft { BackendKind::IptablesNft } else { BackendKind::IptablesLegacy };
                 return Err(HostError::OtherDataplane { backend, there: other });
             }
             for family in families.iter() {

@@ -5,7 +5,7 @@ use std::io;
 use crate::backend::guard::GuardError;
 use crate::backend::nftables::transaction::TransactionError;
 use crate::backend::routing::RoutingError;
-use crate::backend::{BackendError, Kind};
+use crate::backend::{BackendError, BackendKind};
 use crate::plan::model::Dataplane;
 use crate::sys::lock::LockError;
 use crate::sys::netns;
@@ -31,13 +31,13 @@ pub enum InstallError {
     #[error("the kernel has no nf_tables: load the module nf_tables on the node, or use --backend iptables-legacy")]
     NoNftables,
     #[error("{}", drift_message(.backend, .elsewhere, .differences, .removal))]
-    Drift { backend: Kind, elsewhere: Vec<Kind>, differences: Vec<String>, removal: &'static str },
+    Drift { backend: BackendKind, elsewhere: Vec<BackendKind>, differences: Vec<String>, removal: &'static str },
     /// One namespace has one dataplane.
     #[error(
         "{} is in {backend} here, and the namespace cannot have {} as well: remove it first, with {}",
         .there.rules(), .wanted.rules(), .there.removal()
     )]
-    OtherDataplane { backend: Kind, there: Dataplane, wanted: Dataplane },
+    OtherDataplane { backend: BackendKind, there: Dataplane, wanted: Dataplane },
     #[error(
         "iptables-legacy has tables in this namespace, but there is no iptables-legacy-save to tell what they hold; install the package iptables here, or run where it is"
     )]
@@ -62,7 +62,7 @@ pub(super) fn left_behind(dataplane: Dataplane, guarded: bool) -> &'static str {
     }
 }
 
-fn drift_message(backend: &Kind, elsewhere: &[Kind], differences: &[String], removal: &str) -> String {
+fn drift_message(backend: &BackendKind, elsewhere: &[BackendKind], differences: &[String], removal: &str) -> String {
     let mut out = String::new();
     for other in elsewhere {
         out += &format!("rules of an interception are in {other} already, and {backend} is to be used; ");

@@ -7,7 +7,7 @@ use crate::backend::held::{Held, Tcp};
 use crate::backend::nftables::transaction::TransactionError;
 use crate::backend::nftables::{cleanup, survey};
 use crate::backend::routing::{Changes, FoundRouting};
-use crate::backend::{Backend, BackendError, Kind, Reading};
+use crate::backend::{Backend, BackendError, BackendKind, Reading};
 use crate::config::types::Families;
 use crate::plan::model::{ChainName, Plan, Table};
 use crate::sys::grace;
@@ -15,19 +15,19 @@ use crate::sys::grace;
 use super::compare::holds;
 use super::error::{self, InstallError};
 use super::forsaken::{self, Lost};
-use super::look::Found;
-use super::{Done, Request, Session};
+use super::look::KernelState;
+use super::{InstallRequest, Session, UndoableStep};
 
 impl Session {
     /// Gives what there is to be said of it.
     pub(super) fn execute(
         &mut self,
-        request: &Request,
-        kind: Kind,
-        found: &Found,
+        request: &InstallRequest,
+        kind: BackendKind,
+        found: &KernelState,
         reading: &Reading,
         ours: &FoundRouting,
-        elsewhere: &[Kind],
+        elsewhere: &[BackendKind],
     ) -> Result<Vec<String>, InstallError> {
         let plan = request.plan;
         let families = found.families(kind);
@@ -46,7 +46,7 @@ impl Session {
         }
         let changes = Changes::apply(&mut self.route, ours, &plan.routing)?;
         debug!(?changes, "routing done");
-        self.done.push(Done::Routing(changes));
+        self.done.push(UndoableStep::Routing(changes));
         if writes {
             let touched = families.union(plan.families);
             self.change(kind, reading, touched, |backend| backend.apply(plan, reading))?;
@@ -64,8 +64,8 @@ impl Session {
 
     /// Takes away tables of iptables-nft that held something of ours and hold nothing now.
     /// They have no effect: it is no failure if they stay.
-    pub(super) fn sweep(&mut self, found: &Found) {
-        if let Some(netlink) = self.netfilter.as_mut().filter(|_| found.holds(Kind::IptablesNft)) {
+    pub(super) fn sweep(&mut self, found: &KernelState) {
+        if let Some(netlink) = self.netfilter.as_mut().filter(|_| found.holds(BackendKind::IptablesNft)) {
             let _ = cleanup::remove_empty_iptables_tables(netlink);
         }
     }
@@ -73,7 +73,7 @@ impl Session {
     /// Lets a backend change its rules, and remembers what was there.
     fn change(
         &mut self,
-        kind: Kind,
+        kind: BackendKind,
         reading: &Reading,
         families: Families,
         work: impl FnOnce(&mut dyn Backend) -> Result<(), BackendError>,
@@ -82,17 +82,17 @@ impl Session {
         // A refused transaction has changed nothing. In all other cases something may have
         // changed: iptables got halfway, or the kernel's answer was lost.
         if !matches!(&result, Err(error) if error.changed_nothing()) {
-            self.done.push(Done::Rules { kind, found: reading.clone(), families });
+            self.done.push(UndoableStep::Rules { kind, found: reading.clone(), families });
         }
         Ok(result?)
     }
 
-    pub(super) fn remove(&mut self, kind: Kind, found: &Found) -> Result<(), InstallError> {
+    pub(super) fn remove(&mut self, kind: BackendKind, found: &KernelState) -> Result<(), InstallError> {
         let reading = found.reading(kind);
         self.change(kind, &reading, found.families(kind), |backend| backend.remove(&reading))
     }
 
-    fn raise_guard(&mut self, kind: Kind, found: &Found, held: Held) -> Result<(), InstallError> {
+    fn raise_guard(&mut self, kind: BackendKind, found: &KernelState, held: Held) -> Result<(), InstallError> {
         debug!(tcp = ?held.tcp, "traffic is held back meanwhile");
         let guard = Guard::raise(self.netfilter.as_mut(), &self.conditions, kind, &held, found.guard.as_ref())?;
         if found.plans().next().is_some() {
@@ -101,24 +101,25 @@ impl Session {
         let form = std::mem::discriminant::<Guard>;
         let replaced = found.guard.as_ref().is_some_and(|left| form(left) == form(&guard));
         if let Some(other) = found.guard.clone().filter(|_| !replaced) {
-            self.done.push(Done::Guard { guard: other, held: held.clone(), left: true });
+            self.done.push(UndoableStep::Guard { guard: other, held: held.clone(), left: true });
         }
-        self.done.push(Done::Guard { guard, held, left: replaced });
-        if kind == Kind::Nftables { self.look_again(found) } else { Ok(()) }
+        self.done.push(UndoableStep::Guard { guard, held, left: replaced });
+        if kind == BackendKind::Nftables { self.look_again(found) } else { Ok(()) }
     }
 
     /// The native transaction demands that nobody has changed anything since the tables were
     /// listed, and the guard has changed something.
-    fn look_again(&mut self, found: &Found) -> Result<(), InstallError> {
+    fn look_again(&mut self, found: &KernelState) -> Result<(), InstallError> {
         let netlink = self.netfilter.as_mut().ok_or(InstallError::NoNftables)?;
         self.tables = survey::tables(netlink).map_err(error::survey)?;
-        let (before, now) = (found.reading(Kind::Nftables), self.backend(Kind::Nftables, Families::NONE)?.read()?);
+        let (before, now) =
+            (found.reading(BackendKind::Nftables), self.backend(BackendKind::Nftables, Families::NONE)?.read()?);
         if now.says_the_same(&before) { Ok(()) } else { Err(TransactionError::Raced.into()) }
     }
 
     /// Puts up a guard that has been taken away, to go back to what was there before it.
     pub(super) fn raise_again(&mut self, guard: &Guard, held: &Held) -> Result<(), GuardError> {
-        let kind = if let Guard::Iptables { kind, .. } = guard { *kind } else { Kind::Nftables };
+        let kind = if let Guard::Iptables { kind, .. } = guard { *kind } else { BackendKind::Nftables };
         Guard::raise(self.netfilter.as_mut(), &self.conditions, kind, held, None)?;
         let_packets_pass(held);
         Ok(())
@@ -128,10 +129,13 @@ impl Session {
     pub(super) fn lower_guard(&mut self, lost_by_undo: &Lost) -> Result<(), InstallError> {
         let mut lowered = None;
         for done in &self.done {
-            let Done::Guard { guard, held, .. } = done else { break };
+            let UndoableStep::Guard { guard, held, .. } = done else { break };
             guard.lower(self.netfilter.as_mut(), &self.conditions)?;
-            lowered =
-                Some(Done::Lowered { guard: guard.clone(), held: held.clone(), lost_by_undo: lost_by_undo.clone() });
+            lowered = Some(UndoableStep::Lowered {
+                guard: guard.clone(),
+                held: held.clone(),
+                lost_by_undo: lost_by_undo.clone(),
+            });
         }
         self.done.extend(lowered);
         Ok(())
@@ -150,7 +154,7 @@ fn let_packets_pass(held: &Held) {
 /// with a mark that neither would have given it: rules stand in more than one backend for a
 /// while, or what marks comes, goes, or takes another mark. The nat table decides about a
 /// connection once, whoever is asked first, and there a change needs nothing.
-fn two_at_once(plan: &Plan, found: &Found, moves: bool) -> bool {
+fn two_at_once(plan: &Plan, found: &KernelState, moves: bool) -> bool {
     let wanted = forsaken::marks([plan]);
     found.plans().map(|other| forsaken::marks([other])).any(|other| other != wanted || (moves && !other.is_empty()))
 }

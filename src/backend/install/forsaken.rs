@@ -7,12 +7,12 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::backend::connections::{self, Connection, Ended, Kernel};
+use crate::backend::connections::{self, Ended, Kernel, TcpConnection};
 use crate::backend::routing;
 use crate::config::types::Family;
 use crate::plan::model::Plan;
 use crate::sys::conntrack::Tracked;
-use crate::sys::inet_diag::{State, TcpSocket};
+use crate::sys::inet_diag::{TcpSocket, TcpState};
 use crate::sys::netlink::Netlink;
 
 /// What rules mark packets and connections with in each family, the proxy's own mark apart.
@@ -90,17 +90,17 @@ fn try_end(lost: &Lost, route: &mut Netlink) -> io::Result<Ended> {
     // Those that are closed at both ends send their last packets by the mark as well, but
     // nobody misses them.
     let (used, over): (Vec<_>, Vec<_>) =
-        found.into_iter().partition(|c| c.sockets.iter().any(|socket| socket.state != State::Over));
+        found.into_iter().partition(|c| c.sockets.iter().any(|socket| socket.state != TcpState::Over));
     connections::end(&mut kernel, over.iter());
     Ok(connections::end(&mut kernel, used.iter()))
 }
 
 /// The connections that somebody in the pod has begun from an address that is not the pod's:
 /// with a mark that is lost, or with none yet because their first packet is held back.
-fn carried(lost: &Lost, own: &HashSet<IpAddr>, sockets: &[TcpSocket], tracked: Vec<Tracked>) -> Vec<Connection> {
+fn carried(lost: &Lost, own: &HashSet<IpAddr>, sockets: &[TcpSocket], tracked: Vec<Tracked>) -> Vec<TcpConnection> {
     let by_ends: HashMap<_, &TcpSocket> = sockets
         .iter()
-        .filter(|socket| !matches!(socket.state, State::Listening | State::Remembered))
+        .filter(|socket| !matches!(socket.state, TcpState::Listening | TcpState::Remembered))
         .map(|socket| ((socket.local, socket.remote), socket))
         .collect();
     let is_lost = |from: SocketAddr, mark| lost.has(from, mark) && !own.contains(&from.ip());
@@ -112,12 +112,15 @@ fn carried(lost: &Lost, own: &HashSet<IpAddr>, sockets: &[TcpSocket], tracked: V
         if is_lost(from, tracked.mark) {
             // The app's end first: as long as the proxy's is there, a killed run leaves word of both.
             let sockets = [by_ends.get(&(to, from)), Some(of_proxy)].into_iter().flatten();
-            out.push(Connection { sockets: sockets.map(|socket| (*socket).clone()).collect(), tracked: Some(tracked) });
+            out.push(TcpConnection {
+                sockets: sockets.map(|socket| (*socket).clone()).collect(),
+                tracked: Some(tracked),
+            });
         }
     }
-    let begins = |socket: &&TcpSocket| socket.state == State::Opening && is_lost(socket.local, socket.mark);
+    let begins = |socket: &&TcpSocket| socket.state == TcpState::Opening && is_lost(socket.local, socket.mark);
     let unanswered = sockets.iter().filter(begins).filter(|s| !by_ends.contains_key(&(s.remote, s.local)));
-    out.extend(unanswered.map(|socket| Connection { sockets: vec![socket.clone()], tracked: None }));
+    out.extend(unanswered.map(|socket| TcpConnection { sockets: vec![socket.clone()], tracked: None }));
     out
 }
 
@@ -145,7 +148,7 @@ mod tests {
             carried(lost, &own, sockets, vec![tracked(from, APP, mark)]).len()
         };
         let lost = Lost::These(Marks::from([(Family::V4, 1337)]));
-        let open = pair(State::Established, CLIENT, APP);
+        let open = pair(TcpState::Established, CLIENT, APP);
         assert_eq!(count(&lost, &open, CLIENT, 1337), 1);
         assert_eq!(count(&lost, &open, CLIENT, 1), 0);
         assert_eq!(count(&Lost::These(Marks::from([(Family::V6, 1337)])), &open, CLIENT, 1337), 0);
@@ -158,17 +161,17 @@ mod tests {
         assert_eq!(count(&lost, &open[..1], CLIENT, 1337), 1);
         // Both addresses are the pod's: it needs no mark.
         let within = "10.244.0.6:40000";
-        assert_eq!(count(&lost, &pair(State::Established, within, APP), within, 1337), 0);
+        assert_eq!(count(&lost, &pair(TcpState::Established, within, APP), within, 1337), 0);
         // What is only remembered sends nothing by itself.
-        assert_eq!(count(&lost, &pair(State::Remembered, CLIENT, APP), CLIENT, 1337), 0);
-        assert_eq!(count(&lost, &pair(State::Over, CLIENT, APP), CLIENT, 1337), 1);
+        assert_eq!(count(&lost, &pair(TcpState::Remembered, CLIENT, APP), CLIENT, 1337), 0);
+        assert_eq!(count(&lost, &pair(TcpState::Over, CLIENT, APP), CLIENT, 1337), 1);
     }
 
     #[test]
     fn what_begins_is_told_by_its_socket() {
         let lost = Lost::These(Marks::from([(Family::V4, 1337)]));
         let begins = |local: &str, mark| {
-            let mut begins = socket(State::Opening, local, APP, 0, Some(true));
+            let mut begins = socket(TcpState::Opening, local, APP, 0, Some(true));
             begins.mark = mark;
             carried(&lost, &HashSet::from(["10.244.0.6".parse().unwrap()]), &[begins], Vec::new()).len()
         };

@@ -15,7 +15,7 @@ use crate::backend::nftables::survey::Tables;
 use crate::backend::nftables::{list, tables};
 use crate::backend::routing::{self, FoundRouting, RoutingError};
 use crate::backend::survey::{self, Survey};
-use crate::backend::{Backup, Kind, Reading};
+use crate::backend::{BackendKind, Backup, Reading};
 use crate::config::settings::BackendChoice;
 use crate::config::types::{Families, Family, Mark};
 use crate::plan::model::{Dataplane, Plan};
@@ -28,24 +28,24 @@ use super::{Action, Prospect, Session};
 const MOST_OF_OTHERS: usize = 10_000;
 
 /// What is in the kernel.
-pub(super) struct Found {
+pub(super) struct KernelState {
     pub(super) survey: Survey,
-    pub(super) readings: Vec<(Kind, Reading)>,
+    pub(super) readings: Vec<(BackendKind, Reading)>,
     pub(super) routing: FoundRouting,
     pub(super) guard: Option<Guard>,
     /// iptables-legacy has tables, and no program to list them.
     pub(super) legacy_unknown: bool,
     /// Backends that hold rules for another dataplane.
-    pub(super) of_others: Vec<(Kind, Dataplane)>,
+    pub(super) of_others: Vec<(BackendKind, Dataplane)>,
 }
 
-impl Found {
-    pub(super) fn reading(&self, kind: Kind) -> Reading {
+impl KernelState {
+    pub(super) fn reading(&self, kind: BackendKind) -> Reading {
         let found = self.readings.iter().find(|(k, _)| *k == kind);
         found.map_or_else(Reading::nothing, |(_, reading)| reading.clone())
     }
 
-    pub(super) fn holds(&self, kind: Kind) -> bool {
+    pub(super) fn holds(&self, kind: BackendKind) -> bool {
         self.readings.iter().any(|(k, reading)| *k == kind && reading.present)
     }
 
@@ -55,18 +55,18 @@ impl Found {
     }
 
     /// The families in which an iptables variant has tables.
-    pub(super) fn families(&self, kind: Kind) -> Families {
+    pub(super) fn families(&self, kind: BackendKind) -> Families {
         match kind {
-            Kind::Nftables => Families::NONE,
-            Kind::IptablesNft => self.survey.iptables_nft_tables(),
-            Kind::IptablesLegacy => self.survey.iptables_legacy,
+            BackendKind::Nftables => Families::NONE,
+            BackendKind::IptablesNft => self.survey.iptables_nft_tables(),
+            BackendKind::IptablesLegacy => self.survey.iptables_legacy,
         }
     }
 
     /// Whether iptables-legacy has rules of anybody.
     pub(super) fn legacy_has_rules(&self) -> bool {
         self.readings.iter().any(|(kind, reading)| {
-            *kind == Kind::IptablesLegacy
+            *kind == BackendKind::IptablesLegacy
                 && match &reading.backup {
                     Backup::Iptables(saved) => saved.values().flat_map(|s| &s.tables).any(|t| !t.rules.is_empty()),
                     _ => false,
@@ -77,10 +77,10 @@ impl Found {
 
 impl Session {
     /// What is there. `mesh_address`: whether `::6` is on lo, where that is known and decides nothing.
-    pub(super) fn look(&mut self, wants_routes: bool, mesh_address: Option<bool>) -> Result<Found, InstallError> {
+    pub(super) fn look(&mut self, wants_routes: bool, mesh_address: Option<bool>) -> Result<KernelState, InstallError> {
         let survey = survey::survey(self.netfilter.as_mut()).map_err(error::survey)?;
         self.tables = survey.nftables.clone().unwrap_or_default();
-        let mut found = Found {
+        let mut found = KernelState {
             readings: Vec::new(),
             routing: FoundRouting { mesh_address: mesh_address.unwrap_or_default(), ..FoundRouting::default() },
             guard: Guard::left_behind(&survey),
@@ -96,19 +96,19 @@ impl Session {
             Dataplane::Sidecar => Dataplane::Ambient,
             _ => Dataplane::Sidecar,
         };
-        found.of_others.extend(has(other).then_some((Kind::Nftables, other)));
+        found.of_others.extend(has(other).then_some((BackendKind::Nftables, other)));
         if has_nft {
-            self.read_into(Kind::Nftables, Families::NONE, &mut found)?;
+            self.read_into(BackendKind::Nftables, Families::NONE, &mut found)?;
         }
         if found.survey.iptables_nft {
             let families = found.survey.iptables_nft_tables();
-            self.read_into(Kind::IptablesNft, families, &mut found)?;
+            self.read_into(BackendKind::IptablesNft, families, &mut found)?;
         }
         let legacy = found.survey.iptables_legacy;
         if !legacy.is_empty() {
             let programs = self.programs(Variant::Legacy);
             if legacy.iter().all(|family| programs.exist(family)) {
-                self.read_into(Kind::IptablesLegacy, legacy, &mut found)?;
+                self.read_into(BackendKind::IptablesLegacy, legacy, &mut found)?;
             } else {
                 found.legacy_unknown = true;
             }
@@ -128,7 +128,12 @@ impl Session {
         Ok(found)
     }
 
-    fn read_into(&mut self, kind: Kind, families: Families, found: &mut Found) -> Result<(), InstallError> {
+    fn read_into(
+        &mut self,
+        kind: BackendKind,
+        families: Families,
+        found: &mut KernelState,
+    ) -> Result<(), InstallError> {
         let reading = self.backend(kind, families)?.read()?;
         debug!(backend = kind.name(), present = reading.present, rules = reading.plan.rule_count(), "read");
         let whose = match &reading.backup {
@@ -147,17 +152,17 @@ impl Session {
     /// else has a table nothing is read for it.
     pub(super) fn interference(
         &mut self,
-        found: &Found,
+        found: &KernelState,
         plan: &Plan,
-        kind: Kind,
+        kind: BackendKind,
     ) -> Result<Option<String>, InstallError> {
         let mut tables = Vec::new();
         let saved = |kind| found.readings.iter().find(|(k, _)| *k == kind).map(|(_, reading)| &reading.backup);
         let of_others = found.survey.nftables.as_ref().is_some_and(Tables::has_others);
-        let unread = !found.survey.iptables_nft_tables().is_empty() && saved(Kind::IptablesNft).is_none();
-        let mut listed = vec![Kind::IptablesLegacy];
+        let unread = !found.survey.iptables_nft_tables().is_empty() && saved(BackendKind::IptablesNft).is_none();
+        let mut listed = vec![BackendKind::IptablesLegacy];
         match self.netfilter.as_mut().filter(|_| of_others || unread) {
-            None => listed.push(Kind::IptablesNft),
+            None => listed.push(BackendKind::IptablesNft),
             Some(netlink) => match list::everything(netlink, MOST_OF_OTHERS) {
                 Ok(all) => tables.extend(tables::listed(&all)),
                 Err(e) if e.kind() == io::ErrorKind::QuotaExceeded => {
@@ -184,7 +189,7 @@ impl Session {
     }
 
     /// The backend to use, by what is asked for and what is there.
-    pub(super) fn choose(&self, choice: BackendChoice, found: &Found, warnings: &mut Vec<String>) -> Kind {
+    pub(super) fn choose(&self, choice: BackendChoice, found: &KernelState, warnings: &mut Vec<String>) -> BackendKind {
         if found.legacy_unknown {
             warnings.push("iptables-legacy has tables in this namespace, but there is no iptables-legacy-save to tell what they hold: an interception in them, if any, stays".into());
         }
@@ -195,7 +200,7 @@ impl Session {
 /// The backend that would be used in a namespace without any rules, on a kernel with
 /// nf_tables: what the options tell where the kernel cannot be looked at.
 pub fn choose_unseen(conditions: &Conditions, choice: BackendChoice) -> Prospect {
-    let nothing = Found {
+    let nothing = KernelState {
         survey: Survey { nftables: Some(Tables::default()), ..Survey::default() },
         readings: Vec::new(),
         routing: FoundRouting::default(),
@@ -211,29 +216,29 @@ pub fn choose_unseen(conditions: &Conditions, choice: BackendChoice) -> Prospect
 
 fn choose(
     choice: BackendChoice,
-    found: &Found,
+    found: &KernelState,
     installed: &dyn Fn(Variant) -> bool,
     warnings: &mut Vec<String>,
-) -> Kind {
-    let holder = |kinds: &[Kind]| kinds.iter().copied().find(|&kind| found.holds(kind));
-    let iptables = [Kind::IptablesNft, Kind::IptablesLegacy];
+) -> BackendKind {
+    let holder = |kinds: &[BackendKind]| kinds.iter().copied().find(|&kind| found.holds(kind));
+    let iptables = [BackendKind::IptablesNft, BackendKind::IptablesLegacy];
     match choice {
-        BackendChoice::Nftables => Kind::Nftables,
-        BackendChoice::IptablesNft => Kind::IptablesNft,
-        BackendChoice::IptablesLegacy => Kind::IptablesLegacy,
-        BackendChoice::Auto => match holder(&Kind::ALL) {
+        BackendChoice::Nftables => BackendKind::Nftables,
+        BackendChoice::IptablesNft => BackendKind::IptablesNft,
+        BackendChoice::IptablesLegacy => BackendKind::IptablesLegacy,
+        BackendChoice::Auto => match holder(&BackendKind::ALL) {
             Some(kind) => kind,
-            None if found.survey.nftables.is_some() => Kind::Nftables,
-            None if installed(Variant::Nft) => Kind::IptablesNft,
-            None => Kind::IptablesLegacy,
+            None if found.survey.nftables.is_some() => BackendKind::Nftables,
+            None if installed(Variant::Nft) => BackendKind::IptablesNft,
+            None => BackendKind::IptablesLegacy,
         },
         BackendChoice::AutoIptables => {
-            let tables = |kind: &Kind| match kind {
-                Kind::IptablesLegacy => found.legacy_has_rules(),
+            let tables = |kind: &BackendKind| match kind {
+                BackendKind::IptablesLegacy => found.legacy_has_rules(),
                 _ => !found.survey.iptables_nft_tables().is_empty(),
             };
-            let usable = |kind: &Kind| match kind {
-                Kind::IptablesLegacy => installed(Variant::Legacy),
+            let usable = |kind: &BackendKind| match kind {
+                BackendKind::IptablesLegacy => installed(Variant::Legacy),
                 _ => found.survey.nftables.is_some() && installed(Variant::Nft),
             };
             let in_use = iptables.iter().copied().filter(usable).find(|kind| tables(kind));
@@ -241,15 +246,15 @@ fn choose(
                 Some(kind) => kind,
                 None if found.survey.nftables.is_some() => {
                     warnings.push("there is no iptables program here: native nftables is used".into());
-                    Kind::Nftables
+                    BackendKind::Nftables
                 }
-                None => Kind::IptablesLegacy,
+                None => BackendKind::IptablesLegacy,
             }
         }
     }
 }
 
 /// The marks that the rules found set or ask for.
-pub(super) fn marks(found: &Found) -> Vec<Mark> {
+pub(super) fn marks(found: &KernelState) -> Vec<Mark> {
     found.readings.iter().flat_map(|(_, reading)| reading.plan.marks()).collect()
 }

@@ -24,7 +24,7 @@ use crate::backend::iptables::programs::{Programs, Variant};
 use crate::backend::nftables::backend::Nftables;
 use crate::backend::nftables::survey::Tables;
 use crate::backend::routing::{Changes, FoundRouting};
-use crate::backend::{Backend, BackendError, Kind, Reading};
+use crate::backend::{Backend, BackendError, BackendKind, Reading};
 use crate::config::settings::BackendChoice;
 use crate::config::types::{Families, Family, RouteTable};
 use crate::plan::diff;
@@ -37,13 +37,13 @@ use compare::{adds_nothing, holds, is_unfinished};
 pub use error::InstallError;
 use forsaken::{Lost, Marks};
 pub use look::choose_unseen;
-use look::{Found, marks};
+use look::{KernelState, marks};
 
 /// How often to begin again when others change the rules at the same time.
 const ATTEMPTS: usize = 20;
 
 /// What to install, and how.
-pub struct Request<'a> {
+pub struct InstallRequest<'a> {
     pub plan: &'a Plan,
     pub choice: BackendChoice,
     pub reconcile: bool,
@@ -68,9 +68,9 @@ pub enum Action {
 #[derive(Debug, Clone)]
 pub struct Outcome {
     pub action: Action,
-    pub backend: Kind,
+    pub backend: BackendKind,
     /// Other backends from which rules were removed.
-    pub removed_from: Vec<Kind>,
+    pub removed_from: Vec<BackendKind>,
     pub warnings: Vec<String>,
     /// How long it took to read what was there.
     pub read: Duration,
@@ -79,25 +79,25 @@ pub struct Outcome {
 /// What an install would do, as far as looking tells.
 #[derive(Debug)]
 pub struct Prospect {
-    pub backend: Kind,
+    pub backend: BackendKind,
     /// What would be done, or what it would fail for.
     pub would: Result<Action, InstallError>,
     pub warnings: Vec<String>,
 }
 
 /// What an install has to do, and from where it starts.
-struct Decision {
+struct InstallDecision {
     action: Action,
     /// What the chosen backend holds.
     reading: Reading,
     /// Routing of an interception that is there.
     ours: FoundRouting,
     /// Other backends with rules of an interception, which go.
-    elsewhere: Vec<Kind>,
+    elsewhere: Vec<BackendKind>,
 }
 
 /// Something done, with what it takes to undo it.
-enum Done {
+enum UndoableStep {
     /// `left`: by a killed run, so that it was there before.
     Guard {
         guard: Guard,
@@ -112,7 +112,7 @@ enum Done {
     },
     Routing(Changes),
     Rules {
-        kind: Kind,
+        kind: BackendKind,
         found: Reading,
         families: Families,
     },
@@ -129,7 +129,7 @@ pub struct Session {
     dataplane: Dataplane,
     /// nf_tables' tables as last looked at: a transaction is refused if they have changed since.
     tables: Tables,
-    done: Vec<Done>,
+    done: Vec<UndoableStep>,
     _lock: lock::Lock,
 }
 
@@ -167,7 +167,7 @@ impl Session {
     }
 
     /// Makes the kernel hold the plan. `mesh_address`: whether `::6` was on lo a moment ago.
-    pub fn install(&mut self, request: &Request, mesh_address: bool) -> Result<Outcome, InstallError> {
+    pub fn install(&mut self, request: &InstallRequest, mesh_address: bool) -> Result<Outcome, InstallError> {
         self.repeatedly(|session| session.try_install(request, mesh_address))
     }
 
@@ -192,7 +192,7 @@ impl Session {
     }
 
     /// What every backend holds of an interception, routing included.
-    pub fn read(&mut self, wanted: &Routing) -> Result<Vec<(Kind, Reading)>, InstallError> {
+    pub fn read(&mut self, wanted: &Routing) -> Result<Vec<(BackendKind, Reading)>, InstallError> {
         let found = self.look(true, None)?;
         let routing = found.routing.ours(self.dataplane, &marks(&found), wanted).routing();
         let mut readings = found.readings;
@@ -219,12 +219,12 @@ impl Session {
         let (mut guarded, mut lost) = (false, None);
         for done in std::mem::take(&mut self.done).into_iter().rev() {
             match done {
-                Done::Lowered { guard, held, lost_by_undo } => {
+                UndoableStep::Lowered { guard, held, lost_by_undo } => {
                     problems.extend(self.raise_again(&guard, &held).err().map(|e| e.to_string()));
                     lost = Some(lost_by_undo);
                 }
-                Done::Guard { left: true, .. } => {}
-                Done::Guard { guard, .. } if problems.is_empty() => {
+                UndoableStep::Guard { left: true, .. } => {}
+                UndoableStep::Guard { guard, .. } if problems.is_empty() => {
                     let said = lost.take().and_then(|lost| forsaken::end(&lost, &mut self.route));
                     said.into_iter().for_each(|said| warn!("{said}"));
                     if let Err(e) = guard.lower(self.netfilter.as_mut(), &self.conditions) {
@@ -232,9 +232,11 @@ impl Session {
                         guarded = true;
                     }
                 }
-                Done::Guard { .. } => guarded = true,
-                Done::Routing(changes) => problems.extend(changes.undo(&mut self.route).err().map(|e| e.to_string())),
-                Done::Rules { kind, found, families } => {
+                UndoableStep::Guard { .. } => guarded = true,
+                UndoableStep::Routing(changes) => {
+                    problems.extend(changes.undo(&mut self.route).err().map(|e| e.to_string()))
+                }
+                UndoableStep::Rules { kind, found, families } => {
                     let result = self.backend(kind, families).and_then(|mut b| Ok(b.restore(&found)?));
                     problems.extend(result.err().map(|e| e.to_string()));
                 }
@@ -251,19 +253,19 @@ impl Session {
     }
 
     /// A backend. `families`: those in which an iptables variant has tables.
-    fn backend(&mut self, kind: Kind, families: Families) -> Result<Box<dyn Backend + '_>, InstallError> {
+    fn backend(&mut self, kind: BackendKind, families: Families) -> Result<Box<dyn Backend + '_>, InstallError> {
         let comments = self.conditions.rule_comments;
         Ok(match kind {
-            Kind::Nftables => {
+            BackendKind::Nftables => {
                 let netlink = self.netfilter.as_mut().ok_or(InstallError::NoNftables)?;
                 Box::new(Nftables::new(netlink, self.tables.clone(), self.dataplane))
             }
-            Kind::IptablesNft => Box::new(Iptables::new(&self.programs_nft, comments, families)),
-            Kind::IptablesLegacy => Box::new(Iptables::new(&self.programs_legacy, comments, families)),
+            BackendKind::IptablesNft => Box::new(Iptables::new(&self.programs_nft, comments, families)),
+            BackendKind::IptablesLegacy => Box::new(Iptables::new(&self.programs_legacy, comments, families)),
         })
     }
 
-    fn try_install(&mut self, request: &Request, mesh_address: bool) -> Result<Outcome, InstallError> {
+    fn try_install(&mut self, request: &InstallRequest, mesh_address: bool) -> Result<Outcome, InstallError> {
         let plan = request.plan;
         let started = Instant::now();
         let mut found = self.look(!plan.routing.routes.is_empty(), Some(mesh_address))?;
@@ -275,8 +277,8 @@ impl Session {
         let mut warnings = Vec::new();
         let kind = self.choose(request.choice, &found, &mut warnings);
         let plan = without_routes_by_lo(request.plan, &found.routing.routes, &mut warnings);
-        let request = &Request { plan: &plan, ..*request };
-        let Decision { action, reading, ours, elsewhere } = self.decide(request, &found, kind, &mut warnings)?;
+        let request = &InstallRequest { plan: &plan, ..*request };
+        let InstallDecision { action, reading, ours, elsewhere } = self.decide(request, &found, kind, &mut warnings)?;
         if action != Action::Unchanged {
             warnings.extend(self.execute(request, kind, &found, &reading, &ours, &elsewhere)?);
         }
@@ -289,12 +291,12 @@ impl Session {
     ///
     /// That this namespace's rules cannot be looked at. What an install would fail for is no
     /// error: it is in the prospect.
-    pub fn foresee(&mut self, request: &Request) -> Result<Prospect, InstallError> {
+    pub fn foresee(&mut self, request: &InstallRequest) -> Result<Prospect, InstallError> {
         let found = self.look(!request.plan.routing.routes.is_empty(), None)?;
         let mut warnings = Vec::new();
         let backend = self.choose(request.choice, &found, &mut warnings);
         let plan = without_routes_by_lo(request.plan, &found.routing.routes, &mut warnings);
-        let request = &Request { plan: &plan, ..*request };
+        let request = &InstallRequest { plan: &plan, ..*request };
         let would = self.decide(request, &found, backend, &mut warnings).map(|decision| decision.action);
         Ok(Prospect { backend, would, warnings })
     }
@@ -302,13 +304,13 @@ impl Session {
     /// What has to be done, by what is there.
     fn decide(
         &mut self,
-        request: &Request,
-        found: &Found,
-        kind: Kind,
+        request: &InstallRequest,
+        found: &KernelState,
+        kind: BackendKind,
         warnings: &mut Vec<String>,
-    ) -> Result<Decision, InstallError> {
+    ) -> Result<InstallDecision, InstallError> {
         let plan = request.plan;
-        if kind == Kind::Nftables && found.survey.nftables.is_none() {
+        if kind == BackendKind::Nftables && found.survey.nftables.is_none() {
             return Err(InstallError::NoNftables);
         }
         if let Some(&(backend, there)) = found.of_others.first() {
@@ -324,17 +326,18 @@ impl Session {
         }
         let reading = found.reading(kind);
         let ours = found.routing.ours(self.dataplane, &marks(found), &plan.routing);
-        let elsewhere: Vec<Kind> = Kind::ALL.into_iter().filter(|&k| k != kind && found.holds(k)).collect();
+        let elsewhere: Vec<BackendKind> =
+            BackendKind::ALL.into_iter().filter(|&k| k != kind && found.holds(k)).collect();
         let have_routing = ours.routing().normalised();
         let same_rules = holds(&reading, plan);
         let same = same_rules && have_routing == plan.routing.normalised();
         if same && elsewhere.is_empty() && found.guard.is_none() && !request.force {
-            return Ok(Decision { action: Action::Unchanged, reading, ours, elsewhere });
+            return Ok(InstallDecision { action: Action::Unchanged, reading, ours, elsewhere });
         }
         let moved = same_rules && elsewhere.iter().all(|&kind| adds_nothing(plan, &found.reading(kind)));
         let interrupted = found.guard.is_some() || is_unfinished(&reading) || moved;
         let differs = (reading.present && !same) || !elsewhere.is_empty();
-        let refuses = kind != Kind::Nftables && differs && !interrupted && !request.reconcile;
+        let refuses = kind != BackendKind::Nftables && differs && !interrupted && !request.reconcile;
         let mut differences: Vec<String> = Vec::new();
         if reading.present && differs && (refuses || enabled!(Level::DEBUG)) {
             let have = Plan { routing: have_routing, ..reading.plan.clone() };
@@ -348,15 +351,15 @@ impl Session {
         }
         self.check_programs(kind, plan)?;
         let action = if reading.present || !elsewhere.is_empty() { Action::Replaced } else { Action::Installed };
-        Ok(Decision { action, reading, ours, elsewhere })
+        Ok(InstallDecision { action, reading, ours, elsewhere })
     }
 
     /// Whether the programs that a backend needs are there, before anything is touched.
-    fn check_programs(&self, kind: Kind, plan: &Plan) -> Result<(), InstallError> {
+    fn check_programs(&self, kind: BackendKind, plan: &Plan) -> Result<(), InstallError> {
         let variant = match kind {
-            Kind::Nftables => return Ok(()),
-            Kind::IptablesNft => Variant::Nft,
-            Kind::IptablesLegacy => Variant::Legacy,
+            BackendKind::Nftables => return Ok(()),
+            BackendKind::IptablesNft => Variant::Nft,
+            BackendKind::IptablesLegacy => Variant::Legacy,
         };
         let programs = self.programs(variant);
         plan.families.iter().try_for_each(|family| programs.check(family).map_err(BackendError::from))?;
@@ -371,17 +374,17 @@ impl Session {
             return Err(InstallError::CannotTellLegacy);
         }
         let ours = found.routing.ours(self.dataplane, &marks(&found), &Routing::default());
-        let holders: Vec<Kind> = Kind::ALL.into_iter().filter(|&kind| found.holds(kind)).collect();
+        let holders: Vec<BackendKind> = BackendKind::ALL.into_iter().filter(|&kind| found.holds(kind)).collect();
         let nothing = holders.is_empty() && ours.routing().is_empty() && found.guard.is_none();
         if let Some(guard) = found.guard.clone() {
             let held = Held::of(&Plan::nothing_of(self.dataplane), found.plans());
-            self.done.push(Done::Guard { guard, held, left: true });
+            self.done.push(UndoableStep::Guard { guard, held, left: true });
         }
         for &kind in &holders {
             self.remove(kind, &found)?;
         }
         let changes = Changes::apply(&mut self.route, &ours, &Routing::default())?;
-        self.done.push(Done::Routing(changes));
+        self.done.push(UndoableStep::Routing(changes));
         let was = forsaken::marks(found.plans());
         let lost = if found.guard.is_some() { Lost::AllBut(Marks::new()) } else { Lost::These(was) };
         let said = forsaken::end(&lost, &mut self.route);
@@ -391,7 +394,7 @@ impl Session {
         self.sweep(&found);
         Ok(Outcome {
             action: if nothing { Action::Nothing } else { Action::Removed },
-            backend: holders.first().copied().unwrap_or(Kind::Nftables),
+            backend: holders.first().copied().unwrap_or(BackendKind::Nftables),
             removed_from: holders,
             warnings,
             read,
@@ -400,7 +403,7 @@ impl Session {
 }
 
 /// What is to be said of rules that are not of the kind that is removed.
-fn stays(kind: Kind, there: Dataplane) -> String {
+fn stays(kind: BackendKind, there: Dataplane) -> String {
     format!("{} stays in {kind}: {} removes it", there.rules(), there.removal())
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use crate::backend::listing::{self, Holder, ListedTable};
 use crate::backend::ours::{self, Holding};
-use crate::backend::{Backend, BackendError, Backup, Kind, Reading};
+use crate::backend::{Backend, BackendError, BackendKind, Backup, Reading};
 use crate::config::types::{Families, Family};
 use crate::plan::canon::Canon;
 use crate::plan::lower::lower;
@@ -72,10 +72,10 @@ fn changed(plan: &Plan, found: &Reading, family: Family) -> Vec<Table> {
 }
 
 impl Backend for Iptables<'_> {
-    fn kind(&self) -> Kind {
+    fn kind(&self) -> BackendKind {
         match self.programs.variant {
-            Variant::Nft => Kind::IptablesNft,
-            Variant::Legacy => Kind::IptablesLegacy,
+            Variant::Nft => BackendKind::IptablesNft,
+            Variant::Legacy => BackendKind::IptablesLegacy,
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::config::types::Family;
-use crate::plan::model::{ChainName, Counters, Dataplane, Origin, Rule, Table};
+use crate::plan::model::{ChainName, Counters, Dataplane, Rule, RuleOrigin, Table};
 
 use super::rule::rule;
 
@@ -102,7 +102,8 @@ pub fn parse(text: &str, family: Family) -> Result<Saved, ParseError> {
                 let number = numbers.entry(rule.chain.clone()).or_default();
                 *number += 1;
                 let text = (!rule.rule.is_understood()).then(|| format!("-A {} {}", rule.chain, rule.words).into());
-                rule.rule.origin = Some(Arc::new(Origin { number: *number, handle: None, text, incomplete: false }));
+                rule.rule.origin =
+                    Some(Arc::new(RuleOrigin { number: *number, handle: None, text, incomplete: false }));
                 table.rules.push(rule);
             }
         }

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use crate::config::ranges::Step;
+use crate::config::ranges::Discrete;
 use crate::config::types::Family;
 use crate::plan::model::{Cond, CtStates, Masked, Matches, Rule, Verdict, protocol};
 use crate::plan::why::Why;
@@ -12,7 +12,7 @@ use crate::plan::why::Why;
 ///
 /// `comments`: whether the reason goes along as `-m comment`.
 pub fn rule(rule: &Rule, family: Family, comments: bool) -> String {
-    let mut words = Words(String::with_capacity(120));
+    let mut words = WordList(String::with_capacity(120));
     conditions(&mut words, &rule.matches, family);
     // Nothing is asked by it, but so it is in the reference's kernel state.
     if matches!(rule.why, Why::ProbeIn | Why::ProbeAnswer) {
@@ -25,10 +25,10 @@ pub fn rule(rule: &Rule, family: Family, comments: bool) -> String {
     words.0
 }
 
-/// Words of a rule, with a space between them.
-struct Words(String);
+/// WordList of a rule, with a space between them.
+struct WordList(String);
 
-impl Words {
+impl WordList {
     fn push(&mut self, more: std::fmt::Arguments) {
         if !self.0.is_empty() {
             self.0.push(' ');
@@ -43,7 +43,7 @@ fn not<T>(cond: &Cond<T>) -> &'static str {
     if cond.negated { "! " } else { "" }
 }
 
-fn conditions(words: &mut Words, m: &Matches, family: Family) {
+fn conditions(words: &mut WordList, m: &Matches, family: Family) {
     for (flag, cond) in [("-s", &m.source), ("-d", &m.destination)] {
         if let Some(cond) = cond {
             // Lowered: at most one range; a negated condition may have none in this family.
@@ -107,7 +107,7 @@ fn conditions(words: &mut Words, m: &Matches, family: Family) {
     }
 }
 
-fn ports(words: &mut Words, m: &Matches) {
+fn ports(words: &mut WordList, m: &Matches) {
     let conds = [("s", &m.source_port), ("d", &m.destination_port)];
     for (letter, cond) in conds {
         let Some(cond) = cond else { continue };
@@ -125,7 +125,7 @@ fn ports(words: &mut Words, m: &Matches) {
 /// The first number alone, or both ends with a sign between them.
 struct Span<T>(T, T, char);
 
-impl<T: Step> std::fmt::Display for Span<T> {
+impl<T: Discrete> std::fmt::Display for Span<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         let Span(first, last, between) = self;
         if first == last { write!(f, "{first}") } else { write!(f, "{first}{between}{last}") }
@@ -138,7 +138,7 @@ fn states(states: CtStates) -> String {
     names.join(",")
 }
 
-fn target(words: &mut Words, verdict: &Verdict, family: Family) {
+fn target(words: &mut WordList, verdict: &Verdict, family: Family) {
     match verdict {
         Verdict::Continue => {}
         Verdict::Return => words.push(format_args!("-j RETURN")),

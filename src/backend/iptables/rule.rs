@@ -14,7 +14,7 @@ use crate::plan::why::Why;
 /// Parses a rule's words, the part after `-A CHAIN`.
 pub fn rule(words: &str, family: Family) -> Result<Rule, String> {
     let words = split(words)?;
-    let mut reader = Reader { words: &words, at: 0, matches: Matches::default(), verdict: None, comment: None };
+    let mut reader = RuleWords { words: &words, at: 0, matches: Matches::default(), verdict: None, comment: None };
     while reader.at < words.len() {
         reader.condition_or_target(family)?;
     }
@@ -29,7 +29,7 @@ pub fn rule(words: &str, family: Family) -> Result<Rule, String> {
     })
 }
 
-struct Reader<'a> {
+struct RuleWords<'a> {
     words: &'a [String],
     at: usize,
     matches: Matches,
@@ -37,7 +37,7 @@ struct Reader<'a> {
     comment: Option<String>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> RuleWords<'a> {
     fn next(&mut self) -> Option<&'a str> {
         let word = self.words.get(self.at)?;
         self.at += 1;

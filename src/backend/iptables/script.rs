@@ -13,14 +13,14 @@ use super::render;
 
 /// What a table is to hold of an interception, in iptables' words.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct WantedTable {
     pub chains: Vec<ChainName>,
     /// Hook, position in it (counted from 1; `None`: behind all others), words.
     pub hook_rules: Vec<(ChainName, Option<usize>, String)>,
     pub chain_rules: Vec<(ChainName, String)>,
 }
 
-impl Wanted {
+impl WantedTable {
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -29,8 +29,8 @@ impl Wanted {
 /// What a lowered plan wants in a table. Its rules come first in a hook, so that nobody's
 /// rule can keep packets from them; but for those of an ambient pod, which come last, as
 /// everybody else in ambient mode has them.
-pub fn wanted(lowered: &[Chain], table: Table, family: Family, comments: bool) -> Wanted {
-    let mut out = Wanted::default();
+pub fn wanted(lowered: &[Chain], table: Table, family: Family, comments: bool) -> WantedTable {
+    let mut out = WantedTable::default();
     let first = Dataplane::of(lowered) != Dataplane::Ambient;
     for chain in lowered.iter().filter(|c| c.table == table) {
         let rules = chain.rules.iter().map(|rule| render::rule(rule, family, comments));
@@ -47,8 +47,8 @@ pub fn wanted(lowered: &[Chain], table: Table, family: Family, comments: bool) -
 
 /// What a listing holds of an interception in a table, as something to be wanted again,
 /// at the places where it stood among the rules of others.
-pub fn as_found(saved: &Saved, table: Table) -> Wanted {
-    let Some(saved) = saved.table(table.name()) else { return Wanted::default() };
+pub fn as_found(saved: &Saved, table: Table) -> WantedTable {
+    let Some(saved) = saved.table(table.name()) else { return WantedTable::default() };
     let part = own_part(table, saved);
     let mut positions: HashMap<&str, usize> = HashMap::new();
     let mut hook_rules = Vec::new();
@@ -59,7 +59,7 @@ pub fn as_found(saved: &Saved, table: Table) -> Wanted {
         }
     }
     let words = |(chain, rule): &(ChainName, &SavedRule)| (chain.clone(), rule.words.clone());
-    Wanted { chains: part.chains.clone(), hook_rules, chain_rules: part.chain_rules.iter().map(words).collect() }
+    WantedTable { chains: part.chains.clone(), hook_rules, chain_rules: part.chain_rules.iter().map(words).collect() }
 }
 
 fn own_part(table: Table, saved: &SavedTable) -> OwnPart<&SavedRule> {
@@ -69,7 +69,7 @@ fn own_part(table: Table, saved: &SavedTable) -> OwnPart<&SavedRule> {
 
 /// One table's part of the input: from what is there to what is wanted. Empty when
 /// there is nothing to do.
-pub fn table(table: Table, now: Option<&Saved>, wanted: &Wanted) -> String {
+pub fn table(table: Table, now: Option<&Saved>, wanted: &WantedTable) -> String {
     let saved = now.and_then(|saved| saved.table(table.name()));
     let part = saved.map(|saved| own_part(table, saved)).unwrap_or_default();
     if part.is_empty() && wanted.is_empty() {
@@ -114,9 +114,9 @@ mod tests {
     #[test]
     fn removal_leaves_the_rules_of_others() {
         let saved = parse(MIXED, Family::V4).unwrap();
-        let text = table(Table::Nat, Some(&saved), &Wanted::default());
+        let text = table(Table::Nat, Some(&saved), &WantedTable::default());
         assert_eq!(text, "*nat\n:ISTIO_OUTPUT - [0:0]\n-D OUTPUT -j ISTIO_OUTPUT\n-X ISTIO_OUTPUT\nCOMMIT\n");
-        assert_eq!(table(Table::Mangle, Some(&saved), &Wanted::default()), "");
+        assert_eq!(table(Table::Mangle, Some(&saved), &WantedTable::default()), "");
     }
 
     #[test]

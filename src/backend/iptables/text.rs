@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::backend::Kind;
+use crate::backend::BackendKind;
 use crate::backend::listing::{self, Holder, ListedTable};
 use crate::config::types::Family;
 
@@ -26,7 +26,7 @@ pub fn says(line: &str) -> bool {
 }
 
 /// A family's part of a text, other lines empty, so that line numbers are those of the whole.
-struct Part {
+struct TextPart {
     family: Family,
     holder: Holder,
     text: String,
@@ -37,7 +37,7 @@ struct Part {
     partial: HashSet<String>,
 }
 
-impl Part {
+impl TextPart {
     /// `-I CHAIN 1`, `-I CHAIN 2` and so on, as podweir renders a hook's rules, are the
     /// same as appending in an empty table. Any other place is not understood.
     fn appended(&mut self, line: &str) -> Option<String> {
@@ -69,7 +69,7 @@ fn header(line: &str) -> Option<(Family, Holder)> {
     };
     // Versions before 1.8 knew no other kernel interface, and said nothing about it.
     let nft = rest.contains("(nf_tables)") || program.contains("-nft");
-    Some((family, Holder::Kernel(if nft { Kind::IptablesNft } else { Kind::IptablesLegacy })))
+    Some((family, Holder::Kernel(if nft { BackendKind::IptablesNft } else { BackendKind::IptablesLegacy })))
 }
 
 /// The table of which ``# Table `nat' is incompatible, use 'nft' tool.`` says that all of it is
@@ -91,7 +91,7 @@ fn more_in_legacy(line: &str) -> Option<Family> {
 /// The tables, and what the text says that it leaves out. `said`: the family that the user
 /// named.
 pub fn read(text: &str, said: Option<Family>) -> Result<Dump, String> {
-    let mut parts: Vec<Part> = Vec::new();
+    let mut parts: Vec<TextPart> = Vec::new();
     let mut current = None;
     let mut out = Dump::default();
     for (at, line) in text.lines().enumerate() {
@@ -116,7 +116,7 @@ pub fn read(text: &str, said: Option<Family>) -> Result<Dump, String> {
         current = Some((family, holder));
         let known = parts.iter().position(|part| (part.family, part.holder) == (family, holder));
         let known = known.unwrap_or_else(|| {
-            parts.push(Part {
+            parts.push(TextPart {
                 family,
                 holder,
                 text: String::new(),

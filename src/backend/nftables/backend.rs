@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::io;
 
 use crate::backend::listing::Holder;
-use crate::backend::{Backend, BackendError, Backup, Kind, Reading, ours};
+use crate::backend::{Backend, BackendError, BackendKind, Backup, Reading, ours};
 use crate::config::types::Family;
 use crate::plan::canon::Canon;
 use crate::plan::model::{Dataplane, Plan, Table};
 use crate::sys::netlink::Netlink;
 
 use super::frame::Frame;
-use super::raw::Raw;
+use super::raw::RawTable;
 use super::survey::{self, Tables};
 use super::tables::listed;
 use super::transaction::{Transaction, TransactionError};
@@ -33,7 +33,7 @@ impl<'a> Nftables<'a> {
 
     fn list_error(source: io::Error) -> BackendError {
         let hint = errors::hint(source.raw_os_error().unwrap_or(0), None, None);
-        BackendError::List { backend: Kind::Nftables.name(), source, hint }
+        BackendError::List { backend: BackendKind::Nftables.name(), source, hint }
     }
 
     /// The tables as they stand, listed anew: our own guard, or an iptables-nft run of
@@ -46,7 +46,7 @@ impl<'a> Nftables<'a> {
     /// Lets our tables be as they were listed once.
     fn put_back<'f>(
         &mut self,
-        wanted: &HashMap<Table, Raw>,
+        wanted: &HashMap<Table, RawTable>,
         stands: impl Fn(Table) -> Option<&'f Frame>,
     ) -> Result<(), TransactionError> {
         let mut transaction = self.transaction();
@@ -81,8 +81,8 @@ fn changed(plan: &Plan, found: &Reading) -> Vec<Table> {
 }
 
 impl Backend for Nftables<'_> {
-    fn kind(&self) -> Kind {
-        Kind::Nftables
+    fn kind(&self) -> BackendKind {
+        BackendKind::Nftables
     }
 
     fn read(&mut self) -> Result<Reading, BackendError> {
@@ -92,7 +92,7 @@ impl Backend for Nftables<'_> {
         }
         let (tables, raw) = list::ours(self.netlink, self.dataplane, &present).map_err(Self::list_error)?;
         let tables = listed(&tables);
-        let held = ours::of_holder(Holder::Kernel(Kind::Nftables), &tables.iter().collect::<Vec<_>>());
+        let held = ours::of_holder(Holder::Kernel(BackendKind::Nftables), &tables.iter().collect::<Vec<_>>());
         Ok(Reading { present: true, plan: held.plan, strange: held.strange, backup: Backup::Nftables(raw) })
     }
 

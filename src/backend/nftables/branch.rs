@@ -3,13 +3,13 @@
 use crate::plan::effect::{Effect, Unmodelled};
 use crate::plan::model::Verdict;
 
-use super::decode::{Reader, Register, verdict};
+use super::decode::{Decoder, Register, verdict};
 use super::expr::{Expr, code};
-use super::field::Field;
+use super::field::PacketField;
 use super::sets::{Elements, MapVerdict};
 use super::words::statement;
 
-impl Reader<'_> {
+impl Decoder<'_> {
     /// "The verdict that the map has for this": a step for each verdict. No packet has two of
     /// the keys, so that it takes one of them, whichever comes first.
     pub(super) fn branch(&mut self, set: &str, exprs: &[Expr], at: usize) {
@@ -32,13 +32,13 @@ impl Reader<'_> {
         }
         let all = || map.groups.iter().flat_map(|(keys, _)| keys).cloned().collect();
         // A packet without an owner is in no map of owners, not in the rest of one either.
-        if map.rest.is_some() && matches!(field, Field::Uid | Field::Gid) {
+        if map.rest.is_some() && matches!(field, PacketField::Uid | PacketField::Gid) {
             return None;
         }
         branches.extend(map.rest.as_ref().map(|to| (all(), true, to)));
         // A chain may change a mark to one that another branch asks for: it comes last.
         let returns = |verdict: &MapVerdict| verdict.0 == code::JUMP;
-        if matches!(field, Field::Mark | Field::ConnectionMark) {
+        if matches!(field, PacketField::Mark | PacketField::ConnectionMark) {
             branches.sort_by_key(|(.., to)| returns(to));
             let jumps = branches.iter().filter(|(.., to)| returns(to)).count();
             if jumps > 1 || (jumps > 0 && branches.iter().any(|(.., to)| to.0 == code::CONTINUE)) {
@@ -68,9 +68,9 @@ impl Reader<'_> {
 
 /// Keys in as many lists as it takes for each to be one condition: a mark is compared with
 /// one value only.
-fn alternatives(field: Field, keys: &Elements) -> Vec<Elements> {
+fn alternatives(field: PacketField, keys: &Elements) -> Vec<Elements> {
     match field {
-        Field::Mark | Field::ConnectionMark => keys.iter().map(|key| vec![key.clone()]).collect(),
+        PacketField::Mark | PacketField::ConnectionMark => keys.iter().map(|key| vec![key.clone()]).collect(),
         _ => vec![keys.clone()],
     }
 }

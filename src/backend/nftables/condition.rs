@@ -4,16 +4,16 @@ use crate::config::types::{Families, Family, Interface, Networks};
 use crate::plan::canon::{Addresses, addresses, cover};
 use crate::plan::model::{Cond, CtStates, Masked};
 
-use super::decode::{Reader, Register};
+use super::decode::{Decoder, Register};
 use super::expr::Op;
-use super::field::Field;
+use super::field::PacketField;
 use super::sets::Elements;
 use super::value::{
     big_endian, in_host_order, interface, interfaces_between, list, native, place, place_list, place_names, port,
     prefix, single,
 };
 
-impl Reader<'_> {
+impl Decoder<'_> {
     pub(super) fn compare(&mut self, op: Op, data: &[u8]) -> Option<()> {
         let Register::Field { field, mask, xor, hton } = self.register.clone() else { return None };
         if xor.is_some_and(|x| x.iter().any(|&b| b != 0)) {
@@ -26,45 +26,49 @@ impl Reader<'_> {
             Op::Other(_) => return None,
         };
         match (field, mask) {
-            (Field::Address { family, source }, mask) => {
+            (PacketField::Address { family, source }, mask) => {
                 let net = prefix(family, data, mask.as_deref())?;
                 self.address(source, negated, Networks::from_iter([net]))
             }
-            (Field::Addresses { family }, None) if !negated => {
+            (PacketField::Addresses { family }, None) if !negated => {
                 let (source, destination) = data.split_at_checked(data.len() / 2)?;
                 let (source, destination) = (prefix(family, source, None)?, prefix(family, destination, None)?);
                 self.address(true, false, Networks::from_iter([source]))?;
                 self.address(false, false, Networks::from_iter([destination]))
             }
-            (Field::Ports, None) if !negated => {
+            (PacketField::Ports, None) if !negated => {
                 let (source, destination) = data.split_at_checked(2)?;
                 let one = |port: &[u8]| [(port.to_vec(), port.to_vec())];
-                self.numbers(Field::SourcePort, false, &one(source), hton)?;
-                self.numbers(Field::DestinationPort, false, &one(destination), hton)
+                self.numbers(PacketField::SourcePort, false, &one(source), hton)?;
+                self.numbers(PacketField::DestinationPort, false, &one(destination), hton)
             }
-            (Field::Mark | Field::ConnectionMark, mask) => {
+            (PacketField::Mark | PacketField::ConnectionMark, mask) => {
                 let mask = mask.map_or(Some(u32::MAX), |m| native(&m))?;
                 let cond = Cond { negated, value: Masked { value: native(data)?, mask } };
                 let slot = match field {
-                    Field::Mark => &mut self.matches.mark,
+                    PacketField::Mark => &mut self.matches.mark,
                     _ => &mut self.matches.connection_mark,
                 };
                 place(slot, cond)
             }
             // "(state & mask) != 0"
-            (Field::ConnectionState, Some(mask)) if data.iter().all(|&b| b == 0) => {
+            (PacketField::ConnectionState, Some(mask)) if data.iter().all(|&b| b == 0) => {
                 let states = CtStates(u8::try_from(native(&mask)?).ok()?);
                 place(&mut self.matches.connection_state, Cond { negated: !negated, value: states })
             }
-            (Field::InInterface | Field::OutInterface, None) => self.interfaces(field, negated, vec![interface(data)?]),
-            (Field::InIndex | Field::OutIndex, None) => self.interfaces(field, negated, vec![self.by_index(data)?]),
+            (PacketField::InInterface | PacketField::OutInterface, None) => {
+                self.interfaces(field, negated, vec![interface(data)?])
+            }
+            (PacketField::InIndex | PacketField::OutIndex, None) => {
+                self.interfaces(field, negated, vec![self.by_index(data)?])
+            }
             (field, None) => self.numbers(field, negated, &[(data.to_vec(), data.to_vec())], hton),
             _ => None,
         }
     }
 
     /// `<`, `<=`, `>`, `>=` (2 to 5) as ranges.
-    fn ordering(&mut self, field: Field, op: Op, data: &[u8], hton: bool) -> Option<()> {
+    fn ordering(&mut self, field: PacketField, op: Op, data: &[u8], hton: bool) -> Option<()> {
         let (least, most) = (vec![0; data.len()], vec![0xff; data.len()]);
         let add = |by: i128| {
             let n = i128::try_from(big_endian(data)?).ok()?.checked_add(by)?;
@@ -98,14 +102,14 @@ impl Reader<'_> {
     }
 
     /// That a field is one of these.
-    pub(super) fn among(&mut self, field: Field, negated: bool, elements: &Elements, hton: bool) -> Option<()> {
+    pub(super) fn among(&mut self, field: PacketField, negated: bool, elements: &Elements, hton: bool) -> Option<()> {
         match field {
-            Field::InInterface | Field::OutInterface => {
+            PacketField::InInterface | PacketField::OutInterface => {
                 let names =
                     elements.iter().map(|(first, last)| interfaces_between(first, last)).collect::<Option<_>>()?;
                 self.interfaces(field, negated, names)
             }
-            Field::InIndex | Field::OutIndex => {
+            PacketField::InIndex | PacketField::OutIndex => {
                 let name = |index: &[u8]| self.by_index(&in_host_order(index, hton));
                 let names = single(elements)?.map(name).collect::<Option<_>>()?;
                 self.interfaces(field, negated, names)
@@ -116,12 +120,12 @@ impl Reader<'_> {
 
     fn numbers_or_addresses(
         &mut self,
-        field: Field,
+        field: PacketField,
         negated: bool,
         ranges: &[(Vec<u8>, Vec<u8>)],
         hton: bool,
     ) -> Option<()> {
-        let Field::Address { family, source } = field else { return self.numbers(field, negated, ranges, hton) };
+        let PacketField::Address { family, source } = field else { return self.numbers(field, negated, ranges, hton) };
         let mut networks = Networks::default();
         for (first, last) in ranges {
             cover(family, big_endian(first)?, big_endian(last)?, &mut networks);
@@ -129,9 +133,9 @@ impl Reader<'_> {
         self.address(source, negated, networks)
     }
 
-    fn numbers(&mut self, field: Field, negated: bool, ranges: &[(Vec<u8>, Vec<u8>)], hton: bool) -> Option<()> {
+    fn numbers(&mut self, field: PacketField, negated: bool, ranges: &[(Vec<u8>, Vec<u8>)], hton: bool) -> Option<()> {
         match field {
-            Field::Family | Field::EtherType => {
+            PacketField::Family | PacketField::EtherType => {
                 let family = |(first, last): &(Vec<u8>, Vec<u8>)| match first[..] {
                     _ if first != last => None,
                     [2] | [0x08, 0x00] => Some(Families::V4),
@@ -144,13 +148,15 @@ impl Reader<'_> {
                 self.families = self.families.intersection(families);
                 Some(())
             }
-            Field::Protocol => {
+            PacketField::Protocol => {
                 let list = list(ranges, |b| (b.len() == 1).then(|| b[0]))?;
                 place_list(&mut self.matches.protocol, negated, list)
             }
-            Field::SourcePort => place_list(&mut self.matches.source_port, negated, list(ranges, port)?),
-            Field::DestinationPort => place_list(&mut self.matches.destination_port, negated, list(ranges, port)?),
-            Field::Uid | Field::Gid => {
+            PacketField::SourcePort => place_list(&mut self.matches.source_port, negated, list(ranges, port)?),
+            PacketField::DestinationPort => {
+                place_list(&mut self.matches.destination_port, negated, list(ranges, port)?)
+            }
+            PacketField::Uid | PacketField::Gid => {
                 let singles = ranges.iter().all(|(first, last)| first == last);
                 // Host order numbers in a range would be compared byte by byte.
                 let read = |b: &[u8]| match (hton, singles) {
@@ -159,20 +165,20 @@ impl Reader<'_> {
                     (false, false) => None,
                 };
                 let list = list(ranges, read)?;
-                let slot = if field == Field::Uid { &mut self.matches.uid } else { &mut self.matches.gid };
+                let slot = if field == PacketField::Uid { &mut self.matches.uid } else { &mut self.matches.gid };
                 place_list(slot, negated, list)
             }
-            Field::Mark | Field::ConnectionMark => {
+            PacketField::Mark | PacketField::ConnectionMark => {
                 let [(first, last)] = ranges else { return None };
                 let value = (first == last).then(|| native(&in_host_order(first, hton)))??;
                 let cond = Cond { negated, value: Masked { value, mask: u32::MAX } };
                 match field {
-                    Field::Mark => place(&mut self.matches.mark, cond),
+                    PacketField::Mark => place(&mut self.matches.mark, cond),
                     _ => place(&mut self.matches.connection_mark, cond),
                 }
             }
             // A bitmask in a set: nft writes `ct state { new, established }` so.
-            Field::ConnectionState => {
+            PacketField::ConnectionState => {
                 let states = ranges.iter().try_fold(CtStates(0), |all, (first, last)| {
                     // A packet is in one state: no packet is in what several of them make.
                     let one = (first == last).then(|| native(first))?.filter(|state| state.count_ones() == 1)?;
@@ -188,9 +194,9 @@ impl Reader<'_> {
         self.around.interface(native(index)?).map(|name| Interface::new(name, false))
     }
 
-    fn interfaces(&mut self, field: Field, negated: bool, names: Vec<Interface>) -> Option<()> {
+    fn interfaces(&mut self, field: PacketField, negated: bool, names: Vec<Interface>) -> Option<()> {
         let slot = match field {
-            Field::InInterface | Field::InIndex => &mut self.matches.in_interface,
+            PacketField::InInterface | PacketField::InIndex => &mut self.matches.in_interface,
             _ => &mut self.matches.out_interface,
         };
         place_names(slot, negated, names)

@@ -7,15 +7,15 @@ use std::sync::Arc;
 use crate::backend::effect::of_target;
 use crate::config::types::{Families, Family, Mark, Port};
 use crate::plan::effect::{Effect, Unmodelled};
-use crate::plan::model::{Counters, Masked, Matches, Origin, Rule, Verdict};
+use crate::plan::model::{Counters, Masked, Matches, Rule, RuleOrigin, Verdict};
 use crate::plan::why::Why;
 
 use super::contents::TableContents;
 use super::expr::{Expr, Role, code, ct, meta, payload};
-use super::field::{Field, ct_field, meta_field};
+use super::field::{PacketField, ct_field, meta_field};
 use super::marks;
 use super::names;
-use super::steps::{self, Step};
+use super::steps::{self, RuleStep};
 use super::value::{ip, native};
 use super::words::{phrase, statement};
 
@@ -57,18 +57,19 @@ fn closes(rule: &Rule, before: &Rule) -> bool {
 
 /// A rule; several where it does several things.
 fn rule(number: usize, listed: &Listed, families: Families, around: &dyn TableContents) -> Vec<Rule> {
-    let read = |exprs: &[Expr]| Reader::read(exprs, families, around);
+    let read = |exprs: &[Expr]| Decoder::read(exprs, families, around);
     let by_mark = || {
         let read: Vec<_> = marks::each(&listed.exprs, around)?.iter().map(|exprs| read(exprs)).collect();
         let counters = read.first()?.1;
-        let steps: Vec<Step> = read.into_iter().flat_map(|(steps, _)| steps).collect();
+        let steps: Vec<RuleStep> = read.into_iter().flat_map(|(steps, _)| steps).collect();
         steps.iter().all(marks::is_apart).then_some((steps, counters))
     };
     let (steps, counters) = by_mark().unwrap_or_else(|| read(&listed.exprs));
     let why = listed.comment.as_deref().map_or(Why::Foreign("".into()), Why::from_comment);
-    let is_understood = |step: &Step| step.matches.unknown.is_empty() && !matches!(step.verdict, Verdict::Unknown(_));
+    let is_understood =
+        |step: &RuleStep| step.matches.unknown.is_empty() && !matches!(step.verdict, Verdict::Unknown(_));
     let text = listed.text.clone().filter(|_| !steps.iter().all(is_understood));
-    let origin = |incomplete| Arc::new(Origin { number, handle: listed.handle, text: text.clone(), incomplete });
+    let origin = |incomplete| Arc::new(RuleOrigin { number, handle: listed.handle, text: text.clone(), incomplete });
     let (whole, incomplete) = (origin(false), origin(true));
     let rules = steps.into_iter().map(|step| Rule {
         families: step.families,
@@ -99,7 +100,7 @@ pub(super) enum Register {
     Empty,
     /// A field, `len` bytes of it, masked if a mask is there, in network order if `hton`.
     Field {
-        field: Field,
+        field: PacketField,
         mask: Option<Vec<u8>>,
         xor: Option<Vec<u8>>,
         hton: bool,
@@ -109,15 +110,15 @@ pub(super) enum Register {
     Lost,
 }
 
-pub(super) struct Reader<'a> {
+pub(super) struct Decoder<'a> {
     pub(super) around: &'a dyn TableContents,
     pub(super) families: Families,
     pub(super) matches: Matches,
     pub(super) register: Register,
-    pub(super) steps: Vec<Step>,
+    pub(super) steps: Vec<RuleStep>,
     counters: Option<Counters>,
     /// The expressions that load what the next comparison or statement uses.
-    pub(super) open: Option<Open>,
+    pub(super) open: Option<OpenLoad>,
     /// Nothing that stands behind is ever looked at.
     pub(super) ended: bool,
     /// The listing leaves a part of the rule out.
@@ -125,16 +126,16 @@ pub(super) struct Reader<'a> {
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Open {
+pub(super) struct OpenLoad {
     /// The first of them.
     pub(super) from: usize,
     /// How many unknown conditions there were before.
     unknown: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> Decoder<'a> {
     /// What a rule does, step by step, and how often it applied.
-    fn read(exprs: &[Expr], families: Families, around: &'a dyn TableContents) -> (Vec<Step>, Option<Counters>) {
+    fn read(exprs: &[Expr], families: Families, around: &'a dyn TableContents) -> (Vec<RuleStep>, Option<Counters>) {
         let mut reader = Self {
             around,
             families,
@@ -246,7 +247,7 @@ impl<'a> Reader<'a> {
     }
 
     fn opened(&mut self, at: usize) {
-        self.open.get_or_insert(Open { from: at, unknown: self.matches.unknown.len() });
+        self.open.get_or_insert(OpenLoad { from: at, unknown: self.matches.unknown.len() });
     }
 
     /// Ends a comparison: one that is not understood is a condition in words, from what it
@@ -254,10 +255,12 @@ impl<'a> Reader<'a> {
     fn or_unknown(&mut self, understood: Option<()>, exprs: &[Expr], at: usize) {
         let open = self.open.take();
         if understood.is_none() {
-            let Open { from, unknown } = open.unwrap_or(Open { from: at, unknown: self.matches.unknown.len() });
+            let OpenLoad { from, unknown } = open.unwrap_or(OpenLoad { from: at, unknown: self.matches.unknown.len() });
             self.matches.unknown.truncate(unknown);
             let gone = match &self.register {
-                Register::Field { field: Field::InIndex | Field::OutIndex, .. } => " (no interface has that index now)",
+                Register::Field { field: PacketField::InIndex | PacketField::OutIndex, .. } => {
+                    " (no interface has that index now)"
+                }
                 _ => "",
             };
             self.matches.unknown.push(phrase(&exprs[from..=at]) + gone);
@@ -282,10 +285,10 @@ impl<'a> Reader<'a> {
     pub(super) fn does(&mut self, verdict: Verdict, from: usize, to: usize) {
         self.ended = steps::ends(&verdict);
         let (families, matches, incomplete) = (self.families, self.matches.clone(), self.incomplete);
-        self.steps.push(Step { families, matches, verdict, incomplete, from, to });
+        self.steps.push(RuleStep { families, matches, verdict, incomplete, from, to });
     }
 
-    fn load(&mut self, at: usize, field: Option<Field>) {
+    fn load(&mut self, at: usize, field: Option<PacketField>) {
         self.opened(at);
         self.register = match field {
             Some(field) => Register::Field { field, mask: None, xor: None, hton: false },
@@ -294,26 +297,26 @@ impl<'a> Reader<'a> {
     }
 
     /// A payload's meaning depends on the family that was compared before it.
-    fn payload_field(&self, base: u32, offset: u32, len: u32) -> Option<Field> {
+    fn payload_field(&self, base: u32, offset: u32, len: u32) -> Option<PacketField> {
         let only = match (self.families.v4, self.families.v6) {
             (true, false) => Some(Family::V4),
             (false, true) => Some(Family::V6),
             _ => None,
         };
         match (base, only, offset, len) {
-            (payload::TRANSPORT, _, 0, 2) => Some(Field::SourcePort),
-            (payload::TRANSPORT, _, 2, 2) => Some(Field::DestinationPort),
+            (payload::TRANSPORT, _, 0, 2) => Some(PacketField::SourcePort),
+            (payload::TRANSPORT, _, 2, 2) => Some(PacketField::DestinationPort),
             // nft joins conditions on neighbours to one.
-            (payload::TRANSPORT, _, 0, 4) => Some(Field::Ports),
-            (payload::NETWORK, Some(family @ Family::V4), 12, 8) => Some(Field::Addresses { family }),
-            (payload::NETWORK, Some(family @ Family::V6), 8, 32) => Some(Field::Addresses { family }),
-            (payload::NETWORK, Some(Family::V4), 9, 1) => Some(Field::Protocol),
+            (payload::TRANSPORT, _, 0, 4) => Some(PacketField::Ports),
+            (payload::NETWORK, Some(family @ Family::V4), 12, 8) => Some(PacketField::Addresses { family }),
+            (payload::NETWORK, Some(family @ Family::V6), 8, 32) => Some(PacketField::Addresses { family }),
+            (payload::NETWORK, Some(Family::V4), 9, 1) => Some(PacketField::Protocol),
             // A load shorter than the address compares its first bytes: a prefix.
             (payload::NETWORK, Some(family), ..) => {
                 let (source, destination) = if family == Family::V4 { (12, 16) } else { (8, 24) };
                 let fits = len <= u32::from(family.bits() / 8);
                 (fits && (offset == source || offset == destination))
-                    .then_some(Field::Address { family, source: offset == source })
+                    .then_some(PacketField::Address { family, source: offset == source })
             }
             _ => None,
         }
@@ -349,22 +352,24 @@ impl<'a> Reader<'a> {
             (Expr::MetaSet(meta::MARK), Register::Value(bytes)) => {
                 native(bytes).map(|value| Verdict::SetMark(Masked { value, mask: u32::MAX }))
             }
-            (Expr::MetaSet(meta::MARK), Register::Field { field: Field::ConnectionMark, mask: None, .. }) => {
+            (Expr::MetaSet(meta::MARK), Register::Field { field: PacketField::ConnectionMark, mask: None, .. }) => {
                 Some(Verdict::RestoreMark)
             }
             // Neither changes where a packet goes.
             (Expr::MetaSet(meta::PRIORITY | meta::NFTRACE), _) => Some(Verdict::Continue),
             (
                 Expr::MetaSet(meta::MARK),
-                Register::Field { field: Field::Mark, mask: Some(keep), xor: Some(xor), .. },
+                Register::Field { field: PacketField::Mark, mask: Some(keep), xor: Some(xor), .. },
             ) => Some(Verdict::SetMark(Masked { value: native(xor)?, mask: !native(keep)? })),
-            (Expr::CtSet(ct::MARK), Register::Field { field: Field::Mark, mask: None, .. }) => Some(Verdict::SaveMark),
+            (Expr::CtSet(ct::MARK), Register::Field { field: PacketField::Mark, mask: None, .. }) => {
+                Some(Verdict::SaveMark)
+            }
             (Expr::CtSet(ct::MARK), Register::Value(bytes)) => {
                 native(bytes).map(|value| Verdict::SetConnectionMark(Masked { value, mask: u32::MAX }))
             }
             (
                 Expr::CtSet(ct::MARK),
-                Register::Field { field: Field::ConnectionMark, mask: Some(keep), xor: Some(xor), .. },
+                Register::Field { field: PacketField::ConnectionMark, mask: Some(keep), xor: Some(xor), .. },
             ) => Some(Verdict::SetConnectionMark(Masked { value: native(xor)?, mask: !native(keep)? })),
             (Expr::CtSet(ct::ZONE), Register::Value(bytes)) => {
                 Some(Verdict::CtZone(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?)))

@@ -17,7 +17,7 @@ use super::names;
 
 /// What a set's keys are; `number` is nft's own, by which it prints them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Key {
+pub enum SetKey {
     Ipv4,
     Ipv6,
     Protocol,
@@ -30,31 +30,31 @@ pub enum Key {
 impl Set {
     /// Whether its keys are as the host has them; those of intervals are turned around.
     pub fn in_host_order(&self) -> bool {
-        matches!(self.key, Key::Uid | Key::Gid | Key::InterfaceName) && !self.interval
+        matches!(self.key, SetKey::Uid | SetKey::Gid | SetKey::InterfaceName) && !self.interval
     }
 }
 
-impl Key {
+impl SetKey {
     /// `NFTA_SET_KEY_TYPE` (informational, `enum datatypes` of nft).
     pub fn number(self) -> u32 {
         match self {
-            Key::Ipv4 => 7,
-            Key::Ipv6 => 8,
-            Key::Protocol => 12,
-            Key::Port => 13,
-            Key::Uid => 24,
-            Key::Gid => 25,
-            Key::InterfaceName => 41,
+            SetKey::Ipv4 => 7,
+            SetKey::Ipv6 => 8,
+            SetKey::Protocol => 12,
+            SetKey::Port => 13,
+            SetKey::Uid => 24,
+            SetKey::Gid => 25,
+            SetKey::InterfaceName => 41,
         }
     }
 
     /// Length in bytes.
     pub fn length(self) -> u32 {
         match self {
-            Key::Protocol => 1,
-            Key::Port => 2,
-            Key::Ipv4 | Key::Uid | Key::Gid => 4,
-            Key::Ipv6 | Key::InterfaceName => 16,
+            SetKey::Protocol => 1,
+            SetKey::Port => 2,
+            SetKey::Ipv4 | SetKey::Uid | SetKey::Gid => 4,
+            SetKey::Ipv6 | SetKey::InterfaceName => 16,
         }
     }
 }
@@ -78,7 +78,7 @@ pub fn split(rule: &Rule, families: Families, in_hook: bool) -> Vec<(Matches, Op
 pub struct Set {
     /// Unique within the transaction.
     pub id: u32,
-    pub key: Key,
+    pub key: SetKey,
     /// Sorted, disjoint `(first, last)`; in a set without intervals both are the same.
     pub elements: Vec<(Vec<u8>, Vec<u8>)>,
     pub interval: bool,
@@ -169,7 +169,7 @@ impl Encoder {
         if let Some(cond) = &m.protocol {
             let load = vec![Expr::Meta(meta::L4PROTO)];
             let ranges = cond.value.distinct().iter().map(|(a, b)| (vec![a], vec![b])).collect();
-            self.ranges(load, Key::Protocol, ranges, cond.negated, None, &mut out);
+            self.ranges(load, SetKey::Protocol, ranges, cond.negated, None, &mut out);
         }
         for (offset, cond) in [(0, &m.source_port), (2, &m.destination_port)] {
             if let Some(cond) = cond {
@@ -178,11 +178,11 @@ impl Encoder {
                 let distinct = cond.value.distinct();
                 let list = if distinct.len() > MANY { distinct.normalised() } else { distinct };
                 let ranges = list.iter().map(|(a, b)| (bytes(a), bytes(b))).collect();
-                self.ranges(load, Key::Port, ranges, cond.negated, None, &mut out);
+                self.ranges(load, SetKey::Port, ranges, cond.negated, None, &mut out);
             }
         }
         marks(m, &mut out);
-        for (key, set_key, cond) in [(meta::SKUID, Key::Uid, &m.uid), (meta::SKGID, Key::Gid, &m.gid)] {
+        for (key, set_key, cond) in [(meta::SKUID, SetKey::Uid, &m.uid), (meta::SKGID, SetKey::Gid, &m.gid)] {
             if let Some(cond) = cond {
                 self.owners(key, set_key, cond, &mut out);
             }
@@ -192,7 +192,7 @@ impl Encoder {
 
     /// An interval is compared by bytes, so a host-order number must be turned around
     /// first; a single value is compared as it is.
-    fn owners(&mut self, key: u32, set_key: Key, cond: &Cond<IdList>, out: &mut Vec<Expr>) {
+    fn owners(&mut self, key: u32, set_key: SetKey, cond: &Cond<IdList>, out: &mut Vec<Expr>) {
         let list = cond.value.distinct();
         let singles = list.iter().all(|(a, b)| a == b);
         let bytes = |id: u32| if singles { id.to_ne_bytes().to_vec() } else { id.to_be_bytes().to_vec() };
@@ -224,7 +224,7 @@ impl Encoder {
             return (!cond.negated).then_some(());
         }
         let ranges = ranges.iter().map(|(a, b)| (wide(a), wide(b))).collect();
-        let key = if family == Family::V4 { Key::Ipv4 } else { Key::Ipv6 };
+        let key = if family == Family::V4 { SetKey::Ipv4 } else { SetKey::Ipv6 };
         self.ranges(vec![load], key, ranges, cond.negated, None, out);
         Some(())
     }
@@ -233,7 +233,7 @@ impl Encoder {
     fn ranges(
         &mut self,
         load: Vec<Expr>,
-        key: Key,
+        key: SetKey,
         elements: Vec<(Vec<u8>, Vec<u8>)>,
         negated: bool,
         convert: Option<Expr>,
@@ -265,7 +265,7 @@ impl Encoder {
             names.sort();
             names.dedup();
             let elements = names.into_iter().map(|name| (name.clone(), name)).collect();
-            self.ranges(vec![Expr::Meta(key)], Key::InterfaceName, elements, false, None, out);
+            self.ranges(vec![Expr::Meta(key)], SetKey::InterfaceName, elements, false, None, out);
             return;
         }
         for interface in &cond.value {

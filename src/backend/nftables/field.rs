@@ -6,14 +6,15 @@ use super::expr::{ct, meta};
 
 /// Something of a packet that can be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Field {
+pub(super) enum PacketField {
     InInterface,
     OutInterface,
-    /// The same by number.
+    /// The interface that a packet came in by, as its index.
     InIndex,
+    /// The interface that a packet leaves by, as its index.
     OutIndex,
     Family,
-    /// The same, by the frame's number for it.
+    /// The family, by the number that an Ethernet frame has for it (`ETH_P_IP`, `ETH_P_IPV6`).
     EtherType,
     Protocol,
     Mark,
@@ -36,27 +37,27 @@ pub(super) enum Field {
 }
 
 /// What a meta expression loads.
-pub(super) fn meta_field(key: u32) -> Option<Field> {
+pub(super) fn meta_field(key: u32) -> Option<PacketField> {
     match key {
-        meta::IIF => Some(Field::InIndex),
-        meta::OIF => Some(Field::OutIndex),
-        meta::IIFNAME => Some(Field::InInterface),
-        meta::OIFNAME => Some(Field::OutInterface),
-        meta::PROTOCOL => Some(Field::EtherType),
-        meta::NFPROTO => Some(Field::Family),
-        meta::L4PROTO => Some(Field::Protocol),
-        meta::MARK => Some(Field::Mark),
-        meta::SKUID => Some(Field::Uid),
-        meta::SKGID => Some(Field::Gid),
+        meta::IIF => Some(PacketField::InIndex),
+        meta::OIF => Some(PacketField::OutIndex),
+        meta::IIFNAME => Some(PacketField::InInterface),
+        meta::OIFNAME => Some(PacketField::OutInterface),
+        meta::PROTOCOL => Some(PacketField::EtherType),
+        meta::NFPROTO => Some(PacketField::Family),
+        meta::L4PROTO => Some(PacketField::Protocol),
+        meta::MARK => Some(PacketField::Mark),
+        meta::SKUID => Some(PacketField::Uid),
+        meta::SKGID => Some(PacketField::Gid),
         _ => None,
     }
 }
 
 /// What a ct expression loads.
-pub(super) fn ct_field(key: u32) -> Option<Field> {
+pub(super) fn ct_field(key: u32) -> Option<PacketField> {
     match key {
-        ct::MARK => Some(Field::ConnectionMark),
-        ct::STATE => Some(Field::ConnectionState),
+        ct::MARK => Some(PacketField::ConnectionMark),
+        ct::STATE => Some(PacketField::ConnectionState),
         _ => None,
     }
 }

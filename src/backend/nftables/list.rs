@@ -14,7 +14,7 @@ use super::decode::Listed;
 use super::dump::{dump, request, text};
 use super::links::Links;
 use super::nfta::*;
-use super::raw::Raw;
+use super::raw::RawTable;
 use super::sets::{self, Element};
 use super::table::{self, AnonymousSets, Devices, NftChain, NftTable};
 use super::wire::{Attrs, Msg, NfFamily, NfMessage, attributes, find};
@@ -46,11 +46,11 @@ pub fn ours(
     netlink: &mut Netlink,
     dataplane: Dataplane,
     present: &[Table],
-) -> io::Result<(Vec<NftTable>, HashMap<Table, Raw>)> {
+) -> io::Result<(Vec<NftTable>, HashMap<Table, RawTable>)> {
     let mut lister = Lister { most: usize::MAX, ..Lister::default() };
     let mut raw = HashMap::new();
     for &table in present {
-        lister.raw = Some(Raw::default());
+        lister.raw = Some(RawTable::default());
         let name = names::table(dataplane, table);
         let question = request(Msg::GetTable, 0, NfFamily::INET, |a| a.string(NFTA_TABLE_NAME, name));
         netlink.get(question.bytes(), |message| lister.table(&message))?;
@@ -71,7 +71,7 @@ struct Lister {
     count: usize,
     most: usize,
     /// What it takes to make the table again that is being listed, if that is wanted.
-    raw: Option<Raw>,
+    raw: Option<RawTable>,
 }
 
 impl Lister {

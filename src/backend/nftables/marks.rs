@@ -3,7 +3,7 @@
 
 use super::contents::TableContents;
 use super::expr::{Expr, Op, ct, meta};
-use super::steps::Step;
+use super::steps::RuleStep;
 use super::value::{in_host_order, native};
 use crate::plan::model::Verdict;
 
@@ -36,7 +36,7 @@ pub(super) fn each(exprs: &[Expr], around: &dyn TableContents) -> Option<Vec<Vec
 }
 
 /// Whether a packet that a step for one mark is done to cannot come to meet that for another.
-pub(super) fn is_apart(step: &Step) -> bool {
+pub(super) fn is_apart(step: &RuleStep) -> bool {
     use Verdict as V;
     !matches!(
         step.verdict,

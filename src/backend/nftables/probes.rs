@@ -14,7 +14,7 @@ use crate::sys::netlink::Netlink;
 use super::comment::comment_of;
 use super::decode::Listed;
 use super::dump::{dump, text};
-use super::encode::{Encoder, Key, NftRule};
+use super::encode::{Encoder, NftRule, SetKey};
 use super::expr::Expr;
 use super::frame::Frame;
 use super::nfta::*;
@@ -55,8 +55,8 @@ fn family_of(ip: IpAddr) -> Family {
     if ip.is_ipv4() { Family::V4 } else { Family::V6 }
 }
 
-fn key(family: Family) -> Key {
-    if family == Family::V4 { Key::Ipv4 } else { Key::Ipv6 }
+fn key(family: Family) -> SetKey {
+    if family == Family::V4 { SetKey::Ipv4 } else { SetKey::Ipv6 }
 }
 
 fn bytes(ip: IpAddr) -> Vec<u8> {

@@ -11,12 +11,12 @@ pub type RawAttributes = Vec<(u16, Vec<u8>)>;
 
 /// Messages that would make a table again, attributes as listed.
 #[derive(Debug, Clone, Default)]
-pub struct Raw {
+pub struct RawTable {
     pub messages: Vec<(Msg, RawAttributes)>,
     pub frame: Frame,
 }
 
-impl Raw {
+impl RawTable {
     /// Keeps of a listed object what making it takes: not its handle, use count and the like.
     pub(super) fn keep(&mut self, msg: Msg, message: &Received) {
         let wanted: &[u16] = match msg {

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use ipnet::IpNet;
 
-use crate::config::ranges::{RangeList, Step};
+use crate::config::ranges::{Discrete, RangeList};
 use crate::config::types::{Families, Family, Interface, Networks};
 use crate::plan::canon;
 use crate::plan::model::{Chain, Cond, CtStates, Matches, Plan, Rule, Table, Verdict, protocol};
@@ -140,7 +140,7 @@ fn braces(items: Vec<String>) -> String {
     }
 }
 
-fn numbers<T: Step>(key: &str, cond: &Cond<RangeList<T>>, name: impl Fn(T) -> String) -> String {
+fn numbers<T: Discrete>(key: &str, cond: &Cond<RangeList<T>>, name: impl Fn(T) -> String) -> String {
     let list = cond.value.distinct();
     let items = list.iter().map(|(a, b)| if a == b { name(a) } else { format!("{}-{}", name(a), name(b)) });
     let not = if cond.negated { "!= " } else { "" };

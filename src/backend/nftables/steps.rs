@@ -12,7 +12,7 @@ use super::words;
 
 /// Something that a rule does.
 #[derive(Debug, Clone)]
-pub(super) struct Step {
+pub(super) struct RuleStep {
     /// What must hold for it to be done: all conditions that stand in front of it.
     pub(super) families: Families,
     pub(super) matches: Matches,
@@ -30,10 +30,10 @@ pub(super) fn ends(verdict: &Verdict) -> bool {
     matches!(verdict, V::Return | V::Accept | V::Drop | V::Jump(_) | V::Goto(_) | V::Redirect(_) | V::Snat(_))
 }
 
-/// The same steps so that each can be a rule of its own. `exprs`: the rule's.
-pub(super) fn apart(steps: Vec<Step>, exprs: &[Expr]) -> Vec<Step> {
+/// The steps of a rule in a form in which each can be a rule of its own. `exprs`: the rule's.
+pub(super) fn apart(steps: Vec<RuleStep>, exprs: &[Expr]) -> Vec<RuleStep> {
     let mut steps = without_effect_on_the_dropped(join_tproxy(steps, exprs), exprs);
-    let asked_again = |at: usize, step: &Step| changes_asked(&step.verdict, &step.matches) && at + 1 < steps.len();
+    let asked_again = |at: usize, step: &RuleStep| changes_asked(&step.verdict, &step.matches) && at + 1 < steps.len();
     let Some(at) = steps.iter().enumerate().position(|(at, step)| asked_again(at, step)) else { return steps };
     let verdict = Verdict::Unknown(Unmodelled::new(told(&steps[at..], exprs), Effect::Unknown));
     steps.truncate(at + 1);
@@ -44,7 +44,7 @@ pub(super) fn apart(steps: Vec<Step>, exprs: &[Expr]) -> Vec<Step> {
 }
 
 /// "tproxy, set mark, accept" in one rule is one verdict of the model.
-fn join_tproxy(mut steps: Vec<Step>, exprs: &[Expr]) -> Vec<Step> {
+fn join_tproxy(mut steps: Vec<RuleStep>, exprs: &[Expr]) -> Vec<RuleStep> {
     let tproxy =
         steps.iter().find_map(|s| if let Verdict::Tproxy { port, .. } = s.verdict { Some(port) } else { None });
     let Some(port) = tproxy else { return steps };
@@ -63,15 +63,15 @@ fn join_tproxy(mut steps: Vec<Step>, exprs: &[Expr]) -> Vec<Step> {
 }
 
 /// Whether nothing is asked between two steps.
-fn is_next(step: &Step, next: &Step, exprs: &[Expr]) -> bool {
+fn is_next(step: &RuleStep, next: &RuleStep, exprs: &[Expr]) -> bool {
     let same = step.families == next.families && step.matches == next.matches;
     let asks_nothing = |expr: &Expr| matches!(expr, Expr::Counter { .. } | Expr::Unknown { role: Role::Nothing, .. });
     same && exprs.get(step.to + 1..next.from).is_some_and(|between| between.iter().all(asks_nothing))
 }
 
 /// What is done to a packet right before it is dropped makes no difference to anybody.
-fn without_effect_on_the_dropped(mut steps: Vec<Step>, exprs: &[Expr]) -> Vec<Step> {
-    let is_mark = |step: &Step| {
+fn without_effect_on_the_dropped(mut steps: Vec<RuleStep>, exprs: &[Expr]) -> Vec<RuleStep> {
+    let is_mark = |step: &RuleStep| {
         use Verdict as V;
         matches!(step.verdict, V::SetMark(_) | V::RestoreMark | V::SaveMark | V::SetConnectionMark(_))
     };
@@ -107,7 +107,7 @@ fn touches(set: Masked, asked: &Option<Cond<Masked>>) -> bool {
 }
 
 /// Steps in words, with the conditions between them.
-fn told(steps: &[Step], exprs: &[Expr]) -> String {
+fn told(steps: &[RuleStep], exprs: &[Expr]) -> String {
     let mut out: Vec<String> = Vec::new();
     let mut told = steps.first().map_or(0, |step| step.from);
     // All branches of a map stand in one place.

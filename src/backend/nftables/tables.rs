@@ -1,6 +1,6 @@
 //! Tables of nf_tables, however they were listed, as [`ListedTable`]s.
 
-use crate::backend::Kind;
+use crate::backend::BackendKind;
 use crate::backend::hook::Hook;
 use crate::backend::listing::{Holder, ListedChain, ListedTable, iptables_names};
 use crate::backend::nftables::names;
@@ -17,7 +17,7 @@ pub fn listed(tables: &[NftTable]) -> Vec<ListedTable> {
 
 fn listed_table(table: &NftTable) -> ListedTable {
     let of_iptables = is_of_iptables(table);
-    let holder = Holder::Kernel(if of_iptables { Kind::IptablesNft } else { Kind::Nftables });
+    let holder = Holder::Kernel(if of_iptables { BackendKind::IptablesNft } else { BackendKind::Nftables });
     let chains = table.chains.iter().flat_map(|chain| {
         let mut rules = table.decode(chain);
         if of_iptables {

@@ -8,13 +8,13 @@ use crate::plan::model::{Chain, Plan, Table};
 use crate::sys::netlink::Netlink;
 
 use super::comment::comment;
-use super::encode::{ANONYMOUS, Encoder, Key, NftRule, Set};
+use super::encode::{ANONYMOUS, Encoder, NftRule, Set, SetKey};
 use super::errors;
 use super::expr_bytes;
 use super::frame::Frame;
 use super::names;
 use super::nfta::*;
-use super::raw::{Raw, RawAttributes};
+use super::raw::{RawAttributes, RawTable};
 use super::sets;
 use super::wire::{
     Attr, Attrs, Messages, Msg, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL,
@@ -213,7 +213,7 @@ impl Transaction {
     }
 
     /// Adds a set that rules look into by its name.
-    pub fn add_named_set(&mut self, table: &'static str, name: &str, key: Key) {
+    pub fn add_named_set(&mut self, table: &'static str, name: &str, key: SetKey) {
         let id = self.next_set;
         self.next_set += 1;
         self.push(Msg::NewSet, NLM_F_CREATE | NLM_F_EXCL, About::Set { table, elements: 0 }, |a| {
@@ -338,7 +338,7 @@ impl Transaction {
 
     /// Lets one of our tables hold what was listed of it, or makes it again. `stands`: the
     /// table that is there.
-    pub fn restore(&mut self, table: &'static str, stands: Option<&Frame>, listed: &Raw) {
+    pub fn restore(&mut self, table: &'static str, stands: Option<&Frame>, listed: &RawTable) {
         let stays = stands.filter(|stands| stands.fits(&listed.frame));
         match (stands, stays) {
             (_, Some(stays)) => self.clear(table, stays, &listed.frame),

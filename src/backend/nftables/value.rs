@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::config::ranges::{RangeList, Step};
+use crate::config::ranges::{Discrete, RangeList};
 use crate::config::types::{Family, Interface};
 use crate::plan::canon::address;
 use crate::plan::model::Cond;
@@ -28,7 +28,7 @@ pub(super) fn place<T: PartialEq>(slot: &mut Option<Cond<T>>, cond: Cond<T>) -> 
 }
 
 /// Adds a condition on a number to what is asked of it already.
-pub(super) fn place_list<T: Step>(
+pub(super) fn place_list<T: Discrete>(
     slot: &mut Option<Cond<RangeList<T>>>,
     negated: bool,
     list: RangeList<T>,
@@ -104,7 +104,10 @@ pub(super) fn big_endian(bytes: &[u8]) -> Option<u128> {
     (bytes.len() <= 16).then(|| bytes.iter().fold(0, |n, &b| n << 8 | u128::from(b)))
 }
 
-pub(super) fn list<T: Step>(ranges: &[(Vec<u8>, Vec<u8>)], read: impl Fn(&[u8]) -> Option<T>) -> Option<RangeList<T>> {
+pub(super) fn list<T: Discrete>(
+    ranges: &[(Vec<u8>, Vec<u8>)],
+    read: impl Fn(&[u8]) -> Option<T>,
+) -> Option<RangeList<T>> {
     ranges.iter().map(|(first, last)| Some((read(first)?, read(last)?))).collect::<Option<Vec<_>>>().map(RangeList::new)
 }
 

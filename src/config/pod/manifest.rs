@@ -27,7 +27,7 @@ pub struct Manifest {
 
 /// What a manifest asks for.
 #[derive(Debug, Clone)]
-pub enum Wanted {
+pub enum PodOptions {
     /// The arguments and variables of its init container.
     Init { arguments: Vec<String>, variables: BTreeMap<String, String> },
     /// Options from its annotations and its proxy, as the CNI plugin takes them; what the
@@ -83,9 +83,9 @@ impl Manifest {
     ///
     /// # Errors
     /// When nothing would intercept the pod, or what it asks for makes no sense.
-    pub fn wanted(&self, node: &NodeOptions) -> Result<Wanted, ManifestError> {
+    pub fn wanted(&self, node: &NodeOptions) -> Result<PodOptions, ManifestError> {
         if let Some((arguments, variables)) = self.pod.init_arguments() {
-            return Ok(Wanted::Init { arguments, variables });
+            return Ok(PodOptions::Init { arguments, variables });
         }
         if let Some(namespace) = self.pod.namespace()
             && node.exclude_namespaces.iter().any(|excluded| excluded == namespace)
@@ -95,7 +95,7 @@ impl Manifest {
         let proxy = self.pod.select()?;
         let mut notes = Vec::new();
         let given = annotations::options(&self.pod, proxy, &node.options, &mut |note| notes.push(note))?;
-        Ok(Wanted::Annotations(given, notes))
+        Ok(PodOptions::Annotations(given, notes))
     }
 
     /// The user that the proxy runs as, where the manifest says so.

@@ -4,14 +4,14 @@ use serde_json::Value;
 
 use crate::backend::nftables::expr::code;
 use crate::backend::nftables::written::fields::Item;
-use crate::backend::nftables::written::sets::Entry;
+use crate::backend::nftables::written::sets::SetEntry;
 
 /// The entries of a map of verdicts; `None` where one is something else.
-pub fn entries(list: &Value) -> Option<Vec<Entry>> {
+pub fn entries(list: &Value) -> Option<Vec<SetEntry>> {
     list.as_array()?.iter().map(entry).collect()
 }
 
-pub fn entry(entry: &Value) -> Option<Entry> {
+pub fn entry(entry: &Value) -> Option<SetEntry> {
     let [key, verdict] = &entry.as_array()?[..] else { return None };
     let key = if key.as_str() == Some("*") { None } else { Some(item(key)?) };
     let (name, body) = verdict.as_object()?.iter().next()?;

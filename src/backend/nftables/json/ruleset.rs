@@ -14,11 +14,11 @@ use crate::config::types::Interface;
 use super::items::{entries, items, leaves};
 use super::statement::{self, update};
 
-type Place = (u8, String);
+type TableKey = (u8, String);
 
 /// Reads the objects of the `nftables` array.
 pub fn parse(objects: &[Value], budget: usize) -> Result<Vec<NftTable>, String> {
-    let mut reader = Reader { budget, updated: updated(objects), ..Reader::default() };
+    let mut reader = JsonRuleset { budget, updated: updated(objects), ..JsonRuleset::default() };
     for (at, object) in objects.iter().enumerate() {
         let Some((kind, body)) = object.as_object().and_then(|o| o.iter().next()) else {
             return Err(format!("entry {at} of \"nftables\" is no object"));
@@ -30,18 +30,18 @@ pub fn parse(objects: &[Value], budget: usize) -> Result<Vec<NftTable>, String> 
 }
 
 #[derive(Default)]
-struct Reader {
+struct JsonRuleset {
     tables: Vec<NftTable>,
-    places: HashMap<Place, usize>,
-    chains: HashMap<(Place, String), usize>,
-    sets: HashMap<Place, WrittenSets>,
+    places: HashMap<TableKey, usize>,
+    chains: HashMap<(TableKey, String), usize>,
+    sets: HashMap<TableKey, WrittenSets>,
     budget: usize,
     /// The sets and maps that rules change.
-    updated: HashSet<(Place, String)>,
+    updated: HashSet<(TableKey, String)>,
 }
 
 /// The sets and maps that rules change, wherever the rules stand.
-fn updated(objects: &[Value]) -> HashSet<(Place, String)> {
+fn updated(objects: &[Value]) -> HashSet<(TableKey, String)> {
     let mut out = HashSet::new();
     for rule in objects.iter().filter_map(|object| object.get("rule")) {
         let text = |key: &str| rule.get(key).and_then(Value::as_str);
@@ -63,7 +63,7 @@ fn text<'a>(body: &'a Map<String, Value>, key: &str) -> Result<&'a str, String> 
     body.get(key).and_then(Value::as_str).ok_or_else(|| format!("it has no \"{key}\""))
 }
 
-impl Reader {
+impl JsonRuleset {
     fn object(&mut self, kind: &str, body: &Map<String, Value>) -> Result<(), String> {
         match kind {
             "table" => self.table(body),
@@ -75,7 +75,7 @@ impl Reader {
     }
 
     /// The table that an object is in, and which one of `tables` that is.
-    fn place(&self, body: &Map<String, Value>) -> Result<(Place, usize), String> {
+    fn place(&self, body: &Map<String, Value>) -> Result<(TableKey, usize), String> {
         let place = (names::family(text(body, "family")?)?, text(body, "table")?.to_owned());
         match self.places.get(&place) {
             Some(&at) => Ok((place, at)),

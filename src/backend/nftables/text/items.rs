@@ -2,7 +2,7 @@
 
 use crate::backend::nftables::expr::code;
 use crate::backend::nftables::written::fields::Item;
-use crate::backend::nftables::written::sets::Entry;
+use crate::backend::nftables::written::sets::SetEntry;
 
 use super::tokens::Token;
 
@@ -12,11 +12,11 @@ pub fn items(tokens: &[Token]) -> Option<Vec<Item>> {
 }
 
 /// The entries of a map of verdicts, such as `80 : accept`; `None` where one is something else.
-pub fn entries(tokens: &[Token]) -> Option<Vec<Entry>> {
+pub fn entries(tokens: &[Token]) -> Option<Vec<SetEntry>> {
     tokens.split(|token| *token == Token::Sign(',')).filter(|entry| !entry.is_empty()).map(entry).collect()
 }
 
-fn entry(tokens: &[Token]) -> Option<Entry> {
+fn entry(tokens: &[Token]) -> Option<SetEntry> {
     let colon = tokens.iter().position(|token| *token == Token::Word(":"))?;
     let (key, verdict) = (tokens.get(..colon)?, tokens.get(colon + 1..)?);
     let key = match key {
@@ -32,7 +32,7 @@ fn entry(tokens: &[Token]) -> Option<Entry> {
     Some((key, verdict))
 }
 
-/// A value, a range or a prefix, perhaps with a timeout and the like behind it.
+/// A value, a range or a prefix; behind it there may be a timeout and the like.
 pub fn item(tokens: &[Token]) -> Option<Item> {
     let (first, rest) = tokens.split_first()?;
     let known = |token: &Token| matches!(token, Token::Word("timeout" | "expires" | "counter" | "comment"));

@@ -24,7 +24,7 @@ pub fn may_hide_targets(family: u8, table: &str) -> bool {
 
 /// Reads a rule's words. `may_hide`: see [`may_hide_targets`].
 pub fn parse(words: &[Token], handle: Option<u64>, may_hide: bool, sets: &mut WrittenSets) -> Listed {
-    let mut reader = Reader { words, at: 0, sets, out: Vec::new(), comment: None, decided: false };
+    let mut reader = RuleText { words, at: 0, sets, out: Vec::new(), comment: None, decided: false };
     while reader.at < reader.words.len() {
         let start = reader.at;
         if reader.part().is_none() {
@@ -38,7 +38,7 @@ pub fn parse(words: &[Token], handle: Option<u64>, may_hide: bool, sets: &mut Wr
     Listed { exprs: reader.out, comment: reader.comment, handle, text: Some(written(words).into()) }
 }
 
-struct Reader<'a, 's> {
+struct RuleText<'a, 's> {
     words: &'a [Token<'a>],
     at: usize,
     sets: &'s mut WrittenSets,
@@ -48,7 +48,7 @@ struct Reader<'a, 's> {
     decided: bool,
 }
 
-impl<'a> Reader<'a, '_> {
+impl<'a> RuleText<'a, '_> {
     fn peek(&self) -> Option<Token<'a>> {
         self.words.get(self.at).copied()
     }

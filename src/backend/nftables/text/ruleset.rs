@@ -14,14 +14,14 @@ use super::{rule, unknown};
 
 /// Reads a listing. A problem comes with the line it is on.
 pub fn parse(text: &str, budget: usize) -> Result<Vec<NftTable>, (usize, String)> {
-    let mut reader = Reader { words: Words::new(text), budget, tables: Vec::new(), places: HashMap::new() };
+    let mut reader = TextRuleset { words: Words::new(text), budget, tables: Vec::new(), places: HashMap::new() };
     match reader.tables() {
         Ok(()) => Ok(reader.tables),
         Err(problem) => Err((reader.words.line(), problem)),
     }
 }
 
-struct Reader<'a> {
+struct TextRuleset<'a> {
     words: Words<'a>,
     budget: usize,
     tables: Vec<NftTable>,
@@ -29,11 +29,11 @@ struct Reader<'a> {
 }
 
 /// A rule's words, and its handle where the listing says it.
-type Line<'a> = (Vec<Token<'a>>, Option<u64>);
+type TokenLine<'a> = (Vec<Token<'a>>, Option<u64>);
 
 const CUT: &str = "the text ends in the middle: it is cut short";
 
-impl<'a> Reader<'a> {
+impl<'a> TextRuleset<'a> {
     fn token(&mut self) -> Result<Token<'a>, String> {
         self.words.token()?.ok_or_else(|| CUT.to_owned())
     }
@@ -88,7 +88,7 @@ impl<'a> Reader<'a> {
         let mut sets = WrittenSets::default();
         sets.budget = self.budget;
         // Rules may look into sets that stand behind them.
-        let mut chains: Vec<(NftChain, Vec<Line<'a>>)> = Vec::new();
+        let mut chains: Vec<(NftChain, Vec<TokenLine<'a>>)> = Vec::new();
         let mut names = HashSet::new();
         loop {
             match self.token()? {
@@ -116,7 +116,7 @@ impl<'a> Reader<'a> {
         changed.for_each(|name| sets.forget(name));
         let iptables = rule::may_hide_targets(number, name);
         for (mut chain, rules) in chains {
-            let rule = |(words, handle): &Line| rule::parse(words, *handle, iptables, &mut sets);
+            let rule = |(words, handle): &TokenLine| rule::parse(words, *handle, iptables, &mut sets);
             chain.rules = rules.iter().map(rule).collect();
             table.chains.push(chain);
         }
@@ -156,7 +156,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn chain(&mut self, family: u8) -> Result<(NftChain, Vec<Line<'a>>), String> {
+    fn chain(&mut self, family: u8) -> Result<(NftChain, Vec<TokenLine<'a>>), String> {
         let mut chain = NftChain { name: self.name()?.to_owned(), ..NftChain::default() };
         let mut rules = Vec::new();
         self.expect('{')?;

@@ -10,28 +10,28 @@ use super::fields::{Class, Field, Item, exact};
 use super::values::{range_bytes, value_bytes};
 
 /// A key of a map, `None` for all that no other entry has, and its verdict.
-pub type Entry = (Option<Item>, MapVerdict);
+pub type SetEntry = (Option<Item>, MapVerdict);
 
 /// What a rule looks a verdict up in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdicts {
     /// A list within the rule.
-    Among(Vec<Entry>),
+    Among(Vec<SetEntry>),
     /// A map of the table, by name.
     Named(String),
 }
 
 /// A name as written, and how its values are encoded.
-type Key = (String, Class);
+type MadeKey = (String, Class);
 
 #[derive(Debug, Default)]
 pub struct WrittenSets {
     /// `None`: keys of several parts.
     pub named: HashMap<String, Option<Vec<Item>>>,
     /// `None`: keys of several parts, or no map of verdicts.
-    pub named_maps: HashMap<String, Option<Vec<Entry>>>,
-    made: HashMap<Key, Option<(String, usize)>>,
-    made_maps: HashMap<Key, Option<(String, usize)>>,
+    pub named_maps: HashMap<String, Option<Vec<SetEntry>>>,
+    made: HashMap<MadeKey, Option<(String, usize)>>,
+    made_maps: HashMap<MadeKey, Option<(String, usize)>>,
     pub anonymous: AnonymousSets,
     /// How many elements rules may still refer to: a short text could name a long set in
     /// every line.
@@ -73,7 +73,7 @@ impl WrittenSets {
         Some(set)
     }
 
-    /// The same with a named map.
+    /// A named map with its keys in the form of one class; made once.
     fn encoded_map(&mut self, name: &str, class: Class) -> Option<String> {
         let key = (name.to_owned(), class);
         if !self.made_maps.contains_key(&key) {
@@ -115,7 +115,7 @@ fn element(class: Class, item: &Item) -> Option<(Vec<u8>, Vec<u8>)> {
     range_bytes(class, item)
 }
 
-fn verdicts(class: Class, entries: &[Entry]) -> Option<VerdictMap> {
+fn verdicts(class: Class, entries: &[SetEntry]) -> Option<VerdictMap> {
     let mut rest = None;
     let mut keys = Vec::with_capacity(entries.len());
     for (key, verdict) in entries {
