@@ -16,7 +16,7 @@ use crate::node::credentials::Credentials;
 use crate::node::http::Listen;
 use crate::node::installer::{ChainMode, Installation, TYPE};
 use crate::node::settings::{ObjectName, OnFailure, Settings};
-use crate::node::{self, Policy};
+use crate::node::{self, Policy, ambient};
 
 use super::error::CliError;
 use super::{confine, output, source};
@@ -27,8 +27,8 @@ every pod of its node and repairs them. It runs as a DaemonSet: cni-conf/README.
 to install the chart. Nothing is removed when it ends, only by `podweir node uninstall` or
 when its DaemonSet is deleted.
 
-Exit status: 0 done (status: ready; why: intercepted or left alone on purpose), 1 failed or
-not so, 2 usage.
+Exit status: 0 done (status: ready; why: intercepted, enrolled or left alone on purpose), 1
+failed or not so, 2 usage.
 
 Examples:
   podweir node run --node-name node1
@@ -107,6 +107,24 @@ pub fn command() -> Command {
             .value_parser(value_parser!(bool))
             .default_value("true")
             .help("Tell the node's condition podweir.dev/Intercepting"),
+        Arg::new("ambient")
+            .long("ambient")
+            .action(ArgAction::SetTrue)
+            .help("Serve ztunnel as well: pods in ambient mode, by the label istio.io/dataplane-mode"),
+        path("ztunnel-socket", "/var/run/ztunnel/ztunnel.sock", "Where ztunnel connects to, with --ambient"),
+        Arg::new("ambient-dns-capture")
+            .long("ambient-dns-capture")
+            .value_name("BOOL")
+            .value_parser(value_parser!(bool))
+            .default_value("true")
+            .help("Hand DNS of pods in ambient mode to ztunnel, unless a pod's annotation says otherwise"),
+        text("ambient-backend", "BACKEND", "What programs pods in ambient mode and the node: auto, nftables, iptables-nft or iptables-legacy")
+            .default_value("auto"),
+        Arg::new("kubelet-uid")
+            .long("kubelet-uid")
+            .value_name("UID")
+            .value_parser(value_parser!(u32))
+            .help("The user by whom the kubelet's probes are told; default: that of the kubelet found in --host-proc"),
         text("api-server", "URL", "The API server; default: the variables KUBERNETES_SERVICE_HOST and _PORT"),
         path("account", ACCOUNT, "Folder with the account's token and ca.crt"),
         text("kubeconfig", "PATH", "Ask the API server as this file says, instead of by --account")
@@ -207,6 +225,10 @@ fn settings(matches: &ArgMatches) -> Result<Settings, CliError> {
     if let Some(name) = &daemon_set {
         entry["pod_namespace"] = name.namespace.clone().into();
     }
+    let ambient = matches.get_flag("ambient").then(|| ambient_given(matches)).transpose()?;
+    if ambient.is_some() {
+        entry["ambient"] = true.into();
+    }
     // The plugin checks its entry at every call; a mistake shows here, before it is written.
     let mut checked = entry.clone();
     checked["interception"] = interception;
@@ -234,6 +256,23 @@ fn settings(matches: &ArgMatches) -> Result<Settings, CliError> {
         listen,
         daemon_set,
         condition: matches.get_one("condition").copied().unwrap_or(true),
+        ambient,
+    })
+}
+
+fn ambient_given(matches: &ArgMatches) -> Result<ambient::Given, CliError> {
+    let backend = text_of(matches, "ambient-backend").unwrap_or_default();
+    let backend = crate::config::ambient::backend(&backend).map_err(|invalid| {
+        CliError::Usage(format!(
+            "--ambient-backend: '{}' {}; expected {}",
+            invalid.item, invalid.problem, invalid.expected
+        ))
+    })?;
+    Ok(ambient::Given {
+        socket: path_of(matches, "ztunnel-socket"),
+        dns: matches.get_one("ambient-dns-capture").copied().unwrap_or(true),
+        backend,
+        kubelet_uid: matches.get_one("kubelet-uid").copied(),
     })
 }
 
@@ -306,6 +345,13 @@ fn status(matches: &ArgMatches) -> Result<(), CliError> {
         );
         let age = report["watchAgeSeconds"].as_u64().map_or_else(|| "never".into(), |s| format!("{s} s ago"));
         text += &format!("watch    heard {age}, {} pods known\n", report["knownPods"]);
+        if let Some(ambient) = report["ambient"].as_object() {
+            let probe = ambient.get("probe").and_then(Value::as_str).unwrap_or("no pod to be probed yet");
+            text += &format!(
+                "ambient  {} ztunnels connected, {} know of every pod; {} pods; {probe}\n",
+                ambient["ztunnels"], ambient["ztunnelsWithEveryPod"], ambient["pods"]
+            );
+        }
         for (state, count) in report["pods"].as_object().into_iter().flatten().filter(|(_, count)| **count != 0) {
             text += &format!("pods     {count} {state}\n");
         }
@@ -337,7 +383,11 @@ fn why(matches: &ArgMatches) -> Result<(), CliError> {
     if matches.get_flag("json") {
         output::print(&format!("{report:#}\n"))?;
     } else {
-        let verdict = if decision["intercept"] == true { "intercepted" } else { "not intercepted" };
+        let verdict = match (&decision["intercept"], &decision["ambient"]) {
+            (Value::Bool(true), _) => "intercepted",
+            (_, Value::Bool(true)) => "in ambient mode",
+            _ => "not intercepted",
+        };
         let mut text = format!(
             "pod      {pod}\ndecision {verdict}: {}\nstate    {} (since {})\n",
             shown(&decision["why"]),
@@ -359,7 +409,7 @@ fn why(matches: &ArgMatches) -> Result<(), CliError> {
         output::print(&text)?;
     }
     match report["state"].as_str() {
-        Some("intercepted" | "left-alone" | "ended") => Ok(()),
+        Some("intercepted" | "enrolled" | "left-alone" | "ended") => Ok(()),
         _ => Err(CliError::Failed(format!("pod {pod} is not as it should be"))),
     }
 }

@@ -87,6 +87,10 @@ pub fn without_asking(netconf: &Netconf, pod: &PodId) -> Option<String> {
     if pod.namespace == netconf.pod_namespace && AGENTS.iter().any(|agent| pod.name.starts_with(agent)) {
         return Some("it is the node's own agent".into());
     }
+    // In ambient mode labels decide, of the pod and of its namespace, and these are not handed over.
+    if netconf.ambient {
+        return None;
+    }
     // Labels are not handed over, so of all the rules only this one can be told.
     let annotations = netconf.annotations.as_ref()?;
     (!annotations.contains_key(STATUS)).then(|| LeftAlone::NotInjected.to_string())

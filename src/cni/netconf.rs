@@ -51,6 +51,8 @@ pub struct Netconf {
     /// How long a pod waits for the node's agent while that is away; `None`: the node has
     /// no agent as far as the netconf knows.
     pub agent_timeout: Option<Duration>,
+    /// The node's agent has pods of ambient mode as well, which nothing but it can tell.
+    pub ambient: bool,
     /// The netconf itself asks for an interception.
     pub intercepts: bool,
     /// Options that the netconf sets.
@@ -157,6 +159,7 @@ impl RawNetconf {
             pod_namespace: get(keys, "pod_namespace")?.unwrap_or_default(),
             timeout: timeout.map_or(Ok(DEFAULT_TIMEOUT), |value| duration("timeout", &value))?,
             agent_timeout: agent_timeout.map(|value| duration("agent_timeout", &value)).transpose()?,
+            ambient: get(keys, "ambient")?.unwrap_or_default(),
             intercepts: interception.is_some(),
             options,
             annotations: annotations(runtime.unwrap_or_default())?,

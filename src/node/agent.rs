@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
@@ -16,6 +16,8 @@ use crate::cni::state::{KeptNetns, Store};
 use crate::config::given::Given;
 use crate::sys::netns::{self, Netns};
 
+use super::ambient::standing::Standing;
+use super::ambient::{Ambient, Joined, Real};
 use super::api;
 use super::cache::{Cache, Change, Found, Known, Phase};
 use super::caretaker;
@@ -36,6 +38,8 @@ use super::worker::Workers;
 /// How long the plugin waits for the watch to bring a pod, and then for the API server.
 const WATCH_PATIENCE: Duration = Duration::from_secs(2);
 const API_PATIENCE: Duration = Duration::from_millis(2500);
+/// How long a pod's start waits for a ztunnel: less than the plugin waits for the agent.
+const ZTUNNEL_PATIENCE: Duration = Duration::from_millis(4500);
 /// How long a look into the node's /proc is good for.
 const PROCESSES_AGE: Duration = Duration::from_secs(1);
 
@@ -56,6 +60,9 @@ pub struct Agent {
     pub verifier: Pulse,
     pub client: kube::Client,
     pub evictions: Evictions,
+    /// Ambient mode, where that is on.
+    pub ambient: OnceLock<Arc<Ambient<Real>>>,
+    pub namespaces_watch: Arc<WatchPulse>,
     installed: Mutex<Installed>,
     /// The namespaces of pods that have processes, and when that was looked up.
     processes: Mutex<Option<(Instant, Arc<Namespaces>)>>,
@@ -94,6 +101,8 @@ impl Agent {
             verifier: Pulse::default(),
             client,
             evictions: Evictions::default(),
+            ambient: OnceLock::new(),
+            namespaces_watch: Arc::default(),
             installed: Mutex::default(),
             processes: Mutex::default(),
             kept: Mutex::default(),
@@ -152,10 +161,47 @@ impl Agent {
     /// Hears of changes of the watch.
     pub fn changed(self: &Arc<Self>, change: Change) {
         match change {
-            Change::Set(known) if known.phase == Phase::Ended => drop(self.inventory.forget(&known.uid)),
+            Change::Set(known) if known.phase == Phase::Ended => {
+                drop(self.inventory.forget(&known.uid));
+                if let Some(ambient) = self.ambient.get() {
+                    ambient.consider(&known);
+                }
+            }
             Change::Set(known) => drop(self.track(&known)),
-            Change::Gone(known) => drop(self.inventory.forget(&known.uid)),
-            Change::Synced => info!(pods = self.cache.len(), "every pod of the node is known"),
+            Change::Gone(known) => {
+                drop(self.inventory.forget(&known.uid));
+                if let Some(ambient) = self.ambient.get() {
+                    ambient.gone(&known.uid);
+                }
+            }
+            Change::Synced => {
+                info!(pods = self.cache.len(), "every pod of the node is known");
+                self.maybe_complete();
+            }
+        }
+    }
+
+    /// Hears of changes of the watch of namespaces: these are in ambient mode now, or are not.
+    pub fn namespaces_changed(self: &Arc<Self>, changed: &[String]) {
+        let Some(ambient) = self.ambient.get() else { return };
+        // Before all was known, nothing was decided about any.
+        let first = !ambient.is_complete() && ambient.knows_namespaces();
+        for known in self.cache.all() {
+            if known.phase != Phase::Ended && (first || changed.contains(&known.namespace)) {
+                self.track(&known);
+            }
+        }
+        self.maybe_complete();
+    }
+
+    /// Says that ztunnels may be told that they know everything, as soon as they may.
+    fn maybe_complete(self: &Arc<Self>) {
+        if let Some(ambient) = self.ambient.get()
+            && self.cache.is_synced()
+            && ambient.knows_namespaces()
+            && !ambient.is_complete()
+        {
+            ambient.complete();
         }
     }
 
@@ -164,7 +210,15 @@ impl Agent {
         let (tracked, _) = self.inventory.track(known);
         match decide(known, &self.policy) {
             Decision::LeaveAlone(why) => {
-                tracked.set(State::LeftAlone { why });
+                // Nobody is going to look at its namespace for a sidecar's rules.
+                tracked.inner().place = None;
+                let standing = self.ambient.get().and_then(|ambient| {
+                    ambient.consider(known);
+                    ambient.standing(known)
+                });
+                if !standing.is_some_and(|standing| standing.is_in()) {
+                    tracked.set(State::LeftAlone { why });
+                }
                 tracked.wake.notify_one();
             }
             _ => {
@@ -234,11 +288,29 @@ impl Agent {
             inner.place = Some(place.clone());
             return Some(place);
         }
-        let agent = self.clone();
-        let found = tokio::task::spawn_blocking(move || agent.processes().get(&uid).cloned()).await.ok().flatten()?;
-        let place = self.open(&found).inspect_err(|e| warn!(pod = %tracked.known(), "{e}")).ok()?;
+        let place = self.find_place(&uid).await?;
         tracked.inner().place = Some(place.clone());
         Some(place)
+    }
+
+    /// The namespace of a pod by its UID: as it was kept on disk while there was no agent, or
+    /// that of one of its processes.
+    pub async fn place_by_uid(self: &Arc<Self>, uid: &str) -> Option<Place> {
+        if let Some((attachment, place)) = self.kept_place(uid) {
+            if let Some(tracked) = self.inventory.get(uid) {
+                tracked.inner().attachment = Some(attachment);
+            }
+            return Some(place);
+        }
+        self.find_place(uid).await
+    }
+
+    /// The namespace that one of a pod's processes is in.
+    pub async fn find_place(self: &Arc<Self>, uid: &str) -> Option<Place> {
+        let (agent, wanted) = (self.clone(), uid.to_owned());
+        let found =
+            tokio::task::spawn_blocking(move || agent.processes().get(&wanted).cloned()).await.ok().flatten()?;
+        self.open(&found).inspect_err(|e| warn!(pod = uid, "{e}")).ok()
     }
 
     fn processes(&self) -> Arc<Namespaces> {
@@ -294,11 +366,18 @@ impl Agent {
     }
 
     async fn decide(self: &Arc<Self>, asked: Decide) -> Answer {
+        let started = Instant::now();
         let known = match self.find(&asked).await {
             Ok(known) => known,
             Err(error) => return refusal(&error),
         };
-        match decide(&known, &self.policy) {
+        let decision = decide(&known, &self.policy);
+        if let (Decision::LeaveAlone(_), Some(ambient)) = (&decision, self.ambient.get())
+            && let Some(answer) = self.join(ambient, &known, &asked, started).await
+        {
+            return answer;
+        }
+        match decision {
             Decision::LeaveAlone(why) => Answer::LeaveAlone { why },
             // Its own init container makes its rules.
             Decision::Intercept { by: Programmer::Init, why, .. } => Answer::LeaveAlone { why: why.into() },
@@ -306,6 +385,46 @@ impl Agent {
                 Answer::Intercept { why: why.into(), options: settings(&options), warnings }
             }
             Decision::Refuse(error) => refusal(&error),
+        }
+    }
+
+    /// Has a pod of ambient mode taken by ztunnel before it starts. `None`: it is none.
+    async fn join(
+        self: &Arc<Self>,
+        ambient: &Arc<Ambient<Real>>,
+        known: &Arc<Known>,
+        asked: &Decide,
+        started: Instant,
+    ) -> Option<Answer> {
+        let left = || ZTUNNEL_PATIENCE.saturating_sub(started.elapsed());
+        while !ambient.knows_namespaces() && !left().is_zero() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        match ambient.standing(known) {
+            Some(Standing::Out { .. }) => return None,
+            Some(Standing::In { .. }) | None => {}
+        }
+        let (tracked, _) = self.inventory.track(known);
+        tracked.inner().attachment = Some(asked.attachment.clone());
+        let joined = match self.open(Path::new(&asked.netns)) {
+            Ok(place) => ambient.join(known, place, left()).await,
+            Err(e) => Err(format!(
+                "{e}; the agent's container needs the runtime's folder of network namespaces, such as /var/run/netns"
+            )),
+        };
+        match joined {
+            Ok(Joined::Out) => None,
+            Ok(Joined::Enrolled) => {
+                Some(Answer::LeaveAlone { why: "it is in ambient mode, and ztunnel takes its traffic".into() })
+            }
+            Err(why) => {
+                self.metrics.added("refused");
+                let message = format!("pod {known} is in ambient mode, and ztunnel does not take its traffic: {why}");
+                let error = CniError::new(Code::TryAgainLater, message).details(
+                    "it must not start outside of the mesh; the runtime tries again by itself, and podweir node status says how ztunnel is",
+                );
+                Some(refusal(&error))
+            }
         }
     }
 
@@ -377,6 +496,9 @@ impl Agent {
             inner.attachment = None;
             inner.place = None;
             drop(inner);
+            if let Some(ambient) = self.ambient.get() {
+                ambient.sandbox_gone(&tracked.known().uid);
+            }
             tracked.note("its sandbox is gone");
             tracked.wake.notify_one();
         }
@@ -401,6 +523,7 @@ impl Agent {
             "watchAgeSeconds": self.watch_age().map(|age| age.as_secs()),
             "knownPods": self.cache.len(),
             "pods": self.inventory.counts(),
+            "ambient": self.ambient.get().map(|ambient| ambient.report()),
         })
     }
 
@@ -415,7 +538,11 @@ impl Agent {
             None => json!({ "namespace": known.namespace, "name": known.name, "uid": known.uid,
                 "state": "ended", "sentence": "all its containers have ended" }),
         };
+        let standing = self.ambient.get().and_then(|ambient| ambient.standing(&known));
         report["decision"] = match decide(&known, &self.policy) {
+            Decision::LeaveAlone(_) if let Some(Standing::In { why, options, warnings }) = &standing => json!({
+                "intercept": false, "ambient": true, "why": why, "warnings": warnings,
+                "options": ambient_options(options) }),
             Decision::LeaveAlone(why) => json!({ "intercept": false, "why": why }),
             Decision::Refuse(error) => json!({ "intercept": false, "why": error.to_string() }),
             Decision::Intercept { options, why, warnings, .. } => {
@@ -432,6 +559,18 @@ fn settings(options: &Given) -> BTreeMap<String, Setting> {
         (option_name(opt.spec()).to_owned(), Setting { value: text.into(), source: origin.to_string() })
     };
     options.iter().map(one).collect()
+}
+
+/// What a pod of ambient mode asks for, in the words of `podweir ambient`.
+fn ambient_options(options: &super::ambient::standing::Options) -> Value {
+    let interfaces: Vec<String> = options
+        .virtual_interfaces
+        .iter()
+        .map(|i| format!("{}{}", i.name, if i.any_ending { "+" } else { "" }))
+        .collect();
+    let setting = |value: String| json!({ "value": value, "source": "annotations and the agent's default" });
+    json!({ "dns": setting(options.dns.to_string()), "ingress": setting(options.ingress.to_string()),
+        "virtual-interfaces": setting(interfaces.join(",")) })
 }
 
 fn refusal(error: &CniError) -> Answer {
@@ -475,6 +614,9 @@ impl Answers for OnSocket {
 impl Told for Agent {
     fn metrics(&self) -> String {
         self.metrics.cache(self.watch_age(), self.cache.len());
+        if let Some(ambient) = self.ambient.get() {
+            self.metrics.ambient.namespaces(ambient.open_namespaces());
+        }
         for (state, count) in self.inventory.counts() {
             self.metrics.pods(state, count);
         }
@@ -487,6 +629,10 @@ impl Told for Agent {
     }
 
     fn not_healthy(&self) -> Vec<String> {
-        pulse::hanging(self.watch.round.age(), self.verifier.age())
+        let mut hanging = pulse::hanging(self.watch.round.age(), self.verifier.age());
+        if self.ambient.get().is_some() {
+            hanging.extend(pulse::hanging_watch("namespaces", self.namespaces_watch.round.age()));
+        }
+        hanging
     }
 }

@@ -1,5 +1,6 @@
 //! The agent's way to the API server, and its one watch of this node's pods.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use kube::Api;
 use kube::core::Status;
 use kube::runtime::watcher::{self, DefaultBackoff, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
+use serde::de::DeserializeOwned;
 use tower::service_fn;
 use tracing::{debug, info, warn};
 
@@ -47,27 +49,40 @@ pub async fn watch_pods(
 ) {
     let pods: Api<WatchedPod> = Api::all(client);
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}")).page_size(PAGE).any_semantic();
+    watch_all(pods, config, "pods", &metrics, |event| cache.apply(event).into_iter().for_each(&changed)).await;
+}
+
+/// Watches objects for ever; `what` they are, in the plural.
+pub async fn watch_all<K>(
+    all: Api<K>,
+    config: watcher::Config,
+    what: &'static str,
+    metrics: &Metrics,
+    take: impl Fn(Event<K>),
+) where
+    K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
     let mut said = String::new();
     loop {
         // Each request of it ends in time (see `wire`), and so does a silent watch, which kube
         // takes up again where it was: nothing here may begin anew with a list because of it.
-        let stream = watch(pods.clone(), config.clone()).backoff(DefaultBackoff::default());
+        let stream = watch(all.clone(), config.clone()).backoff(DefaultBackoff::default());
         pin_mut!(stream);
         while let Some(event) = stream.next().await {
             match event {
                 Ok(event) => {
                     if !said.is_empty() && !matches!(event, Event::Init) {
-                        info!("the watch of pods goes on");
+                        info!("the watch of {what} goes on");
                         said.clear();
                     }
-                    cache.apply(event).into_iter().for_each(&changed);
+                    take(event);
                 }
                 Err(error) => {
                     metrics.watch_restarted(cause(&error));
-                    let text = words(&error);
+                    let text = words(&error, what);
                     match text == said {
-                        true => debug!("the watch of pods: {text}"),
-                        false => warn!("the watch of pods: {text}; what is known stays known, and it is tried again"),
+                        true => debug!("the watch of {what}: {text}"),
+                        false => warn!("the watch of {what}: {text}; what is known stays known, and it is tried again"),
                     }
                     said = text;
                 }
@@ -100,7 +115,7 @@ fn status(error: &watcher::Error) -> Option<&Status> {
 }
 
 /// An error of the watch, with what helps.
-fn words(error: &watcher::Error) -> String {
+fn words(error: &watcher::Error, what: &str) -> String {
     let status = status(error);
     let text = match status {
         Some(status) => format!("the API server refuses it: {} ({})", status.message, status.code),
@@ -111,7 +126,7 @@ fn words(error: &watcher::Error) -> String {
             "{text}; the agent's token is not accepted any more: delete the agent's pod, so that it gets a new one"
         ),
         Some(403) => {
-            format!("{text}; the agent's account may not list and watch pods: apply the chart's ClusterRole again")
+            format!("{text}; the agent's account may not list and watch {what}: apply the chart's ClusterRole again")
         }
         _ => text,
     }

@@ -5,16 +5,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 
 use crate::cni::protocol::Code;
 use crate::probe::Beside;
-use crate::sys::subscription::{NFTABLES, ROUTING, Subscription};
 
 use super::Agent;
 use super::budget::Budget;
 use super::decide::{Decision, Programmer, decide};
+use super::ears::Ears;
 use super::events::{Happened, Kind};
 use super::inventory::{Place, State, Tracked};
 use super::look::{self, Drift, Look, Wanted};
@@ -41,49 +40,6 @@ const WAIT_FOR_PROCESS: Duration = Duration::from_secs(2);
 /// Where the kernel tells of every change, how many times longer than the usual interval
 /// passes between two looks that nothing called for.
 const TOLD_FACTOR: u32 = 10;
-
-/// What the kernel tells of in a namespace.
-struct Ears {
-    nftables: Option<AsyncFd<Subscription>>,
-    routing: Option<AsyncFd<Subscription>>,
-}
-
-impl Ears {
-    /// Whether every change of what podweir holds natively is heard.
-    fn hear_all(&self) -> bool {
-        self.nftables.is_some() && self.routing.is_some()
-    }
-
-    /// Waits for the next change.
-    async fn heard(&self) {
-        let one = async |ear: &Option<AsyncFd<Subscription>>| match ear {
-            Some(ear) => loop {
-                // An ear that fails is one that is deaf: the timer is left.
-                let Ok(mut guard) = ear.readable().await else { return std::future::pending().await };
-                let told = ear.get_ref().drain();
-                guard.clear_ready();
-                match told {
-                    Ok(true) => return,
-                    Ok(false) => {}
-                    Err(_) => return std::future::pending().await,
-                }
-            },
-            None => std::future::pending().await,
-        };
-        tokio::select! {
-            () = one(&self.nftables) => {}
-            () = one(&self.routing) => {}
-        }
-    }
-
-    /// Forgets what was told up to now, before a look.
-    fn forget(&self) {
-        for ear in [&self.nftables, &self.routing].into_iter().flatten() {
-            // An error shows when the ear is waited for.
-            let _ = ear.get_ref().drain();
-        }
-    }
-}
 
 /// Looks after a pod until it is forgotten.
 pub async fn look_after(agent: Arc<Agent>, tracked: Arc<Tracked>) {
@@ -220,19 +176,8 @@ impl Care {
         if self.ears.as_ref().is_some_and(|(identity, _)| *identity == place.identity) {
             return;
         }
-        let opened = self.agent.workers.run(place.netns.clone(), || [NFTABLES, ROUTING].map(Subscription::open)).await;
-        let Ok([nftables, routing]) = opened else { return };
-        let ear = |subscription: std::io::Result<Subscription>, what: &str| match subscription {
-            Ok(subscription) => subscription
-                .watched()
-                .inspect_err(|e| warn!(pod = %self.tracked.known(), "changes of {what} are not heard: {e}"))
-                .ok(),
-            Err(e) => {
-                warn!(pod = %self.tracked.known(), "changes of {what} are not heard: {e}; the pod is looked at now and then");
-                None
-            }
-        };
-        let ears = Ears { nftables: ear(nftables, "nf_tables"), routing: ear(routing, "routing") };
+        let pod = self.tracked.known().to_string();
+        let Some(ears) = Ears::open(&self.agent.workers, place, &pod).await else { return };
         self.ears = Some((place.identity, ears));
     }
 

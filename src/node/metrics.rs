@@ -2,6 +2,7 @@
 //! number would grow with the cluster.
 
 use std::fmt::Write;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+use super::ambient::figures::Figures;
 
 /// Labels as pairs of fixed words.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -52,6 +55,8 @@ pub struct Metrics {
     events: Family<Labels, Counter>,
     errors: Family<Labels, Counter>,
     socket_requests: Family<Labels, Counter>,
+    /// Those of ambient mode.
+    pub ambient: Arc<Figures>,
 }
 
 impl Default for Metrics {
@@ -74,6 +79,7 @@ impl Default for Metrics {
             events: Family::default(),
             errors: Family::default(),
             socket_requests: Family::default(),
+            ambient: Arc::default(),
         };
         metrics.register();
         metrics
@@ -120,6 +126,7 @@ impl Metrics {
             "Requests on the agent's socket, by request and result",
             self.socket_requests.clone(),
         );
+        self.ambient.register(r);
     }
 
     pub fn installed(&self, part: &str, result: &str) {

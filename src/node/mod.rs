@@ -18,7 +18,7 @@
 //! | `decide` | what is to be done with a pod: pure |
 //! | `socket` | requests of the plugin and of people |
 //! | `inventory`, `caretaker`, `look` | each pod's state; looking after it; looking and mending |
-//! | `worker`, `processes` | threads in pods' namespaces; finding these |
+//! | `worker`, `processes`, `ears` | threads in pods' namespaces; finding these; hearing of changes there |
 //! | `pulse` | heartbeats, by which something that hangs shows |
 //! | `events`, `metrics`, `http`, `condition` | saying what happens |
 //! | `ambient` | pods without a proxy of their own: telling ztunnel, and keeping that true |
@@ -34,6 +34,7 @@ mod caretaker;
 mod condition;
 pub mod credentials;
 mod decide;
+mod ears;
 mod events;
 pub mod http;
 pub mod installer;

@@ -102,6 +102,13 @@ pub async fn account(client: &kube::Client, settings: &Settings) -> Result<Vec<S
     if settings.condition {
         needed.push(("", "nodes", "patch", "status"));
     }
+    if settings.ambient.is_some() {
+        needed.extend([
+            ("", "namespaces", "list", ""),
+            ("", "namespaces", "watch", ""),
+            ("", "pods", "patch", "status"),
+        ]);
+    }
     match settings.on_failure {
         OnFailure::Leave => {}
         OnFailure::Evict => needed.push(("", "pods", "create", "eviction")),

@@ -38,6 +38,11 @@ pub const LONGEST_WATCH: Duration = Duration::from_secs(420);
 /// seconds, behind two repairs at most that may take 20 s each.
 pub const LONGEST_VERIFIER: Duration = Duration::from_secs(120);
 
+/// Whether another watch hangs, in a sentence.
+pub fn hanging_watch(what: &str, age: Duration) -> Option<String> {
+    (age > LONGEST_WATCH).then(|| format!("the watch of {what} has not come round for {} s", age.as_secs()))
+}
+
 /// What hangs, in sentences, by how long ago each last came round.
 pub fn hanging(watch: Duration, verifier: Duration) -> Vec<String> {
     let late = |age: Duration, longest, what: &str| {

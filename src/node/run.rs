@@ -19,6 +19,7 @@ use crate::cni::access::Problem;
 use crate::cni::state::Store;
 
 use super::agent::{Agent, OnSocket};
+use super::ambient::zds::ListenError;
 use super::cache::Found;
 use super::condition::{Reporter, TellError};
 use super::events::{self, Teller};
@@ -27,7 +28,7 @@ use super::installer::keeper::Keeper;
 use super::pulse::WatchPulse;
 use super::settings::{ObjectName, Settings};
 use super::socket::SocketError;
-use super::{api, http, preflight, socket};
+use super::{ambient, api, http, preflight, socket};
 
 /// The socket's name in the run directory.
 pub const SOCKET: &str = "node.sock";
@@ -57,6 +58,8 @@ pub enum RunError {
     RunDir { path: String, source: io::Error },
     #[error(transparent)]
     Socket(#[from] SocketError),
+    #[error(transparent)]
+    Ztunnel(#[from] ListenError),
     #[error("{0}")]
     Listen(io::Error),
     #[error("cannot start: {0}")]
@@ -97,6 +100,12 @@ async fn agent(settings: Settings) -> Result<(), RunError> {
     tokio::spawn(socket::serve(listener, Arc::new(OnSocket(agent.clone()))));
     tokio::spawn(events::send(client.clone(), settings.node.clone(), queue, agent.metrics.clone()));
     agent.read_attachments();
+    if let Some(given) = &settings.ambient {
+        // A client of its own: the pauses between watches are those of one watch. And before
+        // the first pod is known.
+        let client = api::client(settings.credentials.clone(), agent.namespaces_watch.clone());
+        ambient::start(&agent, given, client.map_err(RunError::Credentials)?)?;
+    }
     tokio::spawn(watch(agent.clone()));
     for problem in preflight::node(settings) {
         agent.metrics.error("preflight");

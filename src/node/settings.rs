@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::ambient;
 use super::credentials::Credentials;
 use super::decide::Policy;
 use super::http::Listen;
@@ -63,4 +64,6 @@ pub struct Settings {
     pub daemon_set: Option<ObjectName>,
     /// Tell the node's condition.
     pub condition: bool,
+    /// Ambient mode, where that is on.
+    pub ambient: Option<ambient::Given>,
 }

@@ -86,6 +86,12 @@ impl Netns {
         self.file.metadata().map(|meta| (meta.dev(), meta.ino()))
     }
 
+    /// Whether the path that it was opened by still leads to it.
+    pub fn is_where_it_was(&self) -> bool {
+        let there = std::fs::metadata(&self.path).map(|meta| (meta.dev(), meta.ino()));
+        matches!((there, self.identity()), (Ok(there), Ok(own)) if there == own)
+    }
+
     /// The user namespace that owns it, where that is another than the process's own.
     pub fn foreign_owner(&self) -> io::Result<Option<File>> {
         match self.owner()? {

@@ -20,7 +20,7 @@ pub struct Figures {
     disconnects: Family<Labels, Counter>,
     acks: Family<Labels, Counter>,
     ack_seconds: Histogram,
-    pods: Family<Labels, Gauge>,
+    namespaces: Gauge,
     annotations: Family<Labels, Counter>,
     host_sets: Family<Labels, Counter>,
 }
@@ -32,7 +32,7 @@ impl Default for Figures {
             disconnects: Family::default(),
             acks: Family::default(),
             ack_seconds: Histogram::new(ACK_BUCKETS),
-            pods: Family::default(),
+            namespaces: Gauge::default(),
             annotations: Family::default(),
             host_sets: Family::default(),
         }
@@ -51,7 +51,7 @@ impl Figures {
             Unit::Seconds,
             self.ack_seconds.clone(),
         );
-        r.register("ambient_pods", "Pods of ambient mode, by state", self.pods.clone());
+        r.register("ambient_namespaces", "Namespaces of pods that are kept open", self.namespaces.clone());
         r.register("ambient_annotations", "Writings of pods' annotation, by result", self.annotations.clone());
         r.register(
             "ambient_host_sets",
@@ -81,8 +81,8 @@ impl Figures {
         self.ack_seconds.observe(took.as_secs_f64());
     }
 
-    pub fn pods(&self, state: &str, count: usize) {
-        self.pods.get_or_create(&labels([("state", state)])).set(i64::try_from(count).unwrap_or(i64::MAX));
+    pub fn namespaces(&self, open: usize) {
+        self.namespaces.set(i64::try_from(open).unwrap_or(i64::MAX));
     }
 
     pub fn annotated(&self, done: bool) {

@@ -38,8 +38,8 @@ struct Shared {
     /// The pod is gone from the API server.
     gone: bool,
     sandbox: Option<Sandbox>,
-    /// Whether there is a place, for the count of namespaces.
-    open: bool,
+    /// Its namespace, while that is open.
+    place: Option<Place>,
     task: Option<AbortHandle>,
 }
 
@@ -56,7 +56,7 @@ impl Member {
     pub fn new(known: Arc<Known>) -> Self {
         Self {
             uid: known.uid.as_str().into(),
-            shared: Mutex::new(Shared { known, gone: false, sandbox: None, open: false, task: None }),
+            shared: Mutex::new(Shared { known, gone: false, sandbox: None, place: None, task: None }),
             wake: Notify::new(),
             whereabouts: watch::Sender::new(Where::Joining),
         }
@@ -121,18 +121,18 @@ impl Member {
         self.lock().gone
     }
 
-    /// Whether the pod's namespace is kept open.
-    pub fn is_open(&self) -> bool {
-        self.lock().open
+    /// The pod's namespace, while it is open.
+    pub fn place(&self) -> Option<Place> {
+        self.lock().place.clone()
     }
 
     pub fn whereabouts(&self) -> Where {
         self.whereabouts.borrow().clone()
     }
 
-    /// Whether the pod's namespace is kept open from now on.
-    pub fn set_open(&self, open: bool) {
-        self.lock().open = open;
+    /// The pod's namespace is open from now on, or is not.
+    pub fn set_place(&self, place: Option<Place>) {
+        self.lock().place = place;
     }
 
     /// What the plugin has told since this was last asked.

@@ -16,6 +16,8 @@
 //! | `claims`, `annotation` | who has which address; what the annotation says: pure |
 //! | `member`, `care` | a pod as others see it; looking after it |
 //! | `world` | what is done to the kernel and the API server, behind a trait |
+//! | `real`, `host`, `namespaces` | the real world; the node's own rules; the watch of namespaces |
+//! | `probe` | whether probes get through |
 //! | `zds` | telling ztunnels |
 //! | `kubelet` | as whom the kubelet runs |
 //! | `figures` | what is counted |
@@ -24,8 +26,12 @@ mod annotation;
 mod care;
 mod claims;
 pub mod figures;
+mod host;
 pub mod kubelet;
 mod member;
+mod namespaces;
+mod probe;
+mod real;
 pub mod standing;
 mod step;
 #[cfg(test)]
@@ -44,6 +50,7 @@ use super::inventory::Place;
 pub use claims::{Difference, Entries};
 use figures::Figures;
 use member::{Member, Where};
+pub use real::{Given, Real, start};
 use standing::{Policy, Standing};
 use world::World;
 use zds::book::Book;
@@ -71,6 +78,13 @@ struct Namespaces {
     pods_known: bool,
 }
 
+/// What the synthetic probe found, in sentences, and whether that is as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Probed {
+    pub found: Vec<String>,
+    pub good: bool,
+}
+
 /// What came of a pod's start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Joined {
@@ -89,6 +103,7 @@ pub struct Ambient<W: World> {
     namespaces: Mutex<Namespaces>,
     members: Mutex<HashMap<String, Arc<Member>>>,
     claims: Mutex<claims::Claims>,
+    probed: Mutex<Option<Probed>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -114,6 +129,7 @@ impl<W: World> Ambient<W> {
             namespaces: Mutex::default(),
             members: Mutex::default(),
             claims: Mutex::default(),
+            probed: Mutex::default(),
         }
     }
 
@@ -140,6 +156,16 @@ impl<W: World> Ambient<W> {
             true => namespaces.labelled.insert(name.to_owned()),
             false => namespaces.labelled.remove(name),
         }
+    }
+
+    /// Whether it is known which namespaces have the label.
+    pub fn knows_namespaces(&self) -> bool {
+        lock(&self.namespaces).known
+    }
+
+    /// Whether [`Ambient::complete`] was said.
+    pub fn is_complete(&self) -> bool {
+        lock(&self.namespaces).pods_known
     }
 
     /// A pod is there, or is not as it was, or its namespace is not.
@@ -272,9 +298,53 @@ impl<W: World> Ambient<W> {
         lock(&self.claims).entries().clone()
     }
 
+    /// Whether a pod has addresses in the node's sets.
+    fn has_claims(&self, uid: &str) -> bool {
+        !self.claimed(uid).is_empty()
+    }
+
     /// How many namespaces of pods are kept open.
     pub fn open_namespaces(&self) -> usize {
-        lock(&self.members).values().filter(|member| member.is_open()).count()
+        lock(&self.members).values().filter(|member| member.place().is_some()).count()
+    }
+
+    /// An enrolled pod that is probed, for each family.
+    fn one_of_each_family(&self) -> Vec<(Place, IpAddr)> {
+        let mut found: Vec<(Place, IpAddr)> = Vec::new();
+        for (address, uid) in self.entries() {
+            if found.iter().any(|(_, other)| other.is_ipv4() == address.is_ipv4()) {
+                continue;
+            }
+            let member = lock(&self.members).get(&uid).cloned();
+            let enrolled = member.filter(|member| matches!(member.whereabouts(), Where::Enrolled(_)));
+            found.extend(enrolled.and_then(|member| member.place()).map(|place| (place, address)));
+        }
+        found
+    }
+
+    fn set_probed(&self, found: Vec<String>, good: bool) {
+        *lock(&self.probed) = Some(Probed { found, good });
+    }
+
+    /// What the synthetic probe found; `None`: there was no pod to be probed yet.
+    pub fn probed(&self) -> Option<Probed> {
+        lock(&self.probed).clone()
+    }
+
+    /// How things stand, for `status`.
+    pub fn report(&self) -> serde_json::Value {
+        let (connected, complete) = self.book.ztunnels();
+        let probed = self.probed();
+        serde_json::json!({
+            "ztunnels": connected,
+            "ztunnelsWithEveryPod": complete,
+            "pods": self.book.len(),
+            "probedAddresses": lock(&self.claims).entries().len(),
+            "openNamespaces": self.open_namespaces(),
+            "namespaces": lock(&self.namespaces).labelled.len(),
+            "probe": probed.as_ref().map(|probed| probed.found.join("; ")),
+            "probeArrives": probed.as_ref().map(|probed| probed.good),
+        })
     }
 
     /// How many pods are looked after.

@@ -1,12 +1,14 @@
 //! The node's agent as a process: with folders, a proc(5) and an API server of the test's
 //! own, in a network namespace of its own, with pods that are network namespaces.
 
+pub mod ambient;
 mod chain;
 mod heal;
 mod input;
 mod removal;
-mod server;
+pub mod server;
 mod watch;
+mod ztunnel;
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -1,7 +1,7 @@
 //! An API server for what a real one cannot be made to do: it lists and watches pods, takes
 //! events and conditions, and misbehaves as told. Everything that is asked of it is counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
@@ -22,6 +22,10 @@ pub enum What {
     Condition,
     Review,
     DaemonSet,
+    /// A list or watch of the namespaces in ambient mode.
+    Namespaces,
+    /// A change of a pod's annotations.
+    Annotate,
     Other,
 }
 
@@ -59,6 +63,8 @@ struct World {
     node: &'static str,
     pods: BTreeMap<String, Value>,
     version: u64,
+    /// Those in ambient mode.
+    namespaces: BTreeSet<String>,
     /// Every event with its version.
     log: Vec<(u64, Value)>,
     /// Watches of an older turn end.
@@ -89,6 +95,7 @@ impl Server {
         let world = World {
             node,
             pods: BTreeMap::new(),
+            namespaces: BTreeSet::new(),
             version: 100,
             log: Vec::new(),
             turn: 0,
@@ -163,6 +170,37 @@ impl Server {
         self.inner.changed.notify_all();
     }
 
+    /// Puts a namespace in ambient mode, or takes it out.
+    pub fn set_ambient(&self, name: &str, ambient: bool) {
+        let mut world = self.world();
+        let kind = match ambient {
+            true if world.namespaces.insert(name.into()) => "ADDED",
+            false if world.namespaces.remove(name) => "DELETED",
+            _ => return,
+        };
+        world.tell(kind, namespace(name));
+        drop(world);
+        self.inner.changed.notify_all();
+    }
+
+    /// Gives a pod a label, or takes it away.
+    pub fn label(&self, namespace: &str, pod: &str, name: &str, value: Option<&str>) {
+        let pod = self.world().pods.get(&format!("{namespace}/{pod}")).cloned();
+        let Some(mut pod) = pod else { return };
+        match value {
+            Some(value) => pod["metadata"]["labels"][name] = value.into(),
+            None => drop(pod["metadata"]["labels"].as_object_mut().and_then(|labels| labels.remove(name))),
+        }
+        self.set(&pod);
+    }
+
+    /// The value of a pod's annotation.
+    pub fn annotation(&self, namespace: &str, pod: &str, name: &str) -> Option<String> {
+        let world = self.world();
+        let pod = world.pods.get(&format!("{namespace}/{pod}"))?;
+        pod["metadata"]["annotations"][name].as_str().map(str::to_owned)
+    }
+
     /// Changes pods without telling a watch: they show in the next list.
     pub fn set_unseen(&self, pod: &Value) {
         let mut world = self.world();
@@ -224,7 +262,7 @@ impl Server {
                 let gone = json!({ "type": "ERROR", "object": refusal(410, "Expired") });
                 out.answer(200, &format!("{gone}\n"))?;
             }
-            half if asked.what == What::Watch => self.watch(&asked, &mut out, half.is_some())?,
+            half if is_watch(&asked.uri) => self.watch(&asked, &mut out, half.is_some())?,
             half => {
                 let (code, text) = self.answer(&asked);
                 if half.is_some() {
@@ -266,7 +304,10 @@ impl Server {
                     if world.turn != turn {
                         return Ok(());
                     }
-                    let events: Vec<(u64, Value)> = world.log.iter().filter(|(v, _)| *v > seen).cloned().collect();
+                    let mine =
+                        |event: &Value| (event["object"]["kind"] == "Namespace") == (asked.what == What::Namespaces);
+                    let new = world.log.iter().filter(|(version, event)| *version > seen && mine(event));
+                    let events: Vec<(u64, Value)> = new.cloned().collect();
                     if !events.is_empty() {
                         break (events, world.halves);
                     }
@@ -294,8 +335,21 @@ impl Server {
     }
 
     fn answer(&self, asked: &Asked) -> (u16, String) {
-        let world = self.world();
+        let mut world = self.world();
         match asked.what {
+            What::Namespaces => {
+                let items: Vec<Value> = world.namespaces.iter().map(|name| namespace(name)).collect();
+                let list = json!({ "kind": "NamespaceList", "apiVersion": "v1",
+                    "metadata": { "resourceVersion": world.version.to_string() }, "items": items });
+                (200, list.to_string())
+            }
+            What::Annotate => {
+                let parts: Vec<&str> = asked.uri.split(['/', '?']).collect();
+                let answer = world.annotate(&format!("{}/{}", parts[4], parts[6]), &asked.body);
+                drop(world);
+                self.inner.changed.notify_all();
+                answer
+            }
             What::List => {
                 let items: Vec<&Value> = world.pods.values().collect();
                 let list = json!({ "kind": "PodList", "apiVersion": "v1",
@@ -333,6 +387,26 @@ impl Server {
 }
 
 impl World {
+    /// Changes a pod's annotations as a merge patch says.
+    fn annotate(&mut self, key: &str, patch: &Value) -> (u16, String) {
+        let Some(mut pod) = self.pods.get(key).cloned() else { return (404, refusal(404, "NotFound").to_string()) };
+        let meta = &patch["metadata"];
+        if meta["uid"].is_string() && meta["uid"] != pod["metadata"]["uid"] {
+            return (409, refusal(409, "Conflict").to_string());
+        }
+        for (name, value) in meta["annotations"].as_object().into_iter().flatten() {
+            let all = &mut pod["metadata"]["annotations"];
+            match value.is_null() {
+                true => drop(all.as_object_mut().and_then(|all| all.remove(name))),
+                false => all[name] = value.clone(),
+            }
+        }
+        let version = self.tell("MODIFIED", pod.clone());
+        pod["metadata"]["resourceVersion"] = version.to_string().into();
+        self.pods.insert(key.to_owned(), pod.clone());
+        (200, pod.to_string())
+    }
+
     fn tell(&mut self, kind: &str, mut object: Value) -> u64 {
         self.version += 1;
         object["metadata"]["resourceVersion"] = self.version.to_string().into();
@@ -344,6 +418,15 @@ impl World {
 fn key(pod: &Value) -> String {
     let text = |name: &str| pod["metadata"][name].as_str().unwrap().to_owned();
     format!("{}/{}", text("namespace"), text("name"))
+}
+
+fn namespace(name: &str) -> Value {
+    json!({ "kind": "Namespace", "apiVersion": "v1",
+        "metadata": { "name": name, "labels": { "istio.io/dataplane-mode": "ambient" } } })
+}
+
+fn is_watch(uri: &str) -> bool {
+    parameter(uri, "watch") == Some("true")
 }
 
 fn refusal(code: u16, reason: &str) -> Value {
@@ -359,7 +442,9 @@ fn what(method: &str, uri: &str) -> What {
     let path = uri.split('?').next().unwrap();
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     match (method, &parts[..]) {
-        ("GET", ["api", "v1", "pods"]) if parameter(uri, "watch") == Some("true") => What::Watch,
+        ("GET", ["api", "v1", "namespaces"]) => What::Namespaces,
+        ("PATCH", ["api", "v1", "namespaces", _, "pods", _, "status"]) => What::Annotate,
+        ("GET", ["api", "v1", "pods"]) if is_watch(uri) => What::Watch,
         ("GET", ["api", "v1", "pods"]) => What::List,
         ("GET", ["api", "v1", "namespaces", _, "pods", _]) => What::Get,
         ("PATCH", ["api", "v1", "nodes", _, "status"]) => What::Condition,

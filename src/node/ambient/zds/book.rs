@@ -247,6 +247,11 @@ impl Book {
         (inner.lines.len(), inner.lines.values().filter(|line| line.ledger.snapshot_sent()).count())
     }
 
+    /// Whether every pod of the node is known, and each was looked for.
+    pub fn is_settled(&self) -> bool {
+        self.lock().workloads.is_complete()
+    }
+
     /// Whether a pod belongs here.
     pub fn contains(&self, uid: &Uid) -> bool {
         self.lock().workloads.pods.contains_key(uid)

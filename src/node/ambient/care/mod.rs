@@ -2,6 +2,9 @@
 //! what is to what is wanted, and looks again when the kernel, the watch or a ztunnel tells
 //! of something, and now and then.
 
+mod look;
+mod show;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,7 +14,6 @@ use tokio::sync::watch;
 
 use super::super::budget::Budget;
 use super::super::cache::{Known, Phase};
-use super::super::events::Kind;
 use super::super::inventory::{self, State};
 use super::Ambient;
 use super::annotation::Annotation;
@@ -119,15 +121,15 @@ impl<W: World> Care<W> {
         self.rules = Rules::Unknown;
         // Of another namespace ztunnels have to be told again; of the same one it is no news.
         self.announced = None;
-        self.member.set_open(false);
+        self.member.set_place(None);
     }
 
     fn open(&mut self, place: inventory::Place) {
         self.close(Place::Open);
         self.place = Some(place);
+        self.member.set_place(self.place.clone());
         self.searches = 0;
         self.failures = 0;
-        self.member.set_open(true);
     }
 
     /// Takes up what the plugin told.
@@ -230,6 +232,9 @@ impl<W: World> Care<W> {
                 }
                 Want::Out { .. } => {
                     self.close(Place::Unknown);
+                    if let Where::Out(why) = self.member.whereabouts() {
+                        self.ambient.world.show(self.uid(), State::LeftAlone { why });
+                    }
                     Turn::End
                 }
             },
@@ -389,31 +394,6 @@ impl<W: World> Care<W> {
         first.saturating_mul(1u32.checked_shl(self.searches.saturating_sub(1)).unwrap_or(u32::MAX)).min(longest)
     }
 
-    fn show_pending(&self) {
-        let (Some(announced), Some(place)) = (&self.announced, &self.place) else { return };
-        let why = match &*announced.progress.borrow() {
-            Progress::Refused(why) => format!("ztunnel refuses it: {why}"),
-            _ if self.ambient.book.ztunnels().0 == 0 => {
-                "no ztunnel is connected to the agent; is there one on this node, and are its logs in order?".into()
-            }
-            _ => "ztunnel has not acknowledged it yet".into(),
-        };
-        self.member.set(Where::Pending(place.identity, why.clone()));
-        if announced.since.elapsed() >= SILENCE || matches!(&*announced.progress.borrow(), Progress::Refused(_)) {
-            self.ambient.world.show(self.uid(), State::Pending { why });
-        }
-    }
-
-    fn show_enrolled(&mut self, known: &Arc<Known>) {
-        let Some(place) = &self.place else { return };
-        self.failures = 0;
-        if self.ambient.world.show(self.uid(), State::Enrolled) {
-            tracing::info!(pod = %known, "ztunnel takes its traffic");
-            self.ambient.world.note(self.uid(), "ztunnel takes its traffic".into());
-        }
-        self.member.set(Where::Enrolled(place.identity));
-    }
-
     fn enrolled(&mut self, known: &Arc<Known>) -> Turn {
         self.show_enrolled(known);
         let interval = self.ambient.settings.verify_interval * if self.ears.is_some() { TOLD_FACTOR } else { 1 };
@@ -424,72 +404,6 @@ impl<W: World> Care<W> {
                 Turn::Again
             }
         }
-    }
-
-    /// Holds the namespace against what it should have.
-    async fn look(&mut self, known: &Arc<Known>, place: &inventory::Place, options: &Options) -> Turn {
-        self.look = false;
-        if self.rules != Rules::Held(options.clone()) {
-            // They are made anew in any case.
-            return Turn::Again;
-        }
-        if let Err(pause) = self.looks.take(Instant::now()) {
-            self.look = true;
-            return Turn::Wait(pause);
-        }
-        self.looked = Instant::now();
-        match self.ambient.world.verify(place, options).await {
-            Ok(differences) if differences.is_empty() => match self.ambient.world.is_there(place) {
-                true => Turn::Again,
-                false => self.lost(),
-            },
-            Ok(differences) => {
-                let first = differences.first().cloned().unwrap_or_default();
-                let what = format!("its rules differed: {first}");
-                self.ambient.world.show(self.uid(), State::Drifted { first, escapes: true });
-                if !self.ambient.settings.heal {
-                    self.drifted(known, Kind::Drifted, format!("{what}; it is not repaired, since --heal is off"));
-                    self.look = true;
-                    return Turn::Wait(self.ambient.settings.verify_interval);
-                }
-                if let Err(pause) = self.repairs.take(Instant::now()) {
-                    let often = format!("{what}; this happens so often that repairs wait {} s", pause.as_secs().max(1));
-                    self.drifted(known, Kind::Failed, often);
-                    self.look = true;
-                    return Turn::Wait(pause);
-                }
-                match self.ambient.world.program(place, options).await {
-                    Ok(programmed) => {
-                        self.drifted(known, Kind::Drifted, format!("{what}; repaired with {}", programmed.backend));
-                        Turn::Again
-                    }
-                    Err(why) => {
-                        self.rules = Rules::Unknown;
-                        self.failed(known, format!("{what}, and cannot be repaired: {why}"))
-                    }
-                }
-            }
-            Err(_) if !self.ambient.world.is_there(place) => self.lost(),
-            Err(why) => {
-                self.look = true;
-                self.failed(known, format!("its rules cannot be verified: {why}"))
-            }
-        }
-    }
-
-    fn drifted(&self, known: &Arc<Known>, kind: Kind, text: String) {
-        tracing::warn!(pod = %known, "{text}");
-        self.ambient.world.note(self.uid(), text.clone());
-        self.ambient.world.tell(known, kind, text);
-    }
-
-    fn failed(&mut self, known: &Arc<Known>, why: String) -> Turn {
-        self.failures = self.failures.saturating_add(1);
-        if self.ambient.world.show(self.uid(), State::Failed { why: why.clone() }) {
-            self.drifted(known, Kind::Failed, why);
-        }
-        // The first tries come soon: what is in the way may be about to end.
-        Turn::Wait(pause(self.failures))
     }
 
     /// Waits until there is a reason to go on.

@@ -2,158 +2,25 @@
 //! ztunnels that end, an agent that starts anew. The end of each is the same: exactly the
 //! enrolled pods have rules, a ztunnel, addresses in the node's sets, and the annotation.
 
+mod world;
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use prost::Message;
 use serde_json::json;
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::super::events::Kind;
-use super::super::inventory::State;
-use super::standing::{AMBIENT, ENABLED, MODE, Options, PENDING, REDIRECTION};
-use super::world::Programmed;
+use super::standing::{AMBIENT, ENABLED, MODE, PENDING, REDIRECTION};
 use super::zds::book::Identity;
 use super::zds::message::{Request, WorkloadRequest};
 use super::zds::{self, PATIENCE};
 use super::*;
-use crate::sys::netns::Netns;
 use crate::sys::seqpacket::{Connection, Received};
+use world::{Fake, place};
 
 const LONG: Duration = Duration::from_secs(30);
-
-#[derive(Default)]
-struct Played {
-    /// The namespace of each pod that runs; its inode is its number.
-    places: BTreeMap<String, u64>,
-    rules: BTreeMap<u64, Options>,
-    sets: Entries,
-    annotations: BTreeMap<String, String>,
-    states: BTreeMap<String, String>,
-    /// What was done, in order.
-    done: Vec<String>,
-    /// What is to fail, and how often.
-    fail: BTreeMap<&'static str, usize>,
-}
-
-/// A world whose state outlives an agent.
-#[derive(Clone, Default)]
-struct Fake {
-    state: Arc<Mutex<Played>>,
-    changes: Arc<Notify>,
-}
-
-impl Fake {
-    fn with<T>(&self, work: impl FnOnce(&mut Played) -> T) -> T {
-        work(&mut lock(&self.state))
-    }
-
-    fn does(&self, what: &'static str, detail: &str) -> Result<(), String> {
-        self.with(|played| {
-            played.done.push(format!("{what} {detail}"));
-            match played.fail.get_mut(what) {
-                Some(left) if *left > 0 => {
-                    *left -= 1;
-                    Err(format!("{what} fails"))
-                }
-                _ => Ok(()),
-            }
-        })
-    }
-}
-
-/// A place with an identity of its own: the descriptor is this process's own namespace.
-fn place(inode: u64) -> Place {
-    let netns = Netns::open(&PathBuf::from("/proc/self/ns/net")).unwrap();
-    Place { netns: Arc::new(netns), identity: (0, inode) }
-}
-
-impl World for Fake {
-    type Ears = Arc<Notify>;
-
-    async fn find(&self, uid: &str) -> Option<Place> {
-        self.with(|played| played.places.get(uid).copied()).map(place)
-    }
-
-    fn is_there(&self, place: &Place) -> bool {
-        self.with(|played| played.places.values().any(|inode| *inode == place.identity.1))
-    }
-
-    async fn program(&self, place: &Place, options: &Options) -> Result<Programmed, String> {
-        // Not at once: others get their turn.
-        tokio::task::yield_now().await;
-        if !self.is_there(place) {
-            return Err("no such namespace".into());
-        }
-        self.does("program", &place.identity.1.to_string())?;
-        let changed =
-            self.with(|played| played.rules.insert(place.identity.1, options.clone())) != Some(options.clone());
-        Ok(Programmed { backend: "nftables".into(), changed, warnings: Vec::new() })
-    }
-
-    async fn verify(&self, place: &Place, options: &Options) -> Result<Vec<String>, String> {
-        if !self.is_there(place) {
-            return Err("no such namespace".into());
-        }
-        let same = self.with(|played| played.rules.get(&place.identity.1) == Some(options));
-        Ok(if same { Vec::new() } else { vec!["missing rule".into()] })
-    }
-
-    async fn unprogram(&self, place: &Place) -> Result<bool, String> {
-        tokio::task::yield_now().await;
-        self.does("unprogram", &place.identity.1.to_string())?;
-        Ok(self.with(|played| played.rules.remove(&place.identity.1)).is_some())
-    }
-
-    async fn addresses(&self, _: &Place) -> Vec<IpAddr> {
-        vec!["10.9.9.9".parse().unwrap()]
-    }
-
-    async fn listen(&self, _: &Place) -> Option<Arc<Notify>> {
-        Some(self.changes.clone())
-    }
-
-    async fn heard(ears: &Arc<Notify>) {
-        ears.notified().await;
-    }
-
-    async fn change_sets(&self, difference: Difference) -> Result<(), String> {
-        self.does("sets", &format!("+{} -{}", difference.add.len(), difference.delete.len()))?;
-        self.with(|played| {
-            for (address, uid) in &difference.delete {
-                if played.sets.get(address) == Some(uid) {
-                    played.sets.remove(address);
-                }
-            }
-            played.sets.extend(difference.add);
-        });
-        Ok(())
-    }
-
-    async fn annotate(&self, known: &Known, value: Option<&'static str>) -> Result<(), String> {
-        tokio::task::yield_now().await;
-        self.does("annotate", value.unwrap_or("nothing"))?;
-        self.with(|played| match value {
-            Some(value) => drop(played.annotations.insert(known.uid.clone(), value.into())),
-            None => drop(played.annotations.remove(&known.uid)),
-        });
-        Ok(())
-    }
-
-    fn show(&self, uid: &str, state: State) -> bool {
-        let word = state.word().to_owned();
-        self.with(|played| played.states.insert(uid.into(), word.clone())) != Some(word)
-    }
-
-    fn note(&self, _: &str, _: String) {}
-
-    fn tell(&self, _: &Arc<Known>, _: Kind, text: String) {
-        self.with(|played| played.done.push(format!("tell {text}")));
-    }
-}
 
 type Agent = Arc<Ambient<Fake>>;
 

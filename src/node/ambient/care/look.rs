@@ -1,0 +1,81 @@
+//! Holding a pod's namespace against what it should have, and mending it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::super::super::cache::Known;
+use super::super::super::events::Kind;
+use super::super::super::inventory::{self, State};
+use super::super::standing::Options;
+use super::super::step::Rules;
+use super::super::world::World;
+use super::super::zds::pause;
+use super::{Care, Turn};
+
+impl<W: World> Care<W> {
+    /// Holds the namespace against what it should have.
+    pub(super) async fn look(&mut self, known: &Arc<Known>, place: &inventory::Place, options: &Options) -> Turn {
+        self.look = false;
+        if self.rules != Rules::Held(options.clone()) {
+            // They are made anew in any case.
+            return Turn::Again;
+        }
+        if let Err(pause) = self.looks.take(Instant::now()) {
+            self.look = true;
+            return Turn::Wait(pause);
+        }
+        self.looked = Instant::now();
+        match self.ambient.world.verify(place, options).await {
+            Ok(differences) if differences.is_empty() => match self.ambient.world.is_there(place) {
+                true => Turn::Again,
+                false => self.lost(),
+            },
+            Ok(differences) => {
+                let first = differences.first().cloned().unwrap_or_default();
+                let what = format!("its rules differed: {first}");
+                self.ambient.world.show(self.uid(), State::Drifted { first, escapes: true });
+                if !self.ambient.settings.heal {
+                    self.drifted(known, Kind::Drifted, format!("{what}; it is not repaired, since --heal is off"));
+                    self.look = true;
+                    return Turn::Wait(self.ambient.settings.verify_interval);
+                }
+                if let Err(pause) = self.repairs.take(Instant::now()) {
+                    let often = format!("{what}; this happens so often that repairs wait {} s", pause.as_secs().max(1));
+                    self.drifted(known, Kind::Failed, often);
+                    self.look = true;
+                    return Turn::Wait(pause);
+                }
+                match self.ambient.world.program(place, options).await {
+                    Ok(programmed) => {
+                        self.drifted(known, Kind::Drifted, format!("{what}; repaired with {}", programmed.backend));
+                        Turn::Again
+                    }
+                    Err(why) => {
+                        self.rules = Rules::Unknown;
+                        self.failed(known, format!("{what}, and cannot be repaired: {why}"))
+                    }
+                }
+            }
+            Err(_) if !self.ambient.world.is_there(place) => self.lost(),
+            Err(why) => {
+                self.look = true;
+                self.failed(known, format!("its rules cannot be verified: {why}"))
+            }
+        }
+    }
+
+    pub(super) fn drifted(&self, known: &Arc<Known>, kind: Kind, text: String) {
+        tracing::warn!(pod = %known, "{text}");
+        self.ambient.world.note(self.uid(), text.clone());
+        self.ambient.world.tell(known, kind, text);
+    }
+
+    pub(super) fn failed(&mut self, known: &Arc<Known>, why: String) -> Turn {
+        self.failures = self.failures.saturating_add(1);
+        if self.ambient.world.show(self.uid(), State::Failed { why: why.clone() }) {
+            self.drifted(known, Kind::Failed, why);
+        }
+        // The first tries come soon: what is in the way may be about to end.
+        Turn::Wait(pause(self.failures))
+    }
+}

@@ -1,0 +1,159 @@
+//! The node's own rules and sets, by which the kubelet's probes are told from other
+//! traffic: asserted at the start, again when anybody changes them, and now and then.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use crate::backend::conditions::Conditions;
+use crate::backend::host::{HostError, HostProbes};
+use crate::config::ambient::HostOptions;
+use crate::config::settings::BackendChoice;
+
+use super::super::ears::Ears;
+use super::claims::Difference;
+use super::world::World;
+use super::{Ambient, Entries};
+
+/// Changes come in bursts, and others change a node's rules all the time.
+const BURST: Duration = Duration::from_millis(20);
+const BETWEEN: Duration = Duration::from_millis(500);
+/// Where every change is heard, how many times longer than the usual interval passes
+/// between two looks that nothing called for.
+const TOLD_FACTOR: u32 = 5;
+
+/// The node's rules and sets, made when they are needed first.
+pub struct Host {
+    choice: BackendChoice,
+    options: HostOptions,
+    conditions: Conditions,
+    probes: Arc<std::sync::Mutex<Option<HostProbes>>>,
+    /// One change at a time, in the order in which they were decided.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Host {
+    pub fn new(choice: BackendChoice, options: HostOptions, conditions: Conditions) -> Self {
+        Self { choice, options, conditions, probes: Arc::default(), turn: tokio::sync::Mutex::default() }
+    }
+
+    /// Works on them, off the agent's own thread.
+    async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut HostProbes) -> Result<T, HostError> + Send + 'static,
+    ) -> Result<T, String> {
+        let (probes, choice, options) = (self.probes.clone(), self.choice, self.options);
+        let conditions = self.conditions.clone();
+        let worked = tokio::task::spawn_blocking(move || {
+            let mut held = super::lock(&probes);
+            let probes = match &mut *held {
+                Some(probes) => probes,
+                None => held.insert(HostProbes::open(choice, options, conditions).map_err(|e| e.to_string())?),
+            };
+            let result = work(probes).map_err(|e| e.to_string());
+            if result.is_err() {
+                // A socket that failed is not used again.
+                *held = None;
+            }
+            result
+        });
+        worked.await.unwrap_or_else(|e| Err(format!("the work on the node's rules was lost: {e}")))
+    }
+
+    /// Changes entries; rules and the other entries stay.
+    pub async fn change(&self, difference: Difference) -> Result<(), String> {
+        let _turn = self.turn.lock().await;
+        self.work(move |probes| {
+            let Difference { add, delete } = &difference;
+            let add: Vec<(IpAddr, &str)> = add.iter().map(|(ip, uid)| (*ip, uid.as_str())).collect();
+            let delete: Vec<(IpAddr, &str)> = delete.iter().map(|(ip, uid)| (*ip, uid.as_str())).collect();
+            probes.change(&add, &delete).map(drop)
+        })
+        .await
+    }
+
+    /// Makes rules and sets, and keeps the entries that are there.
+    async fn set_up(&self) -> Result<bool, String> {
+        let _turn = self.turn.lock().await;
+        self.work(HostProbes::set_up).await
+    }
+
+    /// Makes rules and sets, with exactly what `entries` says by then; whether anything was written.
+    async fn hold(&self, entries: impl FnOnce() -> Entries) -> Result<bool, String> {
+        let _turn = self.turn.lock().await;
+        let entries = entries();
+        self.work(move |probes| probes.hold(&entries)).await
+    }
+
+    /// The entries that an agent before this one left.
+    async fn entries(&self) -> Result<Entries, String> {
+        let _turn = self.turn.lock().await;
+        self.work(HostProbes::entries).await
+    }
+}
+
+/// Keeps the node's rules and sets for ever. Until every pod was looked for, entries of an
+/// agent before this one stay: probes pass while the agent starts anew.
+pub async fn keep<W: World>(ambient: Arc<Ambient<W>>, host: Arc<Host>) {
+    let ears = Ears::here("the node");
+    let interval = ambient.settings.verify_interval * if ears.hear_all() { TOLD_FACTOR } else { 1 };
+    let mut said = String::new();
+    let mut left = None;
+    let mut failures = 0u32;
+    loop {
+        ears.forget();
+        let result = match (&left, ambient.book.is_settled()) {
+            (None, _) | (_, false) => {
+                left = host.entries().await.ok().or(left);
+                host.set_up().await
+            }
+            (Some(_), true) => {
+                // Of what is left, what belongs to a pod that is still looked for stays.
+                let left = left.clone().unwrap_or_default();
+                host.hold(|| {
+                    let mut entries = ambient.entries();
+                    for (address, uid) in left {
+                        if ambient.book.contains(&uid.as_str().into()) && !ambient.has_claims(&uid) {
+                            entries.entry(address).or_insert(uid);
+                        }
+                    }
+                    entries
+                })
+                .await
+            }
+        };
+        match result {
+            Ok(written) => {
+                if written {
+                    info!("the node's rules and sets for probes are as they should be");
+                }
+                ambient.figures.host_set(if written { "written" } else { "same" });
+                (failures, said) = (0, String::new());
+            }
+            Err(problem) => {
+                ambient.figures.host_set("failed");
+                failures = failures.saturating_add(1);
+                if problem != said {
+                    warn!("the node's rules for probes cannot be made: {problem}; probes of pods in ambient mode fail");
+                    said = problem;
+                }
+            }
+        }
+        let settled = ambient.book.is_settled();
+        let longest = match failures {
+            0 if !settled => Duration::from_millis(200),
+            0 => interval,
+            _ => super::zds::pause(failures).max(BETWEEN),
+        };
+        let looked = Instant::now();
+        tokio::select! {
+            () = ears.heard() => tokio::time::sleep(BURST).await,
+            () = tokio::time::sleep(longest) => {}
+        }
+        if let Some(rest) = BETWEEN.checked_sub(looked.elapsed()) {
+            tokio::time::sleep(rest.min(longest)).await;
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Which namespaces of Kubernetes are in ambient mode: one watch of those that have the
+//! label, and of nothing else about them. It is there only where ambient mode is on.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
+use k8s_openapi::ClusterResourceScope;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Api;
+use kube::runtime::watcher::{self, Event};
+use serde::Deserialize;
+
+use super::super::{Agent, api};
+use super::real::Real;
+use super::{Ambient, lock};
+
+/// What is selected by: a namespace that loses the label is told as gone.
+pub const SELECTOR: &str = "istio.io/dataplane-mode=ambient";
+
+/// A namespace as the watch delivers it.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct WatchedNamespace {
+    #[serde(default)]
+    pub metadata: ObjectMeta,
+}
+
+impl kube::Resource for WatchedNamespace {
+    type DynamicType = ();
+    type Scope = ClusterResourceScope;
+
+    fn kind(_: &()) -> std::borrow::Cow<'_, str> {
+        "Namespace".into()
+    }
+
+    fn group(_: &()) -> std::borrow::Cow<'_, str> {
+        "".into()
+    }
+
+    fn version(_: &()) -> std::borrow::Cow<'_, str> {
+        "v1".into()
+    }
+
+    fn plural(_: &()) -> std::borrow::Cow<'_, str> {
+        "namespaces".into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+/// What an event of the watch says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// One namespace has the label, or has it no more.
+    One(String, bool),
+    /// These are all.
+    All(HashSet<String>),
+}
+
+/// Takes a list that comes in pieces together.
+#[derive(Debug, Default)]
+pub struct Listing(Mutex<HashSet<String>>);
+
+impl Listing {
+    /// What an event says.
+    pub fn told(&self, event: Event<WatchedNamespace>) -> Option<Told> {
+        match event {
+            Event::Init => {
+                lock(&self.0).clear();
+                None
+            }
+            Event::InitApply(namespace) => {
+                lock(&self.0).extend(namespace.metadata.name);
+                None
+            }
+            Event::InitDone => Some(Told::All(std::mem::take(&mut *lock(&self.0)))),
+            Event::Apply(namespace) => namespace.metadata.name.map(|name| Told::One(name, true)),
+            Event::Delete(namespace) => namespace.metadata.name.map(|name| Told::One(name, false)),
+        }
+    }
+}
+
+/// Watches the namespaces that have the label, for ever.
+pub async fn watch(agent: Arc<Agent>, ambient: Arc<Ambient<Real>>, client: kube::Client) {
+    let all: Api<WatchedNamespace> = Api::all(client);
+    let config = watcher::Config::default().labels(SELECTOR).any_semantic();
+    let listing = Listing::default();
+    let take = |event| {
+        let changed = match listing.told(event) {
+            None => return,
+            Some(Told::One(name, labelled)) => {
+                if ambient.namespace_is(&name, labelled) {
+                    vec![name]
+                } else {
+                    Vec::new()
+                }
+            }
+            Some(Told::All(names)) => ambient.namespaces_are(names),
+        };
+        agent.namespaces_changed(&changed);
+    };
+    api::watch_all(all, config, "namespaces", &agent.metrics, take).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_told_when_it_is_whole() {
+        let namespace =
+            |name: &str| WatchedNamespace { metadata: ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() } };
+        let listing = Listing::default();
+        for event in [Event::Init, Event::InitApply(namespace("a")), Event::InitApply(namespace("b"))] {
+            assert_eq!(listing.told(event), None);
+        }
+        assert_eq!(listing.told(Event::InitDone), Some(Told::All(["a", "b"].map(str::to_owned).into())));
+        assert_eq!(listing.told(Event::Apply(namespace("c"))), Some(Told::One("c".into(), true)));
+        assert_eq!(listing.told(Event::Delete(namespace("a"))), Some(Told::One("a".into(), false)));
+        // One that was interrupted says nothing of what it had.
+        listing.told(Event::Init);
+        listing.told(Event::InitApply(namespace("x")));
+        listing.told(Event::Init);
+        assert_eq!(listing.told(Event::InitDone), Some(Told::All(HashSet::new())));
+    }
+}

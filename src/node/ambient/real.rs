@@ -1,0 +1,247 @@
+//! Ambient mode in the real world: namespaces of pods, the API server, and what the agent
+//! tells people.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+use tokio::sync::Semaphore;
+use tracing::{info, warn};
+
+use crate::backend::ambient::Namespace;
+use crate::backend::conditions::Conditions;
+use crate::backend::install::Action;
+use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
+use crate::backend::routing;
+use crate::config::ambient::{AmbientOptions, HostOptions};
+use crate::config::facts;
+use crate::config::given::process_environment;
+use crate::config::settings::BackendChoice;
+use crate::plan;
+use crate::sys::netlink::Netlink;
+use crate::sys::netns::Netns;
+
+use super::super::Agent;
+use super::super::cache::{Known, WatchedPod};
+use super::super::ears::Ears;
+use super::super::events::{Happened, Kind};
+use super::super::inventory::{Place, State};
+use super::claims::Difference;
+use super::host::Host;
+use super::standing::{Options, Policy, REDIRECTION};
+use super::world::{Programmed, World};
+use super::zds::{self, ListenError};
+use super::{Ambient, Settings, host, kubelet, namespaces, probe};
+
+/// How long to wait for somebody else who is changing a pod's rules.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many annotations are written at once, and how long one may take.
+const PATCHES: usize = 4;
+const PATCH_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the agent is told about ambient mode.
+#[derive(Debug, Clone)]
+pub struct Given {
+    /// Where ztunnels connect to.
+    pub socket: PathBuf,
+    /// Whether DNS is taken of a pod that does not say.
+    pub dns: bool,
+    pub backend: BackendChoice,
+    /// As whom the kubelet runs, where that is not to be found out.
+    pub kubelet_uid: Option<u32>,
+}
+
+/// The real world.
+pub struct Real {
+    agent: Arc<Agent>,
+    host: Arc<Host>,
+    backend: BackendChoice,
+    patches: Semaphore,
+}
+
+fn programs() -> ProgramEnvironment {
+    ProgramEnvironment {
+        path: process_environment("PATH").unwrap_or_default().into(),
+        variables: [("XTABLES_LOCKFILE", NO_LOCK.into())].into(),
+        ..ProgramEnvironment::default()
+    }
+}
+
+fn options(options: &Options) -> AmbientOptions {
+    AmbientOptions {
+        dns: options.dns,
+        ingress: options.ingress,
+        virtual_interfaces: options.virtual_interfaces.clone(),
+        ..AmbientOptions::default()
+    }
+}
+
+/// How to work in a pod's namespace.
+fn namespace(netns: &Netns, choice: BackendChoice) -> Result<Namespace, String> {
+    let owner = netns.foreign_owner().map_err(|e| format!("cannot tell who owns the network namespace: {e}"))?;
+    let programs = ProgramEnvironment { user_namespace: owner.map(Arc::new), ..programs() };
+    let conditions = Conditions { rule_comments: false, lock_timeout: LOCK_TIMEOUT, programs };
+    Ok(Namespace { choice, conditions, reconcile: true })
+}
+
+impl Real {
+    /// Works in a pod's namespace.
+    async fn inside<T: Send + 'static>(
+        &self,
+        place: &Place,
+        work: impl FnOnce(Namespace) -> Result<T, String> + Send + 'static,
+    ) -> Result<T, String> {
+        let (netns, choice) = (place.netns.clone(), self.backend);
+        let work = move || work(namespace(&netns, choice)?);
+        self.agent.workers.run(place.netns.clone(), work).await.map_err(|e| e.to_string())?
+    }
+}
+
+impl Real {
+    /// Works in a pod's namespace, on whatever it is.
+    pub async fn inside_of<T: Send + 'static>(
+        &self,
+        place: &Place,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, String> {
+        self.agent.workers.run(place.netns.clone(), work).await.map_err(|e| e.to_string())
+    }
+}
+
+impl World for Real {
+    type Ears = Ears;
+
+    async fn find(&self, uid: &str) -> Option<Place> {
+        self.agent.place_by_uid(uid).await
+    }
+
+    fn is_there(&self, place: &Place) -> bool {
+        place.netns.is_where_it_was()
+    }
+
+    async fn program(&self, place: &Place, wanted: &Options) -> Result<Programmed, String> {
+        let plan = plan::build::ambient(&options(wanted));
+        self.inside(place, move |namespace| {
+            let outcome = namespace.apply(&plan).map_err(|e| e.to_string())?;
+            Ok(Programmed {
+                backend: outcome.backend.name().into(),
+                changed: outcome.action != Action::Unchanged,
+                warnings: outcome.warnings,
+            })
+        })
+        .await
+    }
+
+    async fn verify(&self, place: &Place, wanted: &Options) -> Result<Vec<String>, String> {
+        let plan = plan::build::ambient(&options(wanted));
+        let verified = self.inside(place, move |namespace| namespace.verify(&plan).map_err(|e| e.to_string())).await;
+        let result = match &verified {
+            Ok(differences) if differences.is_empty() => "same",
+            Ok(_) => "different",
+            Err(_) => "unknown",
+        };
+        self.agent.metrics.verified(result);
+        verified
+    }
+
+    async fn unprogram(&self, place: &Place) -> Result<bool, String> {
+        self.inside(place, |namespace| {
+            namespace.remove().map(|outcome| outcome.action != Action::Nothing).map_err(|e| e.to_string())
+        })
+        .await
+    }
+
+    async fn addresses(&self, place: &Place) -> Vec<IpAddr> {
+        let listed = self.agent.workers.run(place.netns.clone(), || {
+            let mut netlink = Netlink::open(Netlink::ROUTE)?;
+            routing::addresses(&mut netlink)
+        });
+        let all = listed.await.map_err(|e| e.to_string()).and_then(|listed| listed.map_err(|e| e.to_string()));
+        let all = all.inspect_err(|e| warn!("the addresses of a pod cannot be listed: {e}")).unwrap_or_default();
+        all.into_iter().map(|(_, address)| address).filter(facts::is_global).collect()
+    }
+
+    async fn listen(&self, place: &Place) -> Option<Ears> {
+        Ears::open(&self.agent.workers, place, "of ambient mode").await
+    }
+
+    async fn heard(ears: &Ears) {
+        ears.heard().await;
+    }
+
+    async fn change_sets(&self, difference: Difference) -> Result<(), String> {
+        self.host.change(difference).await
+    }
+
+    async fn annotate(&self, known: &Known, value: Option<&'static str>) -> Result<(), String> {
+        let Ok(_place) = self.patches.acquire().await else { return Ok(()) };
+        let pods: Api<WatchedPod> = Api::namespaced(self.agent.client.clone(), &known.namespace);
+        let mut patch = json!({ "metadata": { "annotations": { REDIRECTION: value } } });
+        if !known.mirror {
+            // A pod of the same name that has come meanwhile is not meant.
+            patch["metadata"]["uid"] = known.uid.clone().into();
+        }
+        let params = PatchParams::default();
+        let asked =
+            tokio::time::timeout(PATCH_PATIENCE, pods.patch_status(&known.name, &params, &Patch::Merge(&patch))).await;
+        match asked {
+            Ok(Ok(_)) => Ok(()),
+            // It is gone, or another one has its name.
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Ok(()),
+            Ok(Err(error)) => Err(crate::cni::client::chain(&error)),
+            Err(_) => Err("the API server does not answer".into()),
+        }
+    }
+
+    fn show(&self, uid: &str, state: State) -> bool {
+        self.agent.inventory.get(uid).is_some_and(|tracked| tracked.set(state))
+    }
+
+    fn note(&self, uid: &str, what: String) {
+        if let Some(tracked) = self.agent.inventory.get(uid) {
+            tracked.note(what);
+        }
+    }
+
+    fn tell(&self, known: &Arc<Known>, kind: Kind, text: String) {
+        self.agent.events.tell(Happened { pod: known.clone(), kind, note: text });
+    }
+}
+
+/// Starts ambient mode.
+///
+/// # Errors
+/// Ztunnels cannot be listened for.
+pub fn start(agent: &Arc<Agent>, given: &Given, client: kube::Client) -> Result<(), ListenError> {
+    let kubelet_uid = given.kubelet_uid.or_else(|| kubelet::uid(&agent.settings.host_proc));
+    match kubelet_uid {
+        Some(uid) => info!(uid, "the kubelet's user, by which probes are told"),
+        None => warn!(
+            "no kubelet is seen in {}: its probes are told by user 0; give --kubelet-uid where it runs as another one",
+            agent.settings.host_proc.display()
+        ),
+    }
+    let host_options = HostOptions { kubelet_uid: kubelet_uid.unwrap_or(0), ..HostOptions::default() };
+    let conditions = Conditions { rule_comments: false, lock_timeout: LOCK_TIMEOUT, programs: programs() };
+    let host = Arc::new(Host::new(given.backend, host_options, conditions));
+    let policy = Policy { exclude_namespaces: agent.policy.exclude_namespaces.clone(), dns: given.dns };
+    let settings = Settings { policy, heal: agent.settings.heal, verify_interval: agent.settings.verify_interval };
+    let world =
+        Real { agent: agent.clone(), host: host.clone(), backend: given.backend, patches: Semaphore::new(PATCHES) };
+    let ambient = Arc::new(Ambient::new(world, settings, agent.metrics.ambient.clone()));
+    let listener = zds::listen(&given.socket)?;
+    let shared = zds::Shared { book: ambient.book.clone(), figures: ambient.figures.clone(), patience: zds::PATIENCE };
+    if agent.ambient.set(ambient.clone()).is_err() {
+        return Ok(());
+    }
+    tokio::spawn(zds::serve(listener, shared));
+    tokio::spawn(host::keep(ambient.clone(), host));
+    tokio::spawn(namespaces::watch(agent.clone(), ambient.clone(), client));
+    tokio::spawn(probe::until_seen(ambient, kubelet_uid.unwrap_or(0)));
+    info!(socket = %given.socket.display(), "ambient mode is on");
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! The world that tests play.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::Notify;
+
+use super::super::super::cache::Known;
+use super::super::super::events::Kind;
+use super::super::super::inventory::{Place, State};
+use super::super::standing::Options;
+use super::super::world::{Programmed, World};
+use super::super::{Difference, Entries, lock};
+use crate::sys::netns::Netns;
+
+#[derive(Default)]
+pub struct Played {
+    /// The namespace of each pod that runs; its inode is its number.
+    pub places: BTreeMap<String, u64>,
+    pub rules: BTreeMap<u64, Options>,
+    pub sets: Entries,
+    pub annotations: BTreeMap<String, String>,
+    pub states: BTreeMap<String, String>,
+    /// What was done, in order.
+    pub done: Vec<String>,
+    /// What is to fail, and how often.
+    pub fail: BTreeMap<&'static str, usize>,
+}
+
+/// A world whose state outlives an agent.
+#[derive(Clone, Default)]
+pub struct Fake {
+    state: Arc<Mutex<Played>>,
+    pub changes: Arc<Notify>,
+}
+
+impl Fake {
+    pub fn with<T>(&self, work: impl FnOnce(&mut Played) -> T) -> T {
+        work(&mut lock(&self.state))
+    }
+
+    fn does(&self, what: &'static str, detail: &str) -> Result<(), String> {
+        self.with(|played| {
+            played.done.push(format!("{what} {detail}"));
+            match played.fail.get_mut(what) {
+                Some(left) if *left > 0 => {
+                    *left -= 1;
+                    Err(format!("{what} fails"))
+                }
+                _ => Ok(()),
+            }
+        })
+    }
+}
+
+/// A place with an identity of its own: the descriptor is this process's own namespace.
+pub fn place(inode: u64) -> Place {
+    let netns = Netns::open(&PathBuf::from("/proc/self/ns/net")).unwrap();
+    Place { netns: Arc::new(netns), identity: (0, inode) }
+}
+
+impl World for Fake {
+    type Ears = Arc<Notify>;
+
+    async fn find(&self, uid: &str) -> Option<Place> {
+        self.with(|played| played.places.get(uid).copied()).map(place)
+    }
+
+    fn is_there(&self, place: &Place) -> bool {
+        self.with(|played| played.places.values().any(|inode| *inode == place.identity.1))
+    }
+
+    async fn program(&self, place: &Place, options: &Options) -> Result<Programmed, String> {
+        // Not at once: others get their turn.
+        tokio::task::yield_now().await;
+        if !self.is_there(place) {
+            return Err("no such namespace".into());
+        }
+        self.does("program", &place.identity.1.to_string())?;
+        let changed =
+            self.with(|played| played.rules.insert(place.identity.1, options.clone())) != Some(options.clone());
+        Ok(Programmed { backend: "nftables".into(), changed, warnings: Vec::new() })
+    }
+
+    async fn verify(&self, place: &Place, options: &Options) -> Result<Vec<String>, String> {
+        if !self.is_there(place) {
+            return Err("no such namespace".into());
+        }
+        let same = self.with(|played| played.rules.get(&place.identity.1) == Some(options));
+        Ok(if same { Vec::new() } else { vec!["missing rule".into()] })
+    }
+
+    async fn unprogram(&self, place: &Place) -> Result<bool, String> {
+        tokio::task::yield_now().await;
+        self.does("unprogram", &place.identity.1.to_string())?;
+        Ok(self.with(|played| played.rules.remove(&place.identity.1)).is_some())
+    }
+
+    async fn addresses(&self, _: &Place) -> Vec<IpAddr> {
+        vec!["10.9.9.9".parse().unwrap()]
+    }
+
+    async fn listen(&self, _: &Place) -> Option<Arc<Notify>> {
+        Some(self.changes.clone())
+    }
+
+    async fn heard(ears: &Arc<Notify>) {
+        ears.notified().await;
+    }
+
+    async fn change_sets(&self, difference: Difference) -> Result<(), String> {
+        self.does("sets", &format!("+{} -{}", difference.add.len(), difference.delete.len()))?;
+        self.with(|played| {
+            for (address, uid) in &difference.delete {
+                if played.sets.get(address) == Some(uid) {
+                    played.sets.remove(address);
+                }
+            }
+            played.sets.extend(difference.add);
+        });
+        Ok(())
+    }
+
+    async fn annotate(&self, known: &Known, value: Option<&'static str>) -> Result<(), String> {
+        tokio::task::yield_now().await;
+        self.does("annotate", value.unwrap_or("nothing"))?;
+        self.with(|played| match value {
+            Some(value) => drop(played.annotations.insert(known.uid.clone(), value.into())),
+            None => drop(played.annotations.remove(&known.uid)),
+        });
+        Ok(())
+    }
+
+    fn show(&self, uid: &str, state: State) -> bool {
+        let word = state.word().to_owned();
+        self.with(|played| played.states.insert(uid.into(), word.clone())) != Some(word)
+    }
+
+    fn note(&self, _: &str, _: String) {}
+
+    fn tell(&self, _: &Arc<Known>, _: Kind, text: String) {
+        self.with(|played| played.done.push(format!("tell {text}")));
+    }
+}
