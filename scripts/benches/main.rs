@@ -3,6 +3,7 @@
 //! - `bench processes PODWEIR`: whole processes in fresh network namespaces
 //! - `bench connections PODWEIR PLOT`: what a connection costs as lists grow, drawn as SVG
 //! - `bench cni PODWEIR`: the plugin as a container runtime calls it
+//! - `bench node PODWEIR`: the agent of a node that is full of pods
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a measurement ends by it")]
 
@@ -12,8 +13,12 @@ mod api;
 mod cni;
 mod connections;
 mod namespace;
+mod node;
 mod plot;
 mod processes;
+#[path = "../../tests/it/agent/server.rs"]
+#[expect(dead_code, reason = "the tests ask more of it")]
+mod server;
 #[path = "../../tests/it/typical.rs"]
 mod typical;
 
@@ -23,8 +28,11 @@ fn main() {
         ["processes", podweir] => processes::measure(podweir),
         ["connections", podweir, plot] => connections::measure(podweir, plot),
         ["cni", podweir] => cni::measure(podweir),
+        ["node", podweir] => node::measure(podweir),
         [cni::SERVER, run_dir] => cni::serve(run_dir),
-        _ => panic!("usage: bench processes PODWEIR | bench connections PODWEIR PLOT | bench cni PODWEIR"),
+        _ => panic!(
+            "usage: bench processes PODWEIR | bench connections PODWEIR PLOT | bench cni PODWEIR | bench node PODWEIR"
+        ),
     }
 }
 

@@ -114,16 +114,18 @@ pub async fn account(client: &kube::Client, settings: &Settings) -> Result<Vec<S
         OnFailure::Evict => needed.push(("", "pods", "create", "eviction")),
         OnFailure::Label => needed.push(("", "pods", "patch", "")),
     }
+    let mut needed: Vec<ResourceAttributes> = needed.into_iter().map(attributes).collect();
+    if let Some(own) = &settings.daemon_set {
+        needed.push(ResourceAttributes {
+            namespace: Some(own.namespace.clone()),
+            name: Some(own.name.clone()),
+            ..attributes(("apps", "daemonsets", "get", ""))
+        });
+    }
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let mut missing = Vec::new();
-    for (group, resource, verb, subresource) in needed {
-        let attributes = ResourceAttributes {
-            group: Some(group.into()),
-            resource: Some(resource.into()),
-            verb: Some(verb.into()),
-            subresource: Some(subresource.into()).filter(|s: &String| !s.is_empty()),
-            ..ResourceAttributes::default()
-        };
+    for attributes in needed {
+        let what = words(&attributes);
         let review = SelfSubjectAccessReview {
             spec: SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() },
             ..Default::default()
@@ -131,13 +133,29 @@ pub async fn account(client: &kube::Client, settings: &Settings) -> Result<Vec<S
         let answered = reviews.create(&PostParams::default(), &review).await;
         let allowed = answered.map_err(|e| crate::cni::client::chain(&e))?.status.is_some_and(|status| status.allowed);
         if !allowed {
-            let slash = if subresource.is_empty() { String::new() } else { format!("/{subresource}") };
             missing.push(format!(
-                "the agent's account may not {verb} {resource}{slash}: apply the chart's ClusterRole podweir-node again"
+                "the agent's account may not {what}: apply the chart's ClusterRole and Role podweir-node again"
             ));
         }
     }
     Ok(missing)
+}
+
+fn attributes((group, resource, verb, subresource): (&str, &str, &str, &str)) -> ResourceAttributes {
+    ResourceAttributes {
+        group: Some(group.into()),
+        resource: Some(resource.into()),
+        verb: Some(verb.into()),
+        subresource: Some(subresource.into()).filter(|s: &String| !s.is_empty()),
+        ..ResourceAttributes::default()
+    }
+}
+
+/// A right in words, such as `patch nodes/status`.
+fn words(right: &ResourceAttributes) -> String {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let slash = right.subresource.as_ref().map(|sub| format!("/{sub}")).unwrap_or_default();
+    format!("{} {}{slash}", text(&right.verb), text(&right.resource))
 }
 
 #[cfg(test)]

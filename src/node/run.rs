@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 
 use crate::cni::access::Problem;
 use crate::cni::state::Store;
+use crate::sys::process;
 
 use super::agent::{Agent, OnSocket};
 use super::ambient::zds::ListenError;
@@ -32,6 +33,8 @@ use super::{ambient, api, http, preflight, socket};
 
 /// The socket's name in the run directory.
 pub const SOCKET: &str = "node.sock";
+/// Enough for 20,000 pods.
+const MOST_DESCRIPTORS: u64 = 65_536;
 /// What only one agent on a node holds.
 const LOCK: &str = "node.lock";
 /// How often the condition is looked at.
@@ -73,6 +76,10 @@ pub enum RunError {
 /// # Errors
 /// It cannot start.
 pub fn run(settings: Settings) -> Result<(), RunError> {
+    // Three for each pod: its namespace, and two in which the kernel tells of changes there.
+    if let Err(e) = process::raise_descriptor_limit(MOST_DESCRIPTORS) {
+        warn!("the limit of open files stays as it is: {e}");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build();
     runtime.map_err(RunError::Start)?.block_on(agent(settings))
 }

@@ -31,11 +31,15 @@ const TOKEN_AGE: Duration = Duration::from_secs(30);
 const BEGINS: Duration = Duration::from_secs(20);
 /// How long an answer may stand still in the middle. A watch may, and kube looks after that.
 const GOES_ON: Duration = Duration::from_secs(20);
-/// A watch that lived so long ended because its time was over.
+/// A watch that lived so long ended because its time was over, which is 290 s (kube's
+/// watcher): nodes are spread by when they began, and the next one follows at once.
+const WHOLE_LIFE: Duration = Duration::from_secs(280);
+/// One that lived so long was ended by a server that ends, and so were those of thousands of
+/// other nodes: the next ones are spread over so much time.
 const LIVED: Duration = Duration::from_secs(30);
-/// The pauses before a watch that follows one that ended, on the average three quarters of
-/// these. kube begins the next at once, and so would the agents of all other nodes when an
-/// API server restarts, or one that does not want them as often as it can say so.
+const SPREAD: Duration = Duration::from_secs(5);
+/// Watches that end again and again follow each other with growing pauses, on the average
+/// three quarters of these.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
@@ -120,29 +124,34 @@ fn random() -> u32 {
 
 /// When watches began and ended.
 #[derive(Debug, Default)]
-struct Watches {
+pub(super) struct Watches {
     /// There has been one.
     any: bool,
     /// When the last one began.
-    began: Option<Instant>,
+    pub(super) began: Option<Instant>,
     /// How many in a row did not live long.
     short: u32,
 }
 
 impl Watches {
     /// The pause before the next watch. The first one has none.
-    fn next(&mut self, now: Instant, random: u32) -> Duration {
+    pub(super) fn next(&mut self, now: Instant, random: u32) -> Duration {
+        let random = f64::from(random) / f64::from(u32::MAX);
+        // One that could not even begin: kube pauses after an error by itself.
+        let began = self.began.take();
         if !std::mem::replace(&mut self.any, true) {
             return Duration::ZERO;
         }
-        match self.began.take() {
-            Some(began) if now.saturating_duration_since(began) >= LIVED => self.short = 0,
+        match began.map(|began| now.saturating_duration_since(began)) {
+            None => return Duration::ZERO,
+            Some(lived) if lived >= LIVED => {
+                self.short = 0;
+                return if lived >= WHOLE_LIFE { Duration::ZERO } else { SPREAD.mul_f64(random) };
+            }
             Some(_) => self.short = self.short.saturating_add(1),
-            // One that could not even begin: kube pauses after an error.
-            None => {}
         }
-        let pause = FIRST_PAUSE.saturating_mul(1u32.checked_shl(self.short).unwrap_or(u32::MAX)).min(LONGEST_PAUSE);
-        pause.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
+        let longest = FIRST_PAUSE.saturating_mul(1u32.checked_shl(self.short - 1).unwrap_or(u32::MAX));
+        longest.min(LONGEST_PAUSE).mul_f64(0.5 + 0.5 * random)
     }
 }
 
@@ -216,14 +225,19 @@ mod tests {
             watches.began = Some(start);
             pauses.push(watches.next(start + second, u32::MAX).as_secs());
         }
-        assert_eq!(pauses, [2, 4, 8, 8, 8, 8]);
-        // One that could not begin changes nothing: kube pauses after an error by itself.
-        assert_eq!(watches.next(start + second, u32::MAX).as_secs(), 8);
-        // One whose time was over is followed within a second, at different moments on different nodes.
-        watches.began = Some(start);
-        assert_eq!(watches.next(start + LIVED, u32::MAX), FIRST_PAUSE);
-        watches.began = Some(start);
-        assert_eq!(watches.next(start + LIVED, 0), FIRST_PAUSE / 2);
+        assert_eq!(pauses, [1, 2, 4, 8, 8, 8]);
+        // One that could not begin has had its pause.
+        assert_eq!(watches.next(start + second, u32::MAX), Duration::ZERO);
+        // One whose time was over is followed at once, one that was cut off at different moments on different nodes.
+        for (lived, random, pause) in [
+            (WHOLE_LIFE, u32::MAX, Duration::ZERO),
+            (LIVED, u32::MAX, SPREAD),
+            (LIVED, 0, Duration::ZERO),
+            (second, 0, FIRST_PAUSE / 2),
+        ] {
+            watches.began = Some(start);
+            assert_eq!(watches.next(start + lived, random), pause);
+        }
         assert_ne!(random(), random());
     }
 }

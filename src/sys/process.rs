@@ -17,9 +17,23 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Uid, fork, getpid, getppid, setresgid, setresuid};
+
+/// Lets the process have more files open, up to what its administrator allows and `most`.
+///
+/// # Errors
+/// The kernel's (setrlimit(2)).
+pub fn raise_descriptor_limit(most: u64) -> io::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let wanted = hard.min(most);
+    if soft < wanted {
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)?;
+    }
+    Ok(())
+}
 
 /// Gives a child its input and waits for it to end; gives its status, and whether it took
 /// all of the input. One that does not end within `deadline` is killed, be it that it leaves

@@ -171,6 +171,21 @@ fn what_is_mended_is_probed_where_the_proxy_listens_and_nothing_listens_in_its_p
 }
 
 #[test]
+fn more_pods_than_a_process_may_have_files_open_at_first_are_looked_after() {
+    let pods: Vec<Pod> = (1..=30).map(|number| Pod::new(&format!("web-{number}"), number)).collect();
+    let mut node = Node::new();
+    for (pid, pod) in (20..).zip(&pods) {
+        node.process(pid, pod, &node.path("proc"));
+        node.server.set(&pod.manifest);
+    }
+    // Three a pod; containers begin with 1,024, and a node may have 500 pods.
+    node.start_by(&["prlimit", "--nofile=64:4096"], &[]);
+    node.wait("every pod to have its rules", || pods.iter().all(Pod::has_rules).then_some(()));
+    pods.iter().for_each(|pod| node.wait_for_state(pod, "intercepted"));
+    assert!(!node.log().contains("Too many open files"), "{}", node.log());
+}
+
+#[test]
 fn a_pod_that_takes_its_own_rules_away_in_a_loop_starves_no_other() {
     let (hostile, victim) = (Pod::new("hostile", 1), Pod::new("victim", 2));
     let node = Node::running(&[&hostile, &victim]);

@@ -112,9 +112,21 @@ impl Node {
         self.agent = Some(self.spawn(more));
     }
 
+    /// The same, by a program that becomes the agent.
+    pub fn start_by(&mut self, program: &[&str], more: &[&str]) {
+        let agent = self.command(more);
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).arg(agent.get_program()).args(agent.get_args());
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        self.agent = Some(self.spawn_command(command));
+    }
+
     /// Starts an agent that the test looks after.
     pub fn spawn(&self, more: &[&str]) -> Child {
-        let mut command = self.command(more);
+        self.spawn_command(self.command(more))
+    }
+
+    fn spawn_command(&self, mut command: Command) -> Child {
         let log = File::options().create(true).append(true).open(self.path("agent.log")).unwrap();
         command.stderr(log);
         self.namespace.run(|| command.spawn().unwrap())

@@ -9,10 +9,10 @@ use super::images::PODWEIR_IMAGE;
 use super::pods::{DIVERTED, PLAIN, Running, injected, plain};
 use super::{Cluster, alone};
 
-const MANIFESTS: &str = include_str!("../../../cni-conf/node.yaml");
-const NAMESPACE: &str = "podweir-system";
+pub const MANIFESTS: &str = include_str!("../../../cni-conf/node.yaml");
+pub const NAMESPACE: &str = "podweir-system";
 /// Whom the agent is to the API server.
-const ACCOUNT: &str = "system:serviceaccount:podweir-system:podweir-node";
+pub const ACCOUNT: &str = "system:serviceaccount:podweir-system:podweir-node";
 
 /// The manifests with the image that the cluster has.
 fn manifests() -> String {
@@ -21,11 +21,36 @@ fn manifests() -> String {
 }
 
 impl Cluster {
-    fn with_manifests(&self, verb: &str) {
+    /// Installs the agent, and waits until it works.
+    pub fn install_agent(&self) {
+        if self.chain().to_string().contains("podweir") {
+            self.take_down_by_hand();
+        }
+        // The namespace of a test before may still be going.
+        self.wait("the namespace", || self.try_kubectl(&["create", "namespace", NAMESPACE]).ok()).unwrap();
+        self.with_manifests("apply");
+        self.wait_for_agent();
+        let works = || (types(&self.chain()).contains(&"podweir")).then_some(());
+        self.wait("the entry in the chain", works).unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    /// Takes the agent away, and waits until nothing of it is left.
+    pub fn remove_agent(&self) {
+        self.with_manifests("delete");
+        let gone = || {
+            let files = self.output("ls", &["/opt/cni/bin"], "").ok()?;
+            let has_entry = types(&self.chain()).contains(&"podweir");
+            (!has_entry && !files.lines().any(|name| name == "podweir")).then_some(())
+        };
+        self.wait("the agent to be gone", gone).unwrap_or_else(|e| panic!("{e}"));
+        self.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]);
+    }
+
+    pub fn with_manifests(&self, verb: &str) {
         self.output("kubectl", &["-n", NAMESPACE, verb, "-f", "-"], &manifests()).unwrap_or_else(|e| panic!("{e}"));
     }
 
-    fn wait_for_agent(&self) {
+    pub fn wait_for_agent(&self) {
         let rollout = ["-n", NAMESPACE, "rollout", "status", "daemonset/podweir-node", "--timeout=90s"];
         self.output("kubectl", &rollout, "").unwrap_or_else(|e| {
             let logs = self.try_kubectl(&["-n", NAMESPACE, "logs", "daemonset/podweir-node", "--tail=20"]);
@@ -34,25 +59,25 @@ impl Cluster {
     }
 
     /// What the agent answers a person; its exit status decides.
-    fn ask_agent(&self, words: &[&str]) -> Result<String, String> {
+    pub fn ask_agent(&self, words: &[&str]) -> Result<String, String> {
         let exec = ["-n", NAMESPACE, "exec", "daemonset/podweir-node", "--", "/usr/local/bin/podweir", "node"];
         self.output("kubectl", &[&exec[..], words].concat(), "")
     }
 
     /// The condition of the node that the agent tells.
-    fn intercepting(&self) -> Option<Value> {
+    pub fn intercepting(&self) -> Option<Value> {
         let node = self.get(&["node", "node1"]);
         let conditions = node["status"]["conditions"].as_array()?.clone();
         conditions.into_iter().find(|condition| condition["type"] == "podweir.dev/Intercepting")
     }
 }
 
-fn types(chain: &Value) -> Vec<&str> {
+pub fn types(chain: &Value) -> Vec<&str> {
     chain["plugins"].as_array().unwrap().iter().map(|plugin| plugin["type"].as_str().unwrap()).collect()
 }
 
 /// Takes every rule out of a pod.
-fn flush(pod: &Running) {
+pub fn flush(pod: &Running) {
     pod.run(|| assert!(Command::new("nft").args(["flush", "ruleset"]).status().unwrap().success()));
 }
 

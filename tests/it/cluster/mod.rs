@@ -19,8 +19,10 @@ mod pods;
 mod agent;
 mod host_network;
 mod recreated;
+mod rights;
 mod sidecar;
 mod status;
+mod turmoil;
 mod validation;
 
 use std::collections::HashMap;
