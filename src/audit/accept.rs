@@ -10,11 +10,22 @@
 //!   - class: outbound-excluded-range
 //!     reason: the database is outside the mesh
 //!     only: { destinations: [10.9.0.0/16], ports: [5432], protocols: [tcp] }
+//!   - class: outbound-excluded-port
+//!     reason: the shop's database
+//!     namespaces: [shop, team-*]        # just these pods'; each is optional
+//!     workloads: [Deployment/web, db]
+//!     labels: { tier: data }
 //! ```
+//!
+//! Of `namespaces`, `workloads` and `labels` all that are given must hold, of names one of
+//! each list; a trailing `*` is any ending. What is known of a pod by none of its names is not
+//! accepted by an entry that has some.
 //!
 //! `only` may name `protocols`, `interfaces`, `users`, `groups`, `destinations`, `ports`
 //! and `sources`. What of a class is outside goes on counting: a port that is excluded
 //! tomorrow is not accepted today.
+
+use std::collections::BTreeMap;
 
 use jiff::civil::Date;
 use serde::Deserialize;
@@ -28,7 +39,7 @@ use crate::plan::model::{Cond, protocol};
 
 use super::escapes::kind::EscapeKind;
 use super::escapes::{Escape, scope_name};
-use super::lints::LINTS;
+use super::lints::{LINTS, OF_MANY};
 use super::space::cube::{Cube, owners};
 use super::space::{Scope, Space};
 
@@ -45,6 +56,48 @@ pub struct AcceptedEntry {
     pub reason: String,
     pub expires: Option<Date>,
     only: Option<Only>,
+    whose: Whose,
+}
+
+/// Whose findings an entry is about; what is not named may be anybody's.
+#[derive(Debug, Clone, Default)]
+struct Whose {
+    namespaces: Option<Vec<String>>,
+    workloads: Option<Vec<String>>,
+    labels: BTreeMap<String, String>,
+}
+
+/// Whose findings are judged; what is not known is empty.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    pub namespace: &'a str,
+    /// The kind and the name of the pod's workload.
+    pub workload: (&'a str, &'a str),
+    pub labels: &'a BTreeMap<String, String>,
+}
+
+impl Whose {
+    fn includes(&self, subject: &Subject) -> bool {
+        let among = |list: &Option<Vec<String>>, is: &dyn Fn(&str) -> bool| {
+            list.as_ref().is_none_or(|list| list.iter().any(|pattern| is(pattern)))
+        };
+        let (kind, name) = subject.workload;
+        let is_workload = |pattern: &str| match pattern.split_once('/') {
+            Some((of_kind, pattern)) => of_kind.eq_ignore_ascii_case(kind) && is_like(name, pattern),
+            None => is_like(name, pattern),
+        };
+        among(&self.namespaces, &|pattern| is_like(subject.namespace, pattern))
+            && among(&self.workloads, &is_workload)
+            && self.labels.iter().all(|(name, value)| subject.labels.get(name) == Some(value))
+    }
+}
+
+/// Whether a name is one that a pattern means: the same, or with any ending.
+fn is_like(name: &str, pattern: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(beginning) => !name.is_empty() && name.starts_with(beginning),
+        None => !name.is_empty() && name == pattern,
+    }
 }
 
 /// Which flows of a class; what is not named may be anything.
@@ -83,6 +136,10 @@ struct RawEntry {
     expires: Option<String>,
     #[serde(default)]
     only: Option<RawOnly>,
+    namespaces: Option<Vec<String>>,
+    workloads: Option<Vec<String>>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -106,6 +163,13 @@ impl Accepted {
 }
 
 impl Accepted {
+    /// The entries that are about a pod, and which of all they are.
+    pub fn of(&self, subject: &Subject) -> (Self, Vec<usize>) {
+        let about = self.entries.iter().enumerate().filter(|(_, entry)| entry.whose.includes(subject));
+        let (numbers, entries) = about.map(|(at, entry)| (at, entry.clone())).unzip();
+        (Self { entries }, numbers)
+    }
+
     /// The interfaces that some entry names.
     pub fn interfaces(&self) -> Vec<Interface> {
         let named = self.entries.iter().filter_map(|entry| entry.only.as_ref()?.interfaces.as_ref());
@@ -155,7 +219,11 @@ fn is_class(name: &str) -> bool {
         let rest = name.strip_prefix(scope_name(*scope)).and_then(|rest| rest.strip_prefix('-'));
         rest.is_some_and(|rest| EscapeKind::ALL.iter().any(|kind| kind.id() == rest))
     };
-    Scope::ALL.iter().any(of_scope) || LINTS.iter().any(|(id, ..)| *id == name)
+    Scope::ALL.iter().any(of_scope) || is_lint(name)
+}
+
+fn is_lint(name: &str) -> bool {
+    LINTS.iter().chain(OF_MANY).any(|(id, ..)| *id == name)
 }
 
 fn entry(raw: RawEntry) -> Result<AcceptedEntry, String> {
@@ -168,8 +236,7 @@ fn entry(raw: RawEntry) -> Result<AcceptedEntry, String> {
     let date = |text: String| {
         text.parse::<Date>().map_err(|_| format!("expires: '{text}' is no date; expected one like 2027-06-30"))
     };
-    let is_lint = LINTS.iter().any(|(id, ..)| *id == raw.class);
-    if is_lint && raw.only.is_some() {
+    if is_lint(&raw.class) && raw.only.is_some() {
         return Err(format!("{} is a lint, which has no flows: 'only' means nothing", raw.class));
     }
     Ok(AcceptedEntry {
@@ -177,7 +244,22 @@ fn entry(raw: RawEntry) -> Result<AcceptedEntry, String> {
         reason: raw.reason,
         expires: raw.expires.map(date).transpose()?,
         only: raw.only.map(only).transpose()?,
+        whose: Whose {
+            namespaces: patterns("namespaces", raw.namespaces)?,
+            workloads: patterns("workloads", raw.workloads)?,
+            labels: raw.labels,
+        },
     })
+}
+
+/// Names, of which an empty one would mean nothing.
+fn patterns(name: &str, list: Option<Vec<String>>) -> Result<Option<Vec<String>>, String> {
+    match list {
+        Some(list) if list.is_empty() || list.iter().any(|item| item.trim().is_empty()) => {
+            Err(format!("{name} is empty, or a name in it is; leave it out for all"))
+        }
+        list => Ok(list),
+    }
 }
 
 fn only(raw: RawOnly) -> Result<Only, String> {

@@ -9,6 +9,7 @@ pub mod drift;
 pub mod escapes;
 pub mod established;
 pub mod explain;
+pub mod fleet;
 pub mod flow;
 pub mod lints;
 pub mod partition;

@@ -8,7 +8,7 @@ use clap::{Arg, ArgMatches, Command, ValueEnum, value_parser};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::audit::accept::Accepted;
+use crate::audit::accept::{Accepted, Subject};
 use crate::audit::escapes::kind::Severity;
 use crate::audit::established::{self, Established};
 use crate::audit::report::{Input, Report, html, json, sarif, text};
@@ -20,7 +20,7 @@ use crate::config::pod::manifest::Manifest;
 use super::error::CliError;
 use super::manifest::Asked;
 use super::source::Found;
-use super::{confine, manifest, output, source};
+use super::{confine, fleet, manifest, output, source};
 
 const HELP: &str = "\
 Severities: high - ordinary connections pass the proxy by, unnamed by any option;
@@ -53,11 +53,24 @@ enum ReportFormat {
     Json,
     Sarif,
     Html,
+    Prometheus,
+}
+
+impl ReportFormat {
+    fn of_many(self) -> fleet::FleetFormat {
+        match self {
+            Self::Text => fleet::FleetFormat::Text,
+            Self::Json => fleet::FleetFormat::Json,
+            Self::Sarif => fleet::FleetFormat::Sarif,
+            Self::Html => fleet::FleetFormat::Html,
+            Self::Prometheus => fleet::FleetFormat::Prometheus,
+        }
+    }
 }
 
 impl ValueEnum for ReportFormat {
     fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Text, Self::Json, Self::Sarif, Self::Html]
+        &[Self::Text, Self::Json, Self::Sarif, Self::Html, Self::Prometheus]
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
@@ -66,6 +79,7 @@ impl ValueEnum for ReportFormat {
             Self::Json => PossibleValue::new("json").help("everything, for programs"),
             Self::Sarif => PossibleValue::new("sarif").help("SARIF 2.1.0, for code scanning"),
             Self::Html => PossibleValue::new("html").help("one file with the drawing, for people"),
+            Self::Prometheus => PossibleValue::new("prometheus").help("metrics of many pods"),
         })
     }
 }
@@ -84,7 +98,8 @@ pub fn command() -> Command {
             arg("accept", "FILE").value_parser(value_parser!(PathBuf)).help("Findings that are known and wanted"),
             arg("fail-on", "SEVERITY").value_parser(severities).help("Exit 1 if a finding as bad, or worse, counts"),
         ]);
-        source::with_source(command).after_long_help(format!("{}\n{HELP}", source::HELP))
+        let command = fleet::with_fleet(source::with_source(command));
+        command.after_long_help(format!("{}\n{}\n{HELP}", source::HELP, fleet::HELP))
     })
 }
 
@@ -94,12 +109,23 @@ pub fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> {
     let path = |name: &str| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
     manifest::check_stdin(matches, path("accept"))?;
     confine::begin(matches);
+    let format = matches.get_one("format").copied().unwrap_or(ReportFormat::Text);
+    if fleet::is_asked(matches) {
+        let accepted = path("accept").map(accepted).transpose()?.unwrap_or_default();
+        return fleet::run(matches, format.of_many(), &accepted);
+    }
     let mut found = source::names_found(matches).then(|| source::found(matches)).transpose()?;
     let established = found.as_mut().and_then(|found| established(matches, &mut found.source));
     confine::to_named_files(matches);
     let asked = manifest::asked(matches)?;
     let manifest = asked.as_ref().map(|asked| &asked.manifest);
-    let accepted = path("accept").map(accepted).transpose()?.unwrap_or_default();
+    let labels = manifest.map(|manifest| manifest.pod.labels()).unwrap_or_default();
+    let subject = Subject {
+        namespace: manifest.and_then(|manifest| manifest.pod.namespace()).unwrap_or_default(),
+        workload: ("", ""),
+        labels: &labels,
+    };
+    let (accepted, _) = path("accept").map(accepted).transpose()?.unwrap_or_default().of(&subject);
     let (main, wanted) = sources(matches, has_options, asked.as_ref(), found)?;
     let space = Space::telling_apart(&[&main.ruleset], &main.pod, &accepted.interfaces());
     let input = Input {
@@ -108,12 +134,16 @@ pub fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> {
         source: &main,
         wanted: wanted.as_ref(),
         manifest,
+        proxy_user: manifest.and_then(Manifest::proxy_user),
         established: established.as_ref(),
         accepted: &accepted,
         today: Timestamp::now().to_zoned(TimeZone::UTC).date(),
     };
     let report = Report::new(input, &space).map_err(|e| CliError::Failed(e.to_string()))?;
-    let written = match matches.get_one("format").copied().unwrap_or(ReportFormat::Text) {
+    let written = match format {
+        ReportFormat::Prometheus => {
+            return Err(CliError::Usage("--format prometheus is of many pods: give --manifests".into()));
+        }
         ReportFormat::Text => text::write(&report),
         ReportFormat::Json => json::write(&report),
         ReportFormat::Sarif => sarif::write(&report),

@@ -26,7 +26,7 @@ pub fn with_manifest(command: Command) -> Command {
     let arg = |name: &'static str| Arg::new(name).long(name).value_name("FILE").value_parser(value_parser!(PathBuf));
     command.args([
         arg("pod-manifest").help("The pod's YAML, as the injector left it; - is standard input"),
-        arg("netconf").requires("pod-manifest").help(
+        arg("netconf").help(
             "The CNI configuration of the pod's node (a file of /etc/cni/net.d): its interception counts below the pod's annotations",
         ),
     ])
@@ -45,18 +45,30 @@ pub struct Asked {
 /// That a file cannot be read or makes no sense, naming it.
 pub fn asked(matches: &ArgMatches) -> Result<Option<Asked>, CliError> {
     let path = |name| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
-    let Some(manifest) = path("pod-manifest") else { return Ok(None) };
+    let Some(manifest) = path("pod-manifest") else {
+        return match path("netconf") {
+            None => Ok(None),
+            Some(_) => Err(CliError::Usage("--netconf counts below what a pod says: give --pod-manifest".into())),
+        };
+    };
     let text = read("--pod-manifest", manifest)?;
     let manifest = Manifest::parse(&text).map_err(|e| CliError::Usage(format!("{}: {e}", shown(manifest))))?;
     let node = match path("netconf") {
         None => NodeOptions::default(),
-        Some(path) => {
-            let text = read("--netconf", path)?;
-            let options = cni::node_options(text.as_bytes());
-            options.map_err(|e| CliError::Usage(format!("--netconf: {}: {}", shown(path), e.msg)))?
-        }
+        Some(path) => node_options(path)?,
     };
     Ok(Some(Asked { manifest, node }))
+}
+
+/// What a node's configuration says, which `--netconf` names.
+///
+/// # Errors
+///
+/// That the file cannot be read or makes no sense.
+pub fn node_options(path: &Path) -> Result<NodeOptions, CliError> {
+    let text = read("--netconf", path)?;
+    let options = cni::node_options(text.as_bytes());
+    options.map_err(|e| CliError::Usage(format!("--netconf: {}: {}", shown(path), e.msg)))
 }
 
 impl Asked {
@@ -157,17 +169,26 @@ pub fn shown(path: &Path) -> String {
 ///
 /// That it cannot be read, is no text, or is too large; `option` names it.
 pub fn read(option: &str, path: &Path) -> Result<String, CliError> {
+    read_up_to(LARGEST, option, path)
+}
+
+/// A text file of so many bytes at most, or standard input.
+///
+/// # Errors
+///
+/// As of [`read`].
+pub fn read_up_to(largest: u64, option: &str, path: &Path) -> Result<String, CliError> {
     let mut text = String::new();
     let read = match path == Path::new("-") {
-        true => io::stdin().lock().take(LARGEST + 1).read_to_string(&mut text),
-        false => std::fs::File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_string(&mut text)),
+        true => io::stdin().lock().take(largest + 1).read_to_string(&mut text),
+        false => std::fs::File::open(path).and_then(|file| file.take(largest + 1).read_to_string(&mut text)),
     };
     let length = read.map_err(|e| match e.kind() {
         io::ErrorKind::InvalidData => CliError::Usage(format!("{option}: {} is no text", shown(path))),
         _ => CliError::Failed(format!("{option}: cannot read {}: {e}", shown(path))),
     })?;
-    if length as u64 > LARGEST {
-        return Err(CliError::Usage(format!("{option}: {} is larger than {} MiB", shown(path), LARGEST >> 20)));
+    if length as u64 > largest {
+        return Err(CliError::Usage(format!("{option}: {} is larger than {} MiB", shown(path), largest >> 20)));
     }
     Ok(text)
 }

@@ -10,6 +10,7 @@ mod dry_run;
 mod error;
 mod explain;
 mod facts;
+mod fleet;
 mod init;
 mod logging;
 mod manifest;

@@ -46,6 +46,7 @@ mod explain;
 mod faces;
 mod faults;
 mod fixture;
+mod fleet;
 mod foreign;
 mod guard;
 mod image;

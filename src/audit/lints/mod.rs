@@ -61,6 +61,13 @@ pub const LINTS: &[(&str, Severity, &str)] = &[
     ("host-network", Severity::High, "a pod without a network of its own"),
 ];
 
+/// The same of what is found where many pods are looked at.
+pub const OF_MANY: &[(&str, Severity, &str)] = &[
+    ("not-intercepted", Severity::High, "a pod with a sidecar whose traffic nothing diverts"),
+    ("refused", Severity::Medium, "a pod that asks for what makes no sense, and does not start"),
+    ("pods-differ", Severity::Medium, "pods of one workload whose traffic is not diverted alike"),
+];
+
 /// The worst first, each once.
 pub fn sorted(mut lints: Vec<Lint>) -> Vec<Lint> {
     lints.sort_by(|a, b| (b.severity, a).cmp(&(a.severity, b)));

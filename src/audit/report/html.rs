@@ -49,7 +49,7 @@ pub fn drawing_page(drawing: &str, table: &str) -> String {
 }
 
 /// Everything up to the body's first element.
-fn begin(out: &mut String, title: &str) {
+pub(in crate::audit) fn begin(out: &mut String, title: &str) {
     let _ = write!(
         out,
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\

@@ -41,6 +41,8 @@ pub struct Input<'a> {
     /// What it should be, where that is known.
     pub wanted: Option<&'a Source>,
     pub manifest: Option<&'a Manifest>,
+    /// The user that the proxy runs as, where a manifest says so.
+    pub proxy_user: Option<u32>,
     /// The connections of a pod that is there.
     pub established: Option<&'a Established>,
     pub accepted: &'a Accepted,
@@ -60,6 +62,8 @@ pub struct Report<'a> {
     /// Rules that count, and how often they applied.
     pub counted: Vec<Counted>,
     pub notices: Vec<String>,
+    /// Which entries of what is accepted some finding met.
+    pub used: Vec<usize>,
     pub drawing: String,
     pub space: &'a Space<'a>,
 }
@@ -123,6 +127,7 @@ impl<'a> Report<'a> {
             drift,
             counted: counted(source),
             notices: judge.notices,
+            used: judge.used,
             drawing,
             space,
         })
@@ -161,18 +166,23 @@ fn all_lints(input: &Input, space: &Space, families: Families) -> Result<Vec<Lin
             out.extend(lints::options::lints(given, &settings.interception));
         }
     }
-    let settings = [input.wanted, Some(input.source)].into_iter().flatten().find_map(|s| s.settings.as_ref());
-    let (uids, gids) = match settings {
-        Some(settings) => (settings.interception.proxy_uids.clone(), settings.interception.proxy_gids.clone()),
-        None => input.source.proxy_owners(),
-    };
+    let (uids, gids) = proxy_owners(input.source, input.wanted);
     let proxy = tproxy::Proxy::seen(input.established);
-    let proxy = proxy.or_else(|| input.manifest?.proxy_user().map(tproxy::Proxy::RunsAs));
+    let proxy = proxy.or_else(|| input.proxy_user.map(tproxy::Proxy::RunsAs));
     out.extend(tproxy::lint(has_tproxy(ruleset), &uids, &gids, proxy.unwrap_or(tproxy::Proxy::Unknown)));
     if let Some(manifest) = input.manifest {
         out.extend(containers::lints(manifest, &uids, &gids));
     }
     Ok(out)
+}
+
+/// The users and groups that are taken for the proxy's.
+pub(in crate::audit) fn proxy_owners(source: &Source, wanted: Option<&Source>) -> (Vec<u32>, Vec<u32>) {
+    let settings = [wanted, Some(source)].into_iter().flatten().find_map(|s| s.settings.as_ref());
+    match settings {
+        Some(settings) => (settings.interception.proxy_uids.clone(), settings.interception.proxy_gids.clone()),
+        None => source.proxy_owners(),
+    }
 }
 
 fn has_tproxy(ruleset: &Ruleset) -> bool {

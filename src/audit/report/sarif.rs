@@ -11,7 +11,8 @@ use crate::audit::space::Scope;
 use super::drift::WORST;
 use super::{Acceptance, Report, by, exits};
 
-const SCHEMA: &str = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json";
+pub(in crate::audit) const SCHEMA: &str =
+    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json";
 const DRIFT_ID: &str = "drift";
 
 pub fn write(report: &Report) -> String {
@@ -64,7 +65,7 @@ pub fn write(report: &Report) -> String {
     format!("{object:#}\n")
 }
 
-fn level(severity: Severity) -> &'static str {
+pub(in crate::audit) fn level(severity: Severity) -> &'static str {
     match severity {
         Severity::High => "error",
         Severity::Medium => "warning",
@@ -73,7 +74,7 @@ fn level(severity: Severity) -> &'static str {
 }
 
 /// Every rule there can be, so that numbers and names stay the same from run to run.
-fn rules() -> Vec<Value> {
+pub(in crate::audit) fn rules() -> Vec<Value> {
     let rule = |id: String, severity: Severity, short: String, full: &str, help: &str| {
         json!({
             "id": id,
@@ -140,7 +141,7 @@ fn fingerprint(id: &str, places: &[(String, &str)]) -> String {
 }
 
 /// A file name as a URI reference (RFC 3986).
-fn uri(path: &str) -> String {
+pub(in crate::audit) fn uri(path: &str) -> String {
     let mut out = String::new();
     for byte in path.bytes() {
         match byte {

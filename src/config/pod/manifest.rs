@@ -67,7 +67,14 @@ impl Manifest {
             [pod] => pod,
             _ => return Err(ManifestError::ManyPods(pods.len())),
         };
-        let pod: Pod = serde_json::from_value(pod.clone()).map_err(|e| ManifestError::Fields(e.to_string()))?;
+        Self::of(serde_json::from_value(pod.clone()).map_err(|e| ManifestError::Fields(e.to_string()))?)
+    }
+
+    /// What a pod tells about itself.
+    ///
+    /// # Errors
+    /// When its status has an address that is none.
+    pub fn of(pod: Pod) -> Result<Self, ManifestError> {
         let name = pod.full_name();
         let no_address = |text| ManifestError::Fields(format!("status: '{text}' is no address of a pod"));
         Ok(Self {

@@ -6,13 +6,19 @@
 //! | `model` | the parts of a pod that decide about its interception, as Kubernetes writes them |
 //! | `selection` | whether a pod is the one that was asked for, and whether its traffic is diverted |
 //! | `annotations` | from annotations, and the proxy's variables and user, to option texts |
+//! | `documents` | manifests of many workloads: what each is, and its pods |
+//! | `owner` | which workload a pod belongs to |
+//! | `injector` | what an injector of sidecars adds to a pod, by its own configuration |
 //! | `manifest` | a pod in a file: YAML or JSON, a workload's template included |
 //! | `error` | what is wrong with what a pod asks for |
 
 pub mod annotations;
+pub mod documents;
 pub mod error;
+pub mod injector;
 pub mod manifest;
 pub mod model;
+pub mod owner;
 pub mod selection;
 
 use std::fmt;

@@ -19,7 +19,7 @@ pub const INIT: &str = "istio-init";
 /// The programs that make them when their first argument is a face.
 const PROGRAMS: [&str; 2] = ["podweir", "pilot-agent"];
 
-type Texts = Option<BTreeMap<String, String>>;
+pub(super) type Texts = Option<BTreeMap<String, String>>;
 
 /// The parts of a pod that decide.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -43,18 +43,18 @@ pub struct Metadata {
     #[serde(default)]
     pub(super) uid: Option<String>,
     #[serde(default)]
-    annotations: Texts,
+    pub(super) annotations: Texts,
     #[serde(default)]
-    labels: Texts,
+    pub(super) labels: Texts,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodSpec {
     #[serde(default)]
-    init_containers: Option<Vec<Container>>,
+    pub(super) init_containers: Option<Vec<Container>>,
     #[serde(default)]
-    containers: Option<Vec<Container>>,
+    pub(super) containers: Option<Vec<Container>>,
     /// Those added while the pod runs (kubectl debug); a mesh adds none.
     #[serde(default)]
     ephemeral_containers: Option<Vec<Container>>,
@@ -96,38 +96,38 @@ struct PodIp {
 pub struct Container {
     pub name: String,
     #[serde(default)]
-    command: Option<Vec<String>>,
+    pub(super) command: Option<Vec<String>>,
     #[serde(default)]
     pub args: Option<Vec<String>>,
     #[serde(default)]
-    env: Option<Vec<Variable>>,
+    pub(super) env: Option<Vec<Variable>>,
     #[serde(default)]
-    security_context: Option<SecurityContext>,
+    pub(super) security_context: Option<SecurityContext>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
-struct Variable {
-    name: String,
+pub(super) struct Variable {
+    pub(super) name: String,
     /// Absent where the value comes from elsewhere.
     #[serde(default)]
-    value: Option<String>,
+    pub(super) value: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct SecurityContext {
+pub(super) struct SecurityContext {
     #[serde(default)]
-    run_as_user: Option<i64>,
+    pub(super) run_as_user: Option<i64>,
     #[serde(default)]
-    run_as_group: Option<i64>,
+    pub(super) run_as_group: Option<i64>,
     #[serde(default)]
-    privileged: Option<bool>,
+    pub(super) privileged: Option<bool>,
     #[serde(default)]
-    capabilities: Option<Box<Capabilities>>,
+    pub(super) capabilities: Option<Box<Capabilities>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
-struct Capabilities {
+pub(super) struct Capabilities {
     #[serde(default)]
     add: Option<Vec<String>>,
     #[serde(default)]
@@ -270,6 +270,11 @@ impl Pod {
         let servers = self.spec.dns_config.as_ref()?.nameservers.as_ref()?;
         let is_all = self.spec.dns_policy.as_deref() == Some("None");
         is_all.then(|| servers.iter().filter_map(|server| server.parse().ok()).collect())
+    }
+
+    /// All its labels.
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        self.metadata.labels.clone().unwrap_or_default()
     }
 
     pub fn label(&self, name: &str) -> Option<&str> {

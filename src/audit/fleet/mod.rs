@@ -1,0 +1,210 @@
+//! Many pods at once: what passes the proxies of a whole cluster, or of everything that a
+//! repository would put there. Each distinct interception is audited once, however many pods
+//! have it; what is found is told by workload and by namespace.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `shapes` | the distinct interceptions, each audited once |
+//! | `sum` | from pods to findings of workloads, and what many have in common |
+//! | `compare` | what is new, gone or worse since an earlier answer |
+//! | `text`, `json`, `sarif`, `html`, `metrics` | the answer, written down |
+
+pub mod compare;
+pub mod html;
+pub mod json;
+pub mod metrics;
+pub mod sarif;
+pub mod shapes;
+pub mod sum;
+pub mod text;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::config::pod::documents::DocumentPlace;
+use crate::config::pod::owner::Workload;
+
+use super::escapes::kind::Severity;
+use super::report::Acceptance;
+
+/// Something that was found, of one interception or one pod.
+#[derive(Debug, Clone)]
+pub struct FleetFinding {
+    pub id: String,
+    pub severity: Severity,
+    pub title: String,
+    pub meaning: String,
+    /// What tells it from others of its class: ports, ranges, a container.
+    pub items: Vec<String>,
+    /// Which flows, what lets them out, and one of them as arguments of `explain`.
+    pub what: Vec<String>,
+    pub by: Vec<String>,
+    pub example: Option<String>,
+    pub closes: String,
+    pub accepted: Option<Acceptance>,
+}
+
+impl FleetFinding {
+    /// Its class with what tells it from others.
+    pub fn name(&self) -> String {
+        const ITEMS: usize = 4;
+        let mut name = self.id.clone();
+        for (at, item) in self.items.iter().take(ITEMS).enumerate() {
+            name += if at == 0 { " " } else { ", " };
+            name += item;
+        }
+        match self.items.len().saturating_sub(ITEMS) {
+            0 => name,
+            more => format!("{name} and {more} more"),
+        }
+    }
+}
+
+/// What became of pods.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Its traffic is diverted, as this of all distinct interceptions says.
+    Intercepted(usize),
+    /// It has a sidecar, and nothing diverts its traffic.
+    NotIntercepted(String),
+    /// It asks for what makes no sense.
+    Refused(String),
+    Ambient,
+    HostNetwork,
+    LeftAlone(String),
+    Outside(String),
+    /// It could not be looked at.
+    Unknown(String),
+}
+
+impl Standing {
+    /// Every name there is, in the order in which people want them.
+    pub const NAMES: [&str; 8] = [
+        "intercepted",
+        "not-intercepted",
+        "refused",
+        "ambient",
+        "host-network",
+        "left-alone",
+        "outside",
+        "not-looked-at",
+    ];
+
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Intercepted(_) => "intercepted",
+            Self::NotIntercepted(_) => "not-intercepted",
+            Self::Refused(_) => "refused",
+            Self::Ambient => "ambient",
+            Self::HostNetwork => "host-network",
+            Self::LeftAlone(_) => "left-alone",
+            Self::Outside(_) => "outside",
+            Self::Unknown(_) => "not-looked-at",
+        }
+    }
+
+    /// Why, where that is told.
+    pub fn why(&self) -> Option<&str> {
+        match self {
+            Self::NotIntercepted(why)
+            | Self::Refused(why)
+            | Self::LeftAlone(why)
+            | Self::Outside(why)
+            | Self::Unknown(why) => Some(why),
+            _ => None,
+        }
+    }
+}
+
+/// How it is known what pods are like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KnownBy {
+    /// The rules that their nodes' kernels have.
+    Kernel,
+    /// What their manifests ask for.
+    Manifest,
+}
+
+impl KnownBy {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Manifest => "manifest",
+        }
+    }
+}
+
+/// Pods of one workload that are alike.
+#[derive(Debug, Clone)]
+pub struct Variant {
+    pub standing: Standing,
+    pub origin: KnownBy,
+    pub count: u64,
+    /// Their names, where they are there.
+    pub pods: Vec<String>,
+    pub place: Option<DocumentPlace>,
+    /// What was found of these pods, besides what their interception has.
+    pub own: Vec<Arc<FleetFinding>>,
+}
+
+/// Some pods that were looked at.
+#[derive(Debug, Clone)]
+pub struct Looked {
+    pub workload: Workload,
+    pub labels: BTreeMap<String, String>,
+    pub variant: Variant,
+}
+
+/// What could not be looked at.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Missed {
+    pub what: String,
+    pub why: String,
+}
+
+/// Everything that was collected, to be summed up.
+#[derive(Debug, Default)]
+pub struct Collected {
+    /// What was looked at, in a few words.
+    pub about: String,
+    /// Whether these are pods that are there, or templates of such.
+    pub live: bool,
+    pub workloads: BTreeMap<Workload, Members>,
+    pub missed: Vec<Missed>,
+    /// Documents that make no pods.
+    pub passed_over: usize,
+    pub notices: Vec<String>,
+}
+
+/// The pods of a workload.
+#[derive(Debug, Default)]
+pub struct Members {
+    pub labels: BTreeMap<String, String>,
+    pub variants: Vec<Variant>,
+}
+
+/// Of how many pods of one variant the names are kept.
+const MOST_NAMES: usize = 50;
+
+impl Collected {
+    /// Adds pods, to those of their workload that are alike.
+    pub fn add(&mut self, looked: Looked) {
+        let members = self.workloads.entry(looked.workload).or_default();
+        if members.variants.is_empty() {
+            members.labels = looked.labels;
+        }
+        let new = looked.variant;
+        let alike = |known: &&mut Variant| {
+            let own = |list: &[Arc<FleetFinding>]| list.iter().map(|f| f.name()).collect::<Vec<_>>();
+            known.standing == new.standing && known.origin == new.origin && own(&known.own) == own(&new.own)
+        };
+        match members.variants.iter_mut().find(alike) {
+            Some(known) => {
+                known.count += new.count;
+                let room = MOST_NAMES.saturating_sub(known.pods.len());
+                known.pods.extend(new.pods.into_iter().take(room));
+            }
+            None => members.variants.push(new),
+        }
+    }
+}

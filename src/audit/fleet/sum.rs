@@ -1,0 +1,219 @@
+//! From pods to an answer: what each workload has, what many workloads have in common, and
+//! where everybody stands.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::audit::accept::Subject;
+use crate::audit::escapes::kind::Severity;
+use crate::config::pod::owner::Workload;
+
+use super::shapes::{Shape, Shapes};
+use super::{Collected, FleetFinding, Members, Missed, Standing, Variant};
+
+/// The answer.
+pub struct FleetAnswer {
+    pub about: String,
+    pub live: bool,
+    /// By namespace, kind and name.
+    pub workloads: Vec<Summed>,
+    /// The worst first, and the same finding of many workloads once.
+    pub groups: Vec<FindingGroup>,
+    pub shapes: Vec<Shape>,
+    /// How many pods each interception has.
+    pub pods_of: Vec<u64>,
+    pub missed: Vec<Missed>,
+    pub passed_over: usize,
+    pub notices: Vec<String>,
+}
+
+/// A workload, and what was found of it.
+pub struct Summed {
+    pub workload: Workload,
+    pub labels: BTreeMap<String, String>,
+    pub variants: Vec<Variant>,
+    /// Each with the number of pods that it is about.
+    pub findings: Vec<(Arc<FleetFinding>, u64)>,
+}
+
+/// A finding, and who has it: numbers of workloads, and of their pods.
+pub struct FindingGroup {
+    pub finding: Arc<FleetFinding>,
+    pub workloads: Vec<(usize, u64)>,
+}
+
+impl Summed {
+    pub fn pods(&self) -> u64 {
+        self.variants.iter().map(|variant| variant.count).sum()
+    }
+
+    /// The worst of its findings that counts.
+    pub fn worst(&self) -> Option<Severity> {
+        self.findings.iter().filter(|(found, _)| found.accepted.is_none()).map(|(found, _)| found.severity).max()
+    }
+}
+
+/// What makes two findings one: the class, what tells it from others, and who accepts it.
+fn key(found: &FleetFinding) -> (Reverse<Severity>, String, Vec<String>, Option<String>) {
+    let reason = found.accepted.as_ref().map(|acceptance| acceptance.reason.clone());
+    (Reverse(found.severity), found.id.clone(), found.items.clone(), reason)
+}
+
+impl FleetAnswer {
+    pub fn of(collected: Collected, mut shapes: Shapes) -> Self {
+        let mut workloads = Vec::new();
+        let mut pods_of = vec![0; shapes.all.len()];
+        for (workload, members) in collected.workloads {
+            for variant in &members.variants {
+                if let Standing::Intercepted(shape) = variant.standing
+                    && let Some(count) = pods_of.get_mut(shape)
+                {
+                    *count += variant.count;
+                }
+            }
+            workloads.push(summed(workload, members, &mut shapes));
+        }
+        let mut groups: BTreeMap<_, FindingGroup> = BTreeMap::new();
+        for (at, summed) in workloads.iter().enumerate() {
+            for (found, pods) in &summed.findings {
+                let group = groups
+                    .entry((found.accepted.is_some(), key(found)))
+                    .or_insert_with(|| FindingGroup { finding: Arc::clone(found), workloads: Vec::new() });
+                group.workloads.push((at, *pods));
+            }
+        }
+        let mut notices = collected.notices;
+        notices.extend(shapes.about_entries());
+        notices.extend(shapes.notices.iter().cloned());
+        Self {
+            about: collected.about,
+            live: collected.live,
+            workloads,
+            groups: groups.into_values().collect(),
+            shapes: shapes.all,
+            pods_of,
+            missed: collected.missed,
+            passed_over: collected.passed_over,
+            notices,
+        }
+    }
+
+    /// How many findings of workloads count, of a severity.
+    pub fn count(&self, severity: Severity) -> usize {
+        self.counting().filter(|group| group.finding.severity == severity).map(|group| group.workloads.len()).sum()
+    }
+
+    fn counting(&self) -> impl Iterator<Item = &FindingGroup> {
+        self.groups.iter().filter(|group| group.finding.accepted.is_none())
+    }
+
+    /// How many are accepted.
+    pub fn accepted(&self) -> usize {
+        self.groups.iter().filter(|g| g.finding.accepted.is_some()).map(|group| group.workloads.len()).sum()
+    }
+
+    /// The findings that count and are as bad as that, or worse, with how many have them.
+    pub fn from(&self, severity: Severity) -> Vec<(String, usize)> {
+        let found = self.counting().filter(|group| group.finding.severity >= severity);
+        found.map(|group| (group.finding.name(), group.workloads.len())).collect()
+    }
+
+    pub fn pods(&self) -> u64 {
+        self.workloads.iter().map(Summed::pods).sum()
+    }
+
+    pub fn namespaces(&self) -> BTreeSet<&str> {
+        self.workloads.iter().map(|summed| summed.workload.namespace.as_str()).collect()
+    }
+
+    /// How many distinct interceptions there are; what is accepted makes no other.
+    pub fn interceptions(&self) -> usize {
+        self.shapes.iter().map(|shape| (&shape.digest, shape.families.to_string())).collect::<BTreeSet<_>>().len()
+    }
+
+    /// How many workloads and pods stand so, and why, with some of their names.
+    pub fn standings(&self) -> Vec<Stand> {
+        let mut out: BTreeMap<(usize, Option<String>), Stand> = BTreeMap::new();
+        for (at, summed) in self.workloads.iter().enumerate() {
+            for variant in &summed.variants {
+                let name = variant.standing.name();
+                let order = Standing::NAMES.iter().position(|known| *known == name).unwrap_or(Standing::NAMES.len());
+                let why = variant.standing.why().map(str::to_owned);
+                let stand = out.entry((order, why.clone())).or_insert_with(|| Stand {
+                    name,
+                    why,
+                    workloads: Vec::new(),
+                    pods: 0,
+                });
+                stand.pods += variant.count;
+                if stand.workloads.last() != Some(&at) {
+                    stand.workloads.push(at);
+                }
+            }
+        }
+        out.into_values().collect()
+    }
+}
+
+/// Some that stand alike.
+pub struct Stand {
+    pub name: &'static str,
+    pub why: Option<String>,
+    pub workloads: Vec<usize>,
+    pub pods: u64,
+}
+
+fn summed(workload: Workload, members: Members, shapes: &mut Shapes) -> Summed {
+    let Members { labels, variants } = members;
+    let subject =
+        Subject { namespace: &workload.namespace, workload: (&workload.kind, &workload.name), labels: &labels };
+    let mut findings: BTreeMap<_, (Arc<FleetFinding>, u64)> = BTreeMap::new();
+    let mut add = |found: Arc<FleetFinding>, pods: u64| {
+        findings.entry((found.accepted.is_some(), key(&found))).or_insert((found, 0)).1 += pods;
+    };
+    for variant in &variants {
+        match &variant.standing {
+            Standing::Intercepted(shape) => {
+                let found = shapes.all.get(*shape).map(|shape| shape.findings.clone()).unwrap_or_default();
+                found.into_iter().for_each(|found| add(found, variant.count));
+            }
+            Standing::NotIntercepted(why) | Standing::Refused(why) => {
+                let found = shapes.of_pods(&subject, variant.standing.name(), vec![why.clone()]);
+                add(Arc::new(found), variant.count);
+            }
+            _ => {}
+        }
+        variant.own.iter().for_each(|found| add(Arc::clone(found), variant.count));
+    }
+    if let Some(what) = differences(&variants, &shapes.all) {
+        add(Arc::new(shapes.of_pods(&subject, "pods-differ", what)), variants.iter().map(|v| v.count).sum());
+    }
+    let findings = findings.into_values().collect();
+    Summed { workload, labels, variants, findings }
+}
+
+/// In what pods of one workload differ, a line for each kind; `None` where they do not. What
+/// could not be looked at differs from nothing.
+fn differences(variants: &[Variant], shapes: &[Shape]) -> Option<Vec<String>> {
+    let mut kinds: BTreeMap<String, (u64, Vec<&str>)> = BTreeMap::new();
+    for variant in variants.iter().filter(|variant| !matches!(variant.standing, Standing::Unknown(_))) {
+        let kind = match &variant.standing {
+            Standing::Intercepted(at) => {
+                let shape = shapes.get(*at);
+                let digest = shape.map(|shape| shape.digest.trim_start_matches("sha256:")).unwrap_or_default();
+                let families = shape.map(|shape| shape.families.to_string()).unwrap_or_default();
+                format!("intercepted as {} ({families})", digest.chars().take(12).collect::<String>())
+            }
+            other => other.name().to_owned(),
+        };
+        let (count, names) = kinds.entry(kind).or_default();
+        *count += variant.count;
+        names.extend(variant.pods.first().map(String::as_str));
+    }
+    let line = |(kind, (count, names)): (&String, &(u64, Vec<&str>))| {
+        let example = names.first().map(|name| format!(", such as {name}")).unwrap_or_default();
+        format!("{count} {kind}{example}")
+    };
+    (kinds.len() > 1).then(|| kinds.iter().map(line).collect())
+}
