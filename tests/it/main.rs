@@ -90,6 +90,7 @@ mod validation;
 mod verify;
 mod walk;
 mod words;
+mod ztunnel;
 
 /// How many cases a property test runs: `PODWEIR_CASES` times as many as usual.
 fn cases(usual: u32) -> u32 {

@@ -45,7 +45,8 @@ pub struct AddWorkload {
 /// A pod to let go of.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct DelWorkload {
-    #[prost(string, tag = "1")]
+    // Not 1, as everywhere else.
+    #[prost(string, tag = "2")]
     pub uid: String,
 }
 
@@ -133,7 +134,7 @@ mod tests {
         let info = WorkloadInfo { name: "a".into(), namespace: "b".into(), service_account: "c".into() };
         let add = encode(Request::Add(AddWorkload { uid: "u".into(), workload_info: Some(info) }));
         assert_eq!(add, b"\x0a\x0e\x0a\x01u\x12\x09\x0a\x01a\x12\x01b\x1a\x01c");
-        assert_eq!(encode(Request::Del(DelWorkload { uid: "u".into() })), b"\x12\x03\x0a\x01u");
+        assert_eq!(encode(Request::Del(DelWorkload { uid: "u".into() })), b"\x12\x03\x12\x01u");
         assert_eq!(encode(Request::SnapshotSent(SnapshotSent {})), b"\x1a\x00");
         assert_eq!(encode(Request::Keep(KeepWorkload { uid: "u".into() })), b"\x2a\x03\x0a\x01u");
         assert_eq!(hello(b"\x08\x01"), Ok(1));
