@@ -10,6 +10,7 @@ use crate::sys::netlink::Netlink;
 
 use super::iptables::parse;
 use super::iptables::programs::{ProgramEnvironment, ProgramError, Programs, Variant};
+use super::limit::{self, Most};
 use super::listing::{self, Holder, ListedTable, Listing};
 use super::nftables::{list, tables};
 use super::{BackendKind, survey};
@@ -25,6 +26,9 @@ pub enum ListingError {
     Kernel { what: &'static str, source: io::Error },
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// What lists too much, and how much that is.
+    #[error("{what} in this network namespace: {many}")]
+    TooMany { what: &'static str, many: String },
 }
 
 impl ListingError {
@@ -54,10 +58,13 @@ fn nft_tables() -> Result<Vec<ListedTable>, ListingError> {
     };
     let mut attempt = 1;
     loop {
-        match list::everything(&mut netlink, usize::MAX) {
+        match list::everything(&mut netlink, Most::TO_UNDERSTAND) {
             Ok(tables) => return Ok(tables::listed(&tables)),
             Err(e) if e.kind() == io::ErrorKind::Interrupted && attempt < ATTEMPTS => attempt += 1,
             Err(e) if survey::is_unsupported(&e) => return Ok(Vec::new()),
+            Err(e) if e.kind() == io::ErrorKind::QuotaExceeded => {
+                return Err(ListingError::TooMany { what: "nf_tables", many: e.to_string() });
+            }
             Err(e) => return Err(failed(e)),
         }
     }
@@ -72,6 +79,8 @@ fn legacy_tables(
     let mut out = Vec::new();
     for family in families.iter() {
         let text = programs.save(family)?;
+        limit::check(text.as_bytes(), Most::TO_UNDERSTAND)
+            .map_err(|many| ListingError::TooMany { what: BackendKind::IptablesLegacy.name(), many: many.to_string() })?;
         let saved = parse::parse(&text, family).map_err(|source| {
             let program = format!("{}-save", BackendKind::IptablesLegacy);
             ProgramError::Parse { program, source }

@@ -15,6 +15,7 @@ pub mod host;
 pub mod install;
 pub mod interference;
 pub mod iptables;
+pub mod limit;
 pub mod listing;
 pub mod nftables;
 pub mod node;

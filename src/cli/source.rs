@@ -40,6 +40,7 @@ Rules come from one of three sources:
   --dump FILE...     what iptables-save, ip6tables-save, nft list ruleset, nft -j list
                      ruleset or podweir render --format json printed; - is standard
                      input. iptables-save shows rules of iptables-nft that nft cannot.
+More than 20,000 rules are refused: a pod's namespace has none so many, a node's may.
 ";
 
 /// Adds the arguments that name a source.

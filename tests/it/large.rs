@@ -1,13 +1,19 @@
 //! Dumps of thousands of rules of others, as nodes have them and as nobody has them: an
 //! answer or an error, after work that does not explode, and of a length that can be read.
 
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus, Stdio};
+
 use podweir::audit::explain::{NoTrace, Trace, explain};
 use podweir::audit::flow::{Direction, Flow, Surroundings, Taker};
 use podweir::audit::report::by;
 use podweir::audit::ruleset::ChainRules;
 use podweir::audit::space::Space;
+use podweir::backend::limit::Most;
+use podweir::backend::nftables::list;
 use podweir::config::types::Family;
 use podweir::plan::canon::CanonRule;
+use podweir::sys::netlink::Netlink;
 
 use crate::fixture::{Namespace, PODWEIR};
 use crate::sources::dumped;
@@ -116,12 +122,100 @@ fn a_node_with_hundreds_of_services_can_be_audited() {
 fn what_is_too_much_names_the_chain_and_prints_nothing() {
     let namespace = Namespace::new();
     let path = namespace.directory().join("rules");
-    std::fs::write(&path, dump("", pairs(30_000))).unwrap();
+    std::fs::write(&path, dump("", pairs(15_000))).unwrap();
     let output = namespace.command(PODWEIR, &["audit", "--dump", path.to_str().unwrap()], &[]);
     let log = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{log}");
     assert!(output.stdout.is_empty());
-    assert!(log.contains("nat OUTPUT with its 30001 rules") && log.contains("'explain'"), "{log}");
+    assert!(log.contains("nat OUTPUT with its 15001 rules") && log.contains("'explain'"), "{log}");
+}
+
+/// Runs podweir, and gives its status, what it said, and the most memory that it had, in KiB.
+fn weighed(namespace: &Namespace, arguments: &[&str]) -> (Option<i32>, String, i64) {
+    let said = namespace.directory().join("said");
+    let log = std::fs::File::create(&said).unwrap();
+    let (status, usage) = namespace.run(|| {
+        let mut command = Command::new(PODWEIR);
+        command.args(arguments).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let (mut status, mut usage) = (0, std::mem::MaybeUninit::<libc::rusage>::uninit());
+        // SAFETY: both pointers are to locals, which the kernel fills where it gives no error.
+        let ended = unsafe { libc::wait4(child.id() as i32, &raw mut status, 0, usage.as_mut_ptr()) };
+        assert_eq!(ended, child.id() as i32);
+        // SAFETY: it was filled.
+        (ExitStatus::from_raw(status), unsafe { usage.assume_init() })
+    });
+    (status.code(), std::fs::read_to_string(said).unwrap(), usage.ru_maxrss)
+}
+
+/// What is more than anybody reads is counted, and neither understood nor kept: it takes no
+/// more memory than little does, but for the text itself.
+#[test]
+fn more_rules_than_a_pod_has_are_refused_before_they_are_understood() {
+    let namespace = Namespace::new();
+    let path = |name: &str| namespace.directory().join(name).to_str().unwrap().to_owned();
+    let (few, many) = (path("few"), path("many"));
+    std::fs::write(&few, dump("", pairs(10))).unwrap();
+    let text = dump("", pairs(100_000));
+    std::fs::write(&many, &text).unwrap();
+    let flow = ["--destination", "1.2.3.4", "--port", "80"];
+    let options = ["--", "--ip-families", "ipv4"];
+    for (command, more) in [("audit", &[][..]), ("explain", &flow), ("verify", &options), ("render", &[])] {
+        let run =
+            |dump: &str| weighed(&namespace, &[&[command, "--pod-ip", "10.244.0.6", "--dump", dump], more].concat());
+        let (_, _, little) = run(&few);
+        let (status, log, much) = run(&many);
+        assert_eq!(status, Some(1), "{command}: {log}");
+        assert!(log.contains("100005 rules are more than the 20000 that are read") && log.contains("--netns"), "{log}");
+        // The text is read whole; while it grows, there may be two of it.
+        let most = little + 3 * (text.len() / 1024) as i64;
+        assert!(much < most, "{command}: {much} KiB, for few rules {little} KiB");
+    }
+}
+
+/// Rules in a namespace: `nft` makes them in one transaction.
+fn fill(namespace: &Namespace, rules: usize) {
+    let lines: String =
+        (0..rules).map(|n| format!("add rule ip t c ip daddr 10.{}.{}.9 drop\n", n / 250, n % 250)).collect();
+    let text = format!("flush ruleset\nadd table ip t\nadd chain ip t c\n{lines}");
+    let output = namespace.feed("nft", &["-f", "-"], &[], &text);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_kernel_with_more_rules_than_a_pod_has_is_refused_before_they_are_understood() {
+    let namespace = Namespace::new();
+    let flow = ["--destination", "1.2.3.4", "--port", "80"];
+    let commands = [("audit", &[][..]), ("explain", &flow), ("verify", &["--"])];
+    let run = |command: &str, more: &[&str]| weighed(&namespace, &[&[command, "--live"], more].concat());
+    fill(&namespace, 10);
+    let little = commands.map(|(command, more)| run(command, more).2);
+    fill(&namespace, 30_000);
+    for ((command, more), little) in commands.into_iter().zip(little) {
+        let (status, log, much) = run(command, more);
+        assert_eq!(status, Some(1), "{command}: {log}");
+        assert!(log.contains("30000 rules are more than the 20000 that are read") && log.contains("--netns"), "{log}");
+        // As many as are read at most, of less than 1 KiB each.
+        assert!(much < little + 20_000, "{command}: {much} KiB, for few rules {little} KiB");
+    }
+}
+
+#[test]
+fn as_many_rules_and_elements_as_are_asked_for_are_listed_and_no_more() {
+    let namespace = Namespace::bare("");
+    let text = "add table ip t\nadd chain ip t c\nadd set ip t s { type ipv4_addr; elements = { 1.1.1.1, 1.1.1.2, 1.1.1.3 }; }\nadd rule ip t c drop\nadd rule ip t c ip daddr @s accept\n";
+    assert!(namespace.feed("nft", &["-f", "-"], &[], text).status.success());
+    let list = |rules, elements| {
+        namespace.run(|| {
+            let mut netlink = Netlink::open(Netlink::NETFILTER).unwrap();
+            let all = list::everything(&mut netlink, Most { rules, elements });
+            all.map(|tables| tables[0].chains[0].rules.len()).map_err(|e| (e.kind(), e.to_string()))
+        })
+    };
+    assert_eq!(list(2, 3), Ok(2));
+    let refused = |text: &str| Err((std::io::ErrorKind::QuotaExceeded, text.to_owned()));
+    assert_eq!(list(1, 3), refused("2 rules are more than the 1 that are read"));
+    assert_eq!(list(2, 2), refused("there are more elements of sets than the 2 that are read"));
 }
 
 #[test]

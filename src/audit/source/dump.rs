@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::audit::schema;
 use crate::backend::dump::{DumpContent, Dumps};
+use crate::backend::limit::{self, Most};
 
 pub use crate::backend::dump::Text;
 
@@ -15,6 +16,10 @@ use super::{Source, SourceError};
 ///
 /// A text is of no dialect, makes no sense, or says itself that something is left out.
 pub fn read(texts: &[Text]) -> Result<Source, SourceError> {
+    for text in texts {
+        limit::check(&text.bytes, Most::TO_UNDERSTAND)
+            .map_err(|many| SourceError::TooMany(format!("{}: {many}", text.name)))?;
+    }
     let mut dumps = Dumps::default();
     for text in texts {
         match DumpContent::of(text)? {

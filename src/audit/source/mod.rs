@@ -133,6 +133,11 @@ pub enum SourceError {
     File { name: String, source: io::Error },
     #[error(transparent)]
     Dump(#[from] DumpError),
+    /// What lists too much, how much that is, and how much is read.
+    #[error(
+        "{0}; what so many do to traffic is not told, and a pod's own network namespace has none so many: look at that one (--pid, --netns) and not at its node's, or leave out of the dump the tables that the pod's packets do not meet"
+    )]
+    TooMany(String),
 }
 
 impl From<ListingError> for SourceError {
@@ -140,6 +145,7 @@ impl From<ListingError> for SourceError {
         match error {
             ListingError::Kernel { what, source } => Self::kernel(what, source),
             ListingError::Program(error) => Self::Program(error),
+            error @ ListingError::TooMany { .. } => Self::TooMany(error.to_string()),
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::backend::guard::Guard;
 use crate::backend::interference;
 use crate::backend::iptables::parse::Saved;
 use crate::backend::iptables::programs::{Programs, Variant};
+use crate::backend::limit::Most;
 use crate::backend::listing::{self, Holder};
 use crate::backend::nftables::survey::Tables;
 use crate::backend::nftables::{list, tables};
@@ -26,6 +27,7 @@ use super::{Action, Prospect, Session};
 /// The most rules and elements of others' that an installation looks at: reading them takes
 /// milliseconds.
 const MOST_OF_OTHERS: usize = 10_000;
+const MOST: Most = Most { rules: MOST_OF_OTHERS, elements: MOST_OF_OTHERS };
 
 /// What is in the kernel.
 pub(super) struct KernelState {
@@ -163,11 +165,11 @@ impl Session {
         let mut listed = vec![BackendKind::IptablesLegacy];
         match self.netfilter.as_mut().filter(|_| of_others || unread) {
             None => listed.push(BackendKind::IptablesNft),
-            Some(netlink) => match list::everything(netlink, MOST_OF_OTHERS) {
+            Some(netlink) => match list::everything(netlink, MOST) {
                 Ok(all) => tables.extend(tables::listed(&all)),
                 Err(e) if e.kind() == io::ErrorKind::QuotaExceeded => {
                     return Ok(Some(format!(
-                        "there are more than {MOST_OF_OTHERS} rules and elements of sets of others: whether they keep the interception from working is not looked at"
+                        "there are more than {MOST_OF_OTHERS} rules or elements of sets of others: whether they keep the interception from working is not looked at"
                     )));
                 }
                 Err(e) => return Err(error::survey(e)),

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io;
 
 use crate::backend::hook::{Base, ChainKind};
+use crate::backend::limit::{Most, TooMany};
 use crate::config::types::Interface;
 use crate::plan::model::{Dataplane, Table};
 use crate::sys::netlink::{Netlink, Received};
@@ -20,12 +21,14 @@ use super::table::{self, AnonymousSets, Devices, NftChain, NftTable};
 use super::wire::{Attrs, Msg, NfFamily, NfMessage, attributes, find};
 use super::{expr_bytes, names, survey, xt};
 
-/// Lists all of it, if there are no more than so many rules and elements of sets.
+/// Lists all of it, if there is no more than so much. What is more is counted, and neither
+/// decoded nor kept.
 ///
 /// # Errors
 ///
-/// `Interrupted` when it changed meanwhile, `QuotaExceeded` when there is more.
-pub fn everything(netlink: &mut Netlink, most: usize) -> io::Result<Vec<NftTable>> {
+/// `Interrupted` when it changed meanwhile; `QuotaExceeded` when there is more, with
+/// [`TooMany`] inside.
+pub fn everything(netlink: &mut Netlink, most: Most) -> io::Result<Vec<NftTable>> {
     let before = survey::tables(netlink)?.generation;
     let mut lister = Lister { most, ..Lister::default() };
     dump(netlink, Msg::GetTable, NfFamily::UNSPEC, |_| (), |message| lister.table(&message))?;
@@ -47,7 +50,7 @@ pub fn ours(
     dataplane: Dataplane,
     present: &[Table],
 ) -> io::Result<(Vec<NftTable>, HashMap<Table, RawTable>)> {
-    let mut lister = Lister { most: usize::MAX, ..Lister::default() };
+    let mut lister = Lister { most: Most::ALL, ..Lister::default() };
     let mut raw = HashMap::new();
     for &table in present {
         lister.raw = Some(RawTable::default());
@@ -68,8 +71,9 @@ struct Lister {
     chains: HashMap<(u8, String, String), usize>,
     anonymous: HashMap<(u8, String), AnonymousSets>,
     /// How many rules and elements there are so far, and how many there may be.
-    count: usize,
-    most: usize,
+    rules: usize,
+    elements: usize,
+    most: Most,
     /// What it takes to make the table again that is being listed, if that is wanted.
     raw: Option<RawTable>,
 }
@@ -160,12 +164,16 @@ impl Lister {
         };
         dump(netlink, Msg::GetSetElem, family, filter, |message| {
             self.keep(Msg::NewSetElem, &message);
-            match (&mut elements, sets::elements(message.attributes())) {
+            if self.elements > self.most.elements {
+                return;
+            }
+            let more = sets::elements(message.attributes());
+            self.elements += more.as_ref().map_or(0, Vec::len);
+            match (&mut elements, more) {
                 (Some(all), Some(more)) => all.extend(more),
                 (all, _) => *all = None,
             }
         })?;
-        self.count += elements.as_ref().map_or(0, Vec::len);
         self.keep_set(family, &table, name, flags, elements.filter(|_| flags & NFT_SET_OBJECT == 0));
         Ok(())
     }
@@ -184,8 +192,8 @@ impl Lister {
 
     fn rule(&mut self, message: &Received) {
         self.keep(Msg::NewRule, message);
-        self.count += 1;
-        if self.count > self.most {
+        self.rules += 1;
+        if self.rules > self.most.rules {
             return;
         }
         let mut listed = listed(message.attributes());
@@ -201,8 +209,13 @@ impl Lister {
     }
 
     fn finish(mut self) -> io::Result<Vec<NftTable>> {
-        if self.count > self.most {
-            return Err(io::ErrorKind::QuotaExceeded.into());
+        let Self { rules, elements, most, .. } = self;
+        let too_many = |what: TooMany| Err(io::Error::new(io::ErrorKind::QuotaExceeded, what));
+        if rules > most.rules {
+            return too_many(TooMany::Rules { found: rules, most: most.rules });
+        }
+        if elements > most.elements {
+            return too_many(TooMany::Elements { most: most.elements });
         }
         for (place, sets) in self.anonymous {
             if let Some(table) = self.places.get(&place).and_then(|at| self.tables.get_mut(*at)) {
