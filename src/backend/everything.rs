@@ -79,8 +79,10 @@ fn legacy_tables(
     let mut out = Vec::new();
     for family in families.iter() {
         let text = programs.save(family)?;
-        limit::check(text.as_bytes(), Most::TO_UNDERSTAND)
-            .map_err(|many| ListingError::TooMany { what: BackendKind::IptablesLegacy.name(), many: many.to_string() })?;
+        limit::check(text.as_bytes(), Most::TO_UNDERSTAND).map_err(|many| ListingError::TooMany {
+            what: BackendKind::IptablesLegacy.name(),
+            many: many.to_string(),
+        })?;
         let saved = parse::parse(&text, family).map_err(|source| {
             let program = format!("{}-save", BackendKind::IptablesLegacy);
             ProgramError::Parse { program, source }

@@ -8,7 +8,9 @@ use clap::ArgMatches;
 
 use crate::backend;
 use crate::config::settings::Run;
-use crate::sys::privilege::{self, CAP_DAC_READ_SEARCH, CAP_NET_BIND_SERVICE, CAP_SYS_PTRACE, Keep};
+use crate::sys::privilege::{
+    self, CAP_DAC_READ_SEARCH, CAP_NET_BIND_SERVICE, CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE, Keep,
+};
 use crate::sys::sandbox::Sandbox;
 
 /// What looking at a namespace takes: its rules, and whose its connections are.
@@ -65,8 +67,8 @@ pub fn to_programming(run: &Run) {
     // Whose connections there are is seen in a process namespace shared with their owners.
     let mut keep = backend::capabilities(run.backend).and(CAP_SYS_PTRACE);
     if run.run_validation {
-        // It listens as the proxy does.
-        keep = keep.and(CAP_NET_BIND_SERVICE);
+        // It listens as the proxy does, and sends as the proxy's user.
+        keep = keep.and(CAP_NET_BIND_SERVICE).and(CAP_SETUID).and(CAP_SETGID);
     }
     if run.network_namespace.is_some() {
         // Where a user namespace has it, so has that one's user 0 its files in proc(5).

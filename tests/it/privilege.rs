@@ -18,6 +18,9 @@ use crate::plugin::{Cluster, sidecar};
 
 // capability.h.
 const DAC_READ_SEARCH: u64 = 1 << 2;
+const SETGID: u64 = 1 << 6;
+const SETUID: u64 = 1 << 7;
+const NET_BIND_SERVICE: u64 = 1 << 10;
 const NET_ADMIN: u64 = 1 << 12;
 const NET_RAW: u64 = 1 << 13;
 const SYS_MODULE: u64 = 1 << 16;
@@ -91,6 +94,19 @@ fn an_init_container_keeps_what_programming_takes() {
             assert_eq!(status, Some(0), "{command:?}: {log}");
         }
     }
+}
+
+/// It listens as the proxy does, and sends as others do.
+#[test]
+fn validation_has_what_every_path_takes() {
+    let namespace = Namespace::new();
+    let held = namespace.run(|| acquire(Duration::ZERO)).unwrap();
+    let child = start(&namespace, &["init", "--run-validation", "--lock-timeout", "60s"]);
+    has_only(child.id(), NET_ADMIN | NET_RAW | SYS_PTRACE | NET_BIND_SERVICE | SETUID | SETGID);
+    drop(held);
+    let (status, log) = end(child, "");
+    assert!(status == Some(0) && log.contains("IPv4 proxy to its own pod, IPv4 inbound"), "{log}");
+    assert!(!log.contains("CAP_SETUID"), "{log}");
 }
 
 /// An API server that answers when it is told to.
