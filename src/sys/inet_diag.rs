@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 
 use nix::libc;
 
@@ -89,6 +90,20 @@ pub fn tcp_sockets(netlink: &mut Netlink) -> io::Result<Vec<TcpSocket>> {
 /// CONFIG_INET_DIAG_DESTROY. `PermissionDenied`: CAP_NET_ADMIN is missing.
 pub fn end(netlink: &mut Netlink, socket: &TcpSocket) -> io::Result<()> {
     netlink.command(&message(SOCK_DESTROY, NLM_F_ACK, socket.family, &socket.key))
+}
+
+/// The ports from which the kernel chooses for connections that the network namespace of the
+/// calling thread begins, of both families (ip_local_port_range, ip-sysctl.rst).
+///
+/// # Errors
+/// Those of reading; `InvalidData` for something else than two ports.
+pub fn source_ports() -> io::Result<RangeInclusive<u16>> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
+    let ports = text.split_whitespace().map(str::parse).collect::<Result<Vec<u16>, _>>();
+    match ports.map_err(io::Error::other)?[..] {
+        [first, last] => Ok(first..=last),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
 }
 
 /// A request with `struct inet_diag_req_v2`.

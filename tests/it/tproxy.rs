@@ -79,9 +79,13 @@ const CLASS: &str = "tproxy-proxy-user";
 
 /// The severities of the finding about the proxy's user.
 fn found(pod: &Pod) -> Vec<String> {
+    findings(pod, CLASS)
+}
+
+fn findings(pod: &Pod, class: &str) -> Vec<String> {
     let output = pod.namespace.podweir(&["audit", "--live", "--format", "json"]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let lints = report["lints"].as_array().unwrap().iter().filter(|lint| lint["id"] == CLASS);
+    let lints = report["lints"].as_array().unwrap().iter().filter(|lint| lint["id"] == class);
     lints.map(|lint| lint["severity"].as_str().unwrap().to_owned()).collect()
 }
 
@@ -103,6 +107,22 @@ fn a_proxy_that_runs_as_the_user_of_the_rules_gets_its_own_connections() {
             assert_eq!(relayed(&pod, (uid, 1337), client, app), answers, "{backend}");
             assert_eq!(found(&pod), severities, "{backend}");
         }
+    }
+}
+
+/// Why they should not: `envoy::source_ports_that_meet_stop_a_stream_behind_tproxy_whoever_made_the_rules`.
+#[test]
+fn source_ports_that_clients_use_as_well_are_found() {
+    let pod = Pod::new(&[V4], "", Proxy { uid: 0, ..PROXY });
+    for (mode, ports, severities) in [
+        ("TPROXY", "32768 60999", &["info"][..]),
+        ("TPROXY", "1024 65535", &["info"]),
+        ("TPROXY", "20000 32767", &[]),
+        ("REDIRECT", "32768 60999", &[]),
+    ] {
+        pod.namespace.print("sysctl", &["-qw", &format!("net.ipv4.ip_local_port_range={ports}")]);
+        pod.namespace.ok(&["init", "-m", mode]);
+        assert_eq!(findings(&pod, "tproxy-source-ports"), severities, "{mode} {ports}");
     }
 }
 

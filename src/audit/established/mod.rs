@@ -25,7 +25,7 @@ use crate::config::interception::Interception;
 use crate::config::types::{Family, Interface, OlderConnections};
 use crate::plan::model::{Plan, Verdict, protocol};
 use crate::sys::conntrack::{Ends, Tracked};
-use crate::sys::inet_diag::{TcpSocket, TcpState};
+use crate::sys::inet_diag::{self, TcpSocket, TcpState};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns::Netns;
 use crate::sys::socket_owner::{self, SocketOwner};
@@ -55,6 +55,7 @@ pub fn look(kernel: &mut Kernel, ruleset: &Ruleset, pod: &Surroundings) -> io::R
     let forwarded = if takes_forwarded(ruleset) { kernel.all_tracked() } else { Ok(Vec::new()) };
     let known = KnownSockets { owners, foreign, tracked: &mut |ends| kernel.tracked(ends) };
     let mut found = judge(ruleset, pod, &sockets, known);
+    found.source_ports = inet_diag::source_ports().ok();
     match forwarded {
         Ok(tracked) => found.older.extend(tracked.into_iter().filter_map(|t| judge_forwarded(ruleset, pod, t))),
         Err(e) => drop(found.untold.get_or_insert(e)),

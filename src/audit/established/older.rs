@@ -1,6 +1,7 @@
 //! Connections that are older than the rules, and what becomes of them.
 
 use std::io;
+use std::ops::RangeInclusive;
 
 use crate::audit::flow::Flow;
 use crate::backend::connections::TcpConnection;
@@ -38,6 +39,8 @@ pub struct Established {
     pub unsure: usize,
     /// The sockets that listen where inbound connections are diverted to.
     pub inbound_listeners: Vec<TcpSocket>,
+    /// From which ports the pod begins connections, where that can be told.
+    pub source_ports: Option<RangeInclusive<u16>>,
     /// Why connection tracking could not be asked; what it may know of passes the proxy by.
     pub untold: Option<io::Error>,
 }

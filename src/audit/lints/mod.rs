@@ -14,6 +14,7 @@
 //! | `link-local-ipv6` | the pod has IPv6 by link-local addresses only, by which neighbours reach it past the proxy |
 //! | `established-past-proxy` | connections are older than the rules, which would take them, and pass the proxy by |
 //! | `tproxy-proxy-user` | with TPROXY the proxy runs as a user by which inbound connections hang or loop |
+//! | `tproxy-source-ports` | with TPROXY the proxy's connections to the app begin from ports that clients use too, and can hang one |
 //! | `shares-proxy-user` | an app container runs as the proxy's user or group: all its traffic escapes |
 //! | `can-become-proxy` | an app container may change the rules, or become the proxy's user |
 //! | `host-network` | the pod has no network of its own to intercept |
@@ -56,6 +57,7 @@ pub const LINTS: &[(&str, Severity, &str)] = &[
     ("link-local-ipv6", Severity::Medium, "IPv6 by link-local addresses only, past the proxy"),
     ("established-past-proxy", Severity::High, "connections older than the rules that pass the proxy by"),
     ("tproxy-proxy-user", Severity::Medium, "a user of the proxy's by which TPROXY's connections hang or loop"),
+    ("tproxy-source-ports", Severity::Info, "source ports of TPROXY's connections that can meet those of clients"),
     ("shares-proxy-user", Severity::High, "an app container that runs as the proxy's user or group"),
     ("can-become-proxy", Severity::Medium, "an app container that may change the rules or become the proxy's user"),
     ("host-network", Severity::High, "a pod without a network of its own"),

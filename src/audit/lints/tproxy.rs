@@ -4,12 +4,18 @@
 //! calls its own does not. And only root keeps CAP_NET_ADMIN in a container, without which no
 //! socket takes what TPROXY hands over (`IP_TRANSPARENT`, ip(7)).
 
+use std::ops::RangeInclusive;
+
 use crate::audit::escapes::kind::Severity;
 use crate::audit::established::older::Established;
 use crate::config::interception::Interception;
 use crate::config::types::Mode;
 
 use super::Lint;
+
+/// From which ports Linux lets connections begin, unless it is told otherwise
+/// (`inet_init_net`, net/ipv4/af_inet.c).
+const USUAL_PORTS: RangeInclusive<u16> = 32768..=60999;
 
 /// What is known of the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,4 +84,33 @@ pub fn lint(is_tproxy: bool, uids: &[u32], gids: &[u32], proxy: Proxy) -> Option
             list(gids)
         ),
     })
+}
+
+/// Whether source ports can meet. The proxy's connection to the app and its client's with the
+/// proxy have the same addresses, and the same port of the pod. Where they have the same source
+/// port too, connection tracking takes the two for one, and the rule that saves the mark gives it
+/// to the client's, whose answers stay in the pod from then on.
+pub fn source_ports(is_tproxy: bool, ports: Option<&RangeInclusive<u16>>) -> Option<Lint> {
+    let ports = ports.filter(|_| is_tproxy)?;
+    let meet = ports.start() <= USUAL_PORTS.end() && USUAL_PORTS.start() <= ports.end();
+    meet.then(|| Lint {
+        severity: Severity::Info,
+        id: "tproxy-source-ports",
+        subject: format!("source ports {} to {}", ports.start(), ports.end()),
+        message: "with TPROXY the proxy connects to the app from its client's address, and from one of these ports, which clients use as well: a client's connection from the same port hangs".into(),
+        advice: "let the pod choose from ports that its clients do not use, by the sysctl net.ipv4.ip_local_port_range (20000 32767), which Kubernetes allows in a pod's securityContext".into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn source_ports_meet_where_they_overlap() {
+        let meet = |first, last| source_ports(true, Some(&(first..=last))).is_some();
+        assert!(meet(32768, 60999) && meet(1024, 65535) && meet(60999, 65535) && meet(1, 32768));
+        assert!(!meet(20000, 32767) && !meet(61000, 65535));
+        assert!(source_ports(false, Some(&USUAL_PORTS)).is_none() && source_ports(true, None).is_none());
+    }
 }

@@ -170,6 +170,8 @@ fn all_lints(input: &Input, space: &Space, families: Families) -> Result<Vec<Lin
     let proxy = tproxy::Proxy::seen(input.established);
     let proxy = proxy.or_else(|| input.proxy_user.map(tproxy::Proxy::RunsAs));
     out.extend(tproxy::lint(has_tproxy(ruleset), &uids, &gids, proxy.unwrap_or(tproxy::Proxy::Unknown)));
+    let ports = input.established.and_then(|found| found.source_ports.as_ref());
+    out.extend(tproxy::source_ports(has_tproxy(ruleset), ports));
     if let Some(manifest) = input.manifest {
         out.extend(containers::lints(manifest, &uids, &gids));
     }
