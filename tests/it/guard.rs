@@ -161,3 +161,24 @@ fn one_that_was_left_stays_where_the_next_run_fails() {
         }
     }
 }
+
+/// A set of ranges is empty for a moment after the rules that ask it are there
+/// (`replacing::from_one_plan_to_another` found connections that got past them).
+#[test]
+fn sets_of_ranges_are_filled_behind_it() {
+    let namespace = Namespace::with(&[V4, V6], RESOLV);
+    let held = |more: &[&str]| {
+        let init = ["init", "--backend", "nftables", "--log_output_level", "all:debug"];
+        namespace.ok(&[&init[..], more].concat()).contains("traffic is held back meanwhile")
+    };
+    for (options, expected) in [
+        // Nothing is taken yet that could get past.
+        (&["-b", "8080,9000-9100"][..], false),
+        (&["-b", "8080,9000-9100", "-u", "1338"], true),
+        (&["-b", "8080,9090"], false),
+        (&["-i", "10.1.0.0/16,10.3.0.0/16"], true),
+        (&["-i", "10.1.0.0/16,10.3.0.0/16"], false),
+    ] {
+        assert_eq!(held(options), expected, "{options:?}");
+    }
+}

@@ -15,7 +15,7 @@ use super::raw::RawTable;
 use super::survey::{self, Tables};
 use super::tables::listed;
 use super::transaction::{Transaction, TransactionError};
-use super::{errors, list, names};
+use super::{encode, errors, list, names};
 
 /// The native backend, on an open socket.
 pub struct Nftables<'a> {
@@ -135,9 +135,14 @@ impl Backend for Nftables<'_> {
     fn steps(&self, plan: &Plan, found: &Reading) -> usize {
         let at_once = |table: Table| {
             let chains = plan.chains_of(table);
-            chains.is_empty() || frame(found, table).is_none_or(|stands| stands.fits(&Frame::of(table, &chains)))
+            let stands = frame(found, table);
+            // A base chain that is made again is there twice for a moment. A set of ranges is
+            // empty for a moment: the kernel fills it (`nft_set_commit_update`) after the rules
+            // that ask it have come into force (`nf_tables_commit`, nf_tables_api.c), and what
+            // it is to divert gets past them.
+            let frame_stays = stands.is_none_or(|stands| stands.fits(&Frame::of(table, &chains)));
+            chains.is_empty() || frame_stays && !(found.present && encode::asks_ranges(&chains, plan.families))
         };
-        // A base chain that is made again is there twice for a moment.
         if changed(plan, found).into_iter().all(at_once) { 1 } else { 2 }
     }
 }

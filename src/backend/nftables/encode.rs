@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use crate::config::types::{Families, Family, IdList, Interface, Networks};
 use crate::plan::canon;
-use crate::plan::model::{Cond, Masked, Matches, Rule, Verdict};
+use crate::plan::model::{Chain, Cond, Masked, Matches, Rule, Verdict};
 
 use super::expr::{Expr, Op, code, ct, meta, payload};
 use super::names;
@@ -110,6 +110,17 @@ pub struct Encoder {
 
 /// The name under which the kernel is asked to name an anonymous set.
 pub const ANONYMOUS: &str = "__set%d";
+
+/// Whether rules of these chains ask sets of ranges.
+pub fn asks_ranges(chains: &[&Chain], families: Families) -> bool {
+    let mut encoder = Encoder::starting_at(families, 1);
+    chains.iter().flat_map(|chain| chain.rules.iter().map(move |rule| (rule, chain.name.is_hook()))).any(
+        |(rule, hook)| {
+            encoder.rule(rule, hook);
+            encoder.take_sets().iter().any(|set| set.interval)
+        },
+    )
+}
 
 impl Encoder {
     /// For rules that only `families` get to; sets are numbered from `id` on.
