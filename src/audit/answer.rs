@@ -1,47 +1,14 @@
 //! Answers for people and for machines.
 
-use std::fmt;
-
 use serde_json::{Value, json};
 
 use crate::config::types::Family;
-use crate::plan::model::protocol;
 use crate::plan::why::Why;
 use crate::plan::words;
 
 use super::explain::{Explanation, LostPackets, Trace};
-use super::flow::{Direction, Flow, Taker};
+use super::flow::{Flow, Taker};
 use super::ruleset::{ChainRules, Decider, Hook};
-
-/// "TCP to 10.0.0.1:443 from uid 1000", "inbound UDP from 192.0.2.1 to 10.244.0.6:53".
-impl fmt::Display for Flow {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        if self.direction == Direction::Inbound {
-            f.write_str("inbound ")?;
-        }
-        write!(f, "{}", protocol::name(self.protocol).to_ascii_uppercase())?;
-        match self.destination {
-            _ if !self.has_ports() => write!(f, " to {}", self.destination)?,
-            std::net::IpAddr::V4(address) => write!(f, " to {address}:{}", self.port)?,
-            std::net::IpAddr::V6(address) => write!(f, " to [{address}]:{}", self.port)?,
-        }
-        let source = self.source.map(|address| address.to_string());
-        let port = self.source_port.map(|port| format!("port {port}"));
-        let uid = self.uid.map(|uid| format!("uid {uid}"));
-        let gid = self.gid.filter(|gid| self.uid != Some(*gid)).map(|gid| format!("gid {gid}"));
-        let from: Vec<String> = [source, port, uid, gid].into_iter().flatten().collect();
-        if !from.is_empty() {
-            write!(f, " from {}", from.join(" "))?;
-        }
-        if let Some(interface) = &self.interface {
-            write!(f, " {} {interface}", if self.direction == Direction::Inbound { "in by" } else { "out by" })?;
-        }
-        if self.mark != 0 {
-            write!(f, " marked {:#x}", self.mark)?;
-        }
-        Ok(())
-    }
-}
 
 /// Where a rule stands, and what it says: "nat ISTIO_OUTPUT: tcp: jump ISTIO_REDIRECT",
 /// "rule 2 (handle 7) of inet filter out: [fib daddr type 0x2]: drop".

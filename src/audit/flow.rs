@@ -183,3 +183,42 @@ impl Surroundings {
 fn nobodys_address(v4: bool) -> IpAddr {
     if v4 { Ipv4Addr::new(192, 0, 2, 1).into() } else { Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into() }
 }
+
+/// A protocol's name as people write it.
+pub fn protocol_name(number: u8) -> String {
+    match number {
+        protocol::ICMPV6 => "ICMPv6".into(),
+        _ => protocol::name(number).to_uppercase(),
+    }
+}
+
+/// The one sentence for a flow: "TCP to 10.0.0.1:443 from uid 1000", "inbound UDP to 10.244.0.6:53 from
+/// 192.0.2.1".
+impl fmt::Display for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        if self.direction == Direction::Inbound {
+            f.write_str("inbound ")?;
+        }
+        write!(f, "{}", protocol_name(self.protocol))?;
+        match self.destination {
+            _ if !self.has_ports() => write!(f, " to {}", self.destination)?,
+            std::net::IpAddr::V4(address) => write!(f, " to {address}:{}", self.port)?,
+            std::net::IpAddr::V6(address) => write!(f, " to [{address}]:{}", self.port)?,
+        }
+        let source = self.source.map(|address| address.to_string());
+        let port = self.source_port.map(|port| format!("port {port}"));
+        let uid = self.uid.map(|uid| format!("uid {uid}"));
+        let gid = self.gid.filter(|gid| self.uid != Some(*gid)).map(|gid| format!("gid {gid}"));
+        let from: Vec<String> = [source, port, uid, gid].into_iter().flatten().collect();
+        if !from.is_empty() {
+            write!(f, " from {}", from.join(" "))?;
+        }
+        if let Some(interface) = &self.interface {
+            write!(f, " {} {interface}", if self.direction == Direction::Inbound { "in by" } else { "out by" })?;
+        }
+        if self.mark != 0 {
+            write!(f, " marked {:#x}", self.mark)?;
+        }
+        Ok(())
+    }
+}

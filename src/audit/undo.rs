@@ -6,10 +6,10 @@
 use crate::config::types::Family;
 use crate::plan::model::{ChainName, Table};
 
-use super::drift::{Finding, TrafficChange, What};
 use super::explain::{NoTrace, explain};
 use super::flow::{Surroundings, Taker};
 use super::ruleset::Ruleset;
+use super::verification::{Finding, TrafficChange, What};
 use crate::backend::listing::Holder;
 use crate::plan::diff::{Difference, Undo};
 

@@ -7,7 +7,6 @@ use crate::plan::canon::{Canon, CanonRule};
 use crate::plan::model::{ChainName, Plan, Table, Verdict};
 
 use super::answer;
-use super::drift::{Finding, TrafficChange, Verification, What};
 use super::escapes::{example, words};
 use super::explain::{MOST_RULES_AGAIN, Trace, explain};
 use super::flow::Taker;
@@ -17,6 +16,7 @@ use super::source::Source;
 use super::space::cube::{self, Cube};
 use super::space::{Scope, Space};
 use super::undo::Undoing;
+use super::verification::{Finding, TrafficChange, Verification, What};
 use crate::backend::listing::Holder;
 use crate::backend::ours::Holding;
 use crate::plan::diff::{self, Beside, Difference, Side};

@@ -7,6 +7,7 @@ pub mod connections;
 pub mod dump;
 pub mod effect;
 pub mod everything;
+pub mod facts;
 pub mod foreign_text;
 pub mod guard;
 pub mod held;

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use tracing::{info, warn};
 
 use crate::backend::BackendKind;
+use crate::backend::facts::NamespaceFacts;
 use crate::backend::install::{self, Action, InstallRequest, Prospect, Session};
 use crate::backend::iptables::script;
 use crate::backend::nftables;
@@ -15,7 +16,6 @@ use crate::plan::lower::lower;
 use crate::plan::model::{Plan, Routing, Table};
 
 use super::error::CliError;
-use super::facts::System;
 use super::{output, session};
 
 /// Prints the script, and says on stderr which backend it is for, how that is known, and
@@ -24,7 +24,7 @@ use super::{output, session};
 /// # Errors
 ///
 /// That the script cannot be written.
-pub fn print(face: Face, plan: &Plan, settings: &Settings, system: System) -> Result<(), CliError> {
+pub fn print(face: Face, plan: &Plan, settings: &Settings, system: NamespaceFacts) -> Result<(), CliError> {
     if settings.run.cleanup_only {
         say_cleanup(settings, system);
         return output::print("# podweir: every trace of an interception would be removed from every backend\n");
@@ -34,7 +34,7 @@ pub fn print(face: Face, plan: &Plan, settings: &Settings, system: System) -> Re
 }
 
 /// Looks, if this process may, and gives the backend that would be used.
-fn foresee(face: Face, plan: &Plan, settings: &Settings, system: System) -> BackendKind {
+fn foresee(face: Face, plan: &Plan, settings: &Settings, system: NamespaceFacts) -> BackendKind {
     let run = &settings.run;
     let request = InstallRequest {
         choice: run.backend,
@@ -71,7 +71,7 @@ fn foresee(face: Face, plan: &Plan, settings: &Settings, system: System) -> Back
     prospect.backend
 }
 
-fn say_cleanup(settings: &Settings, system: System) {
+fn say_cleanup(settings: &Settings, system: NamespaceFacts) {
     let looked = || -> Result<Vec<&'static str>, CliError> {
         let (route, _) = system.into_addresses().map_err(CliError::Addresses)?;
         let held = Session::open(session::conditions(&settings.run), route)?.read(&Routing::default())?;

@@ -5,8 +5,9 @@ use std::io;
 use crate::audit::source::SourceError;
 use crate::backend::host::HostError;
 use crate::backend::install::InstallError;
-use crate::config::settings::SettingsError;
+use crate::config::settings::{LONGEST_QUOTE, SettingsError};
 use crate::sys::netns::NetnsError;
+use crate::sys::text::shortened;
 
 /// Why a command did not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,12 @@ pub enum CliError {
 }
 
 impl CliError {
+    /// That an option has a wrong value, in the form in which all of them are told.
+    pub fn invalid(option: &str, text: &str, expected: &str) -> Self {
+        let text = shortened(text, LONGEST_QUOTE);
+        Self::Usage(format!("invalid value '{text}' for {option}: expected {expected}"))
+    }
+
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,

@@ -128,9 +128,7 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
 
 fn question(matches: &ArgMatches) -> Result<Question, CliError> {
     let text = |name: &str| matches.get_one::<String>(name).map(String::as_str);
-    let wrong = |name: &str, text: &str, expected: &str| {
-        CliError::Usage(format!("--{name}: '{text}' is none; expected {expected}"))
-    };
+    let wrong = |name: &str, text: &str, expected: &str| CliError::invalid(&format!("--{name}"), text, expected);
     let protocol =
         text("proto").map(|t| Protocol::parse(t).ok_or_else(|| wrong("proto", t, ask::PROTOCOL))).transpose()?;
     let owner = |name: &'static str| {

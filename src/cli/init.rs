@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use crate::audit::established;
 use crate::audit::lints::tproxy;
+use crate::backend::facts::{NamespaceFacts, PodFiles};
 use crate::backend::install::{InstallRequest, Session};
 use crate::backend::routing;
 use crate::config::given::{Given, process_environment};
@@ -17,7 +18,6 @@ use crate::plan::{self, model::Plan};
 use crate::sys::netns;
 
 use super::error::CliError;
-use super::facts::System;
 use super::{args, confine, dry_run, logging, output, print_config, session};
 
 /// What both faces' help says besides the options.
@@ -123,7 +123,7 @@ pub fn run(face: Face, given: &Given, print: Print) -> Result<(), CliError> {
         netns::enter(path)?;
     }
     confine::to_programming(&run);
-    let system = System::default();
+    let system = NamespaceFacts::new(PodFiles::Own);
     let settings = Settings::resolve(given, face, &system)?;
     if let Print::Config { json } = print {
         return print_config::print(given, face, &settings, json);
@@ -146,7 +146,13 @@ pub fn run(face: Face, given: &Given, print: Print) -> Result<(), CliError> {
     Ok(())
 }
 
-fn program(face: Face, settings: &Settings, plan: &Plan, system: System, started: Instant) -> Result<(), CliError> {
+fn program(
+    face: Face,
+    settings: &Settings,
+    plan: &Plan,
+    system: NamespaceFacts,
+    started: Instant,
+) -> Result<(), CliError> {
     let run = &settings.run;
     let (mut route, addresses) = system.into_addresses().map_err(CliError::Addresses)?;
     session::check_namespace(face, run, &mut route, &addresses)?;

@@ -10,6 +10,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::config::log_levels;
 use crate::sys::text::printable_lines;
 
 /// The first error in writing a log line.
@@ -99,21 +100,8 @@ pub fn start(options: &LogOptions) -> Result<(), String> {
 fn targets(text: &str, base: LevelFilter) -> Result<Targets, String> {
     let mut filter = Targets::new();
     let mut default = base;
-    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
-        let (scope, level) = item.split_once(':').unwrap_or(("default", item));
-        let level = match level {
-            "none" | "off" => LevelFilter::OFF,
-            "fatal" | "error" => LevelFilter::ERROR,
-            "warn" => LevelFilter::WARN,
-            "info" => LevelFilter::INFO,
-            "debug" => LevelFilter::DEBUG,
-            "trace" => LevelFilter::TRACE,
-            _ => {
-                return Err(format!(
-                    "--log_output_level: '{level}' is no level; expected none, error, warn, info or debug, for example default:info"
-                ));
-            }
-        };
+    let levels = log_levels::by_scope(text).map_err(|invalid| invalid.of_option("--log_output_level"))?;
+    for (scope, level) in levels {
         match scope {
             // `-v` asks for more than an injector's usual default:info.
             "default" | "all" if base > LevelFilter::INFO => default = base.max(level),

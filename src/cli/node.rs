@@ -175,9 +175,7 @@ fn text_of(matches: &ArgMatches, name: &str) -> Option<String> {
 
 fn duration(matches: &ArgMatches, name: &str) -> Result<Duration, CliError> {
     let text = text_of(matches, name).unwrap_or_default();
-    value::duration(&text).map_err(|invalid| {
-        CliError::Usage(format!("--{name}: '{}' {}; expected {}", invalid.item, invalid.problem, invalid.expected))
-    })
+    value::duration(&text).map_err(|invalid| CliError::Usage(invalid.of_option(&format!("--{name}"))))
 }
 
 /// A flag, or else a variable; which one is needed is said where both are missing.
@@ -192,7 +190,8 @@ fn installation(matches: &ArgMatches, entry: Value) -> Result<Installation, CliE
         executable: "/proc/self/exe".into(),
         bin_dir: path_of(matches, "cni-bin-dir"),
         conf_dir: path_of(matches, "cni-conf-dir"),
-        mode: ChainMode::parse(&mode).ok_or_else(|| CliError::Usage(format!("--chain: '{mode}' is none")))?,
+        mode: ChainMode::parse(&mode)
+            .ok_or_else(|| CliError::invalid("--chain", &mode, &ChainMode::NAMES.join(", ")))?,
         entry,
         own_version: "1.0.0".into(),
     })
@@ -237,7 +236,7 @@ fn settings(matches: &ArgMatches) -> Result<Settings, CliError> {
     let listen = match text_of(matches, "listen").as_deref() {
         None | Some("none") => None,
         Some(text) => Some(Listen::parse(text).ok_or_else(|| {
-            CliError::Usage(format!("--listen: '{text}' is no address; expected :15014 for all addresses, one such as 10.0.0.10:15014, or none"))
+            CliError::invalid("--listen", &text, ":15014 for all addresses, one such as 10.0.0.10:15014, or none")
         })?),
     };
     let on_failure = text_of(matches, "on-failure").unwrap_or_default();
@@ -251,7 +250,7 @@ fn settings(matches: &ArgMatches) -> Result<Settings, CliError> {
         heal: matches.get_one("heal").copied().unwrap_or(true),
         wait_for_older: text_of(matches, "heal-established").as_deref() == Some("wait"),
         on_failure: OnFailure::parse(&on_failure)
-            .ok_or_else(|| CliError::Usage(format!("--on-failure: '{on_failure}' is none")))?,
+            .ok_or_else(|| CliError::invalid("--on-failure", &on_failure, "leave, label or evict"))?,
         verify_interval: duration(matches, "verify-interval")?,
         listen,
         daemon_set,
@@ -284,7 +283,7 @@ fn daemon_set(matches: &ArgMatches) -> Result<Option<ObjectName>, CliError> {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
             Ok(Some(ObjectName { namespace: namespace.into(), name: name.into() }))
         }
-        _ => Err(CliError::Usage(format!("--daemon-set: '{text}' is no NAMESPACE/NAME"))),
+        _ => Err(CliError::invalid("--daemon-set", &text, "NAMESPACE/NAME, such as mesh/podweir-node")),
     }
 }
 
@@ -374,9 +373,8 @@ fn list(matches: &ArgMatches) -> Result<(), CliError> {
 
 fn why(matches: &ArgMatches) -> Result<(), CliError> {
     let pod = text_of(matches, "pod").unwrap_or_default();
-    let (namespace, name) = pod
-        .split_once('/')
-        .ok_or_else(|| CliError::Usage(format!("'{pod}' is no NAMESPACE/POD, such as shop/web-0")))?;
+    let (namespace, name) =
+        pod.split_once('/').ok_or_else(|| CliError::invalid("POD", &pod, "NAMESPACE/POD, such as shop/web-0"))?;
     let request = message::Request::Why { namespace: namespace.into(), name: name.into() };
     let report = ask(matches, request)?;
     let decision = &report["decision"];

@@ -4,7 +4,7 @@ use clap::builder::PossibleValue;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum, value_parser};
 use tracing::warn;
 
-use crate::audit::report::html;
+use crate::audit::report::{differences, html};
 use crate::audit::source::Source;
 use crate::audit::space::Space;
 use crate::audit::{digest, draw, escapes, schema, table};
@@ -12,7 +12,7 @@ use crate::backend::nftables;
 use crate::backend::routing;
 
 use super::error::CliError;
-use super::{dry_run, output, report, source};
+use super::{dry_run, output, source};
 
 /// How rules are written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,9 +146,9 @@ fn diff(matches: &ArgMatches, format: RenderFormat) -> Result<(), CliError> {
         return Err(CliError::Usage("--diff compares rules, not scripts: give --format table or json".into()));
     }
     let (before, after) = source::both(matches)?;
-    let report = crate::audit::verify::verify(&before, &after);
+    let verification = crate::audit::verify::verify(&before, &after);
     output::print(&match format {
-        RenderFormat::Json => format!("{:#}\n", report::json(&report)),
-        _ => report::changes(&report),
+        RenderFormat::Json => format!("{:#}\n", differences::json(&verification)),
+        _ => differences::changes(&verification),
     })
 }

@@ -112,7 +112,7 @@ fn pod_address(text: &str) -> Result<IpAddr, String> {
 fn dns_servers(matches: &ArgMatches) -> Result<Option<Vec<IpAddr>>, CliError> {
     let Some(texts) = matches.get_many::<String>("dns-server") else { return Ok(None) };
     let known = texts.filter(|text| *text != "none").map(|text| {
-        let problem = || CliError::Usage(format!("--dns-server: '{text}' is no address; expected addresses, or none"));
+        let problem = || CliError::invalid("--dns-server", text, "an address, or none");
         text.parse().map_err(|_| problem())
     });
     known.collect::<Result<Vec<_>, _>>().map(Some)

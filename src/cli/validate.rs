@@ -4,10 +4,10 @@ use std::io;
 
 use tracing::{debug, info, warn};
 
-use crate::audit::drift::TrafficChange;
 use crate::audit::flow::Taker;
 use crate::audit::source::live::{self, Live};
 use crate::audit::source::options;
+use crate::audit::verification::TrafficChange;
 use crate::audit::verify;
 use crate::backend::install::Session;
 use crate::backend::listing::ListedTable;

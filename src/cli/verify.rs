@@ -2,10 +2,11 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use crate::audit::report::differences;
 use crate::audit::verify::verify;
 
 use super::error::CliError;
-use super::{confine, manifest, output, report, source};
+use super::{confine, manifest, output, source};
 
 const EXAMPLES: &str = "\
 The rules wanted are those of the options behind --, or of --pod-manifest FILE: the
@@ -69,15 +70,15 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     };
     source::warn(&wanted);
     source::check_families(&wanted, found)?;
-    let report = verify(&wanted, found);
-    let drift = report.drift();
+    let verification = verify(&wanted, found);
+    let drift = verification.drift();
     let text = if matches.get_flag("json") {
-        format!("{:#}\n", report::json(&report))
+        format!("{:#}\n", differences::json(&verification))
     } else {
-        report::text(&report, wanted.plan().rule_count())
+        differences::text(&verification, wanted.plan().rule_count())
     };
     output::print(&text)?;
-    match &report.blind {
+    match &verification.blind {
         _ if drift => Err(CliError::Failed("the rules differ from the plan".into())),
         Some(problem) => Err(CliError::Failed(format!("what others' rules change cannot be told: {problem}"))),
         None => Ok(()),

@@ -21,6 +21,8 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::config::log_levels;
+use crate::config::value::Parsed;
 use crate::sys::text::one_line;
 use crate::sys::trust::{self, TrustError};
 
@@ -48,40 +50,28 @@ pub struct Caller {
 
 /// Starts logging. `level`: the netconf's `plugin_log_level`. `run_dir`: where the file is.
 pub fn start(level: &str, caller: Caller, run_dir: Option<&Path>) {
-    let (filter, odd) = match parse_level(level) {
-        Some(filter) => (filter, None),
-        None => (LevelFilter::INFO, Some(level)),
+    let (filter, invalid) = match parse_level(level) {
+        Ok(filter) => (filter, None),
+        Err(invalid) => (LevelFilter::INFO, Some(invalid)),
     };
     let file = run_dir.map(|dir| LogFile::new(dir.join(FILE), LONGEST));
     let lines = Lines { filter, caller, file, warnings: AtomicU32::new(0), complained: Mutex::new(false) };
     if tracing_subscriber::registry().with(lines).try_init().is_ok()
-        && let Some(level) = odd
+        && let Some(invalid) = invalid
     {
-        tracing::warn!(
-            "netconf key plugin_log_level: '{level}' is no level; expected none, error, warn, info or debug; info is used"
-        );
+        tracing::warn!("{}; info is used", invalid.of_option("the netconf key plugin_log_level"));
     }
 }
 
-/// A level; of `SCOPE:LEVEL,…` the default's.
-fn parse_level(text: &str) -> Option<LevelFilter> {
-    let mut found = None;
-    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
-        let (scope, level) = item.split_once(':').unwrap_or(("default", item));
-        let level = match level {
-            "none" | "off" => LevelFilter::OFF,
-            "fatal" | "error" => LevelFilter::ERROR,
-            "warn" | "warning" => LevelFilter::WARN,
-            "info" => LevelFilter::INFO,
-            "debug" => LevelFilter::DEBUG,
-            "trace" => LevelFilter::TRACE,
-            _ => return None,
-        };
-        if matches!(scope, "default" | "all" | "cni") {
-            found = Some(level);
-        }
-    }
-    Some(found.unwrap_or(LevelFilter::INFO))
+/// The level of a text such as `info`, or `default:info,cni:debug`: the last one that is for all or
+/// for the plugin.
+///
+/// # Errors
+/// When one of its levels is none.
+fn parse_level(text: &str) -> Parsed<LevelFilter> {
+    let levels = log_levels::by_scope(text)?;
+    let ours = levels.iter().rev().find(|(scope, _)| matches!(*scope, "default" | "all" | "cni"));
+    Ok(ours.map_or(LevelFilter::INFO, |(_, level)| *level))
 }
 
 /// Turns events into lines.
@@ -256,10 +246,10 @@ mod tests {
 
     #[test]
     fn levels() {
-        assert_eq!(parse_level(""), Some(LevelFilter::INFO));
-        assert_eq!(parse_level("debug"), Some(LevelFilter::DEBUG));
-        assert_eq!(parse_level("default:warn,other:debug"), Some(LevelFilter::WARN));
-        assert_eq!(parse_level("loud"), None);
+        assert_eq!(parse_level(""), Ok(LevelFilter::INFO));
+        assert_eq!(parse_level("debug"), Ok(LevelFilter::DEBUG));
+        assert_eq!(parse_level("default:warn,other:debug"), Ok(LevelFilter::WARN));
+        assert!(parse_level("loud").is_err());
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! | `decide`, `decision` | what is done with a pod, which `config::pod` reads |
 //! | `kubeconfig`, `access`, `client`, `resolver` | whom to ask for a pod, and one request |
 //! | `lookup`, `patience` | asking for a pod, and asking again |
-//! | `facts`, `namespace` | working in a pod's network namespace |
+//! | `namespace` | working in a pod's network namespace |
 //! | `confine` | what a call may still do when it reads what others wrote |
 //! | `verbs`, `state`, `answer`, `log`, `rotate` | what each verb does, remembers and says |
 
@@ -20,7 +20,6 @@ pub(crate) mod client;
 mod confine;
 pub(crate) mod decide;
 pub(crate) mod decision;
-mod facts;
 pub(crate) mod kubeconfig;
 mod log;
 pub(crate) mod lookup;

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use crate::audit::established::{self, Fate, Remarks};
 use crate::audit::lints::tproxy;
 use crate::backend::conditions::Conditions;
+use crate::backend::facts::{NamespaceFacts, PodFiles};
 use crate::backend::install::{InstallError, InstallRequest, Outcome, Session};
 use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
-use crate::backend::{BackendKind, Reading};
+use crate::backend::{BackendKind, Reading, routing};
 use crate::config::given::{Given, Origin, process_environment};
 use crate::config::interception::Interception;
 use crate::config::options::Opt;
@@ -23,7 +24,6 @@ use crate::sys::netns::{self, Netns};
 
 use super::answer::{Delivery, Reply};
 use super::confine;
-use super::facts::PodFacts;
 use super::protocol::{CniError, Code};
 use super::request::Deadline;
 
@@ -121,10 +121,12 @@ struct Ready {
 }
 
 fn prepare(netns: &Netns, job: &Job, face: Face) -> Result<Ready, CniError> {
-    let facts = PodFacts::new(&job.name_servers, job.resolv_conf.as_deref());
+    let files = PodFiles::OfNode { name_servers: &job.name_servers, resolv_conf: job.resolv_conf.as_deref() };
+    let facts = NamespaceFacts::new(files);
     let settings = Settings::resolve(&job.options, face, &facts).map_err(refused)?;
     let plan = plan::build(&settings.interception);
-    let (mesh_address, route) = facts.into_mesh_address().map_err(io_failed("cannot list the pod's addresses"))?;
+    let (route, addresses) = facts.into_addresses().map_err(io_failed("cannot list the pod's addresses"))?;
+    let mesh_address = routing::has_mesh_address(&addresses);
     let conditions = conditions(netns, &settings.run, &job.deadline)?;
     let owned = conditions.programs.user_namespace.is_some();
     let session = Session::open(conditions, route).map_err(failed)?;

@@ -10,13 +10,13 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::backend::facts::NoFacts;
 use crate::config::given::{Given, Origin};
 use crate::config::options::{Group, OPTIONS, Opt, Spec};
 use crate::config::pod::NodeOptions;
 use crate::config::settings::{Face, Settings, SettingsError};
 use crate::config::value;
 
-use super::facts::NoFacts;
 use super::protocol::{CniError, Code, VERSIONS, Version};
 use super::request::DEFAULT_TIMEOUT;
 

@@ -7,6 +7,7 @@ pub mod facts;
 mod families;
 pub mod given;
 pub mod interception;
+pub mod log_levels;
 pub mod options;
 mod owners;
 pub mod pod;

@@ -1,13 +1,9 @@
 //! Reading one option's text, with errors and warnings that name the option and the value.
 
-use crate::sys::text::shortened;
-
 use super::given::Given;
 use super::options::Opt;
+pub use super::value::LONGEST_QUOTE;
 use super::value::{self, Invalid, Parsed};
-
-/// How much of a text that is wrong a message quotes: it may be a million characters.
-pub const LONGEST_QUOTE: usize = 80;
 
 /// Of warnings that are alike, about the items of one list, so many are given.
 const MOST_ALIKE: usize = 3;
@@ -16,7 +12,7 @@ const MOST_ALIKE: usize = 3;
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// An option's text is no valid value: a usage error.
-    #[error("{option}: '{}' {}; expected {}", shortened(&.invalid.item, LONGEST_QUOTE), .invalid.problem, .invalid.expected)]
+    #[error("{}", .invalid.of_option(.option))]
     Value { option: String, invalid: Invalid },
     /// Two options contradict each other: a usage error.
     #[error("{0}")]

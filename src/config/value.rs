@@ -7,10 +7,15 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::ranges::RangeList;
+use crate::sys::text::shortened;
+
 use super::types::{
     IdList, Interface, Mark, Mode, Networks, OlderConnections, Port, PortList, PortSelection, RangeSelection,
     RouteTable,
 };
+
+/// How much of a text that is wrong a message quotes: it may be a million characters.
+pub const LONGEST_QUOTE: usize = 80;
 
 /// A piece of text that is no valid value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +26,15 @@ pub struct Invalid {
     pub problem: String,
     /// What would be right.
     pub expected: &'static str,
+}
+
+impl Invalid {
+    /// The one form in which a wrong value is told: "invalid value 'x' for --probe-port: it is no
+    /// port; expected …".
+    pub fn of_option(&self, option: &str) -> String {
+        let item = shortened(&self.item, LONGEST_QUOTE);
+        format!("invalid value '{item}' for {option}: it {}; expected {}", self.problem, self.expected)
+    }
 }
 
 /// A value, or why the text is none.

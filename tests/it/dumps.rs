@@ -348,7 +348,7 @@ fn sources_that_cannot_be_read_say_why_and_print_nothing() {
         (&["--as", "init", "--", "istio-iptables"], 2, "contradict"),
         (&["--as", "istio-iptables", "--", "-b", "80"], 2, "--pod-ip"),
         (&["--pod-ip", "10.0.0.1", "--", "--redirect-dns"], 1, "--dns-server"),
-        (&["--dns-server", "x", "--", "-b", "80"], 2, "'x' is no address"),
+        (&["--dns-server", "x", "--", "-b", "80"], 2, "invalid value 'x' for --dns-server"),
     ];
     for (arguments, status, words) in cases {
         let all: Vec<&str> = ["explain"].iter().chain(&flow).chain(*arguments).copied().collect();

@@ -127,9 +127,9 @@ fn nothing_that_tells_an_example_from_others_is_left_out() {
     assert_eq!((&nobody["example"]["uid"], &nobody["example"]["gid"]), (&Value::from("none"), &Value::from("none")));
     let text = audit("text");
     for words in [
-        "try     TCP from port 1000 of user 1000, group 1000, to 203.0.113.10 port 443 out by $(a)'b\n",
+        "try     TCP to 203.0.113.10:443 from port 1000 uid 1000 out by $(a)'b\n",
         "--source-port 1000 --destination 203.0.113.10 --port 443 --interface '$(a)'\\''b'\n",
-        "try     TCP of no process to 203.0.113.10 port 443\n",
+        "try     TCP to 203.0.113.10:443\n",
         " --uid none --gid none ",
     ] {
         assert!(text.contains(words), "{words}: {text}");

@@ -119,7 +119,7 @@ fn without_a_status_both_families_are_assumed_and_said() {
         assert!(text.contains("note: addresses for documentation stand in for the pod's own"), "{text}");
         // Both families, and both directions.
         assert!(text.contains("what    IPv4 and IPv6: UDP port 443"), "{text}");
-        assert!(text.contains("try     TCP to 192.0.2.2 port "), "{text}");
+        assert!(text.contains("TCP to 192.0.2.2:"), "{text}");
         // What is told is not assumed.
         let text = audit(&manifest(name, false), &["--pod-ip", "10.244.0.6"]);
         assert!(!text.contains("stand in") && text.contains("what    IPv4: UDP port 443"), "{text}");

@@ -1,12 +1,11 @@
 //! Sets of flows in words.
 
-use crate::audit::flow::{Direction, Flow};
+use crate::audit::flow::{Direction, protocol_name};
 use crate::audit::space::cube::{Cube, NOBODY, Owners, everyone};
 use crate::audit::space::interfaces::Kinds;
 use crate::audit::space::{Scope, Space};
 use crate::config::ranges::RangeList;
 use crate::config::types::{Families, Family};
-use crate::plan::model::protocol;
 use crate::plan::words::{list, networks, numbers, spans};
 
 use super::Escape;
@@ -62,14 +61,6 @@ pub fn set(family: Family, scope: Scope, flows: &Cube, space: &Space) -> String 
     out.join(" ")
 }
 
-/// A protocol's name as people write it.
-pub fn protocol_name(number: u8) -> String {
-    match number {
-        protocol::ICMPV6 => "ICMPv6".into(),
-        _ => protocol::name(number).to_uppercase(),
-    }
-}
-
 fn protocols(set: &RangeList<u8>) -> String {
     let name = |(a, b): (u8, u8)| (a..=b).map(protocol_name).collect::<Vec<_>>();
     let names = |set: &RangeList<u8>| list(set.iter().flat_map(name).collect());
@@ -103,34 +94,6 @@ fn interfaces(set: &Kinds, whole: &Kinds, space: &Space) -> String {
     let names = |set| list(space.interfaces.patterns(set).0.iter().map(ToString::to_string).collect());
     let (_, others) = space.interfaces.patterns(set);
     if others { format!("any but {}", names(&whole.minus(set))) } else { names(set) }
-}
-
-/// A flow in words: all that tells it from others.
-pub fn flow(flow: &Flow) -> String {
-    let outbound = flow.direction == Direction::Outbound;
-    let mut out = vec![protocol_name(flow.protocol)];
-    let source = flow.source.map(|source| source.to_string());
-    let source_port = flow.source_port.filter(|_| flow.has_ports()).map(|port| format!("port {port}"));
-    let from: Vec<String> = [source, source_port].into_iter().flatten().collect();
-    if !from.is_empty() {
-        out.push(format!("from {}", from.join(" ")));
-    }
-    let id = |id: Option<u32>| id.map_or("none".into(), |id| id.to_string());
-    match (flow.uid, flow.gid) {
-        (None, None) if outbound => out.push("of no process".into()),
-        (None, None) => {}
-        (uid, gid) => out.push(format!("of user {}, group {},", id(uid), id(gid))),
-    }
-    let port = flow.has_ports().then(|| format!(" port {}", flow.port));
-    out.push(format!("to {}{}", flow.destination, port.unwrap_or_default()));
-    if let Some(interface) = &flow.interface {
-        let word = if outbound { "out by" } else { "in by" };
-        out.push(format!("{word} {interface}"));
-    }
-    if flow.mark != 0 {
-        out.push(format!("marked {:#x}", flow.mark));
-    }
-    out.join(" ")
 }
 
 /// Where flows of a scope go.

@@ -1,9 +1,9 @@
 //! DriftFinding as findings: what is not as it should be, and how bad it is by what it changes.
 
-use crate::audit::drift::{Finding, TrafficChange, Verification, What};
 use crate::audit::escapes::kind::Severity;
 use crate::audit::source::Source;
 use crate::audit::undo::is_policy;
+use crate::audit::verification::{Finding, TrafficChange, Verification, What};
 use crate::audit::verify::verify;
 use crate::plan::diff::Side;
 

@@ -153,7 +153,7 @@ fn escape(out: &mut String, report: &Report, judged: &Judged<Escape>) {
     let _ = writeln!(
         out,
         "<dt>For example</dt>\n<dd>{}</dd>\n<dd><code>{}</code></dd>",
-        escaped(&words::flow(&escape.example)),
+        escaped(&escape.example.to_string()),
         escaped(&ask::command(&escape.example))
     );
     let _ = writeln!(out, "<dt>To close it</dt>\n<dd>{}</dd>\n</dl>\n</article>", escaped(escape.closes()));

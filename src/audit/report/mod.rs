@@ -1,6 +1,7 @@
 //! The report of an audit: everything found, judged by what is accepted, in the order in
 //! which it matters. How it is written down is the business of the files below.
 
+pub mod differences;
 pub mod drift;
 pub mod html;
 pub mod json;

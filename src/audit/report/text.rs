@@ -103,7 +103,7 @@ fn escape(out: &mut String, report: &Report, judged: &Judged<Escape>) {
     acceptance(out, &judged.accepted);
     fields(out, "what", &words::flows(escape, report.space));
     fields(out, "by", &by(escape));
-    field(out, "try", &words::flow(&escape.example));
+    field(out, "try", &escape.example.to_string());
     field(out, "", &ask::command(&escape.example));
     field(out, "close", escape.closes());
 }

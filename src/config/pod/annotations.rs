@@ -3,9 +3,7 @@
 
 use crate::config::given::{Given, Origin};
 use crate::config::options::{Opt, Takes};
-use crate::config::settings::LONGEST_QUOTE;
 use crate::config::value;
-use crate::sys::text::shortened;
 
 use super::error::PodError;
 use super::model::{Container, Pod};
@@ -72,13 +70,8 @@ pub fn options(pod: &Pod, proxy: &Container, netconf: &Given, warn: &mut dyn FnM
     let mut is_on = |name: &str| match proxy.variable(name).map(|text| (text, value::boolean(text))) {
         None => false,
         Some((_, Ok(on))) => on,
-        Some((text, Err(invalid))) => {
-            warn(format!(
-                "the proxy's variable {name}: '{}' {}; expected {}; it counts as false",
-                shortened(text, LONGEST_QUOTE),
-                invalid.problem,
-                invalid.expected
-            ));
+        Some((_, Err(invalid))) => {
+            warn(format!("{}; it counts as false", invalid.of_option(&format!("the proxy's variable {name}"))));
             false
         }
     };

@@ -1,13 +1,13 @@
-//! Reports of differences, for people and for machines.
+//! What a verification found, written down for people and for machines.
 
 use std::fmt::Write;
 
 use serde_json::{Value, json};
 
 use crate::audit::ask;
-use crate::audit::drift::{Finding, TrafficChange, Verification, What};
 use crate::audit::escapes::words;
 use crate::audit::undo::is_policy;
+use crate::audit::verification::{Finding, TrafficChange, Verification, What};
 use crate::plan::diff::{Difference, Side};
 
 /// What each side of a difference is called.
