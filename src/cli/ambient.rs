@@ -1,5 +1,6 @@
 //! `podweir ambient`: the rules of a pod whose traffic its node's ztunnel takes.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -178,9 +179,7 @@ fn families(text: &str) -> Result<Option<Families>, Invalid> {
 pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     let started = Instant::now();
     let shared = Shared::read(matches)?;
-    let dns = read(matches, "dns-capture", value::boolean)?.unwrap_or(true);
-    let virtual_interfaces = read(matches, "virtual-interfaces", ambient::virtual_interfaces)?.unwrap_or_default();
-    let ingress = matches.get_flag("ingress-mode");
+    let options = options(matches)?;
     shared.enter()?;
     refuse_first_namespace()?;
     let namespace = Namespace {
@@ -191,7 +190,7 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     if matches.get_flag("remove") {
         return remove(&namespace, shared.dry_run, started);
     }
-    let plan = build::ambient(&AmbientOptions { families: shared.families()?, dns, ingress, virtual_interfaces });
+    let plan = build::ambient(&AmbientOptions { families: shared.families()?, ..options });
     if shared.dry_run {
         return foretell(&namespace, &plan);
     }
@@ -199,6 +198,36 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
     let outcome = namespace.apply(&plan)?;
     session::report(&outcome, &plan, started);
     finish()
+}
+
+/// What is asked for, the families apart.
+fn options(matches: &ArgMatches) -> Result<AmbientOptions, CliError> {
+    Ok(AmbientOptions {
+        dns: read(matches, "dns-capture", value::boolean)?.unwrap_or(true),
+        ingress: matches.get_flag("ingress-mode"),
+        virtual_interfaces: read(matches, "virtual-interfaces", ambient::virtual_interfaces)?.unwrap_or_default(),
+        ..AmbientOptions::default()
+    })
+}
+
+/// What words mean that stand for the options of this command, for a pod with these addresses.
+///
+/// # Errors
+///
+/// That they make no sense.
+pub fn options_of(words: &[&str], addresses: &[IpAddr]) -> Result<AmbientOptions, CliError> {
+    let command = command().no_binary_name(true).disable_help_flag(true);
+    let matches = command.try_get_matches_from(words).map_err(|e| {
+        let text = e.to_string();
+        let problem = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        CliError::Usage(format!("behind --: {problem}; podweir ambient --help lists the options"))
+    })?;
+    let families = match read(&matches, "ip-families", families)?.unwrap_or(Some(Families::BOTH)) {
+        Some(families) => families,
+        None => facts::families_of(addresses),
+    };
+    let families = if families.is_empty() { Families::BOTH } else { families };
+    Ok(AmbientOptions { families, ..options(&matches)? })
 }
 
 /// A node's own namespace has no pod in it.

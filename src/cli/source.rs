@@ -33,7 +33,8 @@ const HEADING: &str = "Which rules";
 pub const HELP: &str = "\
 Rules come from one of three sources:
   -- OPTIONS         the plan that these options of podweir init would make; with
-                     --as istio-iptables, or that word in front, in that face. Nothing
+                     --as istio-iptables, or that word in front, in that face; with --as
+                     ambient those of podweir ambient, the proxy being ztunnel. Nothing
                      of a kernel is needed: give the pod's addresses with --pod-ip.
   --live             the network namespace this runs in, or --netns PATH, --pid N: all
                      rules in it, of anybody. Needs CAP_NET_ADMIN there.
@@ -49,7 +50,7 @@ pub fn with_source(command: Command) -> Command {
     command.args([
         arg("as")
             .value_name("FACE")
-            .value_parser(["init", "istio-iptables"])
+            .value_parser(["init", "istio-iptables", "ambient"])
             .help("Whose options and defaults count behind -- [default: init]"),
         arg("live").action(ArgAction::SetTrue).help("Read the rules of this network namespace"),
         arg("netns")
@@ -251,13 +252,34 @@ pub fn check_families(wanted: &Source, found: &Source) -> Result<(), CliError> {
 pub fn check_options(matches: &ArgMatches) -> Result<(), CliError> {
     let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
     let said = matches.get_one::<String>("as").map(String::as_str);
+    if let Some(words) = of_ambient(&words, said)? {
+        return super::ambient::options_of(words, &[]).map(|_| ());
+    }
     given_of("behind --", &words, said, &process_environment).map(|_| ())
 }
 
 /// The rules that options mean.
 pub fn of_words(words: &[&str], said: Option<&str>, known: &KnownPod) -> Result<Source, CliError> {
+    if let Some(words) = of_ambient(words, said)? {
+        return Ok(options::of_ambient(&super::ambient::options_of(words, &known.addresses)?, known));
+    }
     let (given, face) = given_of("behind --", words, said, &process_environment)?;
     Ok(options::read(&given, face, known)?)
+}
+
+/// The options of podweir ambient, if that is meant.
+fn of_ambient<'a, 'w>(words: &'a [&'w str], said: Option<&str>) -> Result<Option<&'a [&'w str]>, CliError> {
+    let (named, rest) = match words.split_first() {
+        Some((&name @ ("init" | "istio-iptables" | "ambient"), rest)) => (Some(name), rest),
+        _ => (None, words),
+    };
+    match (named.or(said), said) {
+        (Some("ambient"), Some(said)) if said != "ambient" => {
+            Err(CliError::Usage(format!("--as {said} and ambient behind -- contradict each other")))
+        }
+        (Some("ambient"), _) => Ok(Some(rest)),
+        _ => Ok(None),
+    }
 }
 
 /// The options of a pod's init container, whose arguments begin with the face. Where they do not,

@@ -25,7 +25,7 @@ use super::why::Why;
 type Builder = fn(&CandidateRules, Family) -> Vec<Plan>;
 
 /// Every builder whose rules are known by their form.
-const BUILDERS: &[Builder] = &[recover::sidecar];
+const BUILDERS: &[Builder] = &[recover::sidecar, recover::ambient];
 
 /// The reason of the rule at a place: the chain's index, and the rule's in its chain.
 type Reason = ((usize, usize), Why);

@@ -6,6 +6,7 @@
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
+use crate::config::ambient::{AmbientOptions, INBOUND_PORT, OUTBOUND_PORT};
 use crate::config::interception::{DnsCapture, Interception, OwnerGroups};
 use crate::config::ranges::{Discrete, RangeList};
 use crate::config::types::{
@@ -41,6 +42,27 @@ pub(super) fn sidecar(rules: &CandidateRules, family: Family) -> Vec<Plan> {
         }
     }
     plans
+}
+
+/// The plan of an ambient pod for what these rules hold of one family.
+pub(super) fn ambient(rules: &CandidateRules, family: Family) -> Vec<Plan> {
+    let redirects =
+        |chain, port: Port| rules.of(Table::Nat, chain).filter(move |rule| rule.verdict == Verdict::Redirect(port));
+    let mut virtual_interfaces: Vec<Interface> = Vec::new();
+    for rule in redirects(C::AmbientIn, OUTBOUND_PORT) {
+        virtual_interfaces.extend(is(&rule.matches.in_interface).into_iter().flatten().cloned());
+    }
+    let options = AmbientOptions {
+        families: Families::only(family),
+        dns: redirects(C::OutputMain, Port::AGENT_DNS).next().is_some()
+            || rules.of(Table::Raw, C::AmbientIn).next().is_some(),
+        ingress: redirects(C::AmbientIn, INBOUND_PORT).next().is_none(),
+        virtual_interfaces,
+    };
+    let plan = build::ambient(&options);
+    // Its rules are in a chain that a sidecar has none of.
+    let is_there = Table::ALL.iter().any(|table| rules.of(*table, C::AmbientIn).next().is_some());
+    if is_there { vec![plan] } else { Vec::new() }
 }
 
 #[derive(Clone, Copy)]

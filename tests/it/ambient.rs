@@ -12,7 +12,7 @@ use podweir::sys::netlink::Netlink;
 use serde_json::Value;
 
 use crate::conformance::{refs, strings};
-use crate::fixture::{Namespace, TableState, tables};
+use crate::fixture::{Namespace, PODWEIR, TableState, tables};
 use crate::traffic::recorded;
 
 pub const CASES: &[u8] = include_bytes!("../data/ambient-cases.json.gz");
@@ -172,7 +172,7 @@ fn podweir(namespace: &Namespace, backend: &str, arguments: &[String]) -> Output
 
 /// Handles of native rules: one that is written anew has another.
 fn handles(namespace: &Namespace) -> Vec<String> {
-    let text = namespace.print("nft", &["-a", "list", "ruleset"]);
+    let text = namespace.print("nft", &["-s", "-a", "list", "ruleset"]);
     text.lines().filter(|line| line.contains("# handle")).map(str::to_owned).collect()
 }
 
@@ -373,5 +373,51 @@ fn values_that_nobody_can_want_are_refused_before_anything_is_touched() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {log}");
         assert!(log.contains(word), "{arguments:?}: {log}");
         assert_eq!(before, namespace.everything(), "{arguments:?}");
+    }
+}
+
+/// What is there is understood whichever backend holds it, with comments or without.
+#[test]
+fn audit_explain_and_verify_know_an_ambient_pod() {
+    for backend in BACKENDS {
+        let namespace = Namespace::new();
+        let asked = ["--virtual-interfaces", "tap0"];
+        namespace.ok(&[&["ambient", "--backend", backend], &asked[..]].concat());
+        let wanted = [&["--live", "--as", "ambient", "--"], &asked[..]].concat();
+        namespace.print(PODWEIR, &[&["verify"], &wanted[..]].concat());
+        for (flow, verdict, why) in [
+            (&["--destination", "10.1.2.3", "--port", "80"][..], "outbound-proxy", "goes to ztunnel"),
+            (&["--destination", "10.1.2.3", "--port", "80", "--mark", "0x539"], "direct", ""),
+            (&["--destination", "10.96.0.10", "--port", "53", "--proto", "udp"], "dns-proxy", "DNS goes to ztunnel"),
+            (
+                &["--direction", "inbound", "--destination", "10.244.0.6", "--port", "80"],
+                "inbound-proxy",
+                "goes to ztunnel",
+            ),
+            (
+                &["--direction", "inbound", "--source", "169.254.7.127", "--destination", "10.244.0.6", "--port", "80"],
+                "direct",
+                "kubelet's probes",
+            ),
+        ] {
+            let text = namespace.print(PODWEIR, &[&["explain", "--live"], flow].concat());
+            assert!(text.starts_with(verdict) && text.contains(why), "{backend}, {flow:?}: {text}");
+        }
+        let output = namespace.podweir(&["audit", "--live"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        for word in ["marked-packets-escape", "0x539", "probe-source", "tunnel-port", "outbound-udp"] {
+            assert!(text.contains(word), "{backend}: no {word}: {text}");
+        }
+        assert!(!text.contains("HIGH"), "{backend}: {text}");
+        // Drift is told rule by rule.
+        let (program, arguments): (&str, &[&str]) = match backend {
+            "nftables" => ("nft", &["flush", "chain", "inet", "istio-ambient-mangle", "istio-prerouting"]),
+            iptables => (iptables, &["-t", "mangle", "-F", "ISTIO_PRERT"]),
+        };
+        namespace.print(program, arguments);
+        let output = namespace.podweir(&[&["verify"], &wanted[..]].concat());
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{backend}: {text}");
+        assert!(text.contains("0x111"), "{backend}: {text}");
     }
 }

@@ -5,6 +5,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use podweir::audit::explain::{NoTrace, explain};
+use podweir::audit::flow::{Direction, Flow, Taker};
+use podweir::audit::source::options::{self, KnownPod};
+use podweir::config::ambient::AmbientOptions;
+use podweir::config::types::Families;
+use podweir::plan::model::protocol;
 use socket2::{Domain, Socket, Type};
 
 use crate::ambient::BACKENDS;
@@ -184,4 +190,66 @@ fn recorded_verdicts_on_iptables_nft() {
 #[test]
 fn recorded_verdicts_on_iptables_legacy() {
     check(BACKENDS[2]);
+}
+
+/// What is wanted of the pod by the arguments of a recorded step.
+fn wanted(step: &[String]) -> AmbientOptions {
+    let value = |name: &str| step.iter().position(|word| word == name).map(|at| step[at + 1].as_str());
+    AmbientOptions {
+        families: if value("--ip-families") == Some("ipv4") { Families::V4 } else { Families::BOTH },
+        dns: !step.iter().any(|word| word == "--dns-capture=false"),
+        ingress: step.iter().any(|word| word == "--ingress-mode"),
+        virtual_interfaces: Vec::new(),
+    }
+}
+
+/// What the kernel did with these connections is what audit says of them, by the rules alone.
+#[test]
+fn audit_tells_who_answered_in_the_kernel() {
+    let (mut wrong, mut asked) = (Vec::new(), 0);
+    for case in recorded(VERDICTS) {
+        let steps = case["steps"].as_array().unwrap();
+        let Some(last) = steps.last().map(strings) else { continue };
+        if case.get("host").is_some() || last.iter().any(|word| word.contains("tap") || word == "--remove") {
+            continue;
+        }
+        let addresses: Vec<IpAddr> = strings(&case["addresses"])
+            .iter()
+            .map(|address| address.split('/').next().unwrap().parse().unwrap())
+            .collect();
+        let source = options::of_ambient(&wanted(&last), &KnownPod { addresses, ..KnownPod::default() });
+        for (key, want) in case["verdicts"].as_object().unwrap() {
+            // Where rules do not tell who listens, and what an app that marks its packets like
+            // answers to ztunnel gets back by routing, are not looked at.
+            let told = |probe: &Probe| ![15006, 15053].contains(&probe.port) && probe.mark != 0x111;
+            let Some(probe) = Probe::parse(key).filter(told) else { continue };
+            let want = match want.as_str().unwrap().split(' ').next().unwrap() {
+                "ztunnel-outbound" => Taker::OutboundProxy,
+                "ztunnel-inbound" => Taker::InboundProxy,
+                "ztunnel-dns" => Taker::DnsProxy,
+                "silent" => continue,
+                _ => Taker::Direct,
+            };
+            let owner = (!probe.inbound).then_some(0);
+            let flow = Flow {
+                direction: if probe.inbound { Direction::Inbound } else { Direction::Outbound },
+                protocol: if probe.udp { protocol::UDP } else { protocol::TCP },
+                uid: owner,
+                gid: owner,
+                source: probe.from,
+                source_port: None,
+                destination: probe.to,
+                port: probe.port,
+                interface: None,
+                mark: probe.mark,
+            };
+            let got = explain(&source.ruleset, &source.pod, &flow, &mut NoTrace).taker;
+            asked += 1;
+            if got != want {
+                wrong.push(format!("{}: {key}: expected {want}, got {got}", case["name"]));
+            }
+        }
+    }
+    assert!(asked > 1000, "{asked}");
+    assert!(wrong.is_empty(), "{} of {asked} flows:\n{}", wrong.len(), wrong.join("\n"));
 }

@@ -339,7 +339,7 @@ fn row(chain: &ChainRules, rule: &CanonRule, family: Family, context: &Context) 
             Some(&at) => RowEnd::Chain(at),
             None => RowEnd::CannotTell,
         },
-        Verdict::Redirect(port) => RowEnd::Proxy { taker: redirect_taker(&chain.name), port: port.get() },
+        Verdict::Redirect(port) => RowEnd::Proxy { taker: redirect_taker(&chain.name, *port), port: port.get() },
         Verdict::Tproxy { port, .. } => RowEnd::Proxy { taker: Taker::InboundProxy, port: port.get() },
         Verdict::Drop => RowEnd::Dropped,
         Verdict::Unknown(unknown) => match unknown.effect {

@@ -7,10 +7,11 @@ use crate::audit::partition::Part;
 use crate::audit::ruleset::{Ruleset, redirect_taker};
 use crate::audit::space::cube::Cube;
 use crate::audit::space::{Scope, Space, loopback};
+use crate::config::ambient::TUNNEL_PORT;
 use crate::config::ranges::RangeList;
 use crate::config::types::{Families, Family};
 use crate::plan::canon::CanonRule;
-use crate::plan::model::{Verdict, protocol};
+use crate::plan::model::{Dataplane, Verdict, protocol};
 use crate::plan::why::Why;
 
 use super::kind::EscapeKind;
@@ -23,18 +24,22 @@ const HTTPS: u16 = 443;
 pub struct Captured {
     pub any: Families,
     pub dns: Families,
+    /// The proxy is a ztunnel, to which HBONE is addressed already.
+    pub ztunnel: bool,
 }
 
 impl Captured {
     /// The families in which a rule redirects or hands to TPROXY, and those of DNS among them.
     pub fn of(ruleset: &Ruleset) -> Self {
-        let mut out = Self { any: Families::NONE, dns: Families::NONE };
+        let mut out = Self { any: Families::NONE, dns: Families::NONE, ztunnel: false };
         for family in Family::BOTH {
             for chain in &ruleset.family(family).chains {
                 let takes = |rule: &&CanonRule| matches!(rule.verdict, Verdict::Redirect(_) | Verdict::Tproxy { .. });
                 if chain.rules.iter().any(|rule| takes(&rule)) {
                     out.any = out.any.union(Families::only(family));
-                    if redirect_taker(&chain.name) == Taker::DnsProxy {
+                    out.ztunnel |= chain.name.dataplane() == Some(Dataplane::Ambient);
+                    let to_dns = |rule: &CanonRule| matches!(&rule.verdict, Verdict::Redirect(port) if redirect_taker(&chain.name, *port) == Taker::DnsProxy);
+                    if chain.rules.iter().any(to_dns) {
                         out.dns = out.dns.union(Families::only(family));
                     }
                 }
@@ -91,6 +96,12 @@ impl<'a> Sorter<'a> {
         }
         let of = |protocols: &[u8]| Cube { protocol: RangeList::of(protocols.iter().copied()), ..whole.clone() };
         let udp_to = |port| Cube { port: RangeList::of([port]), ..of(&[protocol::UDP]) };
+        if captured.ztunnel && scope == Scope::Inbound && named_by_no_rule(why) {
+            self.take(
+                EscapeKind::TunnelPort,
+                Cube { port: RangeList::of([TUNNEL_PORT.get()]), ..of(&[protocol::TCP]) },
+            );
+        }
         let named = by_reason(why);
         self.take(named.unwrap_or(EscapeKind::TcpNotTaken), of(&[protocol::TCP]));
         if scope == Scope::Outbound {
@@ -125,6 +136,11 @@ impl<'a> Sorter<'a> {
     }
 }
 
+/// Whether flows get by because no rule is about them.
+fn named_by_no_rule(why: Option<&Why>) -> bool {
+    why.is_none_or(|why| matches!(why, Why::Policy | Why::AmbientEntry))
+}
+
 /// The kind that the reason of a rule stands for, about protocols that a proxy takes.
 fn by_reason(why: Option<&Why>) -> Option<EscapeKind> {
     Some(match why? {
@@ -137,6 +153,7 @@ fn by_reason(why: Option<&Why>) -> Option<EscapeKind> {
         Why::ExcludedGroup => EscapeKind::ExcludedGroup,
         Why::NotIncludedGroup => EscapeKind::NotIncludedGroup,
         Why::ProxyOwn => EscapeKind::ProxyOwn,
+        Why::ProbeIn | Why::ProbeAnswer => EscapeKind::ProbeSource,
         Why::Foreign(_) => EscapeKind::ForeignRule,
         _ => return None,
     })

@@ -62,6 +62,7 @@ pub enum EscapeKind {
     NotIncludedGroup,
     VirtualInterfaceRest,
     ProxyOwn,
+    ProbeSource,
     Quic,
     TunnelPort,
     Dns,
@@ -75,7 +76,7 @@ pub enum EscapeKind {
 }
 
 impl EscapeKind {
-    pub const ALL: [EscapeKind; 23] = [
+    pub const ALL: [EscapeKind; 24] = [
         EscapeKind::FamilyLeftOpen,
         EscapeKind::TcpNotTaken,
         EscapeKind::ForeignRule,
@@ -89,6 +90,7 @@ impl EscapeKind {
         EscapeKind::NotIncludedGroup,
         EscapeKind::VirtualInterfaceRest,
         EscapeKind::ProxyOwn,
+        EscapeKind::ProbeSource,
         EscapeKind::Quic,
         EscapeKind::TunnelPort,
         EscapeKind::Dns,
@@ -158,6 +160,9 @@ impl EscapeKind {
             EscapeKind::VirtualInterfaceRest => "--istio-service-cidr '*' (-i); a proxy takes TCP only",
             EscapeKind::ProxyOwn => {
                 "let no other container run as the proxy's user or group (runAsNonRoot, runAsUser, no CAP_SETUID or CAP_SETGID)"
+            }
+            EscapeKind::ProbeSource => {
+                "drop 169.254.7.127 and fd16:9254:7127:1337:ffff:ffff:ffff:ffff on the node where they come in from elsewhere than the node itself"
             }
             EscapeKind::Quic => "drop UDP port 443 with a network policy, or do not offer HTTP/3",
             EscapeKind::TunnelPort => "let only the proxy listen on it; --inbound-tunnel-port (-e) moves it",
@@ -251,6 +256,12 @@ impl EscapeKind {
                 Medium,
                 "whoever runs as the proxy's user or group",
                 "the proxy's own traffic must get out; so does that of every process with its user or group",
+            ),
+            EscapeKind::ProbeSource => (
+                "probe-source",
+                Low,
+                "TCP from or to the address that the node's probes come from",
+                "the kubelet's probes reach the app in plain text; so does whoever may send from that address",
             ),
             EscapeKind::Quic => (
                 "quic",

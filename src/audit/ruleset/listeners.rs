@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::config::ambient::{INBOUND_PORT, OUTBOUND_PORT};
 use crate::config::ranges::RangeList;
 use crate::config::types::{Family, Port};
 use crate::plan::canon::CanonMatches;
@@ -41,6 +42,8 @@ impl ChainRules {
         }
         match self.name {
             ChainName::InRedirect | ChainName::Redirect | ChainName::OutputDns => self.listener,
+            // ztunnel listens where it does, whichever rule leads there.
+            ChainName::AmbientIn | ChainName::OutputMain => ztunnel(port).unwrap_or(Taker::Unknown),
             _ => match &self.proxy_ports {
                 // On another port listens nobody knows who.
                 Some(ports) => {
@@ -54,13 +57,23 @@ impl ChainRules {
     }
 }
 
+impl ChainRules {
+    /// Who listens on a port that a rule of an interception's own chain redirects to.
+    fn own_listener(&self, port: Port) -> Taker {
+        match self.name {
+            ChainName::AmbientIn | ChainName::OutputMain => ztunnel(port).unwrap_or(self.listener),
+            _ => self.listener,
+        }
+    }
+}
+
 impl FamilyRules {
     /// The ports that an interception's own chains redirect to, and who listens there.
     fn proxy_ports(&self) -> impl Iterator<Item = (u16, Taker)> {
         let own = self.chains.iter().filter(|chain| chain.name.is_own());
         own.flat_map(|chain| {
             chain.rules.iter().filter_map(|rule| match &rule.verdict {
-                Verdict::Redirect(port) => Some((port.get(), chain.listener)),
+                Verdict::Redirect(port) => Some((port.get(), chain.own_listener(*port))),
                 Verdict::Tproxy { port, .. } => Some((port.get(), Taker::InboundProxy)),
                 _ => None,
             })
@@ -128,11 +141,22 @@ impl Ruleset {
 }
 
 /// Which of the proxy's listeners a redirection leads to, by the chain it stands in.
-pub fn redirect_taker(chain: &ChainName) -> Taker {
+pub fn redirect_taker(chain: &ChainName, port: Port) -> Taker {
     match chain {
         ChainName::InRedirect => Taker::InboundProxy,
         ChainName::OutputDns => Taker::DnsProxy,
+        ChainName::AmbientIn | ChainName::OutputMain => ztunnel(port).unwrap_or(Taker::OutboundProxy),
         _ => Taker::OutboundProxy,
+    }
+}
+
+/// Which of ztunnel's listeners in an ambient pod is on a port.
+fn ztunnel(port: Port) -> Option<Taker> {
+    match port {
+        INBOUND_PORT => Some(Taker::InboundProxy),
+        OUTBOUND_PORT => Some(Taker::OutboundProxy),
+        Port::AGENT_DNS => Some(Taker::DnsProxy),
+        _ => None,
     }
 }
 
@@ -140,7 +164,9 @@ pub fn redirect_taker(chain: &ChainName) -> Taker {
 /// name, in a chain of somebody else's by whether inbound packets get there.
 pub(super) fn by_chain(chain: &ChainName, inbound: bool) -> Taker {
     match chain {
-        ChainName::InRedirect | ChainName::OutputDns | ChainName::Redirect => redirect_taker(chain),
+        ChainName::InRedirect => Taker::InboundProxy,
+        ChainName::OutputDns => Taker::DnsProxy,
+        ChainName::Redirect => Taker::OutboundProxy,
         _ if inbound => Taker::InboundProxy,
         _ => Taker::OutboundProxy,
     }

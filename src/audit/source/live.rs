@@ -39,6 +39,7 @@ pub fn read(live: &Live) -> Result<Source, SourceError> {
     let known: Vec<u32> = mark_rules.iter().map(|found| found.priority).collect();
     let others = route_table::other_rules(&mut route, &known)?;
     let marks: Vec<Mark> = held.iter().flat_map(|held| held.plan.marks()).collect();
+    let dataplane = held.first().map_or(Dataplane::Sidecar, |held| held.plan.dataplane);
     let found = FoundRouting {
         rules: mark_rules,
         routes: routing::local_routes(&mut route)?,
@@ -54,7 +55,7 @@ pub fn read(live: &Live) -> Result<Source, SourceError> {
         ruleset,
         tables,
         held,
-        routing: Some(found.ours(Dataplane::Sidecar, &marks, &Routing::default()).routing().normalised()),
+        routing: Some(found.ours(dataplane, &marks, &Routing::default()).routing().normalised()),
         told,
         pod,
         settings: None,

@@ -22,7 +22,7 @@ use crate::config::given::Given;
 use crate::config::settings::{Settings, SettingsError};
 use crate::config::types::Families;
 use crate::plan::canon::Canon;
-use crate::plan::model::{Plan, Routing};
+use crate::plan::model::{Dataplane, Plan, Routing};
 use crate::plan::why::Why;
 use crate::sys::netns;
 
@@ -77,7 +77,8 @@ impl Source {
 
     /// What is there of an interception, from all holders together, routing included.
     pub fn plan(&self) -> Plan {
-        let mut plan = Plan::empty();
+        let dataplane = self.held.first().map_or(Dataplane::Sidecar, |held| held.plan.dataplane);
+        let mut plan = Plan::nothing_of(dataplane);
         for held in &self.held {
             plan.families = plan.families.union(held.plan.families);
             for chain in &held.plan.chains {

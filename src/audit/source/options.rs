@@ -7,12 +7,13 @@ use std::net::IpAddr;
 use crate::audit::flow::Surroundings;
 use crate::audit::ruleset::Ruleset;
 use crate::backend::{listing, ours};
+use crate::config::ambient::AmbientOptions;
 use crate::config::facts::Facts;
 use crate::config::given::{Given, Origin};
 use crate::config::options::Opt;
 use crate::config::settings::{Face, Settings, SettingsError};
 use crate::config::types::Families;
-use crate::plan;
+use crate::plan::{self, model::Plan};
 
 use super::{Source, SourceError};
 
@@ -97,8 +98,18 @@ fn assuming(families: Families, given: &Given, face: Face, known: &KnownPod) -> 
 
 /// The plan that settings make.
 pub fn of_settings(settings: Settings, pod: Surroundings) -> Source {
-    let plan = plan::build(&settings.interception);
-    let tables = listing::of_plan(&plan);
+    let source = of_plan(&plan::build(&settings.interception), pod);
+    Source { notes: settings.warnings.clone(), settings: Some(settings), ..source }
+}
+
+/// The plan of an ambient pod.
+pub fn of_ambient(options: &AmbientOptions, known: &KnownPod) -> Source {
+    let pod = Surroundings { dns_servers: known.dns_servers.clone(), ..Surroundings::of(known.addresses.clone()) };
+    of_plan(&plan::build::ambient(options), pod)
+}
+
+fn of_plan(plan: &Plan, pod: Surroundings) -> Source {
+    let tables = listing::of_plan(plan);
     Source {
         ruleset: Ruleset::of_tables(&tables),
         held: ours::holdings(&tables),
@@ -106,8 +117,8 @@ pub fn of_settings(settings: Settings, pod: Surroundings) -> Source {
         routing: Some(plan.routing.normalised()),
         told: Families::BOTH,
         pod,
-        notes: settings.warnings.clone(),
-        settings: Some(settings),
+        notes: Vec::new(),
+        settings: None,
         given: None,
     }
 }

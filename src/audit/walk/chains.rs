@@ -6,6 +6,7 @@ use crate::audit::ruleset::{ChainRules, Decider};
 use crate::audit::space::known::Meets;
 use crate::plan::canon::CanonRule;
 use crate::plan::model::Verdict;
+use crate::plan::why::Why;
 
 use super::journey::{Cause, Journey};
 use super::limits::Exceeded;
@@ -129,6 +130,8 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
                     journey.known.mark = Some(mark);
                     trace.mark("the packet is marked", mark);
                 }
+                // The way into an ambient pod's chains tells nothing of its own.
+                let from = from.filter(|(_, why)| **why != Why::AmbientEntry);
                 journey.decider = Some(from.unwrap_or(here));
                 journey.frames.clear();
                 return Some(end);

@@ -213,7 +213,7 @@ fn redirect(info: Info, family: NfFamily) -> Option<Vec<Expr>> {
     (flags == PORT_GIVEN && first == last).then(|| vec![Expr::Immediate(first.to_vec()), Expr::Redir])
 }
 
-/// `struct xt_connmark_tginfo1` and `2`: the whole mark saved or restored.
+/// `struct xt_connmark_tginfo1` and `2`: the mark changed, or the whole of it saved or restored.
 fn connmark(info: Info, revision: u32) -> Option<Vec<Expr>> {
     let whole = info.u32(4)? == u32::MAX && info.u32(8)? == u32::MAX;
     let (mode, shifted) = match revision {
@@ -221,6 +221,17 @@ fn connmark(info: Info, revision: u32) -> Option<Vec<Expr>> {
         _ => (info.u8(14)?, info.u8(13)? != 0),
     };
     match mode {
+        0 if !shifted => {
+            let (value, mask) = (info.u32(0)?.to_ne_bytes().to_vec(), info.u32(4)?);
+            Some(match mask {
+                u32::MAX => vec![Expr::Immediate(value), Expr::CtSet(ct::MARK)],
+                mask => vec![
+                    Expr::Ct(ct::MARK),
+                    Expr::Bitwise { mask: (!mask).to_ne_bytes().to_vec(), xor: value },
+                    Expr::CtSet(ct::MARK),
+                ],
+            })
+        }
         1 if whole && !shifted => Some(vec![Expr::Meta(meta::MARK), Expr::CtSet(ct::MARK)]),
         2 if whole && !shifted => Some(vec![Expr::Ct(ct::MARK), Expr::MetaSet(meta::MARK)]),
         _ => None,
