@@ -50,9 +50,10 @@ pub fn to_named_files(matches: &ArgMatches) {
 /// Every file that the arguments of a command name, whichever command it is.
 fn named(matches: &ArgMatches) -> Vec<PathBuf> {
     let raw = |name: &str| matches.try_get_raw(name).ok().flatten().into_iter().flatten().map(OsString::from);
-    let files = ["dump", "pod-manifest", "netconf", "accept", "flows", "manifests", "injector-values", "baseline"]
-        .into_iter()
-        .flat_map(raw);
+    let files =
+        ["dump", "pod-manifest", "netconf", "accept", "flows", "manifests", "injector-values", "baseline", "facts"]
+            .into_iter()
+            .flat_map(raw);
     let path = |name: OsString| {
         let path =
             name.to_str().and_then(|name| ["ipv4=", "ipv6="].iter().find_map(|family| name.strip_prefix(family)));

@@ -39,6 +39,8 @@ Examples:
       What was decided about this pod, why, and what happened to it since.
   kubectl -n podweir-system exec ds/podweir-node -- podweir node why shop/web-0
       The same from elsewhere.
+  podweir node audit
+      What podweir audit --cluster asks every agent for: the rules of this node's pods.
 ";
 
 /// Where a pod finds the token of its account.
@@ -140,12 +142,22 @@ pub fn command() -> Command {
         .about("What was decided about a pod, why, and what happened to it")
         .arg(Arg::new("pod").value_name("NAMESPACE/POD").required(true))
         .args([run_dir(), json_flag()]);
+    let audit = Command::new("audit")
+        .about("What the kernel has in the pods of this node, for podweir audit --cluster and --facts: lines of JSON")
+        .args([
+            run_dir(),
+            Arg::new("host-proc")
+                .long("host-proc")
+                .value_name("PATH")
+                .value_parser(value_parser!(PathBuf))
+                .help("Where the node's /proc is mounted [default: /host/proc where that is, else /proc]"),
+        ]);
     Command::new("node")
         .about("The agent that installs the plugin on a node, answers it, and watches and repairs pods' rules")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .after_long_help(EXAMPLES)
-        .subcommands([run, uninstall, status, list, why])
+        .subcommands([run, uninstall, status, list, why, audit])
 }
 
 pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
@@ -161,6 +173,7 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
         Some(("status", matches)) => status(matches),
         Some(("list", matches)) => list(matches),
         Some(("why", matches)) => why(matches),
+        Some(("audit", matches)) => audit(matches),
         _ => Err(CliError::Usage("node: no such command".into())),
     }
 }
@@ -313,6 +326,10 @@ fn read_init(arguments: &[String], variables: &BTreeMap<String, String>) -> Resu
 
 fn ask(matches: &ArgMatches, request: message::Request) -> Result<Value, CliError> {
     confine::to_asking();
+    answer(matches, request)
+}
+
+fn answer(matches: &ArgMatches, request: message::Request) -> Result<Value, CliError> {
     let socket = agent::socket(&path_of(matches, "run-dir"));
     match agent::ask(&socket, request, PATIENCE) {
         Ok(message::Answer::Report { report }) => Ok(report),
@@ -358,6 +375,18 @@ fn status(matches: &ArgMatches) -> Result<(), CliError> {
     }
     let problems: Vec<&str> = report["problems"].as_array().into_iter().flatten().map(shown).collect();
     if ready { Ok(()) } else { Err(CliError::Failed(problems.join("; "))) }
+}
+
+/// Looks into the pods that the agent knows, and tells a line at a time.
+fn audit(matches: &ArgMatches) -> Result<(), CliError> {
+    confine::to_the_nodes_agent();
+    let status = answer(matches, message::Request::Status {})?;
+    let list = answer(matches, message::Request::List {})?;
+    let proc = matches.get_one::<PathBuf>("host-proc").cloned().unwrap_or_else(|| {
+        let mounted = PathBuf::from("/host/proc");
+        if mounted.join("1").exists() { mounted } else { "/proc".into() }
+    });
+    node::facts::tell(&status, &list, &proc, |line| output::print(&format!("{line}\n")))
 }
 
 fn list(matches: &ArgMatches) -> Result<(), CliError> {

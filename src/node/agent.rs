@@ -15,6 +15,7 @@ use crate::cni::protocol::{CniError, Code};
 use crate::cni::state::{KeptNetns, Store};
 use crate::config::given::Given;
 use crate::sys::netns::{self, Netns};
+use crate::sys::text::shortened;
 
 use super::ambient::standing::Standing;
 use super::ambient::{Ambient, Joined, Real};
@@ -40,6 +41,8 @@ const WATCH_PATIENCE: Duration = Duration::from_secs(2);
 const API_PATIENCE: Duration = Duration::from_millis(2500);
 /// How long a pod's start waits for a ztunnel: less than the plugin waits for the agent.
 const ZTUNNEL_PATIENCE: Duration = Duration::from_millis(4500);
+/// The most characters of a reason in a list: a line holds some hundred pods.
+const LONGEST_REASON: usize = 80;
 /// How long a look into the node's /proc is good for.
 const PROCESSES_AGE: Duration = Duration::from_secs(1);
 
@@ -598,7 +601,12 @@ impl Answers for OnSocket {
                 // A line holds some hundred pods; who wants more of one asks why.
                 let short = |tracked: &Arc<Tracked>| {
                     let (known, inner) = (tracked.known(), tracked.inner());
-                    json!([known.namespace, known.name, inner.state.word()])
+                    let (why, escapes) = match &inner.state {
+                        State::Drifted { first, escapes } => (Some(shortened(first, LONGEST_REASON)), *escapes),
+                        State::Failed { why } => (Some(shortened(why, LONGEST_REASON)), false),
+                        _ => (None, false),
+                    };
+                    json!([known.namespace, known.name, inner.state.word(), known.uid, why, escapes])
                 };
                 Answer::Report { report: json!({ "pods": pods.iter().map(short).collect::<Vec<Value>>() }) }
             }

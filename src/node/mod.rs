@@ -18,6 +18,7 @@
 //! | `decide` | what is to be done with a pod: pure |
 //! | `socket` | requests of the plugin and of people |
 //! | `inventory`, `caretaker`, `look` | each pod's state; looking after it; looking and mending |
+//! | `facts` | what the kernel has in pods' namespaces, for an audit of the cluster |
 //! | `worker`, `processes`, `ears` | threads in pods' namespaces; finding these; hearing of changes there |
 //! | `pulse` | heartbeats, by which something that hangs shows |
 //! | `events`, `metrics`, `http`, `condition` | saying what happens |
@@ -63,6 +64,7 @@ pub mod credentials;
 mod decide;
 mod ears;
 mod events;
+pub mod facts;
 #[cfg(test)]
 mod herd;
 pub mod http;

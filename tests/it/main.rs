@@ -19,6 +19,7 @@ mod busybox;
 mod cli;
 mod closed;
 mod cluster;
+mod cluster_audit;
 mod cni_canary;
 mod cni_cases;
 mod cni_chain;

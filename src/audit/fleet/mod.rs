@@ -5,11 +5,13 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `shapes` | the distinct interceptions, each audited once |
+//! | `facts` | what agents told of their nodes' kernels |
 //! | `sum` | from pods to findings of workloads, and what many have in common |
 //! | `compare` | what is new, gone or worse since an earlier answer |
 //! | `text`, `json`, `sarif`, `html`, `metrics` | the answer, written down |
 
 pub mod compare;
+pub mod facts;
 pub mod html;
 pub mod json;
 pub mod metrics;

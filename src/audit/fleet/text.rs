@@ -158,7 +158,7 @@ fn accepted(out: &mut String, answer: &FleetAnswer, all: bool) {
 pub fn meaning(name: &str) -> &'static str {
     match name {
         "intercepted" => "traffic is diverted to a sidecar",
-        "not-intercepted" => "has a sidecar, and nothing diverts its traffic",
+        "not-intercepted" => "is to be in the mesh, and nothing diverts its traffic",
         "refused" => "asks for what makes no sense, and does not start",
         "ambient" => "the node's ztunnel takes its traffic: not looked into here",
         "host-network" => "in its node's network namespace: cannot be intercepted",

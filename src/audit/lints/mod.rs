@@ -65,7 +65,7 @@ pub const LINTS: &[(&str, Severity, &str)] = &[
 
 /// The same of what is found where many pods are looked at.
 pub const OF_MANY: &[(&str, Severity, &str)] = &[
-    ("not-intercepted", Severity::High, "a pod with a sidecar whose traffic nothing diverts"),
+    ("not-intercepted", Severity::High, "a pod that is to be in the mesh, and whose traffic nothing diverts"),
     ("refused", Severity::Medium, "a pod that asks for what makes no sense, and does not start"),
     ("pods-differ", Severity::Medium, "pods of one workload whose traffic is not diverted alike"),
 ];

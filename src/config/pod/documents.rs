@@ -42,6 +42,9 @@ pub struct PodTemplate {
     /// How many pods there are to be, where that is told: one of itself is 1.
     pub pods: u64,
     pub place: DocumentPlace,
+    /// Of a pod that is there: its UID, and the node it is on.
+    pub uid: Option<String>,
+    pub node: Option<String>,
 }
 
 /// A document that cannot be read.
@@ -88,6 +91,19 @@ impl Documents {
         Ok(())
     }
 
+    /// Adds one object that somebody parsed.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn add_object(&mut self, from: &str, value: &Value, namespace: &str) -> Result<(), TooMany> {
+        self.object(value, &DocumentPlace { file: from.into(), document: 1, line: 1 }, namespace, 1)
+    }
+
+    /// Adds the labels of a namespace.
+    pub fn add_namespace(&mut self, value: &Value) {
+        self.namespaces.insert(name(value), labels(value));
+    }
+
     fn counted(&mut self) -> Result<(), TooMany> {
         self.count += 1;
         if self.count > MOST { Err(TooMany) } else { Ok(()) }
@@ -108,7 +124,7 @@ impl Documents {
             return items.iter().try_for_each(|item| self.object(item, place, namespace, 1));
         }
         if value["kind"] == "Namespace" {
-            self.namespaces.insert(name(value), labels(value));
+            self.add_namespace(value);
             return self.counted();
         }
         let has_pods = |template: &&Value| template.pointer("/spec/containers").is_some_and(Value::is_array);
@@ -129,6 +145,12 @@ impl Documents {
             self.passed_over += 1;
             return self.counted();
         };
+        // A pod that has ended sends nothing any more.
+        if is_pod && ["Succeeded", "Failed"].iter().any(|phase| value["status"]["phase"] == *phase) {
+            self.passed_over += 1;
+            return self.counted();
+        }
+        let text = |path: &str| value.pointer(path).and_then(Value::as_str).map(str::to_owned).filter(|_| is_pod);
         let replicas = value.pointer("/spec/replicas").and_then(Value::as_u64);
         // What a Deployment left behind from before makes no pods.
         if replicas == Some(0) && value.pointer("/metadata/ownerReferences").is_some() {
@@ -139,7 +161,8 @@ impl Documents {
         match pod(template, &workload) {
             Ok(pod) => {
                 let pods = if is_pod { 1 } else { replicas.unwrap_or(1) };
-                self.templates.push(PodTemplate { workload, pod, pods, place: place.clone() });
+                let (uid, node) = (text("/metadata/uid"), text("/spec/nodeName"));
+                self.templates.push(PodTemplate { workload, pod, pods, place: place.clone(), uid, node });
                 self.counted()
             }
             Err(problem) => {

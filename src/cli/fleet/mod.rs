@@ -1,31 +1,31 @@
-//! `podweir audit --manifests`: what everything that a repository would put into a cluster
-//! lets past the proxies.
+//! `podweir audit --manifests` and `--cluster`: what everything that a repository would put into
+//! a cluster, or that is there, lets past the proxies.
+
+mod cluster;
+mod kubectl;
+mod pods;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::audit::accept::{Accepted, Subject};
+use crate::audit::accept::Accepted;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::fleet::compare::{Baseline, Comparison};
-use crate::audit::fleet::shapes::{Asked, Shapes};
+use crate::audit::fleet::facts::Facts;
+use crate::audit::fleet::shapes::Shapes;
 use crate::audit::fleet::sum::FleetAnswer;
-use crate::audit::fleet::{self, Collected, KnownBy, Looked, Missed, Standing, Variant};
-use crate::audit::source::options::{self, KnownPod};
-use crate::config::facts::families_of;
-use crate::config::given::Given;
-use crate::config::pod::documents::{Documents, PodTemplate};
+use crate::audit::fleet::{self, Collected, Missed};
+use crate::config::pod::NodeOptions;
+use crate::config::pod::documents::Documents;
 use crate::config::pod::injector::{Injector, InjectorVerdict};
-use crate::config::pod::manifest::{Manifest, PodOptions};
-use crate::config::pod::{NodeOptions, model::Pod};
-use crate::config::settings::Face;
-use crate::config::types::Families;
 
 use super::error::CliError;
-use super::{manifest, output, source};
+use super::{manifest, output};
+use pods::Eye;
 
 /// The most bytes of one file of manifests.
 const LARGEST: u64 = 256 << 20;
@@ -33,6 +33,9 @@ const LARGEST: u64 = 256 << 20;
 const DEEPEST: usize = 32;
 /// How the files are called that hold manifests.
 const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
+
+/// What says which many.
+const MANY: &str = "many";
 
 /// Options that are about one pod, and mean nothing for many.
 const OF_ONE: [&str; 10] =
@@ -46,6 +49,15 @@ injector was told: a chart's values, or kubectl -n istio-system get configmap
 istio-sidecar-injector istio -o yaml. Without it, a mesh as installed, with the CNI plugin.
 Whether a namespace's pods are injected its labels say; where no Namespace is among the
 documents, it is assumed (kubectl get namespaces -o yaml is one more file).
+Pods that are there are taken as they are: kubectl get pods,namespaces -A -o json.
+
+--cluster asks the API server, through your kubectl and with your rights, which pods there
+are, and the agents (by exec) what their nodes' kernels have: podweir node audit. What
+cannot be had is named, with the reason. It takes the rights to list pods and namespaces
+and to create pods/exec in the agents' namespace; of pods on nodes without an agent it is
+known what they ask for. Where nothing may be asked like this, --facts takes what the
+agents wrote, besides --manifests.
+
 --baseline FILE, an earlier --format json, says what is new, gone or worse; then
 --fail-on is about that alone.
 ";
@@ -53,34 +65,48 @@ documents, it is assumed (kubectl get namespaces -o yaml is one more file).
 /// Adds the arguments.
 pub fn with_fleet(command: Command) -> Command {
     let heading = "Many pods";
-    let file = |name: &'static str| {
-        Arg::new(name).long(name).value_name("FILE").value_parser(value_parser!(PathBuf)).help_heading(heading)
-    };
-    command.args([
-        Arg::new("manifests")
-            .long("manifests")
-            .value_name("DIR|FILE|-")
+    let arg =
+        |name: &'static str, value: &'static str| Arg::new(name).long(name).value_name(value).help_heading(heading);
+    let file = |name: &'static str| arg(name, "FILE").value_parser(value_parser!(PathBuf));
+    let args = [
+        arg("manifests", "DIR|FILE|-")
             .value_parser(value_parser!(PathBuf))
             .conflicts_with_all(OF_ONE)
-            .help_heading(heading)
             .help("Every workload of rendered manifests; - is standard input"),
-        file("injector-values")
-            .requires("manifests")
-            .help("What the mesh's injector was told: values of its chart, or its ConfigMap"),
-        Arg::new("namespace")
-            .long("namespace")
-            .value_name("NAME")
-            .requires("manifests")
-            .default_value("default")
+        Arg::new("cluster")
+            .long("cluster")
+            .action(ArgAction::SetTrue)
+            .conflicts_with_all(OF_ONE)
             .help_heading(heading)
-            .help("Where objects are whose manifests do not say so"),
-        file("baseline").requires("manifests").help("An earlier --format json: what is new, gone or worse since"),
-    ])
+            .help("Every pod of a cluster, by what the kernels of its nodes have"),
+        file("injector-values")
+            .requires(MANY)
+            .help("What the mesh's injector was told: values of its chart, or its ConfigMap"),
+        arg("namespace", "NAME").requires(MANY).action(ArgAction::Append).help(
+            "Of a cluster just the pods of these; of manifests, where objects are that do not say so [default: default]",
+        ),
+        file("baseline").requires(MANY).help("An earlier --format json: what is new, gone or worse since"),
+        file("facts").requires("manifests").help("What agents wrote: podweir node audit"),
+        arg("selector", "LABELS").requires("cluster").help("Just the pods with these labels, as kubectl takes them"),
+        file("kubeconfig").requires("cluster").help("The kubeconfig; default: kubectl's"),
+        arg("context", "NAME").requires("cluster").help("The kubeconfig's context; default: its current one"),
+        arg("node-timeout", "SECONDS")
+            .requires("cluster")
+            .value_parser(value_parser!(u64).range(1..=3600))
+            .default_value("30")
+            .help("How long one node's agent may take"),
+    ];
+    command.args(args).group(ArgGroup::new(MANY).args(["manifests", "cluster"]))
 }
 
 /// Whether many pods are asked for.
 pub fn is_asked(matches: &ArgMatches) -> bool {
-    matches.contains_id("manifests")
+    matches.contains_id("manifests") || is_of_cluster(matches)
+}
+
+/// Whether a cluster is asked about, which takes kubectl.
+pub fn is_of_cluster(matches: &ArgMatches) -> bool {
+    matches.get_flag("cluster")
 }
 
 /// How the answer is written down.
@@ -99,8 +125,7 @@ pub enum FleetFormat {
 /// When a file cannot be read, nothing is there to be looked at, or `--fail-on` says so.
 pub fn run(matches: &ArgMatches, format: FleetFormat, accepted: &Accepted) -> Result<(), CliError> {
     let path = |name: &str| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
-    let Some(manifests) = path("manifests") else { return Err(CliError::Usage("--manifests: of what?".into())) };
-    let stdin = ["manifests", "injector-values", "baseline", "accept", "netconf"];
+    let stdin = ["manifests", "injector-values", "baseline", "accept", "netconf", "facts"];
     if stdin.iter().filter(|name| path(name) == Some(Path::new("-"))).count() > 1 {
         return Err(CliError::Usage("standard input can be read once: give - once".into()));
     }
@@ -126,35 +151,12 @@ pub fn run(matches: &ArgMatches, format: FleetFormat, accepted: &Accepted) -> Re
             Some(Baseline::parse(&name, &text).map_err(|problem| named("--baseline", path, problem))?)
         }
     };
-    let namespace = matches.get_one::<String>("namespace").map_or("default", String::as_str);
-    let documents = documents(manifests, namespace)?;
-    if documents.templates.is_empty() && documents.broken.is_empty() {
-        // A gate that looks at nothing must not pass.
-        let passed = documents.passed_over;
-        let problem = format!("no workload is there to be looked at ({passed} documents that make no pods)");
-        return Err(named("--manifests", manifests, problem));
-    }
     let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
     let mut shapes = Shapes::new(accepted, today);
-    let mut collected = Collected {
-        about: format!("manifests in {}", manifest::shown(manifests)),
-        passed_over: documents.passed_over,
-        ..Collected::default()
+    let collected = match path("manifests") {
+        Some(manifests) => from_manifests(matches, manifests, &injector, &node, &mut shapes)?,
+        None => cluster::collect(matches, &injector, &node, &mut shapes)?,
     };
-    let mut assumed = 0;
-    for template in documents.templates {
-        let labels = documents.namespaces.get(&template.workload.namespace);
-        let standing = injector.decide(&template.pod, labels);
-        assumed += usize::from(standing == InjectorVerdict::Injected { assumed: true });
-        collected.add(look(template, standing, &injector, &node, &mut shapes));
-    }
-    let missed = documents.broken.into_iter();
-    collected.missed.extend(missed.map(|broken| Missed { what: broken.place.to_string(), why: broken.problem }));
-    if assumed > 0 {
-        collected.notices.push(format!(
-            "{assumed} of the workloads are in namespaces that no document describes: they are taken to be labelled for injection (add the Namespaces, such as kubectl get namespaces -o yaml)"
-        ));
-    }
     let answer = FleetAnswer::of(collected, shapes);
     let comparison = baseline.map(|baseline| baseline.compare(&answer));
     let all = matches.get_count("verbose") > 0;
@@ -167,6 +169,57 @@ pub fn run(matches: &ArgMatches, format: FleetFormat, accepted: &Accepted) -> Re
     })?;
     let limit = matches.get_one::<String>("fail-on").and_then(|name| Severity::by_name(name));
     limit.map_or(Ok(()), |severity| judge(&answer, comparison.as_ref(), severity))
+}
+
+/// Everything that manifests describe.
+fn from_manifests(
+    matches: &ArgMatches,
+    manifests: &Path,
+    injector: &Injector,
+    node: &NodeOptions,
+    shapes: &mut Shapes,
+) -> Result<Collected, CliError> {
+    let mut names = matches.get_many::<String>("namespace").into_iter().flatten();
+    let namespace = names.next().map_or("default", String::as_str);
+    if names.next().is_some() {
+        return Err(CliError::Usage("--namespace: with --manifests it can be given once".into()));
+    }
+    let documents = documents(manifests, namespace)?;
+    if documents.templates.is_empty() && documents.broken.is_empty() {
+        // A gate that looks at nothing must not pass.
+        return Err(CliError::Usage(format!(
+            "--manifests: {}: no workload is there to be looked at ({} documents that make no pods)",
+            manifest::shown(manifests),
+            documents.passed_over
+        )));
+    }
+    let mut facts = Facts::default();
+    if let Some(path) = matches.get_one::<PathBuf>("facts") {
+        facts.text(&manifest::shown(path), &manifest::read_up_to(LARGEST, "--facts", path)?);
+    }
+    let mut collected = Collected {
+        about: format!("manifests in {}", manifest::shown(manifests)),
+        live: documents.templates.iter().any(|template| template.node.is_some()),
+        passed_over: documents.passed_over,
+        ..Collected::default()
+    };
+    let eye = Eye { injector, node, facts: &facts };
+    let mut assumed = 0;
+    for template in documents.templates {
+        let labels = documents.namespaces.get(&template.workload.namespace);
+        let standing = injector.decide(&template.pod, labels);
+        assumed += usize::from(standing == InjectorVerdict::Injected { assumed: true });
+        collected.add(eye.look(template, standing, shapes));
+    }
+    let missed = documents.broken.into_iter();
+    collected.missed.extend(missed.map(|broken| Missed { what: broken.place.to_string(), why: broken.problem }));
+    if assumed > 0 {
+        collected.notices.push(format!(
+            "{assumed} of the workloads are in namespaces that no document describes: they are taken to be labelled for injection (add the Namespaces, such as kubectl get namespaces -o yaml)"
+        ));
+    }
+    collected.missed.extend(facts.missed);
+    Ok(collected)
 }
 
 /// Whether it is good enough, and in one line what is not.
@@ -206,94 +259,6 @@ fn judge(answer: &FleetAnswer, comparison: Option<&Comparison>, severity: Severi
         ))),
         None => Ok(()),
     }
-}
-
-/// What a template's pods would be.
-fn look(
-    template: PodTemplate,
-    standing: InjectorVerdict,
-    injector: &Injector,
-    node: &NodeOptions,
-    shapes: &mut Shapes,
-) -> Looked {
-    let labels = template.pod.labels();
-    let subject = Subject {
-        namespace: &template.workload.namespace,
-        workload: (&template.workload.kind, &template.workload.name),
-        labels: &labels,
-    };
-    let mut own = Vec::new();
-    let standing = match standing {
-        InjectorVerdict::HostNetwork => Standing::HostNetwork,
-        InjectorVerdict::Ambient => Standing::Ambient,
-        InjectorVerdict::LeftAlone(why) => Standing::LeftAlone(why),
-        InjectorVerdict::Outside(why) => Standing::Outside(why),
-        InjectorVerdict::AsItIs => intercepted(template.pod, node, &subject, shapes, &mut own),
-        InjectorVerdict::Injected { .. } => {
-            intercepted(injector.inject(&template.pod), node, &subject, shapes, &mut own)
-        }
-    };
-    let variant = Variant {
-        standing,
-        origin: KnownBy::Manifest,
-        count: template.pods,
-        pods: Vec::new(),
-        place: Some(template.place),
-        own,
-    };
-    Looked { workload: template.workload, labels, variant }
-}
-
-/// The interception that a pod asks for, and what its containers could do to it.
-fn intercepted(
-    pod: Pod,
-    node: &NodeOptions,
-    subject: &Subject,
-    shapes: &mut Shapes,
-    own: &mut Vec<std::sync::Arc<fleet::FleetFinding>>,
-) -> Standing {
-    let manifest = match Manifest::of(pod) {
-        Ok(manifest) => manifest,
-        Err(e) => return Standing::Refused(e.to_string()),
-    };
-    let (given, face, notes) = match manifest.wanted(node) {
-        Ok(PodOptions::Init { arguments, variables }) => match source::given_of_init(&arguments, &variables) {
-            Ok((given, face)) => (given, face, Vec::new()),
-            Err(e) => return Standing::Refused(e.to_string()),
-        },
-        Ok(PodOptions::Annotations(given, notes)) => (given, Face::Init, notes),
-        Err(crate::config::pod::manifest::ManifestError::LeftAlone(why)) => {
-            return Standing::LeftAlone(why.to_string());
-        }
-        Err(e) => return Standing::Refused(e.to_string()),
-    };
-    match shapes.find(subject, asked(&manifest, &given, face, notes)) {
-        Ok(shape) => {
-            own.extend(shapes.of_containers(subject, shape, &manifest));
-            Standing::Intercepted(shape)
-        }
-        Err(problem) => Standing::Refused(problem),
-    }
-}
-
-/// What to audit: the same text for all pods that ask for the same.
-fn asked<'a>(manifest: &Manifest, given: &'a Given, face: Face, notes: Vec<String>) -> Asked<'a> {
-    // Addresses differ from pod to pod, and findings do not by them: their families count.
-    let families = families_of(&manifest.addresses);
-    let options: Vec<String> = given.iter().map(|(opt, _, text)| format!("{opt:?}={text}")).collect();
-    let key = format!("{face:?} {families:?} {:?} {:?} {options:?}", manifest.dns_servers, given.envoy_user());
-    let known = KnownPod {
-        dns_servers: manifest.dns_servers.clone(),
-        assumed: Some(if families.is_empty() { Families::BOTH } else { families }),
-        ..KnownPod::default()
-    };
-    let source = move || {
-        let mut source = options::read(given, face, &known).map_err(|e| e.to_string())?;
-        // What is assumed of all is said once, in other words.
-        source.notes = notes;
-        Ok((source, None))
-    };
-    Asked { key, proxy_user: manifest.proxy_user(), source: Box::new(source) }
 }
 
 /// Everything below a folder, one file, or standard input.

@@ -1,0 +1,213 @@
+//! The API server, asked through the user's own kubectl: with the user's kubeconfig, whatever
+//! way of showing who asks it has (tokens, certificates, programs, providers), and with the
+//! user's rights, no more.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use clap::ArgMatches;
+use serde_json::Value;
+
+use crate::sys::process;
+use crate::sys::text::one_line;
+
+/// How long one page, and the answer of one agent, may take.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The most bytes of one page, and of one line of an agent.
+const LARGEST_PAGE: u64 = 256 << 20;
+const LONGEST_LINE: u64 = 8 << 20;
+/// How many objects come in one answer.
+const PAGE: usize = 500;
+/// How much of what kubectl complains is kept.
+const COMPLAINT: u64 = 4096;
+
+/// How kubectl is called.
+#[derive(Debug, Clone)]
+pub struct Kubectl {
+    arguments: Vec<String>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub why: String,
+    /// Trying again is of no use.
+    pub is_final: bool,
+}
+
+impl Refusal {
+    fn new(why: impl Into<String>) -> Self {
+        Self { why: why.into(), is_final: false }
+    }
+
+    /// What kubectl says when it ends with an error.
+    fn of(complaint: &str) -> Self {
+        // Its last line is what it is about; those before are warnings.
+        let line = complaint.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("kubectl says nothing");
+        let is_final = ["Forbidden", "Unauthorized", "must be logged in", "unrecognized subcommand", "NotFound"]
+            .iter()
+            .any(|word| complaint.contains(word));
+        let mut why = one_line(line.trim_start_matches("error: "), 400);
+        if complaint.contains("pods/exec") {
+            why += "; who audits needs the right to create pods/exec in the agents' namespace";
+        } else if complaint.contains("unrecognized subcommand") {
+            why = "its agent is of an older release, which has no `podweir node audit`: upgrade the agents".into();
+        } else if complaint.contains("is forbidden") {
+            why += "; who audits needs the right to list pods and namespaces";
+        }
+        Self { why, is_final }
+    }
+}
+
+impl Kubectl {
+    pub fn new(matches: &ArgMatches) -> Self {
+        let mut arguments = Vec::new();
+        if let Some(path) = matches.get_one::<PathBuf>("kubeconfig") {
+            arguments.push(format!("--kubeconfig={}", path.display()));
+        }
+        if let Some(context) = matches.get_one::<String>("context") {
+            arguments.push(format!("--context={context}"));
+        }
+        Self { arguments }
+    }
+
+    fn start(&self, words: &[&str]) -> Result<Child, Refusal> {
+        let mut command = Command::new("kubectl");
+        command.args(&self.arguments).args(words);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().map_err(|e| {
+            let why = match e.kind() {
+                std::io::ErrorKind::NotFound => {
+                    "there is no kubectl in PATH: --cluster asks the API server through it, with your kubeconfig; install it, or collect elsewhere and give --manifests and --facts".into()
+                }
+                _ => format!("cannot start kubectl: {e}"),
+            };
+            Refusal { why, is_final: true }
+        })
+    }
+
+    /// Runs it and hands its standard output to `take`, which may stop reading; what is said
+    /// after the deadline is not heard.
+    fn run<T: Send>(
+        &self,
+        words: &[&str],
+        deadline: Duration,
+        take: impl FnOnce(&mut dyn BufRead) -> Result<T, Refusal> + Send,
+    ) -> Result<T, Refusal> {
+        let mut child = self.start(words)?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        std::thread::scope(|scope| {
+            let taken = scope.spawn(move || match stdout {
+                Some(stdout) => take(&mut BufReader::new(stdout)),
+                None => Err(Refusal::new("kubectl has no standard output")),
+            });
+            let complaint = scope.spawn(move || {
+                let mut bytes = Vec::new();
+                if let Some(mut stderr) = stderr {
+                    // What is complained of beyond that is not kept, but taken.
+                    let _ = stderr.by_ref().take(COMPLAINT).read_to_end(&mut bytes);
+                    let _ = std::io::copy(&mut stderr, &mut std::io::sink());
+                }
+                String::from_utf8_lossy(&bytes).into_owned()
+            });
+            let ended = process::wait(&mut child, deadline);
+            let lost = |_| Refusal::new("a thread ended without an answer");
+            let taken = taken.join().unwrap_or_else(|_| Err(Refusal::new("a thread ended without an answer")));
+            let complaint = complaint.join().map_err(lost)?;
+            match ended {
+                Ok(status) if status.success() => taken,
+                Ok(_) => Err(Refusal::of(&complaint)),
+                Err(e) if e.kind() == std::io::ErrorKind::TimedOut => {
+                    Err(Refusal::new(format!("no whole answer within {} s", deadline.as_secs())))
+                }
+                Err(e) => Err(Refusal::new(format!("kubectl: {e}"))),
+            }
+        })
+    }
+
+    /// All objects of a collection, page by page; `each` is called with every one.
+    ///
+    /// # Errors
+    /// A page cannot be had, or makes no sense.
+    pub fn list(&self, path: &str, selector: Option<&str>, each: &mut dyn FnMut(&Value)) -> Result<(), Refusal> {
+        let mut next = String::new();
+        loop {
+            let mut query = format!("{path}?limit={PAGE}");
+            if let Some(selector) = selector {
+                query += &format!("&labelSelector={}", escaped(selector));
+            }
+            if !next.is_empty() {
+                query += &format!("&continue={}", escaped(&next));
+            }
+            let read = |out: &mut dyn BufRead| {
+                serde_json::from_reader(out.take(LARGEST_PAGE))
+                    .map_err(|e| Refusal::new(format!("the API server's answer makes no sense: {e}")))
+            };
+            let page: Value = again(|| self.run(&["get", "--raw", &query], PAGE_TIMEOUT, read))?;
+            page["items"].as_array().into_iter().flatten().for_each(&mut *each);
+            match page["metadata"]["continue"].as_str() {
+                Some(token) if !token.is_empty() => next = token.into(),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Runs a program in a container; `each` is called with every line that it writes.
+    ///
+    /// # Errors
+    /// It cannot be run, fails, or `each` does not understand a line.
+    pub fn exec(
+        &self,
+        place: (&str, &str),
+        program: &[&str],
+        timeout: Duration,
+        each: &mut (dyn FnMut(&str) -> Result<(), String> + Send),
+    ) -> Result<(), Refusal> {
+        let (namespace, pod) = place;
+        let words = [&["exec", "--namespace", namespace, pod, "--container", "agent", "--"], program].concat();
+        self.run(&words, timeout, |out| {
+            let mut problem = Ok(());
+            loop {
+                let mut line = String::new();
+                let read = (&mut *out).take(LONGEST_LINE).read_line(&mut line);
+                match read {
+                    Ok(0) => return problem,
+                    Ok(_) if problem.is_ok() && !line.trim().is_empty() => {
+                        problem = each(&line).map_err(|why| Refusal { why, is_final: true });
+                    }
+                    Ok(_) => {}
+                    Err(e) => return problem.and(Err(Refusal::new(format!("its answer is no text: {e}")))),
+                }
+            }
+        })
+    }
+}
+
+/// Tries three times, with a pause, what may go well the next time.
+pub fn again<T>(mut what: impl FnMut() -> Result<T, Refusal>) -> Result<T, Refusal> {
+    const TRIES: u32 = 3;
+    let mut tried = 1;
+    loop {
+        match what() {
+            Err(refusal) if !refusal.is_final && tried < TRIES => {
+                std::thread::sleep(Duration::from_millis(500) * tried);
+                tried += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// A text as part of a query (RFC 3986).
+fn escaped(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte.into()),
+            other => out += &format!("%{other:02X}"),
+        }
+    }
+    out
+}

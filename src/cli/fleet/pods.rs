@@ -1,0 +1,182 @@
+//! From a pod to what is known of its interception: by its manifest, with what an injector
+//! adds, and by the rules of its node's kernel where an agent told of them.
+
+use std::sync::Arc;
+
+use crate::audit::accept::Subject;
+use crate::audit::escapes::kind::Severity;
+use crate::audit::fleet::facts::{Fact, Facts};
+use crate::audit::fleet::shapes::{Asked, Shapes};
+use crate::audit::fleet::{FleetFinding, KnownBy, Looked, Standing, Variant};
+use crate::audit::source::options::{self, KnownPod};
+use crate::config::facts::families_of;
+use crate::config::given::Given;
+use crate::config::pod::documents::PodTemplate;
+use crate::config::pod::injector::{Injector, InjectorVerdict};
+use crate::config::pod::manifest::{Manifest, ManifestError, PodOptions};
+use crate::config::pod::{NodeOptions, model::Pod};
+use crate::config::settings::Face;
+use crate::config::types::Families;
+
+use crate::cli::source;
+
+/// What pods are looked at by.
+pub struct Eye<'a> {
+    pub injector: &'a Injector,
+    pub node: &'a NodeOptions,
+    pub facts: &'a Facts,
+}
+
+impl Eye<'_> {
+    /// What becomes of the traffic of a template's pods. `standing`: what an injector says.
+    pub fn look(&self, template: PodTemplate, standing: InjectorVerdict, shapes: &mut Shapes) -> Looked {
+        let labels = template.pod.labels();
+        let subject = Subject {
+            namespace: &template.workload.namespace,
+            workload: (&template.workload.kind, &template.workload.name),
+            labels: &labels,
+        };
+        let fact = template.uid.as_deref().and_then(|uid| self.facts.of(uid));
+        let mut own = Vec::new();
+        let by_kernel = fact.and_then(|fact| self.by_kernel(fact, &template, &standing, &subject, shapes, &mut own));
+        let (standing, origin) = match by_kernel {
+            Some(standing) => (standing, KnownBy::Kernel),
+            None => (self.by_manifest(&template, standing, &subject, shapes, &mut own), KnownBy::Manifest),
+        };
+        let is_there = template.node.is_some();
+        let pods = is_there.then(|| template.pod.full_name()).into_iter().collect();
+        let place = (!is_there).then_some(template.place);
+        let variant = Variant { standing, origin, count: template.pods, pods, place, own };
+        Looked { workload: template.workload, labels, variant }
+    }
+
+    fn by_manifest(
+        &self,
+        template: &PodTemplate,
+        standing: InjectorVerdict,
+        subject: &Subject,
+        shapes: &mut Shapes,
+        own: &mut Vec<Arc<FleetFinding>>,
+    ) -> Standing {
+        match standing {
+            InjectorVerdict::HostNetwork => Standing::HostNetwork,
+            InjectorVerdict::Ambient => Standing::Ambient,
+            InjectorVerdict::LeftAlone(why) => Standing::LeftAlone(why),
+            InjectorVerdict::Outside(why) => Standing::Outside(why),
+            InjectorVerdict::AsItIs => self.intercepted(template.pod.clone(), subject, shapes, own),
+            // A pod that is there has been at the injector, or will not be.
+            InjectorVerdict::Injected { assumed: true } if template.node.is_some() => {
+                Standing::Outside("it has no sidecar; what its namespace asks for is not known".into())
+            }
+            InjectorVerdict::Injected { .. } if template.node.is_some() => Standing::NotIntercepted(
+                "it or its namespace asks for a sidecar, and it has none: it is older than the label, or the injector was away".into(),
+            ),
+            InjectorVerdict::Injected { .. } => {
+                self.intercepted(self.injector.inject(&template.pod), subject, shapes, own)
+            }
+        }
+    }
+
+    /// What the kernel has, where that was told.
+    fn by_kernel(
+        &self,
+        fact: &Fact,
+        template: &PodTemplate,
+        standing: &InjectorVerdict,
+        subject: &Subject,
+        shapes: &mut Shapes,
+        own: &mut Vec<Arc<FleetFinding>>,
+    ) -> Option<Standing> {
+        if ["enrolled", "pending"].contains(&fact.state.as_str()) {
+            return Some(Standing::Ambient);
+        }
+        let number = fact.rules?;
+        let found = self.facts.source(number)?;
+        let manifest = Manifest::of(template.pod.clone()).ok()?;
+        if found.held.is_empty() {
+            let wants = *standing == InjectorVerdict::AsItIs && manifest.wanted(self.node).is_ok();
+            let why = || fact.why.clone().unwrap_or_else(|| "the kernel has no rules of an interception".into());
+            // Without rules a pod is what its manifest says that it is to be.
+            return wants.then(|| Standing::NotIntercepted(why()));
+        }
+        let asked = Asked {
+            key: format!("kernel {number}"),
+            proxy_user: manifest.proxy_user(),
+            source: Box::new(|| Ok((found.clone(), None))),
+        };
+        match shapes.find(subject, asked) {
+            Ok(shape) => {
+                own.extend(shapes.of_containers(subject, shape, &manifest));
+                own.extend((fact.state == "drifted").then(|| Arc::new(drift(fact))));
+                Some(Standing::Intercepted(shape))
+            }
+            Err(problem) => Some(Standing::Unknown(problem)),
+        }
+    }
+
+    /// The interception that a pod asks for, and what its containers could do to it.
+    fn intercepted(
+        &self,
+        pod: Pod,
+        subject: &Subject,
+        shapes: &mut Shapes,
+        own: &mut Vec<Arc<FleetFinding>>,
+    ) -> Standing {
+        let manifest = match Manifest::of(pod) {
+            Ok(manifest) => manifest,
+            Err(e) => return Standing::Refused(e.to_string()),
+        };
+        let (given, face, notes) = match manifest.wanted(self.node) {
+            Ok(PodOptions::Init { arguments, variables }) => match source::given_of_init(&arguments, &variables) {
+                Ok((given, face)) => (given, face, Vec::new()),
+                Err(e) => return Standing::Refused(e.to_string()),
+            },
+            Ok(PodOptions::Annotations(given, notes)) => (given, Face::Init, notes),
+            Err(ManifestError::LeftAlone(why)) => return Standing::LeftAlone(why.to_string()),
+            Err(e) => return Standing::Refused(e.to_string()),
+        };
+        match shapes.find(subject, asked(&manifest, &given, face, notes)) {
+            Ok(shape) => {
+                own.extend(shapes.of_containers(subject, shape, &manifest));
+                Standing::Intercepted(shape)
+            }
+            Err(problem) => Standing::Refused(problem),
+        }
+    }
+}
+
+/// What an agent says of rules that are not what they should be.
+fn drift(fact: &Fact) -> FleetFinding {
+    FleetFinding {
+        id: "drift".into(),
+        severity: if fact.escapes { Severity::High } else { Severity::Medium },
+        title: "the rules are not what they should be".into(),
+        meaning: String::new(),
+        items: Vec::new(),
+        what: fact.why.iter().cloned().collect(),
+        by: Vec::new(),
+        example: None,
+        closes: "the node's agent repairs it, unless it runs with --heal false: podweir node why NAMESPACE/POD".into(),
+        accepted: None,
+    }
+}
+
+/// What to audit: the same text for all pods that ask for the same.
+fn asked<'a>(manifest: &Manifest, given: &'a Given, face: Face, notes: Vec<String>) -> Asked<'a> {
+    // Addresses differ from pod to pod, and findings do not by them: their families count.
+    let families = families_of(&manifest.addresses);
+    let options: Vec<String> = given.iter().map(|(opt, _, text)| format!("{opt:?}={text}")).collect();
+    let key = format!("{face:?} {families:?} {:?} {:?} {options:?}", manifest.dns_servers, given.envoy_user());
+    let known = KnownPod {
+        dns_servers: manifest.dns_servers.clone(),
+        assumed: Some(if families.is_empty() { Families::BOTH } else { families }),
+        ..KnownPod::default()
+    };
+    let source = move || {
+        let mut source = options::read(given, face, &known).map_err(|e| e.to_string())?;
+        // What is assumed of all is said once, in other words.
+        source.notes = notes;
+        Ok((source, None))
+    };
+    Asked { key, proxy_user: manifest.proxy_user(), source: Box::new(source) }
+}
