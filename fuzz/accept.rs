@@ -20,6 +20,7 @@ pub fn run(bytes: &str) {
         source: &source,
         wanted: None,
         manifest: None,
+        proxy_user: None,
         established: None,
         accepted: &accepted,
         today: date(2026, 1, 1),

@@ -67,6 +67,7 @@ pub fn run(bytes: &[u8]) {
         source: &source,
         wanted: Some(&wanted),
         manifest: None,
+        proxy_user: None,
         established: None,
         accepted: &Accepted::default(),
         today: date(2026, 1, 1),

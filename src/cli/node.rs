@@ -249,7 +249,7 @@ fn settings(matches: &ArgMatches) -> Result<Settings, CliError> {
     let listen = match text_of(matches, "listen").as_deref() {
         None | Some("none") => None,
         Some(text) => Some(Listen::parse(text).ok_or_else(|| {
-            CliError::invalid("--listen", &text, ":15014 for all addresses, one such as 10.0.0.10:15014, or none")
+            CliError::invalid("--listen", text, ":15014 for all addresses, one such as 10.0.0.10:15014, or none")
         })?),
     };
     let on_failure = text_of(matches, "on-failure").unwrap_or_default();

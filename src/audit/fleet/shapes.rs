@@ -40,13 +40,17 @@ pub struct Shape {
     owners: (Vec<u32>, Vec<u32>),
 }
 
+/// The rules of an interception, and beside those that are there, where they were read, those
+/// that are wanted.
+pub type Sources = Result<(Source, Option<Source>), String>;
+
 /// What an interception is asked to be, and what else is known of its pods.
 pub struct Asked<'a> {
     /// What is the same for all pods that have the same: its text.
     pub key: String,
     pub proxy_user: Option<u32>,
     /// Where the rules come from.
-    pub source: Box<dyn FnOnce() -> Result<(Source, Option<Source>), String> + 'a>,
+    pub source: Box<dyn FnOnce() -> Sources + 'a>,
 }
 
 /// All of them.

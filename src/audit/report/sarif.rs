@@ -23,7 +23,7 @@ pub fn write(report: &Report) -> String {
         let mut text = format!("{}: {}.", escape.title(), escape.kind.meaning());
         text += &format!(" What escapes: {}.", words::flows(escape, report.space).join("; "));
         text += &format!(" By: {}.", by(escape).join("; "));
-        text += &format!(" For example: {}. To close it: {}.", escape.example.to_string(), escape.closes());
+        text += &format!(" For example: {}. To close it: {}.", escape.example, escape.closes());
         let places = exits.into_iter().map(|e| (format!("{}: {}", e.place, e.rule), "rule")).collect();
         results.push(result(report, &escape.id(), escape.severity, text, places, &judged.accepted));
     }
