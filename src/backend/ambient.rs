@@ -25,7 +25,13 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    fn session(&self) -> Result<Session, InstallError> {
+    /// A session in the namespace that the calling thread is in, for who may have to take back
+    /// what it did ([`Session::undo`]).
+    ///
+    /// # Errors
+    ///
+    /// That the kernel's sockets cannot be opened, or that somebody else changes the rules.
+    pub fn session(&self) -> Result<Session, InstallError> {
         let route = Netlink::open(Netlink::ROUTE).map_err(InstallError::Socket)?;
         Session::open_for(Dataplane::Ambient, self.conditions.clone(), route)
     }
@@ -40,7 +46,16 @@ impl Namespace {
     ///
     /// What kept it from it; what was there before is there again.
     pub fn apply(&self, plan: &Plan) -> Result<Outcome, InstallError> {
-        self.session()?.install(&self.request(plan), false)
+        self.apply_by(&mut self.session()?, plan)
+    }
+
+    /// [`Namespace::apply`] by a session that the caller keeps.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn apply_by(&self, session: &mut Session, plan: &Plan) -> Result<Outcome, InstallError> {
+        session.install(&self.request(plan), false)
     }
 
     /// What [`Namespace::apply`] would do.

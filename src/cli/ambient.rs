@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use crate::backend::ambient::Namespace;
 use crate::backend::conditions::Conditions;
-use crate::backend::install::{self, Action};
+use crate::backend::install::{self, Action, Session};
 use crate::backend::routing;
 use crate::config::ambient::{self, AmbientOptions};
 use crate::config::facts;
@@ -195,9 +195,10 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
         return foretell(&namespace, &plan);
     }
     output::check()?;
-    let outcome = namespace.apply(&plan)?;
+    let mut changing = namespace.session()?;
+    let outcome = namespace.apply_by(&mut changing, &plan)?;
     session::report(&outcome, &plan, started);
-    finish()
+    heard(changing)
 }
 
 /// What is asked for, the families apart.
@@ -256,9 +257,19 @@ fn remove(namespace: &Namespace, dry_run: bool, started: Instant) -> Result<(), 
         return output::print("# podweir: every trace of an ambient pod's rules would be removed from every backend\n");
     }
     output::check()?;
-    let outcome = namespace.remove()?;
+    let mut changing = namespace.session()?;
+    let outcome = changing.clean()?;
     session::report(&outcome, &Plan::empty(), started);
-    finish()
+    heard(changing)
+}
+
+/// What nobody was told of is taken back.
+fn heard(mut changing: Session) -> Result<(), CliError> {
+    let Some(error) = logging::failure() else { return Ok(()) };
+    changing.undo().map_err(|(problem, _)| {
+        CliError::Failed(format!("cannot write the log: {error}; going back failed too: {problem}"))
+    })?;
+    Err(CliError::Log(error))
 }
 
 /// Prints what would be done, and says what the namespace would make of it.
@@ -278,7 +289,8 @@ fn foretell(namespace: &Namespace, plan: &Plan) -> Result<(), CliError> {
     output::print(&dry_run::text(plan, prospect.backend, namespace.conditions.rule_comments))
 }
 
-/// Whether what was said was heard.
+/// Whether what was said was heard. The sets of a node are not taken back: they are as asked for,
+/// and asking again does no harm.
 pub(super) fn finish() -> Result<(), CliError> {
     match logging::failure() {
         None => Ok(()),

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use kube::core::Status;
+use serde::Deserialize;
 
 use crate::config::pod::PodId;
 use crate::config::pod::model::Pod;
@@ -149,10 +150,23 @@ async fn once(wanted: &PodId, place: &KubeconfigPlace, limit: Duration, confined
     }
 }
 
+/// Whether an object names a kind that is not a pod's, such as a Status, whose members have
+/// the names of a pod's and other types.
+fn says_it_is_another(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct OfAKind {
+        kind: String,
+    }
+    serde_json::from_slice::<OfAKind>(body).is_ok_and(|object| object.kind != "Pod")
+}
+
 /// The pod that was asked for. The parser's own words may quote it, secrets and all: only
 /// where it stopped is told.
 fn understand(wanted: &PodId, body: &[u8]) -> Result<Pod, Mismatch> {
     let pod: Pod = serde_json::from_slice(body).map_err(|e| {
+        if says_it_is_another(body) {
+            return Mismatch::NoPod("its kind is another than Pod".into());
+        }
         let what = if e.is_data() { "it is no pod" } else { "it is no JSON" };
         Mismatch::NoPod(format!("{what} at line {}, column {}", e.line(), e.column()))
     })?;
