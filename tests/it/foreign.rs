@@ -46,7 +46,7 @@ fn an_unknown_condition_in_front_spoils_only_what_it_can_change() {
     let dump = saved(&NAT.replace("{}", "-A OUTPUT -p tcp -m set --match-set bypass dst -j ACCEPT\n"));
     let (taker, rule) = ask(&dump, &to("10.0.0.1", 443, 1000));
     assert_eq!(taker, Taker::Unknown);
-    assert!(rule.contains("--match-set bypass dst"), "{rule}");
+    assert!(rule.contains("the set bypass"), "{rule}");
     // The proxy's own traffic goes to its destination either way.
     assert_eq!(ask(&dump, &to("10.0.0.1", 443, 1337)).0, Taker::Direct);
     // Without a verdict it changes nothing.

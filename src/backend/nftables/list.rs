@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::io;
 
+use nix::libc;
+
 use crate::backend::hook::{Base, ChainKind};
 use crate::backend::limit::{Most, TooMany};
 use crate::config::types::Interface;
@@ -32,7 +34,7 @@ pub fn everything(netlink: &mut Netlink, most: Most) -> io::Result<Vec<NftTable>
     let before = survey::tables(netlink)?.generation;
     let mut lister = Lister { most, ..Lister::default() };
     dump(netlink, Msg::GetTable, NfFamily::UNSPEC, |_| (), |message| lister.table(&message))?;
-    lister.rest(netlink, NfFamily::UNSPEC, None)?;
+    lister.rest(netlink, NfFamily::UNSPEC, None).map_err(gone)?;
     let tables = lister.finish()?;
     match survey::tables(netlink)?.generation == before {
         true => Ok(tables),
@@ -44,7 +46,7 @@ pub fn everything(netlink: &mut Netlink, most: Most) -> io::Result<Vec<NftTable>
 ///
 /// # Errors
 ///
-/// The kernel's, when it does not answer.
+/// The kernel's, when it does not answer; `Interrupted` when one of them went away meanwhile.
 pub fn ours(
     netlink: &mut Netlink,
     dataplane: Dataplane,
@@ -56,11 +58,19 @@ pub fn ours(
         lister.raw = Some(RawTable::default());
         let name = names::table(dataplane, table);
         let question = request(Msg::GetTable, 0, NfFamily::INET, |a| a.string(NFTA_TABLE_NAME, name));
-        netlink.get(question.bytes(), |message| lister.table(&message))?;
-        lister.rest(netlink, NfFamily::INET, Some(name))?;
+        netlink.get(question.bytes(), |message| lister.table(&message)).map_err(gone)?;
+        lister.rest(netlink, NfFamily::INET, Some(name)).map_err(gone)?;
         raw.extend(lister.raw.take().map(|kept| (table, kept)));
     }
     Ok((lister.finish()?, raw))
+}
+
+/// What was seen a moment ago and is not there now: somebody changes the rules meanwhile.
+fn gone(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => io::ErrorKind::Interrupted.into(),
+        _ => error,
+    }
 }
 
 /// Tables being listed, found by name.
