@@ -27,10 +27,15 @@ pub fn is_live(matches: &ArgMatches) -> bool {
 /// looked at, processes have to be as well, so [`to_named_files`] comes after that.
 pub fn begin(matches: &ArgMatches) {
     if is_live(matches) {
-        privilege::keep_only(LOOKING.and_namespaces());
+        to_looking();
     } else {
         to_named_files(matches);
     }
+}
+
+/// A kernel is looked at, in a namespace that has to be entered first perhaps.
+pub fn to_looking() {
+    privilege::keep_only(LOOKING.and_namespaces());
 }
 
 /// The namespace to look at is entered.

@@ -51,7 +51,11 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
             "--pod-manifest says which rules are wanted, and so do options behind -- and --as: give one of them".into(),
         ));
     }
-    confine::begin(matches);
+    // Unless a dump is named, it is the kernel's rules here that are meant.
+    match matches.contains_id("dump") {
+        true => confine::begin(matches),
+        false => confine::to_looking(),
+    }
     let mut with_names = source::found(matches)?;
     confine::to_named_files(matches);
     let asked = manifest::asked(matches)?;

@@ -166,7 +166,9 @@ fn check(backend: &str) {
         // an answer that routing by its own mark takes away is not the rules' to say.
         for (at, (key, want)) in verdicts.iter().enumerate() {
             let of_slice = |probe: &Probe| at % if probe.mark == MARK { 3 } else { 9 } == 0;
-            let Some(probe) = Probe::parse(key).filter(|probe| of_slice(probe) && probe.mark != 0x111) else { continue };
+            let Some(probe) = Probe::parse(key).filter(|probe| of_slice(probe) && probe.mark != 0x111) else {
+                continue;
+            };
             let who = |verdict: &str| verdict.split(' ').next().unwrap().to_owned();
             let (want, got) = (who(want.as_str().unwrap()), who(&pod.ask(&probe)));
             asked += 1;

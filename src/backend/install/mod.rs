@@ -334,7 +334,8 @@ impl Session {
         if same && elsewhere.is_empty() && found.guard.is_none() && !request.force {
             return Ok(InstallDecision { action: Action::Unchanged, reading, ours, elsewhere });
         }
-        let moved = same_rules && elsewhere.iter().all(|&kind| adds_nothing(plan, &found.reading(kind)));
+        let moves = same_rules && !elsewhere.is_empty();
+        let moved = moves && elsewhere.iter().all(|&kind| adds_nothing(plan, &found.reading(kind)));
         let interrupted = found.guard.is_some() || is_unfinished(&reading) || moved;
         let differs = (reading.present && !same) || !elsewhere.is_empty();
         let refuses = kind != BackendKind::Nftables && differs && !interrupted && !request.reconcile;
