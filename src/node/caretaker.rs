@@ -208,7 +208,7 @@ impl Care {
                 let often = format!("{what}; this happens so often that repairs wait {} s", pause.as_secs().max(1));
                 warn!(pod = %self.tracked.known(), "{often}");
                 self.tracked.note(often.clone());
-                self.tell(Kind::Failed, often);
+                self.tell(Kind::Waits, often);
             }
             return pause;
         }

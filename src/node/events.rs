@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LONGEST_NOTE: usize = 1000;
 
 /// What kind of event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Rules were missing, and were made.
     Repaired,
@@ -34,6 +34,10 @@ pub enum Kind {
     Drifted,
     /// Something cannot be mended.
     Failed,
+    /// Something has to be mended so often that it waits. It has the reason of what fails, and an
+    /// action of its own, since the recorder puts events of the same reason and action together
+    /// and keeps the first one's note.
+    Waits,
 }
 
 impl Kind {
@@ -42,7 +46,7 @@ impl Kind {
         match self {
             Self::Repaired => "InterceptionRepaired",
             Self::Drifted => "InterceptionDrifted",
-            Self::Failed => "InterceptionFailed",
+            Self::Failed | Self::Waits => "InterceptionFailed",
         }
     }
 
@@ -51,6 +55,7 @@ impl Kind {
             Self::Repaired => "Repair",
             Self::Drifted => "Verify",
             Self::Failed => "Intercept",
+            Self::Waits => "Wait",
         }
     }
 }
@@ -90,14 +95,14 @@ impl Teller {
 /// Sends what is told, for ever.
 pub async fn send(client: kube::Client, node: String, mut queue: Receiver<Happened>, metrics: Arc<Metrics>) {
     let recorder = Recorder::new(client, Reporter { controller: "podweir".into(), instance: Some(node) });
-    let mut budgets: HashMap<(String, &str), Budget> = HashMap::new();
+    let mut budgets: HashMap<(String, Kind), Budget> = HashMap::new();
     while let Some(happened) = queue.recv().await {
         let now = Instant::now();
         if budgets.len() > 4 * QUEUE {
             budgets.clear();
         }
         let reason = happened.kind.reason();
-        let budget = budgets.entry((happened.pod.uid.clone(), reason));
+        let budget = budgets.entry((happened.pod.uid.clone(), happened.kind));
         let budget = budget.or_insert_with(|| Budget::new(PER_POD.0, PER_POD.1, now));
         if budget.take(now).is_err() {
             metrics.event(reason, "limited");

@@ -41,7 +41,7 @@ impl<W: World> Care<W> {
                 }
                 if let Err(pause) = self.repairs.take(Instant::now()) {
                     let often = format!("{what}; this happens so often that repairs wait {} s", pause.as_secs().max(1));
-                    self.drifted(known, Kind::Failed, often);
+                    self.drifted(known, Kind::Waits, often);
                     self.look = true;
                     return Turn::Wait(pause);
                 }
