@@ -137,6 +137,7 @@ fn weighed(namespace: &Namespace, arguments: &[&str]) -> (Option<i32>, String, i
     let (status, usage) = namespace.run(|| {
         let mut command = Command::new(PODWEIR);
         command.args(arguments).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        #[expect(clippy::zombie_processes, reason = "wait4 waits for it, and tells its memory besides")]
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let (mut status, mut usage) = (0, std::mem::MaybeUninit::<libc::rusage>::uninit());
         // SAFETY: both pointers are to locals, which the kernel fills where it gives no error.
