@@ -199,7 +199,9 @@ impl Care {
         if !self.agent.settings.heal {
             let consequence =
                 drift.as_ref().and_then(|d| d.effects.first()).map(|e| format!("; {e}")).unwrap_or_default();
-            self.tell(Kind::Drifted, format!("{what}{consequence}; it is not repaired, since --heal is off"));
+            let note = format!("{what}{consequence}; it is not repaired, since --heal is off");
+            warn!(pod = %self.tracked.known(), "{note}");
+            self.tell(Kind::Drifted, note);
             return interval;
         }
         if let Err(pause) = self.repairs.take(Instant::now()) {
