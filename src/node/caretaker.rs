@@ -107,7 +107,7 @@ impl Care {
             return pause;
         }
         if wanted.needs_resolv_conf() {
-            match self.agent.resolv_conf(&self.tracked, place.identity).await {
+            match self.agent.places.resolv_conf(&self.tracked.known().uid, place.identity).await {
                 Ok(Some(text)) => wanted.resolv_conf = Some(text),
                 // Its first process comes in a moment.
                 Ok(None) => return WAIT_FOR_PROCESS,

@@ -14,8 +14,8 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tracing::warn;
+
+use super::accept;
 
 /// How many may ask at once, and how long one may take to ask.
 const AT_ONCE: usize = 32;
@@ -71,25 +71,14 @@ pub async fn bind(listen: Listen) -> io::Result<TcpListener> {
 
 /// Answers for ever.
 pub async fn serve(listener: TcpListener, told: Arc<dyn Told>) {
-    let places = Arc::new(Semaphore::new(AT_ONCE));
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Out of descriptors, mostly: waiting gives some back.
-                warn!("cannot take a connection for metrics and probes: {error}");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                continue;
-            }
-        };
+    accept::serve(listener, "for metrics and probes", AT_ONCE, |stream| {
         let told = told.clone();
-        tokio::task::spawn(async move {
+        async move {
             // Who asks and goes is not missed.
             let _ = tokio::time::timeout(PATIENCE, connection(stream, told)).await;
-            drop(place);
-        });
-    }
+        }
+    })
+    .await;
 }
 
 async fn connection(stream: TcpStream, told: Arc<dyn Told>) -> hyper::Result<()> {

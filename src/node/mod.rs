@@ -53,6 +53,7 @@
 //!
 //! While it is away some 3,000 connections are refused in the busiest second. Nobody lists.
 
+mod accept;
 mod agent;
 pub mod ambient;
 pub mod api;

@@ -106,7 +106,7 @@ async fn agent(settings: Settings) -> Result<(), RunError> {
     let listener = socket::bind(&settings.run_dir.join(SOCKET))?;
     tokio::spawn(socket::serve(listener, Arc::new(OnSocket(agent.clone()))));
     tokio::spawn(events::send(client.clone(), settings.node.clone(), queue, agent.metrics.clone()));
-    agent.read_attachments();
+    agent.places.read_attachments();
     if let Some(given) = &settings.ambient {
         // A client of its own: the pauses between watches are those of one watch. And before
         // the first pod is known.

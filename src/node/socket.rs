@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
 use crate::cni::agent::message::{self, Answer, LONGEST_LINE, Request};
 use crate::cni::protocol::Code;
+
+use super::accept;
 
 /// How many may ask at once. A node has a few hundred pods.
 const AT_ONCE: usize = 256;
@@ -71,26 +72,15 @@ pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
 
 /// Answers for ever.
 pub async fn serve(listener: UnixListener, answers: Arc<impl Answers>) {
-    let places = Arc::new(Semaphore::new(AT_ONCE));
-    loop {
-        // Who finds no place waits in the socket's own queue.
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                warn!("cannot take a connection on the agent's socket: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+    accept::serve(listener, "on the agent's socket", AT_ONCE, |stream| {
         let answers = answers.clone();
-        tokio::spawn(async move {
+        async move {
             if tokio::time::timeout(PATIENCE, connection(stream, &*answers)).await.is_err() {
                 answers.heard("unknown", "timeout");
             }
-            drop(place);
-        });
-    }
+        }
+    })
+    .await;
 }
 
 async fn connection(mut stream: UnixStream, answers: &impl Answers) {

@@ -1,0 +1,122 @@
+//! Where the network namespaces of pods are: as the plugin kept it on disk while no agent ran,
+//! or by the processes of a pod in the node's /proc. Never the node's own.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use crate::cni::agent::message::AttachmentName;
+use crate::cni::state::{KeptNetns, Store};
+use crate::node::inventory::Place;
+use crate::node::processes;
+use crate::sys::netns::{self, Netns};
+
+use super::lock;
+
+/// How long a look into the node's /proc is good for.
+const PROCESSES_AGE: Duration = Duration::from_secs(1);
+
+/// The paths of pods' network namespaces, by the pods' UIDs.
+type Namespaces = HashMap<String, PathBuf>;
+
+/// What leads to pods' network namespaces.
+#[derive(Debug)]
+pub struct Places {
+    run_dir: PathBuf,
+    host_proc: PathBuf,
+    /// The namespaces of pods that have processes, and when that was looked up.
+    processes: Mutex<Option<(Instant, Arc<Namespaces>)>>,
+    /// Attachments that are known and whose pods have not been looked at yet, by UID.
+    kept: Mutex<HashMap<String, (AttachmentName, KeptNetns)>>,
+}
+
+impl Places {
+    /// `run_dir` is where the plugin keeps attachments, `host_proc` the node's /proc.
+    pub fn new(run_dir: &Path, host_proc: &Path) -> Self {
+        Self {
+            run_dir: run_dir.into(),
+            host_proc: host_proc.into(),
+            processes: Mutex::default(),
+            kept: Mutex::default(),
+        }
+    }
+
+    /// Takes note of the attachments that the plugin kept on disk while no agent ran.
+    pub fn read_attachments(&self) {
+        let (found, problems) = Store::new(&self.run_dir).all();
+        problems.iter().for_each(|problem| warn!("an attachment cannot be used: {problem}"));
+        for (attachment, state) in found {
+            let (Some(uid), Some(netns)) = (state.uid, state.netns) else { continue };
+            let name = AttachmentName { container: attachment.container_id, interface: attachment.ifname };
+            // Of several the newest is the pod's sandbox of today.
+            self.keep(uid, name, netns);
+        }
+    }
+
+    /// Keeps an attachment for the pod that it belongs to.
+    pub fn keep(&self, uid: String, attachment: AttachmentName, netns: KeptNetns) {
+        lock(&self.kept).insert(uid, (attachment, netns));
+    }
+
+    /// The attachment of a pod as it was kept, once, if its path still leads to its namespace.
+    pub fn take_kept(&self, uid: &str) -> Option<(AttachmentName, Place)> {
+        let (attachment, netns) = lock(&self.kept).remove(uid)?;
+        let place = self.open(&netns.path).ok()?;
+        (place.identity == netns.identity).then_some((attachment, place))
+    }
+
+    /// The namespace that one of a pod's processes is in.
+    pub async fn of_processes(self: &Arc<Self>, uid: &str) -> Option<Place> {
+        let (places, wanted) = (self.clone(), uid.to_owned());
+        let found = tokio::task::spawn_blocking(move || places.processes().get(&wanted).cloned()).await;
+        self.open(&found.ok().flatten()?).inspect_err(|e| warn!(pod = uid, "{e}")).ok()
+    }
+
+    /// The resolv.conf of a pod whose namespace has this identity, once it has a process.
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub async fn resolv_conf(self: &Arc<Self>, uid: &str, identity: (u64, u64)) -> io::Result<Option<String>> {
+        let (places, uid) = (self.clone(), uid.to_owned());
+        let work = move || match places.processes().get(&uid) {
+            Some(netns) => match processes::resolv_conf(netns, identity) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                read => read.map(Some),
+            },
+            None => Ok(None),
+        };
+        tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+    }
+
+    /// Opens a namespace; never the node's own.
+    ///
+    /// # Errors
+    /// It is no network namespace, or the node's, or it cannot be told which one it is.
+    pub fn open(&self, path: &Path) -> Result<Place, String> {
+        let netns = Netns::open(path).map_err(|e| e.to_string())?;
+        let identity = netns.identity().map_err(|e| format!("cannot look at {}: {e}", path.display()))?;
+        let host = Netns::open(&self.host_proc.join("1/ns/net"))
+            .and_then(|host| host.identity().map_err(|source| netns::NetnsError::Open { path: path.into(), source }));
+        match host {
+            Ok(host) if host == identity => Err(format!("{} is the node's own network namespace", path.display())),
+            Err(e) => Err(format!("cannot tell the node's own network namespace: {e}")),
+            Ok(_) => Ok(Place { netns: Arc::new(netns), identity }),
+        }
+    }
+
+    fn processes(&self) -> Arc<Namespaces> {
+        let mut processes = lock(&self.processes);
+        if let Some((at, known)) = &*processes
+            && at.elapsed() < PROCESSES_AGE
+        {
+            return known.clone();
+        }
+        let found = Arc::new(processes::namespaces(&self.host_proc));
+        *processes = Some((Instant::now(), found.clone()));
+        found
+    }
+}
