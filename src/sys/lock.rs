@@ -21,13 +21,14 @@
 //! join at the same time at least one sees the other, since each joins before it looks;
 //! both may have to leave, and try again after pauses of random length.
 
-use std::fs::{DirEntry, File};
+use std::fs::{DirEntry, File, Metadata};
 use std::io::{self, BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
-use nix::sys::stat::fstat;
+use nix::sys::stat::{fstat, major, minor};
 
 use super::netlink::{Netlink, attributes};
 use super::netns;
@@ -215,10 +216,8 @@ fn name_of(member: Member) -> String {
 /// capabilities than it. They can see the sockets of the network namespaces that its threads
 /// are in: a process there, of the very number that the socket has for a port, is the one.
 fn has_socket(pid: u32, inode: u64) -> bool {
-    let link = format!("socket:[{inode}]");
-    let leads_to_it = |entry: DirEntry| std::fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == &*link);
-    match std::fs::read_dir(format!("/proc/{pid}/fd")) {
-        Ok(open) => open.flatten().any(leads_to_it),
+    match opens_socket(pid, inode) {
+        Ok(opens) => opens,
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             let sees_it = |thread: DirEntry| {
                 let listing = File::open(thread.path().join("net/netlink")).map(BufReader::new);
@@ -231,6 +230,22 @@ fn has_socket(pid: u32, inode: u64) -> bool {
     }
 }
 
+/// Whether a socket is among what a process has open. The folder may be there to be listed
+/// while its links are not to be followed.
+fn opens_socket(pid: u32, inode: u64) -> io::Result<bool> {
+    let link = format!("socket:[{inode}]");
+    let mut refused = None;
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+        match std::fs::read_link(entry.path()) {
+            Ok(to) if to.as_os_str() == &*link => return Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => refused = Some(e),
+            // Of another file, or closed since.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    refused.map_or(Ok(false), Err)
+}
+
 fn described(pid: &str) -> String {
     match std::fs::read_to_string(format!("/proc/{pid}/comm")) {
         Ok(name) => format!("{} (pid {pid})", name.trim()),
@@ -238,17 +253,31 @@ fn described(pid: &str) -> String {
     }
 }
 
-/// Who holds a flock(2) on the file with this inode, as "name (pid N)", if it is to be
-/// seen in proc(5)'s locks.
-pub fn holder(inode: u64) -> Option<String> {
+/// Who holds a flock(2) on a file, as "name (pid N)", if it is to be seen in proc(5)'s locks.
+pub fn holder(file: &Metadata) -> Option<String> {
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    let pid = locks.lines().find_map(|line| {
+    Some(described(holder_in(&locks, file.dev(), file.ino())?))
+}
+
+/// The number of the process that a listing names. Files of different file systems may share an
+/// inode, so the one with the device counts; file systems that are made of others (overlayfs,
+/// btrfs) tell a device here that stat(2) does not.
+fn holder_in(locks: &str, device: u64, inode: u64) -> Option<&str> {
+    let mut any = None;
+    for line in locks.lines() {
         let fields: Vec<&str> = line.split_whitespace().collect();
         // "1: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF"; a waiter's line has an arrow.
-        let [_, "FLOCK", _, _, pid, file, ..] = fields[..] else { return None };
-        (file.rsplit(':').next()?.parse() == Ok(inode)).then_some(pid)
-    })?;
-    Some(described(pid))
+        let [_, "FLOCK", _, _, pid, file, ..] = fields[..] else { continue };
+        let Some((on, number)) = file.rsplit_once(':') else { continue };
+        if number.parse() != Ok(inode) {
+            continue;
+        }
+        if on == format!("{:02x}:{:02x}", major(device), minor(device)) {
+            return Some(pid);
+        }
+        any.get_or_insert(pid);
+    }
+    any
 }
 
 #[cfg(test)]
@@ -264,6 +293,17 @@ mod tests {
         assert_eq!(from_proc(text.as_bytes()).unwrap(), [Member { inode: 1321465, port: 14108 }]);
         assert!(from_proc("\n0 12 x 40000000 0 0 0 2 0 y\n".as_bytes()).is_err());
         assert!(is_member(&0x4000_0000u64.to_ne_bytes()) && !is_member(&[0; 8]) && !is_member(&[]));
+    }
+
+    #[test]
+    fn the_holder_of_a_file_is_told_by_its_device_where_that_is_the_same() {
+        let locks = "1: POSIX  ADVISORY  WRITE 1 fe:00:7 0 EOF\n2: FLOCK  ADVISORY  WRITE 2 00:1c:7 0 EOF\n\
+            2: -> FLOCK  ADVISORY  WRITE 4 00:1c:7 0 EOF\n3: FLOCK  ADVISORY  WRITE 3 fe:00:7 0 EOF\nFLOCK\n";
+        let device = nix::sys::stat::makedev;
+        assert_eq!(holder_in(locks, device(0xfe, 0), 7), Some("3"));
+        assert_eq!(holder_in(locks, device(0, 0x1c), 7), Some("2"));
+        assert_eq!(holder_in(locks, device(9, 9), 7), Some("2"));
+        assert_eq!(holder_in(locks, device(0xfe, 0), 8), None);
     }
 
     #[test]

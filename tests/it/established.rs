@@ -128,7 +128,7 @@ fn what_is_tracked_goes_on_past_the_proxy_and_is_said_and_ended() {
         ] {
             assert!(log.contains(words), "{backend}: no '{words}' in {log}");
         }
-        assert!(!log.contains("3306") && !log.contains("9000"), "{backend}: {log}");
+        assert!(!log.contains(":3306") && !log.contains(":9000"), "{backend}: {log}");
         assert!(all().all(Pair::works), "{backend}: {log}");
         // A run that finds nothing to change ends them as well.
         let log = place.pod.ok(&[&init[..], &["--established", "reset"]].concat());

@@ -232,7 +232,7 @@ impl Programs {
 
     fn locked(&self, program: String) -> ProgramError {
         let lock = self.lock_file();
-        let holder = std::fs::metadata(&lock).ok().and_then(|meta| sys::lock::holder(meta.ino()));
+        let holder = std::fs::metadata(&lock).ok().and_then(|file| sys::lock::holder(&file));
         ProgramError::Locked {
             program,
             lock: lock.display().to_string(),
