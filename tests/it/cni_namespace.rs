@@ -198,7 +198,7 @@ fn a_failed_add_leaves_the_namespace_as_it_was() {
     let add = cluster.add().key("backend", json!("iptables-legacy")).variable("PATH", "/nonexistent");
     let (code, message) = add.call().error();
     assert!(code == 100 && message.contains("iptables-legacy-restore"), "{message}");
-    let held = cluster.namespace.run(|| podweir::sys::lock::acquire(Duration::ZERO)).unwrap();
+    let held = cluster.namespace.lock();
     let (code, message) = cluster.add().key("timeout", json!("700ms")).call().error();
     assert_eq!(code, 11, "{message}");
     drop(held);

@@ -201,7 +201,7 @@ fn a_lock_held_past_the_deadline_names_its_holder() {
         // The thread that holds it stays in the namespace, as a run of podweir does: whoever
         // may not trace a process (no CAP_SYS_PTRACE) knows the holder by that.
         namespace.run(|| {
-            let _held = podweir::sys::lock::acquire(Duration::ZERO).unwrap();
+            let _held = namespace.lock();
             let arguments = init(backend, &["--lock-timeout", "200ms"]);
             let mut confined = vec!["--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace", PODWEIR];
             confined.extend(&arguments);

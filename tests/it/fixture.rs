@@ -7,9 +7,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
+use podweir::sys::lock::{self, Lock};
 
 /// The podweir under test; for the demonstration the release build.
 pub const PODWEIR: &str = match option_env!("CARGO_BIN_EXE_podweir") {
@@ -95,6 +97,12 @@ impl Namespace {
             });
             entered.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// Takes podweir's lock of the namespace. One that this process just gave back may be held a
+    /// moment longer by what other tests start: a child has copies of all sockets up to its exec(2).
+    pub fn lock(&self) -> Lock {
+        self.run(|| lock::acquire(Duration::from_secs(10)).unwrap())
     }
 
     /// Where this test's iptables locks.

@@ -66,7 +66,7 @@ fn only_an_administrator_of_the_network_can_take_it() {
 #[test]
 fn it_excludes_runs_of_other_containers_and_of_one_namespace_only() {
     let (namespace, other) = (Namespace::new(), Namespace::new());
-    let held = namespace.run(|| acquire(Duration::ZERO)).unwrap();
+    let held = namespace.lock();
     other.ok(&["init", "--lock-timeout", "100ms"]);
     let container = ["--pid", "--fork", "--mount-proc", "--mount", PODWEIR, "init", "--lock-timeout", "100ms"];
     let output = namespace.command("unshare", &container, &[]);
@@ -74,7 +74,7 @@ fn it_excludes_runs_of_other_containers_and_of_one_namespace_only() {
     assert_eq!(output.status.code(), Some(1), "{log}");
     assert!(log.contains("network namespace is locked") && log.contains("not seen from here"), "{log}");
     drop(held);
-    namespace.ok(&["init", "--lock-timeout", "100ms"]);
+    namespace.ok(&["init"]);
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn many_takers_exclude_each_other_and_all_get_their_turn() {
                 });
             }
         });
-        let held = acquire(Duration::ZERO).unwrap();
+        let held = namespace.lock();
         let refused = acquire(Duration::from_millis(5)).err().unwrap();
         assert!(matches!(refused, LockError::Held { ref holder, .. } if holder.contains("(pid ")), "{refused}");
         drop(held);

@@ -9,7 +9,6 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use podweir::sys::lock::acquire;
 use serde_json::{Value, json};
 
 use crate::api::{Answer, Api, TOKEN};
@@ -86,7 +85,7 @@ fn an_init_container_keeps_what_programming_takes() {
     for (backend, more) in [("auto", 0), ("nftables", 0), ("iptables-legacy", SYS_MODULE)] {
         for command in [&["init", "--backend", backend][..], &["clean"]] {
             let more = if command[0] == "init" { more } else { 0 };
-            let held = namespace.run(|| acquire(Duration::ZERO)).unwrap();
+            let held = namespace.lock();
             let child = start(&namespace, &[command, &["--lock-timeout", "60s"]].concat());
             has_only(child.id(), NET_ADMIN | NET_RAW | SYS_PTRACE | more);
             drop(held);
@@ -100,7 +99,7 @@ fn an_init_container_keeps_what_programming_takes() {
 #[test]
 fn validation_has_what_every_path_takes() {
     let namespace = Namespace::new();
-    let held = namespace.run(|| acquire(Duration::ZERO)).unwrap();
+    let held = namespace.lock();
     let child = start(&namespace, &["init", "--run-validation", "--lock-timeout", "60s"]);
     has_only(child.id(), NET_ADMIN | NET_RAW | SYS_PTRACE | NET_BIND_SERVICE | SETUID | SETGID);
     drop(held);
