@@ -53,6 +53,8 @@
 //! | a finding of another kind | a file in `audit/lints/`, its row in `LINTS`, one line in `audit/report/mod.rs` | `--accept` knows it by its row; `lints` has a pod for each |
 
 #![deny(unsafe_code)]
+// What only this crate uses is not public, so that the compiler sees what nobody uses.
+#![warn(unreachable_pub)]
 
 pub mod audit;
 pub mod backend;

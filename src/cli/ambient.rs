@@ -47,7 +47,7 @@ Examples:
 ";
 
 /// The `ambient` subcommand.
-pub fn command() -> Command {
+pub(super) fn command() -> Command {
     let about = "Hand this pod's traffic to its node's ztunnel (ambient mode)";
     Command::new("ambient").about(about).defer(|command| {
         shared(command)
@@ -176,7 +176,7 @@ fn families(text: &str) -> Result<Option<Families>, Invalid> {
     }))
 }
 
-pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
+pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {
     let started = Instant::now();
     let shared = Shared::read(matches)?;
     let options = options(matches)?;
@@ -216,7 +216,7 @@ fn options(matches: &ArgMatches) -> Result<AmbientOptions, CliError> {
 /// # Errors
 ///
 /// That they make no sense.
-pub fn options_of(words: &[&str], addresses: &[IpAddr]) -> Result<AmbientOptions, CliError> {
+pub(super) fn options_of(words: &[&str], addresses: &[IpAddr]) -> Result<AmbientOptions, CliError> {
     let command = command().no_binary_name(true).disable_help_flag(true);
     let matches = command.try_get_matches_from(words).map_err(|e| {
         let text = e.to_string();

@@ -26,7 +26,7 @@ sets where there are none, but no rules. The agent (podweir node) does all of it
 ";
 
 /// The `ambient-host` subcommand.
-pub fn command() -> Command {
+pub(super) fn command() -> Command {
     let about = "Let a node's probes of its ambient pods be told from other traffic";
     Command::new("ambient-host").about(about).defer(|command| {
         shared(command)
@@ -62,7 +62,7 @@ fn uid(text: &str) -> Result<u32, Invalid> {
     })
 }
 
-pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
+pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {
     let started = Instant::now();
     let shared = Shared::read(matches)?;
     let kubelet_uid = read(matches, "kubelet-uid", uid)?.unwrap_or(0);

@@ -6,12 +6,12 @@ use crate::config::given::{Environment, Given, Origin};
 use crate::config::options::{OPTIONS, Spec, Takes};
 
 /// Adds every option of the table to a command.
-pub fn with_options(command: Command) -> Command {
+pub(super) fn with_options(command: Command) -> Command {
     command.args(OPTIONS.iter().filter(|spec| !spec.long.is_empty()).map(option))
 }
 
 /// One option as an argument.
-pub fn option(spec: &'static Spec) -> Arg {
+pub(super) fn option(spec: &'static Spec) -> Arg {
     let mut arg = Arg::new(spec.long)
         .long(spec.long)
         .help(spec.help)
@@ -34,7 +34,7 @@ pub fn option(spec: &'static Spec) -> Arg {
 }
 
 /// What was given: flags over variables.
-pub fn given(matches: &ArgMatches, environment: Environment) -> Given {
+pub(super) fn given(matches: &ArgMatches, environment: Environment) -> Given {
     let mut given = Given::from_environment(environment);
     for spec in OPTIONS.iter().filter(|spec| !spec.long.is_empty()) {
         // A command may take only some of the options.

@@ -85,7 +85,7 @@ impl ValueEnum for ReportFormat {
 }
 
 /// The `audit` subcommand.
-pub fn command() -> Command {
+pub(super) fn command() -> Command {
     let about = "Find every way past the proxy, and what looks unintended";
     Command::new("audit").about(about).defer(|command| {
         let arg = |name: &'static str, value: &'static str| Arg::new(name).long(name).value_name(value);
@@ -104,7 +104,7 @@ pub fn command() -> Command {
 }
 
 /// `has_options`: options stand behind `--`, or none of them do and the defaults count.
-pub fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> {
+pub(super) fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> {
     output::check()?;
     let path = |name: &str| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
     manifest::check_stdin(matches, path("accept"))?;

@@ -26,7 +26,7 @@ up. How many there are is said first. To keep them, drain the pod before: take i
 its service and let its clients finish.";
 
 /// The `clean` subcommand.
-pub fn command() -> Command {
+pub(super) fn command() -> Command {
     let about = "Remove every trace of an interception, of podweir or istio-iptables, from every backend";
     Command::new("clean").about(about).defer(|command| {
         let wanted = [Opt::NetworkNamespace, Opt::HostNetwork, Opt::LockTimeout];
@@ -34,7 +34,7 @@ pub fn command() -> Command {
     })
 }
 
-pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
+pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {
     let started = Instant::now();
     let given: Given = args::given(matches, &process_environment);
     let run = Run::resolve(&given, Face::Init)?;
@@ -58,7 +58,7 @@ pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
 
 /// Says how many connections go through the proxy by rules that are about to be removed.
 /// Whoever cannot be asked is no reason to keep the rules.
-pub fn say_what_breaks(session: &mut Session) {
+pub(super) fn say_what_breaks(session: &mut Session) {
     if !connections::possible() {
         return;
     }

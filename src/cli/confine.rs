@@ -19,13 +19,13 @@ const LOOKING: Keep = Keep::RULES.and(CAP_SYS_PTRACE).and(CAP_DAC_READ_SEARCH);
 const READING: Keep = Keep::NOTHING.and(CAP_DAC_READ_SEARCH);
 
 /// Whether a kernel's rules are asked for.
-pub fn is_live(matches: &ArgMatches) -> bool {
+pub(super) fn is_live(matches: &ArgMatches) -> bool {
     matches.get_flag("live") || ["netns", "pid"].iter().any(|name| matches.contains_id(name))
 }
 
 /// Before anything is read: what looking at rules does not take is given up. Where a kernel is
 /// looked at, processes have to be as well, so [`to_named_files`] comes after that.
-pub fn begin(matches: &ArgMatches) {
+pub(super) fn begin(matches: &ArgMatches) {
     if is_live(matches) {
         to_looking();
     } else {
@@ -34,18 +34,18 @@ pub fn begin(matches: &ArgMatches) {
 }
 
 /// A kernel is looked at, in a namespace that has to be entered first perhaps.
-pub fn to_looking() {
+pub(super) fn to_looking() {
     privilege::keep_only(LOOKING.and_namespaces());
 }
 
 /// The namespace to look at is entered.
-pub fn entered() {
+pub(super) fn entered() {
     privilege::keep_only(LOOKING);
 }
 
 /// From here on nothing is written, no program started, nobody talked to, and nothing read
 /// but the files that the arguments name.
-pub fn to_named_files(matches: &ArgMatches) {
+pub(super) fn to_named_files(matches: &ArgMatches) {
     privilege::keep_only(READING);
     let sandbox = named(matches).into_iter().fold(Sandbox::new(), Sandbox::read);
     // Runtimes' configurations, which are looked at for what was not named.
@@ -69,7 +69,7 @@ fn named(matches: &ArgMatches) -> Vec<PathBuf> {
 
 /// An interception is made or removed, in the namespace that the process is in: what that
 /// does not take is given up.
-pub fn to_programming(run: &Run) {
+pub(super) fn to_programming(run: &Run) {
     // Whose connections there are is seen in a process namespace shared with their owners.
     let mut keep = backend::capabilities(run.backend).and(CAP_SYS_PTRACE);
     if run.run_validation {
@@ -89,11 +89,11 @@ pub fn to_programming(run: &Run) {
 ///
 /// Landlock is not for it: it writes to folders of the runtime and watches their parents,
 /// which come and go, and it looks into other processes, which who is confined may not.
-pub fn to_the_nodes_agent() {
+pub(super) fn to_the_nodes_agent() {
     privilege::keep_only(Keep::RULES.and_namespaces().and(CAP_SYS_PTRACE).and(CAP_DAC_READ_SEARCH));
 }
 
 /// Who only asks the agent.
-pub fn to_asking() {
+pub(super) fn to_asking() {
     privilege::keep_only(Keep::NOTHING);
 }

@@ -24,7 +24,7 @@ use super::{output, session};
 /// # Errors
 ///
 /// That the script cannot be written.
-pub fn print(face: Face, plan: &Plan, settings: &Settings, system: NamespaceFacts) -> Result<(), CliError> {
+pub(super) fn print(face: Face, plan: &Plan, settings: &Settings, system: NamespaceFacts) -> Result<(), CliError> {
     if settings.run.cleanup_only {
         say_cleanup(settings, system);
         return output::print("# podweir: every trace of an interception would be removed from every backend\n");
@@ -85,7 +85,7 @@ fn say_cleanup(settings: &Settings, system: NamespaceFacts) {
 }
 
 /// What a backend would be given, and the commands for routing.
-pub fn text(plan: &Plan, backend: BackendKind, comments: bool) -> String {
+pub(super) fn text(plan: &Plan, backend: BackendKind, comments: bool) -> String {
     let mut out = match backend {
         BackendKind::Nftables => nftables_script(plan),
         BackendKind::IptablesNft | BackendKind::IptablesLegacy => iptables_scripts(plan, comments),
@@ -105,7 +105,7 @@ fn nftables_script(plan: &Plan) -> String {
 }
 
 /// IPv4, then IPv6.
-pub fn iptables_scripts(plan: &Plan, comments: bool) -> String {
+pub(super) fn iptables_scripts(plan: &Plan, comments: bool) -> String {
     let mut out = String::new();
     for family in plan.families.iter() {
         let program = if family == Family::V4 { "iptables" } else { "ip6tables" };

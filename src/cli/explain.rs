@@ -52,7 +52,7 @@ Examples:
 ";
 
 /// The `explain` subcommand.
-pub fn command() -> Command {
+pub(super) fn command() -> Command {
     let about = "Say who gets a connection or datagram, by which rule and why";
     Command::new("explain").about(about).defer(|command| {
         let heading = "Which flow";
@@ -105,7 +105,7 @@ pub fn command() -> Command {
     })
 }
 
-pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
+pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {
     output::check()?;
     let expect = matches.get_one::<String>("expect").and_then(|name| Taker::by_name(name));
     // What was typed is looked at before anything is read.

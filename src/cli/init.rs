@@ -65,13 +65,13 @@ Examples:
 ";
 
 /// The `init` subcommand.
-pub fn init_command() -> Command {
+pub(super) fn init_command() -> Command {
     let command = Command::new("init").about("Divert this pod's traffic to its sidecar proxy");
     face_options(command).after_long_help(format!("{INIT_NOTES}\n{VARIABLES}{INIT_EXAMPLES}"))
 }
 
 /// The `istio-iptables` subcommand.
-pub fn istio_iptables_command() -> Command {
+pub(super) fn istio_iptables_command() -> Command {
     let about = "Divert this pod's traffic as istio-iptables does: its defaults, for an injector's arguments";
     let notes = format!("{COMPATIBLE_NOTES}\n{VARIABLES}{COMPATIBLE_EXAMPLES}");
     face_options(Command::new("istio-iptables").about(about)).after_long_help(notes)
@@ -98,7 +98,7 @@ fn face_options(command: Command) -> Command {
 
 /// What to do besides programming the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Print {
+pub(super) enum Print {
     Nothing,
     /// The effective options, as JSON if that is asked for.
     Config {
@@ -107,7 +107,7 @@ pub enum Print {
 }
 
 /// Runs one of the faces with the arguments that clap has read.
-pub fn run_matches(face: Face, matches: &ArgMatches) -> Result<(), CliError> {
+pub(super) fn run_matches(face: Face, matches: &ArgMatches) -> Result<(), CliError> {
     let print = match matches.get_flag("print-config") {
         true => Print::Config { json: matches.get_flag("json") },
         false => Print::Nothing,
@@ -116,7 +116,7 @@ pub fn run_matches(face: Face, matches: &ArgMatches) -> Result<(), CliError> {
 }
 
 /// Runs one of the faces.
-pub fn run(face: Face, given: &Given, print: Print) -> Result<(), CliError> {
+pub(super) fn run(face: Face, given: &Given, print: Print) -> Result<(), CliError> {
     let started = Instant::now();
     let run = Run::resolve(given, face)?;
     if let Some(path) = &run.network_namespace {

@@ -17,7 +17,7 @@ use crate::sys::text::printable_lines;
 static FAILURE: Mutex<Option<io::Error>> = Mutex::new(None);
 
 /// Adds the log options to a command; every subcommand knows them.
-pub fn with_log_options(command: Command) -> Command {
+pub(super) fn with_log_options(command: Command) -> Command {
     command
         .arg(
             Arg::new("log_output_level")
@@ -55,7 +55,7 @@ pub fn with_log_options(command: Command) -> Command {
 
 /// The log options as typed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LogOptions {
+pub(super) struct LogOptions {
     pub json: bool,
     /// `SCOPE:LEVEL,…`
     pub levels: String,
@@ -64,7 +64,7 @@ pub struct LogOptions {
 }
 
 impl LogOptions {
-    pub fn from_matches(matches: &ArgMatches) -> Self {
+    pub(super) fn from_matches(matches: &ArgMatches) -> Self {
         let text = |name| matches.get_one::<String>(name).cloned().unwrap_or_default();
         Self {
             json: text("log_as_json") == "true",
@@ -75,7 +75,7 @@ impl LogOptions {
 }
 
 /// Starts logging as the options say. An error is what is wrong with them.
-pub fn start(options: &LogOptions) -> Result<(), String> {
+pub(super) fn start(options: &LogOptions) -> Result<(), String> {
     let base = match options.verbose {
         0 => LevelFilter::INFO,
         1 => LevelFilter::DEBUG,
@@ -134,12 +134,12 @@ impl Write for Remembering {
 }
 
 /// Whether a log line was lost, and why.
-pub fn failure() -> Option<io::Error> {
+pub(super) fn failure() -> Option<io::Error> {
     FAILURE.lock().ok()?.take()
 }
 
 /// Says why the run failed. Nothing can be done where even that cannot be written.
-pub fn report(problem: &str) {
+pub(super) fn report(problem: &str) {
     if tracing::dispatcher::has_been_set() && tracing::enabled!(tracing::Level::ERROR) {
         tracing::error!("{problem}");
     } else {

@@ -22,7 +22,7 @@ use super::source::{self, Found};
 const LARGEST: u64 = 8 << 20;
 
 /// Adds the arguments that name a manifest.
-pub fn with_manifest(command: Command) -> Command {
+pub(super) fn with_manifest(command: Command) -> Command {
     let arg = |name: &'static str| Arg::new(name).long(name).value_name("FILE").value_parser(value_parser!(PathBuf));
     command.args([
         arg("pod-manifest").help("The pod's YAML, as the injector left it; - is standard input"),
@@ -33,7 +33,7 @@ pub fn with_manifest(command: Command) -> Command {
 }
 
 /// A manifest, and what the pod's node has to say.
-pub struct Asked {
+pub(super) struct Asked {
     pub manifest: Manifest,
     node: NodeOptions,
 }
@@ -43,7 +43,7 @@ pub struct Asked {
 /// # Errors
 ///
 /// That a file cannot be read or makes no sense, naming it.
-pub fn asked(matches: &ArgMatches) -> Result<Option<Asked>, CliError> {
+pub(super) fn asked(matches: &ArgMatches) -> Result<Option<Asked>, CliError> {
     let path = |name| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
     let Some(manifest) = path("pod-manifest") else {
         return match path("netconf") {
@@ -65,7 +65,7 @@ pub fn asked(matches: &ArgMatches) -> Result<Option<Asked>, CliError> {
 /// # Errors
 ///
 /// That the file cannot be read or makes no sense.
-pub fn node_options(path: &Path) -> Result<NodeOptions, CliError> {
+pub(super) fn node_options(path: &Path) -> Result<NodeOptions, CliError> {
     let text = read("--netconf", path)?;
     let options = cni::node_options(text.as_bytes());
     options.map_err(|e| CliError::Usage(format!("--netconf: {}: {}", shown(path), e.msg)))
@@ -73,7 +73,7 @@ pub fn node_options(path: &Path) -> Result<NodeOptions, CliError> {
 
 impl Asked {
     /// Adds to what was found about the pod what only its manifest tells.
-    pub fn complete(&self, found: &mut Source) {
+    pub(super) fn complete(&self, found: &mut Source) {
         if found.pod.addresses.is_empty() {
             found.pod.addresses.clone_from(&self.manifest.addresses);
         }
@@ -83,7 +83,7 @@ impl Asked {
     }
 
     /// Adds to what is known about the pod what only its manifest tells.
-    pub fn known(&self, mut known: KnownPod) -> KnownPod {
+    pub(super) fn known(&self, mut known: KnownPod) -> KnownPod {
         if known.addresses.is_empty() {
             known.addresses.clone_from(&self.manifest.addresses);
         }
@@ -98,7 +98,7 @@ impl Asked {
     /// # Errors
     ///
     /// That it asks for none, or for what makes no sense.
-    pub fn wanted(&self, matches: &ArgMatches, found: Option<&Found>) -> Result<Source, CliError> {
+    pub(super) fn wanted(&self, matches: &ArgMatches, found: Option<&Found>) -> Result<Source, CliError> {
         let mut known = self.known(source::known(matches, found)?);
         // A manifest from a repository or an injector has no status with addresses. A dump has
         // no others than of the families that it is about.
@@ -148,7 +148,7 @@ fn unnamed(directory: &Path) -> Option<String> {
 /// # Errors
 ///
 /// That it can be read once.
-pub fn check_stdin(matches: &ArgMatches, other: Option<&Path>) -> Result<(), CliError> {
+pub(super) fn check_stdin(matches: &ArgMatches, other: Option<&Path>) -> Result<(), CliError> {
     let path = |name| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
     let dumps = matches.get_many::<String>("dump").into_iter().flatten().map(|name| name.as_str());
     let files = [path("pod-manifest"), path("netconf"), other].into_iter().flatten().filter_map(Path::to_str);
@@ -159,7 +159,7 @@ pub fn check_stdin(matches: &ArgMatches, other: Option<&Path>) -> Result<(), Cli
 }
 
 /// How a message calls a file.
-pub fn shown(path: &Path) -> String {
+pub(super) fn shown(path: &Path) -> String {
     if path == Path::new("-") { "standard input".into() } else { path.display().to_string() }
 }
 
@@ -168,7 +168,7 @@ pub fn shown(path: &Path) -> String {
 /// # Errors
 ///
 /// That it cannot be read, is no text, or is too large; `option` names it.
-pub fn read(option: &str, path: &Path) -> Result<String, CliError> {
+pub(super) fn read(option: &str, path: &Path) -> Result<String, CliError> {
     read_up_to(LARGEST, option, path)
 }
 
@@ -177,7 +177,7 @@ pub fn read(option: &str, path: &Path) -> Result<String, CliError> {
 /// # Errors
 ///
 /// As of [`read`].
-pub fn read_up_to(largest: u64, option: &str, path: &Path) -> Result<String, CliError> {
+pub(super) fn read_up_to(largest: u64, option: &str, path: &Path) -> Result<String, CliError> {
     let mut text = String::new();
     let read = match path == Path::new("-") {
         true => io::stdin().lock().take(largest + 1).read_to_string(&mut text),

@@ -76,7 +76,7 @@ fn json_flag() -> Arg {
 }
 
 /// The `node` subcommand.
-pub fn command() -> Command {
+pub(super) fn command() -> Command {
     let run = with_places(Command::new("run").about("Run the agent of this node")).args([
         text("node-name", "NAME", "This node's name in Kubernetes; default: the variable NODE_NAME"),
         text("daemon-set", "NAMESPACE/NAME", "The DaemonSet of the agent: when it is deleted, podweir is removed from the node; default: the variables POD_NAMESPACE and DAEMON_SET"),
@@ -160,7 +160,7 @@ pub fn command() -> Command {
         .subcommands([run, uninstall, status, list, why, audit])
 }
 
-pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
+pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {
     match matches.subcommand() {
         Some(("run", matches)) => {
             confine::to_the_nodes_agent();

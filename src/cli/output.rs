@@ -11,7 +11,7 @@ use super::error::CliError;
 
 /// Writes everything, or says that it could not. Arguments and manifests are shown as
 /// they are; a terminal must not take them for commands.
-pub fn print(text: &str) -> Result<(), CliError> {
+pub(super) fn print(text: &str) -> Result<(), CliError> {
     check()?;
     let mut out = io::stdout().lock();
     out.write_all(printable_lines(text).as_bytes()).and_then(|()| out.flush()).map_err(CliError::Stdout)
@@ -19,7 +19,7 @@ pub fn print(text: &str) -> Result<(), CliError> {
 
 /// Whether standard output and error are open at all, before anything is changed.
 /// The standard library takes writing to a closed one for success.
-pub fn check() -> Result<(), CliError> {
+pub(super) fn check() -> Result<(), CliError> {
     let closed = || io::Error::from(Errno::EBADF);
     match () {
         () if was_closed(1) => Err(CliError::Stdout(closed())),

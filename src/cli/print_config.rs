@@ -10,7 +10,7 @@ use super::error::CliError;
 use super::output;
 
 /// Prints the options as a table, or as JSON.
-pub fn print(given: &Given, face: Face, settings: &Settings, as_json: bool) -> Result<(), CliError> {
+pub(super) fn print(given: &Given, face: Face, settings: &Settings, as_json: bool) -> Result<(), CliError> {
     let rows = rows(given, face, settings);
     if as_json {
         let object: Map<String, Value> =

@@ -14,14 +14,14 @@ use super::logging::LogOptions;
 
 /// What was typed, understood.
 #[derive(Debug)]
-pub struct Quick {
+pub(super) struct Quick {
     pub face: Face,
     pub given: Given,
     pub log: LogOptions,
 }
 
 /// Reads the arguments, the program's name first; `None` where clap has to look at them.
-pub fn read(arguments: &[OsString], environment: Environment) -> Option<Quick> {
+pub(super) fn read(arguments: &[OsString], environment: Environment) -> Option<Quick> {
     let mut words = arguments.iter().skip(1).map(|a| a.to_str());
     let face = match words.next()?? {
         "init" => Face::Init,

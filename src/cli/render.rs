@@ -16,7 +16,7 @@ use super::{dry_run, output, source};
 
 /// How rules are written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RenderFormat {
+pub(super) enum RenderFormat {
     Table,
     Iptables,
     Nft,
@@ -69,7 +69,7 @@ Examples:
 ";
 
 /// The `render` subcommand.
-pub fn command() -> Command {
+pub(super) fn command() -> Command {
     let about = "Show the rules that options make, that the kernel holds, or that a dump tells";
     Command::new("render").about(about).defer(|command| {
         let format = Arg::new("format").long("format").value_name("FORMAT").default_value("table");
@@ -87,7 +87,7 @@ pub fn command() -> Command {
     })
 }
 
-pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
+pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {
     output::check()?;
     let format = matches.get_one::<RenderFormat>("format").copied().unwrap_or(RenderFormat::Table);
     if matches.get_flag("against") {

@@ -20,7 +20,7 @@ use crate::sys::netns;
 use super::error::CliError;
 
 /// How the rules are changed: by the options, and with what the iptables programs are started.
-pub fn conditions(run: &Run) -> Conditions {
+pub(super) fn conditions(run: &Run) -> Conditions {
     let mut programs = ProgramEnvironment { host_network: run.host_network, ..programs() };
     if run.cni_mode {
         // The namespace itself is locked; the file is the node's.
@@ -30,7 +30,7 @@ pub fn conditions(run: &Run) -> Conditions {
 }
 
 /// What the programs get from our environment.
-pub fn programs() -> ProgramEnvironment {
+pub(super) fn programs() -> ProgramEnvironment {
     let variable = |name: &'static str| process_environment(name).map(|value| (name, value.into()));
     ProgramEnvironment {
         path: process_environment("PATH").unwrap_or_default().into(),
@@ -47,7 +47,7 @@ pub fn programs() -> ProgramEnvironment {
 /// # Errors
 ///
 /// That it is a node's, and how that is known; or that it cannot be told.
-pub fn check_namespace(
+pub(super) fn check_namespace(
     face: Face,
     run: &Run,
     netlink: &mut Netlink,
@@ -80,7 +80,7 @@ pub fn check_namespace(
 }
 
 /// One line that says what was done.
-pub fn report(outcome: &Outcome, plan: &Plan, started: Instant) {
+pub(super) fn report(outcome: &Outcome, plan: &Plan, started: Instant) {
     for warning in &outcome.warnings {
         warn!("{warning}");
     }

@@ -27,7 +27,7 @@ use super::session;
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// Tests the rules that are in the kernel against the plan.
-pub fn run(settings: &Settings, plan: &Plan) -> Result<(), CliError> {
+pub(super) fn run(settings: &Settings, plan: &Plan) -> Result<(), CliError> {
     let suspects = suspects(settings);
     let setup = Setup {
         interception: &settings.interception,

@@ -33,7 +33,7 @@ Examples:
 ";
 
 /// The `verify` subcommand.
-pub fn command() -> Command {
+pub(super) fn command() -> Command {
     let about = "Compare the rules that options ask for with those that are there, and say what differences change";
     Command::new("verify").about(about).defer(|command| {
         let json = Arg::new("json").long("json").action(ArgAction::SetTrue).help("Report as JSON");
@@ -41,7 +41,7 @@ pub fn command() -> Command {
     })
 }
 
-pub fn run(matches: &ArgMatches) -> Result<(), CliError> {
+pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {
     output::check()?;
     manifest::check_stdin(matches, None)?;
     // Mistakes in the options show before anything is read, as far as they can.

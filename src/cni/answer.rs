@@ -14,7 +14,7 @@ const GRACE: Duration = Duration::from_secs(3);
 
 /// The right to answer, to be had once.
 #[derive(Debug, Default)]
-pub struct Reply {
+pub(crate) struct Reply {
     /// Held while an answer is written, so that whoever comes second finds it whole.
     said: Mutex<Said>,
     version: OnceLock<Version>,
@@ -31,7 +31,7 @@ enum Said {
 
 /// What became of an answer.
 #[derive(Debug)]
-pub enum Delivery {
+pub(crate) enum Delivery {
     Written,
     /// Somebody else has answered.
     TooLate,
@@ -40,11 +40,11 @@ pub enum Delivery {
 
 impl Reply {
     /// From now on the netconf's version is known.
-    pub fn speak(&self, version: Version) {
+    pub(crate) fn speak(&self, version: Version) {
         let _ = self.version.set(version);
     }
 
-    pub fn version(&self) -> Version {
+    pub(crate) fn version(&self) -> Version {
         self.version.get().copied().unwrap_or(Version::LATEST)
     }
 
@@ -61,12 +61,12 @@ impl Reply {
     }
 
     /// Answers with a result (no text where the verb has none), unless there is an answer.
-    pub fn give(&self, text: &str) -> Delivery {
+    pub(crate) fn give(&self, text: &str) -> Delivery {
         self.say(Said::Result, text)
     }
 
     /// Answers with an error object.
-    pub fn fail(&self, error: &CniError) -> Delivery {
+    pub(crate) fn fail(&self, error: &CniError) -> Delivery {
         self.say(Said::Error, &error.object(self.version()))
     }
 
@@ -76,7 +76,7 @@ impl Reply {
     ///
     /// # Errors
     /// When there can be no thread for it.
-    pub fn watch(self: &Arc<Self>, deadline: Deadline) -> Result<(), CniError> {
+    pub(crate) fn watch(self: &Arc<Self>, deadline: Deadline) -> Result<(), CniError> {
         if self.watched.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
@@ -96,7 +96,7 @@ impl Reply {
     }
 
     /// Whether the answer was an error object.
-    pub fn has_failed(&self) -> bool {
+    pub(crate) fn has_failed(&self) -> bool {
         *self.said.lock().unwrap_or_else(PoisonError::into_inner) == Said::Error
     }
 }

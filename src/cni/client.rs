@@ -28,13 +28,13 @@ use super::resolver::Resolver;
 const LONGEST: usize = 8 << 20;
 
 /// What the API server said.
-pub struct HttpAnswer {
+pub(crate) struct HttpAnswer {
     pub status: u16,
     pub body: Vec<u8>,
 }
 
 /// Why there is no answer.
-pub enum NoAnswer {
+pub(crate) enum NoAnswer {
     /// The kubeconfig cannot be used for it.
     Unusable(Problem),
     /// Nobody there, or nobody to believe, or a connection that broke.
@@ -49,7 +49,7 @@ impl From<Problem> for NoAnswer {
 }
 
 /// An error with its causes, from the first that says more than which layer it came from.
-pub fn chain(error: &(dyn Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let is_wrapping =
         |error: &(dyn Error + 'static)| error.is::<kube::Error>() || error.is::<hyper_util::client::legacy::Error>();
     let mut error = error;
@@ -72,7 +72,7 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
 ///
 /// # Errors
 /// When there is no whole answer; one that says no is an answer.
-pub async fn get(access: &Access, path: &str) -> Result<HttpAnswer, NoAnswer> {
+pub(crate) async fn get(access: &Access, path: &str) -> Result<HttpAnswer, NoAnswer> {
     let client = connect(access)?;
     let mut request = http::Request::get(format!("{}{path}", access.server));
     request = request.header(ACCEPT, "application/json");
@@ -96,7 +96,7 @@ pub async fn get(access: &Access, path: &str) -> Result<HttpAnswer, NoAnswer> {
 }
 
 /// What sends requests over TLS.
-pub type Https = HttpClient<hyper_rustls::HttpsConnector<HttpConnector<Resolver>>, Body>;
+pub(crate) type Https = HttpClient<hyper_rustls::HttpsConnector<HttpConnector<Resolver>>, Body>;
 
 /// Connects as the kubeconfig says.
 fn connect(access: &Access) -> Result<kube::Client, Problem> {
@@ -108,7 +108,7 @@ fn connect(access: &Access) -> Result<kube::Client, Problem> {
 ///
 /// # Errors
 /// A certificate, key or name in it is damaged.
-pub fn https(access: &Access) -> Result<Https, Problem> {
+pub(crate) fn https(access: &Access) -> Result<Https, Problem> {
     let mut http = HttpConnector::new_with_resolver(Resolver);
     http.enforce_http(false);
     http.set_nodelay(true);

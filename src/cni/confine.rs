@@ -37,7 +37,7 @@ use super::protocol::Verb;
 const OF_OWNED: Keep = Keep::RULES.and_namespaces().and(CAP_DAC_READ_SEARCH);
 
 /// At the start: what the verb may need, whatever the netconf says.
-pub fn start(verb: Verb) {
+pub(super) fn start(verb: Verb) {
     privilege::keep_only(match verb {
         // A namespace may be named by a process that has more than we have by now.
         Verb::Add | Verb::Check => OF_OWNED.and(CAP_SYS_PTRACE).and(CAP_SYS_MODULE),
@@ -47,7 +47,7 @@ pub fn start(verb: Verb) {
 }
 
 /// From here on only the log and what is remembered of attachments is written.
-pub fn writes(run_dir: &Path) {
+pub(super) fn writes(run_dir: &Path) {
     // It is made when there is something to put into it.
     let there = run_dir.ancestors().find(|folder| folder.is_dir()).unwrap_or(run_dir);
     Sandbox::new().reading_everything().write(there).run([]).enforce();
@@ -55,12 +55,12 @@ pub fn writes(run_dir: &Path) {
 
 /// The pod's namespace is open: what is left is to enter it and to work there. `owned`: by a
 /// user namespace of the pod's own.
-pub fn opened(choice: BackendChoice, owned: bool) {
+pub(super) fn opened(choice: BackendChoice, owned: bool) {
     privilege::keep_only(if owned { OF_OWNED } else { backend::capabilities(choice).and_namespaces() });
 }
 
 /// The pod's namespace is entered.
-pub fn entered(choice: BackendChoice, owned: bool) {
+pub(super) fn entered(choice: BackendChoice, owned: bool) {
     if !owned {
         privilege::keep_only(backend::capabilities(choice));
     }
@@ -68,7 +68,7 @@ pub fn entered(choice: BackendChoice, owned: bool) {
 
 /// It is known whom to ask about a pod: from here on nobody else can be, and only those files
 /// are read that the kubeconfig names and that working in the pod's namespace takes.
-pub fn lookup(run_dir: &Path, access: &Access) {
+pub(super) fn lookup(run_dir: &Path, access: &Access) {
     let path = process_environment("PATH").unwrap_or_default();
     let mut sandbox = Sandbox::new().write(run_dir).run(folders(path.as_ref()));
     sandbox = sandbox.read("/proc").read("/etc/resolv.conf");

@@ -32,7 +32,7 @@ const NOT_KUBERNETES: &str =
     "CNI_ARGS names no pod with its namespace, and the netconf has no interception: this is not Kubernetes";
 
 /// Decides where there is no pod: this is not Kubernetes.
-pub fn without_pod(netconf: &Netconf) -> Decision {
+pub(crate) fn without_pod(netconf: &Netconf) -> Decision {
     let why = "the netconf has an interception";
     match netconf.intercepts {
         true => Decision::Intercept { options: netconf.options.clone(), why, warnings: Vec::new() },
@@ -45,7 +45,12 @@ pub fn without_pod(netconf: &Netconf) -> Decision {
 ///
 /// # Errors
 /// When nobody can tell, or what the pod asks for makes no sense.
-pub fn by_asking(netconf: &Netconf, pod: &PodId, asked: Asked, deadline: &Deadline) -> Result<Decision, CniError> {
+pub(crate) fn by_asking(
+    netconf: &Netconf,
+    pod: &PodId,
+    asked: Asked,
+    deadline: &Deadline,
+) -> Result<Decision, CniError> {
     let place = KubeconfigPlace { run_dir: netconf.run_dir.clone(), allow_http: netconf.allow_http };
     // The netconf of an installation by an agent says so; a socket says it as well.
     if netconf.agent_timeout.is_some() || agent::is_there(&netconf.run_dir) {
@@ -68,7 +73,7 @@ pub fn by_asking(netconf: &Netconf, pod: &PodId, asked: Asked, deadline: &Deadli
 ///
 /// # Errors
 /// When an annotation makes no sense.
-pub fn about(pod: &Pod, netconf: &Given) -> Result<Decision, CniError> {
+pub(crate) fn about(pod: &Pod, netconf: &Given) -> Result<Decision, CniError> {
     let proxy = match pod.select() {
         Ok(proxy) => proxy,
         Err(why) => return Ok(Decision::LeaveAlone(why.to_string())),
@@ -79,7 +84,7 @@ pub fn about(pod: &Pod, netconf: &Given) -> Result<Decision, CniError> {
 }
 
 /// Why a pod is left alone, where that can be told without asking anybody.
-pub fn without_asking(netconf: &Netconf, pod: &PodId) -> Option<String> {
+pub(crate) fn without_asking(netconf: &Netconf, pod: &PodId) -> Option<String> {
     if netconf.exclude_namespaces.contains(&pod.namespace) {
         return Some(LeftAlone::ExcludedNamespace(pod.namespace.clone()).to_string());
     }

@@ -17,7 +17,7 @@ const LONGEST: u64 = 1 << 20;
 
 /// Where a kubeconfig is looked for, and what it may say.
 #[derive(Debug, Clone)]
-pub struct KubeconfigPlace {
+pub(crate) struct KubeconfigPlace {
     pub run_dir: PathBuf,
     /// The netconf's `allow_http`: a server without TLS was asked for by name.
     pub allow_http: bool,
@@ -25,7 +25,7 @@ pub struct KubeconfigPlace {
 
 /// Why there is no usable kubeconfig.
 #[derive(Debug, thiserror::Error)]
-pub enum KubeconfigError {
+pub(crate) enum KubeconfigError {
     #[error(
         "there is no kubeconfig in {}, and without one no pod can be looked up; put one there as podweir's cni-conf/by-hand.md says (step 3)", .0.display()
     )]
@@ -40,7 +40,7 @@ pub enum KubeconfigError {
 
 impl KubeconfigError {
     /// Whether trying again is of no use.
-    pub fn is_final(&self) -> bool {
+    pub(crate) fn is_final(&self) -> bool {
         match self {
             Self::Missing(_) => false,
             Self::Unread(error) => error.is_distrust(),
@@ -54,7 +54,7 @@ impl KubeconfigError {
 /// # Errors
 /// When there is none, others than root may write to it or to its folder, or it does not
 /// say whom to ask and how.
-pub fn load(place: &KubeconfigPlace) -> Result<(PathBuf, Access), KubeconfigError> {
+pub(crate) fn load(place: &KubeconfigPlace) -> Result<(PathBuf, Access), KubeconfigError> {
     let missing = || KubeconfigError::Missing(place.run_dir.clone());
     let folder = match trust::directory(&place.run_dir) {
         Ok(folder) => folder,
@@ -77,7 +77,7 @@ pub fn load(place: &KubeconfigPlace) -> Result<(PathBuf, Access), KubeconfigErro
 }
 
 /// Whether there is one, good or not.
-pub fn is_there(place: &KubeconfigPlace) -> bool {
+pub(crate) fn is_there(place: &KubeconfigPlace) -> bool {
     NAMES.iter().any(|name| place.run_dir.join(name).exists())
 }
 
@@ -85,7 +85,7 @@ pub fn is_there(place: &KubeconfigPlace) -> bool {
 ///
 /// # Errors
 /// It cannot be read, others than root may write to it, or it is no YAML.
-pub fn value(path: &Path) -> Result<Value, Problem> {
+pub(crate) fn value(path: &Path) -> Result<Value, Problem> {
     let content = trust::read(path, LONGEST).map_err(|e| Problem::new(e.to_string()))?;
     parse(&content.bytes)
 }

@@ -29,7 +29,7 @@ use crate::sys::trust::{self, TrustError};
 use super::rotate;
 
 /// The file's name in the run directory; `plugin.log.1` is the one before.
-pub const FILE: &str = "plugin.log";
+pub(super) const FILE: &str = "plugin.log";
 /// How long the file may become before it is put aside.
 const LONGEST: u64 = 5 << 20;
 /// How many warnings a call may write, and how many characters a text in a line may have:
@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 
 /// What every line of a process says.
 #[derive(Debug, Clone, Default)]
-pub struct Caller {
+pub(super) struct Caller {
     pub verb: &'static str,
     /// Empty where there is none.
     pub pod: String,
@@ -49,7 +49,7 @@ pub struct Caller {
 }
 
 /// Starts logging. `level`: the netconf's `plugin_log_level`. `run_dir`: where the file is.
-pub fn start(level: &str, caller: Caller, run_dir: Option<&Path>) {
+pub(super) fn start(level: &str, caller: Caller, run_dir: Option<&Path>) {
     let (filter, invalid) = match parse_level(level) {
         Ok(filter) => (filter, None),
         Err(invalid) => (LevelFilter::INFO, Some(invalid)),

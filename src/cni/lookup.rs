@@ -109,7 +109,7 @@ impl Failure {
 ///
 /// # Errors
 /// When it cannot be had within the time, or is not there any more.
-pub fn pod(wanted: &PodId, place: &KubeconfigPlace, deadline: &Deadline) -> Result<Pod, CniError> {
+pub(crate) fn pod(wanted: &PodId, place: &KubeconfigPlace, deadline: &Deadline) -> Result<Pod, CniError> {
     // tokio's runtime takes six descriptors, and panics where it gets only some of them.
     let runtime = process::spare_descriptors(4)
         .and_then(|()| tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build());

@@ -31,7 +31,7 @@ use super::request::Deadline;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Opens the namespace at a path; refuses the node's own.
-pub fn open(path: &Path) -> Result<Netns, CniError> {
+pub(crate) fn open(path: &Path) -> Result<Netns, CniError> {
     let failed = |text: String| CniError::new(Code::Environment, format!("CNI_NETNS: {text}"));
     let netns = Netns::open(path).map_err(|e| failed(e.to_string()))?;
     let (device, inode) = netns.identity().map_err(|e| failed(format!("cannot look at {}: {e}", path.display())))?;
@@ -45,7 +45,7 @@ pub fn open(path: &Path) -> Result<Netns, CniError> {
 }
 
 /// What to do in a namespace.
-pub struct Job {
+pub(crate) struct Job {
     pub options: Given,
     pub name_servers: Vec<String>,
     /// The pod's own resolv.conf(5), where it runs already.
@@ -55,7 +55,7 @@ pub struct Job {
 
 /// What was done, and how long it took.
 #[derive(Debug)]
-pub struct ProgrammedPod {
+pub(crate) struct ProgrammedPod {
     pub outcome: Outcome,
     pub warnings: Vec<String>,
     /// What came of connections that were there before the rules.
@@ -151,7 +151,7 @@ fn conditions(netns: &Netns, run: &Run, deadline: &Deadline) -> Result<Condition
 
 /// Makes a namespace hold an interception and gives the answer; takes everything back if
 /// nobody is to hear it.
-pub fn program(netns: Netns, job: Job, answer: &Arc<Reply>, result: &str) -> Result<ProgrammedPod, CniError> {
+pub(crate) fn program(netns: Netns, job: Job, answer: &Arc<Reply>, result: &str) -> Result<ProgrammedPod, CniError> {
     inside(&netns, job.deadline, answer, || {
         let mut ready = prepare(&netns, &job, Face::Init)?;
         confine::entered(ready.settings.run.backend, ready.owned);
@@ -207,7 +207,7 @@ fn proxy(options: &Given, interception: &Interception) -> Option<tproxy::Proxy> 
 /// # Errors
 /// The rules could not be replaced, and are then what they were; or the kernel does not
 /// hold them afterwards. [`Code::TryAgainLater`]: older connections are waited for.
-pub fn replace(netns: &Netns, job: &Job, face: Face, wait_for_older: bool) -> Result<ProgrammedPod, CniError> {
+pub(crate) fn replace(netns: &Netns, job: &Job, face: Face, wait_for_older: bool) -> Result<ProgrammedPod, CniError> {
     let mut ready = prepare(netns, job, face)?;
     if wait_for_older {
         let found = established::look_for(&ready.plan).map_err(io_failed("cannot list the pod's connections"))?;
@@ -260,7 +260,7 @@ fn done(ready: &Ready, outcome: Outcome, took: Duration, established: Remarks) -
 }
 
 /// Holds a namespace against the plan for it; an error names the first difference.
-pub fn compare(netns: Netns, job: Job, answer: &Arc<Reply>) -> Result<BackendKind, CniError> {
+pub(crate) fn compare(netns: Netns, job: Job, answer: &Arc<Reply>) -> Result<BackendKind, CniError> {
     inside(&netns, job.deadline, answer, || {
         let mut ready = prepare(&netns, &job, Face::Init)?;
         confine::entered(ready.settings.run.backend, ready.owned);

@@ -28,7 +28,7 @@ const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 
 /// An attachment that the runtime still knows.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct ValidAttachment {
+pub(crate) struct ValidAttachment {
     #[serde(rename = "containerID")]
     pub container_id: String,
     pub ifname: String,
@@ -36,7 +36,7 @@ pub struct ValidAttachment {
 
 /// The checked netconf.
 #[derive(Debug)]
-pub struct Netconf {
+pub(crate) struct Netconf {
     pub version: Version,
     /// The network's name.
     pub name: String,
@@ -71,12 +71,12 @@ type Keys = HashMap<String, Box<RawValue>>;
 
 /// The keys of a JSON object, not looked at yet.
 #[derive(Default)]
-pub struct RawNetconf {
+pub(crate) struct RawNetconf {
     keys: Keys,
 }
 
 impl RawNetconf {
-    pub fn parse(input: &[u8]) -> Result<Self, CniError> {
+    pub(crate) fn parse(input: &[u8]) -> Result<Self, CniError> {
         if input.iter().all(u8::is_ascii_whitespace) {
             return Err(CniError::new(Code::Decode, "standard input is empty; expected the netconf, a JSON object"));
         }
@@ -87,7 +87,7 @@ impl RawNetconf {
     }
 
     /// The version, whatever else is wrong.
-    pub fn version(&self) -> Result<Version, CniError> {
+    pub(crate) fn version(&self) -> Result<Version, CniError> {
         let text: Option<String> = get(&self.keys, "cniVersion")?;
         match text.as_deref() {
             None | Some("") => Err(CniError::new(Code::Netconf, "the netconf has no cniVersion")
@@ -100,12 +100,12 @@ impl RawNetconf {
     }
 
     /// The level of the log, whatever else is wrong.
-    pub fn log_level(&self) -> String {
+    pub(crate) fn log_level(&self) -> String {
         get(&self.keys, "plugin_log_level").ok().flatten().unwrap_or_default()
     }
 
     /// The run directory, whatever else is wrong.
-    pub fn run_dir(&self) -> Result<PathBuf, CniError> {
+    pub(crate) fn run_dir(&self) -> Result<PathBuf, CniError> {
         const KEY: &str = "cni_agent_run_dir";
         let dir: Option<PathBuf> = get(&self.keys, KEY)?;
         match dir.filter(|dir| !dir.as_os_str().is_empty()) {
@@ -116,7 +116,7 @@ impl RawNetconf {
     }
 
     /// Makes sense of the keys.
-    pub fn check(mut self, version: Version) -> Result<Netconf, CniError> {
+    pub(crate) fn check(mut self, version: Version) -> Result<Netconf, CniError> {
         let keys = &self.keys;
         let timeout: Option<Value> = get(keys, "timeout")?;
         let agent_timeout: Option<Value> = get(keys, "agent_timeout")?;
@@ -271,7 +271,7 @@ fn annotations(mut runtime: HashMap<String, Value>) -> Result<Option<BTreeMap<St
 
 /// How the netconf's `interception` names an option: by its long flag, or the variable of
 /// one that has no flag.
-pub fn option_name(spec: &Spec) -> &'static str {
+pub(crate) fn option_name(spec: &Spec) -> &'static str {
     if spec.long.is_empty() { spec.env[0] } else { spec.long }
 }
 

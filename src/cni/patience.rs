@@ -21,7 +21,7 @@ fn margin(deadline: &Deadline) -> Duration {
 
 /// How one asks.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub(super) struct Patience {
     pub tries: u32,
     /// From the beginning of one try to that of the next.
     pub pause: Duration,
@@ -30,7 +30,7 @@ pub struct Patience {
 }
 
 /// Why a try did not work.
-pub trait Failure: Display {
+pub(super) trait Failure: Display {
     /// How often to try in all when this is what comes of it: 1 where it is of no use to
     /// try again.
     fn tries(&self, most: u32) -> u32;
@@ -38,7 +38,7 @@ pub trait Failure: Display {
 
 /// The last try's failure, and what was tried.
 #[derive(Debug)]
-pub struct GaveUp<F> {
+pub(super) struct GaveUp<F> {
     pub failure: F,
     pub tries: u32,
     pub took: Duration,
@@ -46,7 +46,7 @@ pub struct GaveUp<F> {
 
 impl<F: Failure> GaveUp<F> {
     /// What was tried, where it was more than once or could have been.
-    pub fn effort(&self) -> Option<String> {
+    pub(super) fn effort(&self) -> Option<String> {
         let tries = if self.tries == 1 { "try" } else { "tries" };
         (self.failure.tries(2) > 1).then(|| format!("{} {tries} in {}", self.tries, rounded(self.took)))
     }
@@ -58,7 +58,7 @@ impl<F: Failure> GaveUp<F> {
 ///
 /// # Errors
 /// The last failure.
-pub async fn ask<T, F: Failure>(
+pub(super) async fn ask<T, F: Failure>(
     what: &str,
     how: Patience,
     deadline: &Deadline,

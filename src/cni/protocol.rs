@@ -15,7 +15,7 @@ use crate::sys::text::one_line;
 const LONGEST: usize = 1000;
 
 /// The versions of the specification that are spoken, oldest first.
-pub const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+pub(crate) const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// One of [`VERSIONS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,7 +39,7 @@ impl Version {
 
 /// What the runtime asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verb {
+pub(crate) enum Verb {
     Add,
     Check,
     Del,
@@ -49,7 +49,7 @@ pub enum Verb {
 }
 
 impl Verb {
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         Some(match text {
             "ADD" => Self::Add,
             "CHECK" => Self::Check,
@@ -61,7 +61,7 @@ impl Verb {
         })
     }
 
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Add => "ADD",
             Self::Check => "CHECK",
@@ -73,7 +73,7 @@ impl Verb {
     }
 
     /// The oldest version of the specification that has it.
-    pub fn since(self) -> Version {
+    pub(crate) fn since(self) -> Version {
         match self {
             Self::Check => Version::WITH_CHECK,
             Self::Gc | Self::Status => Version::WITH_GC,
@@ -196,17 +196,17 @@ impl From<PodError> for CniError {
 }
 
 /// The answer to VERSION.
-pub fn version_result(version: Version) -> String {
+pub(crate) fn version_result(version: Version) -> String {
     format!("{}\n", json!({ "cniVersion": version.name(), "supportedVersions": VERSIONS }))
 }
 
 /// The result of an ADD without a plugin before it.
-pub fn empty_result(version: Version) -> String {
+pub(crate) fn empty_result(version: Version) -> String {
     json!({ "cniVersion": version.name() }).to_string()
 }
 
 /// Whether there is a standard output to answer on, before anything is changed.
-pub fn check_output() -> Result<(), CniError> {
+pub(crate) fn check_output() -> Result<(), CniError> {
     match was_closed(1) {
         true => Err(output_error(Errno::EBADF.into())),
         false => Ok(()),
@@ -214,7 +214,7 @@ pub fn check_output() -> Result<(), CniError> {
 }
 
 /// Writes an answer, whole. Where there is nothing to write, nobody needs to listen.
-pub fn write(text: &str) -> Result<(), CniError> {
+pub(crate) fn write(text: &str) -> Result<(), CniError> {
     if text.is_empty() {
         return Ok(());
     }

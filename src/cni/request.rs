@@ -21,7 +21,7 @@ use super::protocol::{CniError, Code, Verb};
 const LONGEST_INPUT: u64 = 16 << 20;
 
 /// How long an ADD may take unless the netconf says otherwise.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// When a call has to be done.
 #[derive(Debug, Clone, Copy)]
@@ -38,14 +38,14 @@ impl Deadline {
 
 /// A container's attachment to a network: what state is kept by.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attachment {
+pub(crate) struct Attachment {
     pub container_id: String,
     pub ifname: String,
 }
 
 /// The variables, read but not yet asked for: which are needed depends on the verb.
 #[derive(Debug, Clone)]
-pub struct Variables {
+pub(crate) struct Variables {
     container_id: Option<String>,
     ifname: Option<String>,
     netns: Option<String>,
@@ -53,7 +53,7 @@ pub struct Variables {
 }
 
 impl Variables {
-    pub fn read(environment: Environment) -> Self {
+    pub(crate) fn read(environment: Environment) -> Self {
         let variable = |name| environment(name).filter(|value| !value.is_empty());
         Self {
             container_id: variable("CNI_CONTAINERID"),
@@ -64,11 +64,11 @@ impl Variables {
     }
 
     /// For the log, as sent.
-    pub fn container_id(&self) -> &str {
+    pub(crate) fn container_id(&self) -> &str {
         self.container_id.as_deref().unwrap_or_default()
     }
 
-    pub fn attachment(&self) -> Result<Attachment, CniError> {
+    pub(crate) fn attachment(&self) -> Result<Attachment, CniError> {
         let container_id = self.container_id.clone().ok_or_else(|| missing("CNI_CONTAINERID"))?;
         let ifname = self.ifname.clone().ok_or_else(|| missing("CNI_IFNAME"))?;
         let plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
@@ -85,12 +85,12 @@ impl Variables {
         Ok(Attachment { container_id, ifname })
     }
 
-    pub fn netns(&self) -> Result<PathBuf, CniError> {
+    pub(crate) fn netns(&self) -> Result<PathBuf, CniError> {
         self.netns.as_ref().map(PathBuf::from).ok_or_else(|| missing("CNI_NETNS"))
     }
 
     /// The pod that `CNI_ARGS` names; `None` where this is not Kubernetes.
-    pub fn pod(&self) -> Result<Option<PodId>, CniError> {
+    pub(crate) fn pod(&self) -> Result<Option<PodId>, CniError> {
         let (mut namespace, mut name, mut uid) = (None, None, None);
         for pair in self.args.split(';').filter(|pair| !pair.is_empty()) {
             let Some((key, value)) = pair.split_once('=') else {
@@ -131,14 +131,14 @@ fn invalid(variable: &str, value: &str, expected: &str) -> CniError {
 }
 
 /// The verb that `CNI_COMMAND` names.
-pub fn verb(environment: Environment) -> Result<Verb, CniError> {
+pub(crate) fn verb(environment: Environment) -> Result<Verb, CniError> {
     let text = environment("CNI_COMMAND").unwrap_or_default();
     Verb::parse(&text)
         .ok_or_else(|| invalid("CNI_COMMAND", &text, "one of ADD, CHECK, DEL, GC, STATUS and VERSION, from a runtime"))
 }
 
 /// Reads standard input to its end, waiting at most until the deadline.
-pub fn read_input(deadline: &Deadline) -> Result<Vec<u8>, CniError> {
+pub(crate) fn read_input(deadline: &Deadline) -> Result<Vec<u8>, CniError> {
     let failed = |e: io::Error| CniError::new(Code::Io, format!("cannot read the netconf from standard input: {e}"));
     if was_closed(0) {
         return Err(failed(Errno::EBADF.into()));

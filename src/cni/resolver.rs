@@ -13,7 +13,7 @@ use tower::Service;
 
 /// Asks /etc/hosts and the servers of /etc/resolv.conf.
 #[derive(Debug, Clone, Copy)]
-pub struct Resolver;
+pub(crate) struct Resolver;
 
 impl Service<Name> for Resolver {
     type Response = std::vec::IntoIter<SocketAddr>;

@@ -60,7 +60,7 @@ fn is_busy(full: &Path) -> Result<bool, TrustError> {
 ///
 /// # Errors
 /// When it cannot be renamed, or what is put aside cannot be written.
-pub fn rotate(path: &Path, longest: u64) -> Result<bool, TrustError> {
+pub(super) fn rotate(path: &Path, longest: u64) -> Result<bool, TrustError> {
     let [full, aside, new] = ["log.full", "log.1", "log.new"].map(|extension| path.with_extension(extension));
     let io = |source| TrustError::Io { path: aside.clone(), source };
     let read = |path: &Path| match trust::read(path, 4 * longest) {

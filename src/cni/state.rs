@@ -29,7 +29,7 @@ const LONGEST: u64 = 4 << 20;
 /// What was decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct AttachmentState {
+pub(crate) struct AttachmentState {
     /// The netconf's name: GC speaks about one network at a time.
     pub network: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -58,13 +58,13 @@ pub struct KeptNetns {
 }
 
 /// Options as they are kept.
-pub fn to_map(given: &Given) -> Map<String, Value> {
+pub(crate) fn to_map(given: &Given) -> Map<String, Value> {
     given.iter().map(|(opt, _, text)| (option_name(opt.spec()).to_owned(), text.into())).collect()
 }
 
 impl AttachmentState {
     /// The options; those that this version does not know are from another one.
-    pub fn given(&self) -> Result<Given, String> {
+    pub(crate) fn given(&self) -> Result<Given, String> {
         let mut given = Given::default();
         for (name, value) in &self.options {
             let spec = OPTIONS.iter().find(|spec| option_name(spec) == name);
@@ -78,12 +78,12 @@ impl AttachmentState {
 }
 
 /// The states in a run directory.
-pub struct Store {
+pub(crate) struct Store {
     directory: PathBuf,
 }
 
 impl Store {
-    pub fn new(run_dir: &Path) -> Self {
+    pub(crate) fn new(run_dir: &Path) -> Self {
         Self { directory: run_dir.join("attachments") }
     }
 
@@ -100,7 +100,7 @@ impl Store {
     ///
     /// # Errors
     /// When the folder is not root's alone, or a file in it cannot be written.
-    pub fn save(&self, attachment: &Attachment, state: &AttachmentState) -> io::Result<()> {
+    pub(crate) fn save(&self, attachment: &Attachment, state: &AttachmentState) -> io::Result<()> {
         trust::make_directory(&self.directory)?;
         let unfinished = self.directory.join(format!("{}.{}.new", Self::file_name(attachment), std::process::id()));
         let create = || File::options().write(true).create_new(true).mode(0o600).open(&unfinished);
@@ -123,7 +123,7 @@ impl Store {
     ///
     /// # Errors
     /// When others than root could have written it, or it is no state.
-    pub fn load(&self, attachment: &Attachment) -> io::Result<Option<AttachmentState>> {
+    pub(crate) fn load(&self, attachment: &Attachment) -> io::Result<Option<AttachmentState>> {
         match trust::read(&self.path(attachment), LONGEST) {
             Ok(content) => Ok(Some(serde_json::from_slice(&content.bytes)?)),
             Err(e) if e.is_missing() => Ok(None),
@@ -133,7 +133,7 @@ impl Store {
 
     /// Every attachment, the newest last. Goes on over files that cannot be used, which are
     /// given by name with what is wrong.
-    pub fn all(&self) -> (Vec<(Attachment, AttachmentState)>, Vec<String>) {
+    pub(crate) fn all(&self) -> (Vec<(Attachment, AttachmentState)>, Vec<String>) {
         let (paths, mut problems) = self.paths();
         let mut found = Vec::new();
         for path in paths {
@@ -158,7 +158,7 @@ impl Store {
     ///
     /// # Errors
     /// When the folder is not root's alone, or does not let go of the file.
-    pub fn remove(&self, attachment: &Attachment) -> io::Result<()> {
+    pub(crate) fn remove(&self, attachment: &Attachment) -> io::Result<()> {
         match trust::directory(&self.directory) {
             Ok(_) => absent_is_fine(fs::remove_file(self.path(attachment))),
             Err(e) if e.is_missing() => Ok(()),
@@ -169,7 +169,11 @@ impl Store {
     /// Forgets the attachments of pods that are not there any more, and that are older than
     /// `age`, since a pod that starts may not be known yet. Goes on over errors and gives
     /// them back with the number of those forgotten.
-    pub fn keep_pods(&self, age: Duration, is_there: impl Fn(&str, Option<&str>) -> bool) -> (usize, Vec<String>) {
+    pub(crate) fn keep_pods(
+        &self,
+        age: Duration,
+        is_there: impl Fn(&str, Option<&str>) -> bool,
+    ) -> (usize, Vec<String>) {
         self.forget(|path| {
             let is_state = path.extension().is_some_and(|ending| ending == "json");
             if !is_state || !fs::symlink_metadata(path).is_ok_and(|meta| is_older(&meta, age)) {
@@ -184,7 +188,7 @@ impl Store {
 
     /// Forgets the attachments of a network that are not among the valid ones. Goes on
     /// over errors and gives them back with the number of those forgotten.
-    pub fn keep_only(&self, network: &str, valid: &[ValidAttachment]) -> (usize, Vec<String>) {
+    pub(crate) fn keep_only(&self, network: &str, valid: &[ValidAttachment]) -> (usize, Vec<String>) {
         self.forget(|path| is_garbage(path, network, valid))
     }
 

@@ -30,7 +30,7 @@ use super::request::{Attachment, Deadline, Variables};
 use super::state::{self, AttachmentState, KeptNetns, Store};
 
 /// A call, understood.
-pub struct Call {
+pub(super) struct Call {
     pub variables: Variables,
     pub netconf: Netconf,
     pub deadline: Deadline,
@@ -142,7 +142,7 @@ impl Call {
     }
 
     /// ADD: decides, programs, passes the result on.
-    pub fn add(self) -> Result<(), CniError> {
+    pub(super) fn add(self) -> Result<(), CniError> {
         let attachment = self.variables.attachment()?;
         let netns = self.open()?;
         let pod = self.variables.pod()?;
@@ -181,7 +181,7 @@ impl Call {
     }
 
     /// CHECK: holds the kernel against what was decided.
-    pub fn check(self) -> Result<(), CniError> {
+    pub(super) fn check(self) -> Result<(), CniError> {
         let attachment = self.variables.attachment()?;
         let netns = self.open()?;
         let pod = self.variables.pod()?;
@@ -211,7 +211,7 @@ impl Call {
     }
 
     /// GC: forgets attachments that the runtime does not know any more.
-    pub fn gc(self) -> Result<(), CniError> {
+    pub(super) fn gc(self) -> Result<(), CniError> {
         let Some(valid) = &self.netconf.valid_attachments else {
             info!("the netconf has no cni.dev/valid-attachments: everything is kept");
             return Ok(());
@@ -229,7 +229,7 @@ impl Call {
     /// credential or an API server that is away is no reason: from version 1.1.0 on the
     /// runtime makes the node NotReady by this answer, and pods without a sidecar would be
     /// evicted with the others. A pod that needs to be looked up waits in its own ADD.
-    pub fn status(self) -> Result<(), CniError> {
+    pub(super) fn status(self) -> Result<(), CniError> {
         confine::writes(&self.netconf.run_dir);
         let mut problems = Vec::new();
         match caps::missing_for_namespaces() {
@@ -309,7 +309,7 @@ fn name_of(attachment: &Attachment) -> message::AttachmentName {
 
 /// DEL: nothing in a namespace that is going away needs removing, so there is only the
 /// state to forget; and no reason to keep a pod from going.
-pub fn del(variables: &Variables, run_dir: &std::path::Path) {
+pub(super) fn del(variables: &Variables, run_dir: &std::path::Path) {
     match variables.attachment() {
         Ok(attachment) => {
             match Store::new(run_dir).remove(&attachment) {

@@ -11,7 +11,7 @@ use super::value::Invalid;
 
 /// Which IP families to program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FamilyChoice {
+pub(super) enum FamilyChoice {
     /// Every family the pod has a global address in.
     Auto,
     /// What the first global address tells: IPv4 alone, or both when it is an IPv6 address.

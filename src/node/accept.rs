@@ -15,7 +15,7 @@ use tracing::warn;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What connections are taken from.
-pub trait Accept {
+pub(super) trait Accept {
     type Stream;
 
     /// The next connection.
@@ -40,7 +40,7 @@ impl Accept for TcpListener {
 
 /// Has every connection answered, for ever, at most `at_once` at a time. `what` they are for is
 /// said where one cannot be taken.
-pub async fn serve<L: Accept, F>(listener: L, what: &str, at_once: usize, answer: impl Fn(L::Stream) -> F)
+pub(super) async fn serve<L: Accept, F>(listener: L, what: &str, at_once: usize, answer: impl Fn(L::Stream) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// A token bucket: `burst` at once, and one more every `refill`.
 #[derive(Debug, Clone)]
-pub struct Budget {
+pub(super) struct Budget {
     burst: u32,
     refill: Duration,
     tokens: u32,
@@ -14,7 +14,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    pub fn new(burst: u32, refill: Duration, now: Instant) -> Self {
+    pub(super) fn new(burst: u32, refill: Duration, now: Instant) -> Self {
         Self { burst, refill, tokens: burst, since: now }
     }
 
@@ -22,7 +22,7 @@ impl Budget {
     ///
     /// # Errors
     /// The time until there is a token.
-    pub fn take(&mut self, now: Instant) -> Result<(), Duration> {
+    pub(super) fn take(&mut self, now: Instant) -> Result<(), Duration> {
         let passed = now.saturating_duration_since(self.since);
         let periods = passed.as_nanos() / self.refill.as_nanos().max(1);
         let new = u32::try_from(periods).unwrap_or(u32::MAX);

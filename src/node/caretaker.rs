@@ -42,7 +42,7 @@ const WAIT_FOR_PROCESS: Duration = Duration::from_secs(2);
 const TOLD_FACTOR: u32 = 10;
 
 /// Looks after a pod until it is forgotten.
-pub async fn look_after(agent: Arc<Agent>, tracked: Arc<Tracked>) {
+pub(super) async fn look_after(agent: Arc<Agent>, tracked: Arc<Tracked>) {
     let now = Instant::now();
     let mut care = Care {
         agent,

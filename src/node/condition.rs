@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::inventory::timestamp;
 
 /// The condition's type.
-pub const TYPE: &str = "podweir.dev/Intercepting";
+pub(super) const TYPE: &str = "podweir.dev/Intercepting";
 /// A condition that has not changed is told again after this long, so that nobody takes it for old.
 const HEARTBEAT: Duration = Duration::from_secs(300);
 /// How long telling may take.
@@ -52,7 +52,7 @@ impl Condition {
 
 /// Why a condition could not be told.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum TellError {
+pub(super) enum TellError {
     #[error(
         "the API server knows no node {0}: --node-name, or the variable NODE_NAME, has to be the name that kubectl get nodes shows"
     )]
@@ -64,14 +64,14 @@ pub enum TellError {
 }
 
 /// What was told last.
-pub struct Reporter {
+pub(super) struct Reporter {
     node: String,
     told: Option<(Condition, SystemTime)>,
     since: SystemTime,
 }
 
 impl Reporter {
-    pub fn new(node: String) -> Self {
+    pub(super) fn new(node: String) -> Self {
         Self { node, told: None, since: SystemTime::now() }
     }
 
@@ -87,7 +87,7 @@ impl Reporter {
     ///
     /// # Errors
     /// The API server did not take it; it is told again at the next call.
-    pub async fn tell(&mut self, client: &kube::Client, condition: Condition) -> Result<(), TellError> {
+    pub(super) async fn tell(&mut self, client: &kube::Client, condition: Condition) -> Result<(), TellError> {
         let now = SystemTime::now();
         if !self.is_due(&condition, now) {
             return Ok(());

@@ -28,7 +28,7 @@ pub type ReadInit = fn(&[String], &BTreeMap<String, String>) -> Result<(Given, F
 
 /// Whose rules a pod has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Programmer {
+pub(super) enum Programmer {
     /// The plugin, or the agent in its place.
     Plugin,
     /// The pod's own init container.
@@ -37,7 +37,7 @@ pub enum Programmer {
 
 /// What is to be done with a pod.
 #[derive(Debug, Clone)]
-pub enum Decision {
+pub(super) enum Decision {
     LeaveAlone(String),
     Intercept {
         by: Programmer,
@@ -51,7 +51,7 @@ pub enum Decision {
 }
 
 /// Decides about a pod.
-pub fn decide(known: &Known, policy: &Policy) -> Decision {
+pub(super) fn decide(known: &Known, policy: &Policy) -> Decision {
     if known.host_network {
         return Decision::LeaveAlone("it is in the node's own network namespace".into());
     }

@@ -93,7 +93,7 @@ impl Teller {
 }
 
 /// Sends what is told, for ever.
-pub async fn send(client: kube::Client, node: String, mut queue: Receiver<Happened>, metrics: Arc<Metrics>) {
+pub(super) async fn send(client: kube::Client, node: String, mut queue: Receiver<Happened>, metrics: Arc<Metrics>) {
     let recorder = Recorder::new(client, Reporter { controller: "podweir".into(), instance: Some(node) });
     let mut budgets: HashMap<(String, Kind), Budget> = HashMap::new();
     while let Some(happened) = queue.recv().await {

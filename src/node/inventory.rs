@@ -179,7 +179,7 @@ impl Tracked {
 }
 
 /// A time as RFC 3339 writes it.
-pub fn timestamp(time: SystemTime) -> String {
+pub(super) fn timestamp(time: SystemTime) -> String {
     jiff::Timestamp::try_from(time).map(|time| format!("{time:.0}")).unwrap_or_default()
 }
 

@@ -25,7 +25,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a pod's namespace should hold.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub(super) struct Wanted {
     /// Options by which the rules are decided.
     pub options: Given,
     /// Whose defaults count beneath them.
@@ -36,7 +36,7 @@ pub struct Wanted {
 
 /// What a look found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Look {
+pub(super) enum Look {
     /// Exactly what is wanted, held by this backend.
     Same { backend: &'static str },
     /// Nothing of an interception.
@@ -49,7 +49,7 @@ pub enum Look {
 
 /// How rules differ from what is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Drift {
+pub(super) struct Drift {
     /// The first difference, and how many there are.
     pub first: String,
     pub count: usize,
@@ -62,14 +62,14 @@ pub struct Drift {
 impl Wanted {
     /// Whether the rules depend on the pod's own resolv.conf: DNS is captured, but only to
     /// the servers that it names.
-    pub fn needs_resolv_conf(&self) -> bool {
+    pub(super) fn needs_resolv_conf(&self) -> bool {
         let is_on = |opt| value::boolean(self.options.text(opt).1) == Ok(true);
         is_on(Opt::RedirectDns) && !is_on(Opt::CaptureAllDns)
     }
 }
 
 /// Looks at the namespace that the calling thread is in.
-pub fn look(netns: &Netns, wanted: &Wanted) -> Look {
+pub(super) fn look(netns: &Netns, wanted: &Wanted) -> Look {
     // Its iptables programs have to be started inside the user namespace that it belongs to.
     let owner = match netns.foreign_owner() {
         Ok(owner) => owner.map(Arc::new),
@@ -135,7 +135,7 @@ fn compare(want: &Source, found: &Source) -> Look {
 
 /// What mending did.
 #[derive(Debug)]
-pub struct Mended {
+pub(super) struct Mended {
     pub backend: &'static str,
     pub families: String,
     pub rules: usize,
@@ -152,7 +152,12 @@ pub struct Mended {
 /// # Errors
 /// The rules could not be replaced (they are then what they were), or are not what they
 /// should be afterwards, or older connections are waited for.
-pub fn mend(netns: &Netns, wanted: &Wanted, wait_for_older: bool, timeout: Duration) -> Result<Mended, CniError> {
+pub(super) fn mend(
+    netns: &Netns,
+    wanted: &Wanted,
+    wait_for_older: bool,
+    timeout: Duration,
+) -> Result<Mended, CniError> {
     let deadline = Deadline { started: std::time::Instant::now(), timeout };
     let job = Job {
         options: wanted.options.clone(),

@@ -18,7 +18,7 @@ use super::ambient::figures::Figures;
 
 /// Labels as pairs of fixed words.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Labels(pub Vec<(&'static str, String)>);
+pub(super) struct Labels(pub Vec<(&'static str, String)>);
 
 impl EncodeLabelSet for Labels {
     fn encode(&self, encoder: &mut LabelSetEncoder) -> Result<(), std::fmt::Error> {
@@ -26,7 +26,7 @@ impl EncodeLabelSet for Labels {
     }
 }
 
-pub fn labels<const N: usize>(pairs: [(&'static str, &str); N]) -> Labels {
+pub(super) fn labels<const N: usize>(pairs: [(&'static str, &str); N]) -> Labels {
     Labels(pairs.into_iter().map(|(name, value)| (name, value.to_owned())).collect())
 }
 

@@ -12,7 +12,7 @@ use super::cache::Known;
 use super::settings::OnFailure;
 
 /// The label, and its value.
-pub const LABEL: (&str, &str) = ("podweir.dev/interception", "failed");
+pub(super) const LABEL: (&str, &str) = ("podweir.dev/interception", "failed");
 /// The shortest time between two evictions on a node.
 const BETWEEN_EVICTIONS: Duration = Duration::from_secs(60);
 /// How long the API server may take.
@@ -38,7 +38,7 @@ impl Evictions {
 ///
 /// # Errors
 /// The API server refuses, in words: a disruption budget, a right that is missing.
-pub async fn act(
+pub(super) async fn act(
     what: OnFailure,
     client: &kube::Client,
     pod: &Arc<Known>,

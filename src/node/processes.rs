@@ -16,7 +16,7 @@ const LONGEST: usize = 64 << 10;
 /// The UID of a pod, as the kubelet writes it into the path of a control group: with the
 /// cgroupfs driver `…/pod<uid>/…`, with systemd's `…-pod<uid with underscores>.slice/…`, in
 /// both versions of control groups. `None` for a process that is in no pod.
-pub fn pod_uid(cgroup: &str) -> Option<String> {
+pub(super) fn pod_uid(cgroup: &str) -> Option<String> {
     cgroup.lines().find_map(|line| {
         // "4:memory:/kubepods/…", in version 2 "0::/kubepods.slice/…".
         let path = line.splitn(3, ':').nth(2)?;
@@ -43,7 +43,7 @@ fn is_uid(text: &str) -> bool {
 /// are told by device and inode; that of the node itself is never among them.
 ///
 /// `proc`: where the node's proc(5) is mounted.
-pub fn namespaces(proc: &Path) -> HashMap<String, PathBuf> {
+pub(super) fn namespaces(proc: &Path) -> HashMap<String, PathBuf> {
     let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
     let host = identity(&proc.join("1/ns/net"));
     let mut found = HashMap::new();
@@ -71,7 +71,7 @@ pub fn namespaces(proc: &Path) -> HashMap<String, PathBuf> {
 ///
 /// # Errors
 /// It cannot be read, or the process has ended meanwhile, whose number may be another's now.
-pub fn resolv_conf(netns: &Path, identity: (u64, u64)) -> io::Result<String> {
+pub(super) fn resolv_conf(netns: &Path, identity: (u64, u64)) -> io::Result<String> {
     let process = netns.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
     let text = file::read_below(&process.join("root"), Path::new("etc/resolv.conf"), LONGEST as u64)?;
     let meta = fs::metadata(netns)?;

@@ -33,18 +33,18 @@ pub struct WatchPulse {
 /// The longest time between two beats of a watch that does not hang: a silent one is given up
 /// after 295 s (kube's watcher), the next is begun after a pause of at most 30 s, and its
 /// answer has to begin within 20 s.
-pub const LONGEST_WATCH: Duration = Duration::from_secs(420);
+pub(super) const LONGEST_WATCH: Duration = Duration::from_secs(420);
 /// The longest time between two beats of a verifier that does not hang: it is asked every ten
 /// seconds, behind two repairs at most that may take 20 s each.
-pub const LONGEST_VERIFIER: Duration = Duration::from_secs(120);
+pub(super) const LONGEST_VERIFIER: Duration = Duration::from_secs(120);
 
 /// Whether another watch hangs, in a sentence.
-pub fn hanging_watch(what: &str, age: Duration) -> Option<String> {
+pub(super) fn hanging_watch(what: &str, age: Duration) -> Option<String> {
     (age > LONGEST_WATCH).then(|| format!("the watch of {what} has not come round for {} s", age.as_secs()))
 }
 
 /// What hangs, in sentences, by how long ago each last came round.
-pub fn hanging(watch: Duration, verifier: Duration) -> Vec<String> {
+pub(super) fn hanging(watch: Duration, verifier: Duration) -> Vec<String> {
     let late = |age: Duration, longest, what: &str| {
         (age > longest).then(|| format!("{what} has not come round for {} s", age.as_secs()))
     };

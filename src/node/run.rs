@@ -32,7 +32,7 @@ use super::socket::SocketError;
 use super::{ambient, api, http, preflight, socket};
 
 /// The socket's name in the run directory.
-pub const SOCKET: &str = "node.sock";
+pub(super) const SOCKET: &str = "node.sock";
 /// Enough for 20,000 pods.
 const MOST_DESCRIPTORS: u64 = 65_536;
 /// What only one agent on a node holds.

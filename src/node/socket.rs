@@ -39,7 +39,7 @@ pub enum SocketError {
 }
 
 /// What answers requests.
-pub trait Answers: Send + Sync + 'static {
+pub(super) trait Answers: Send + Sync + 'static {
     /// Answers a request.
     fn answer(&self, request: Request) -> impl Future<Output = Answer> + Send;
     /// Hears of a request and what became of it, for the metrics.
@@ -51,7 +51,7 @@ pub trait Answers: Send + Sync + 'static {
 ///
 /// # Errors
 /// The path is too long, or is taken by something that is no socket, or cannot be made.
-pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+pub(super) fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     let shown = || path.display().to_string();
     let length = path.as_os_str().len();
     if length > LONGEST_PATH {
@@ -71,7 +71,7 @@ pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
 }
 
 /// Answers for ever.
-pub async fn serve(listener: UnixListener, answers: Arc<impl Answers>) {
+pub(super) async fn serve(listener: UnixListener, answers: Arc<impl Answers>) {
     accept::serve(listener, "on the agent's socket", AT_ONCE, |stream| {
         let answers = answers.clone();
         async move {

@@ -44,7 +44,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
 /// The way to the API server.
-pub struct Wire {
+pub(super) struct Wire {
     https: Https,
     server: String,
     credentials: Credentials,
@@ -58,7 +58,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Wire {
-    pub fn new(https: Https, credentials: Credentials, access: &Access, pulse: Arc<WatchPulse>) -> Self {
+    pub(super) fn new(https: Https, credentials: Credentials, access: &Access, pulse: Arc<WatchPulse>) -> Self {
         Self {
             https,
             server: access.server.clone(),
@@ -85,7 +85,7 @@ impl Wire {
     }
 
     /// Sends a request and waits for the beginning of its answer.
-    pub async fn send(self: Arc<Self>, mut request: Request<Body>) -> Result<Response<Heard>, BoxError> {
+    pub(super) async fn send(self: Arc<Self>, mut request: Request<Body>) -> Result<Response<Heard>, BoxError> {
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
         let is_watch = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
         // The server's address was looked at when it was read; the paths are kube's own.
@@ -175,7 +175,7 @@ impl Watching {
 }
 
 /// The body of an answer.
-pub struct Heard {
+pub(super) struct Heard {
     body: Incoming,
     watching: Option<Watching>,
     /// Ends when nothing has come for too long.

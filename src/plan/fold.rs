@@ -39,7 +39,7 @@ const DIMENSIONS: [Dimension; 9] = [
 ];
 
 /// Folds a chain's rules, one dimension after the other.
-pub fn folded(rules: Vec<CanonRule>) -> Vec<CanonRule> {
+pub(super) fn folded(rules: Vec<CanonRule>) -> Vec<CanonRule> {
     folded_within(rules, &mut { MOST_COMPARISONS })
 }
 

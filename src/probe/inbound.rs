@@ -18,7 +18,7 @@ use super::witness;
 use crate::config::types::Family;
 
 /// The pod's end of the pair: the interface by which the probe comes in.
-pub const NEAR: &str = "podweir-in";
+pub(super) const NEAR: &str = "podweir-in";
 /// The client's end.
 const FAR: &str = "podweir-out";
 const NEAR_MAC: Mac = [0x02, 0, 0, 0x70, 0x77, 1];
@@ -49,7 +49,7 @@ fn addresses(v4: bool) -> (IpAddr, IpAddr, u8) {
 
 /// Connects to an address of the pod from outside, and waits for the token; or where
 /// somebody else listens on the proxy's port, looks whether he has the connection.
-pub fn attempt(to: SocketAddr, occupied: Option<u16>, deadline: Instant) -> Trial {
+pub(super) fn attempt(to: SocketAddr, occupied: Option<u16>, deadline: Instant) -> Trial {
     let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
     let path = Path { route: PathKind::Inbound, family };
     let (client, gateway, bits) = addresses(to.is_ipv4());

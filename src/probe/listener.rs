@@ -23,7 +23,7 @@ use super::trial::TOKEN;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The listeners; they end when this is dropped.
-pub struct Listeners {
+pub(super) struct Listeners {
     _stop: OwnedFd,
     /// Where somebody else listens already.
     pub occupied: Vec<Occupied>,
@@ -31,7 +31,7 @@ pub struct Listeners {
 
 /// A place of the proxy's that somebody else has, be it the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Occupied {
+pub(super) struct Occupied {
     pub at: SocketAddr,
     pub udp: bool,
 }
@@ -56,7 +56,7 @@ impl Listeners {
     ///
     /// The answer to a redirected datagram finds its way back only if the proxy's owner
     /// sends it: see [`can_answer_dns`].
-    pub fn start(interception: &Interception, families: Families) -> Result<Self, String> {
+    pub(super) fn start(interception: &Interception, families: Families) -> Result<Self, String> {
         let (mut listeners, mut occupied) = (Vec::new(), Vec::new());
         let mut add = |made: Result<ProbeSocket, std::io::Error>, at: SocketAddr, udp: bool| {
             match made {
@@ -108,7 +108,7 @@ fn dns_owner(interception: &Interception) -> Option<(u32, u32)> {
 
 /// Whether DNS over UDP can be answered in the proxy's place: its answers are told from
 /// others', for connection tracking, by who sends them.
-pub fn can_answer_dns(interception: &Interception) -> bool {
+pub(super) fn can_answer_dns(interception: &Interception) -> bool {
     dns_owner(interception).is_some()
 }
 

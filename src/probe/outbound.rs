@@ -9,7 +9,7 @@ use nix::unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid};
 use super::trial::{Path, PathKind, TOKEN, Target, Trial};
 
 /// The user and group that this process sends as.
-pub fn me() -> (u32, u32) {
+pub(super) fn me() -> (u32, u32) {
     (geteuid().as_raw(), getegid().as_raw())
 }
 
@@ -23,12 +23,12 @@ fn become_owner(uid: u32, gid: u32) -> bool {
 }
 
 /// Whether this process may act as a user and group.
-pub fn can_be(uid: u32, gid: u32) -> bool {
+pub(super) fn can_be(uid: u32, gid: u32) -> bool {
     as_owner(uid, gid, || ()).is_some()
 }
 
 /// Does something as a user and group; `None` if this process may not.
-pub fn as_owner<T>(uid: u32, gid: u32, work: impl FnOnce() -> T) -> Option<T> {
+pub(super) fn as_owner<T>(uid: u32, gid: u32, work: impl FnOnce() -> T) -> Option<T> {
     let result = become_owner(uid, gid).then(work);
     let (uid, gid) = me();
     become_owner(uid, gid);
@@ -36,7 +36,7 @@ pub fn as_owner<T>(uid: u32, gid: u32, work: impl FnOnce() -> T) -> Option<T> {
 }
 
 /// Sends the token and waits for it.
-pub fn attempt(path: Path, target: &Target, deadline: Instant) -> Trial {
+pub(super) fn attempt(path: Path, target: &Target, deadline: Instant) -> Trial {
     let Some(left) = deadline.checked_duration_since(Instant::now()) else {
         return Trial::Late;
     };
@@ -80,7 +80,7 @@ fn datagram(to: SocketAddr, timeout: Duration) -> io::Result<Vec<u8>> {
 }
 
 /// What is wrong with an answer.
-pub fn check(answer: &[u8], path: Path, to: SocketAddr) -> Option<String> {
+pub(super) fn check(answer: &[u8], path: Path, to: SocketAddr) -> Option<String> {
     let Some(meant_for) = answer.strip_prefix(TOKEN) else {
         return Some("was answered by somebody else than the proxy's stand-in".into());
     };

@@ -3,17 +3,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-pub const FIN: u8 = 0x01;
-pub const SYN: u8 = 0x02;
-pub const RST: u8 = 0x04;
-pub const PSH: u8 = 0x08;
-pub const ACK: u8 = 0x10;
+pub(super) const FIN: u8 = 0x01;
+pub(super) const SYN: u8 = 0x02;
+pub(super) const RST: u8 = 0x04;
+pub(super) const PSH: u8 = 0x08;
+pub(super) const ACK: u8 = 0x10;
 
-pub use crate::sys::link::Mac;
+pub(super) use crate::sys::link::Mac;
 
 /// A segment received.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Segment {
+pub(super) struct Segment {
     pub from: SocketAddr,
     pub to: SocketAddr,
     pub sequence: u32,
@@ -44,7 +44,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
 }
 
 /// An Ethernet frame with a segment.
-pub fn frame(macs: (Mac, Mac), segment: &Segment) -> Vec<u8> {
+pub(super) fn frame(macs: (Mac, Mac), segment: &Segment) -> Vec<u8> {
     let (from, to) = (octets(segment.from.ip()), octets(segment.to.ip()));
     let mut tcp = Vec::with_capacity(20 + segment.data.len());
     tcp.extend(segment.from.port().to_be_bytes());
@@ -86,7 +86,7 @@ pub fn frame(macs: (Mac, Mac), segment: &Segment) -> Vec<u8> {
 
 /// The segment in an Ethernet frame, if there is one. Checksums are not looked at: the
 /// sender is the kernel next door, which may not have computed them yet.
-pub fn parse(frame: &[u8]) -> Option<Segment> {
+pub(super) fn parse(frame: &[u8]) -> Option<Segment> {
     let packet = frame.get(14..)?;
     let (from, to, tcp): (IpAddr, IpAddr, &[u8]) = match frame.get(12..14)? {
         [0x08, 0x00] => {

@@ -52,7 +52,7 @@ impl fmt::Display for Path {
 
 /// A connection to make, and as whom.
 #[derive(Debug, Clone, Copy)]
-pub struct Target {
+pub(super) struct Target {
     pub to: SocketAddr,
     pub uid: u32,
     pub gid: u32,

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Connects, and looks whether the other end is on a port of the pod.
-pub fn attempt(target: &Target, port: u16, deadline: Instant) -> Trial {
+pub(super) fn attempt(target: &Target, port: u16, deadline: Instant) -> Trial {
     let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
         return Trial::Late;
     };
@@ -40,7 +40,7 @@ pub fn attempt(target: &Target, port: u16, deadline: Instant) -> Trial {
 
 /// Looks whether somebody on a port of the pod has a connection from outside, or one whom
 /// TPROXY has handed it to.
-pub fn inbound(from: SocketAddr, to: SocketAddr, port: u16) -> Trial {
+pub(super) fn inbound(from: SocketAddr, to: SocketAddr, port: u16) -> Trial {
     let has =
         |socket: &TcpSocket| socket.local.port() == port || (socket.local == to && socket.transparent == Some(true));
     judge(&format!("from outside to {to}"), port, || is_there(|socket| socket.remote == from && has(socket)))
@@ -74,7 +74,7 @@ fn is_there(mut is_it: impl FnMut(&TcpSocket) -> bool) -> io::Result<bool> {
 }
 
 /// Whether somebody takes what is redirected to a port in a family.
-pub fn is_listening(port: u16, family: Family) -> bool {
+pub(super) fn is_listening(port: u16, family: Family) -> bool {
     let sockets = Netlink::open(Netlink::SOCK_DIAG).and_then(|mut netlink| inet_diag::tcp_sockets(&mut netlink));
     // Who listens on every address of IPv6 mostly does on those of IPv4, too.
     let takes = |local: IpAddr| local.is_ipv4() == (family == Family::V4) || local == Ipv6Addr::UNSPECIFIED;
@@ -85,7 +85,7 @@ pub fn is_listening(port: u16, family: Family) -> bool {
 }
 
 /// Whom those run as that listen on a port, each once.
-pub fn listeners(port: u16) -> Vec<u32> {
+pub(super) fn listeners(port: u16) -> Vec<u32> {
     let sockets = Netlink::open(Netlink::SOCK_DIAG).and_then(|mut netlink| inet_diag::tcp_sockets(&mut netlink));
     let on_port = |socket: &TcpSocket| socket.state == TcpState::Listening && socket.local.port() == port;
     let mut users: Vec<u32> = sockets.unwrap_or_default().iter().filter(|s| on_port(s)).map(|s| s.uid).collect();

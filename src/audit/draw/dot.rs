@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::model::{Drawing, RowEnd};
 use crate::audit::escapes::kind::Severity;
 
-pub fn write(drawing: &Drawing) -> String {
+pub(super) fn write(drawing: &Drawing) -> String {
     let all = drawing.families();
     let mut out = String::from(
         "digraph podweir {\n  rankdir=LR;\n  node [shape=record, fontname=\"monospace\", fontsize=10];\n  edge [fontname=\"monospace\", fontsize=9];\n",

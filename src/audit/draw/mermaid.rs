@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::model::{Drawing, RowEnd};
 use crate::audit::escapes::kind::Severity;
 
-pub fn write(drawing: &Drawing) -> String {
+pub(super) fn write(drawing: &Drawing) -> String {
     let all = drawing.families();
     let mut out = String::from("flowchart LR\n");
     for (at, chain_box) in drawing.boxes.iter().enumerate() {

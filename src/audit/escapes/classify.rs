@@ -21,7 +21,7 @@ const HTTPS: u16 = 443;
 
 /// What a ruleset intercepts at all.
 #[derive(Debug, Clone, Copy)]
-pub struct Captured {
+pub(super) struct Captured {
     pub any: Families,
     pub dns: Families,
     /// The proxy is a ztunnel, to which HBONE is addressed already.
@@ -30,7 +30,7 @@ pub struct Captured {
 
 impl Captured {
     /// The families in which a rule redirects or hands to TPROXY, and those of DNS among them.
-    pub fn of(ruleset: &Ruleset) -> Self {
+    pub(super) fn of(ruleset: &Ruleset) -> Self {
         let mut out = Self { any: Families::NONE, dns: Families::NONE, ztunnel: false };
         for family in Family::BOTH {
             for chain in &ruleset.family(family).chains {
@@ -55,7 +55,7 @@ impl Captured {
 }
 
 /// Cuts a part that reaches its destination (or may) by kind.
-pub fn classify<'a>(part: Part<'a>, space: &Space, captured: Captured) -> Vec<(EscapeKind, Part<'a>)> {
+pub(super) fn classify<'a>(part: Part<'a>, space: &Space, captured: Captured) -> Vec<(EscapeKind, Part<'a>)> {
     let mut sorter = Sorter { out: Vec::new(), left: vec![part.clone()] };
     sorter.sort(&part, space, captured);
     sorter.out

@@ -8,7 +8,7 @@ use crate::audit::walk::journey::Cause;
 use super::part::Part;
 
 /// What may become of flows: one of the outcomes that are possible for them.
-pub struct PossibleEnd<'a> {
+pub(super) struct PossibleEnd<'a> {
     pub part: Part<'a>,
     /// The last rule before it that was taken to apply although that is not known; `None` for
     /// the one outcome of each flow that comes of taking none to.
@@ -22,7 +22,7 @@ const MOST_PAIRS: usize = 20_000_000;
 /// whose outcomes are all alike are certain. What becomes of others is not known, because of
 /// the rule that was taken to apply for the first outcome that is another. `None` if there are
 /// too many of them, or if more than `most` parts would come out.
-pub fn certain<'a>(outcomes: Vec<PossibleEnd<'a>>, most: usize) -> Option<Vec<Part<'a>>> {
+pub(super) fn certain<'a>(outcomes: Vec<PossibleEnd<'a>>, most: usize) -> Option<Vec<Part<'a>>> {
     let (first, others): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(|outcome| outcome.assumed.is_none());
     let others: Vec<Part> =
         others.into_iter().map(|outcome| Part { decider: outcome.assumed, ..outcome.part }).collect();
@@ -32,7 +32,7 @@ pub fn certain<'a>(outcomes: Vec<PossibleEnd<'a>>, most: usize) -> Option<Vec<Pa
 /// The parts of all flows, where these may also end as others say: what becomes of those that
 /// the two do not agree about is not known, because of the rule that decides in the others.
 /// `None` if that is too much work, or if more than `most` parts would come out.
-pub fn agreed<'a>(parts: Vec<Part<'a>>, others: &[Part<'a>], most: usize) -> Option<Vec<Part<'a>>> {
+pub(super) fn agreed<'a>(parts: Vec<Part<'a>>, others: &[Part<'a>], most: usize) -> Option<Vec<Part<'a>>> {
     let index = Index::new(others.iter().map(|other| Sides::of_cube(&other.flows)));
     let (mut out, mut pairs) = (Vec::new(), 0);
     for part in parts {

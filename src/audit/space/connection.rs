@@ -6,7 +6,7 @@ use super::known::KnownFields;
 
 /// How far conntrack is with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tracking {
+pub(crate) enum Tracking {
     /// It comes to it at priority -200 (`NF_IP_PRI_CONNTRACK`).
     NotYet,
     /// So does this one; but a rule has said in which zone, by a connection that stands for
@@ -17,7 +17,7 @@ pub enum Tracking {
 
 /// What conntrack has about a packet's connection.
 #[derive(Debug, Clone, Copy)]
-pub struct ConntrackView {
+pub(crate) struct ConntrackView {
     pub tracking: Tracking,
     /// The state that the packet has in it, once it is known.
     pub state: CtStates,
@@ -26,11 +26,11 @@ pub struct ConntrackView {
 
 impl ConntrackView {
     /// That of the first packet that conntrack has not come to yet.
-    pub const NEW: ConntrackView = ConntrackView { tracking: Tracking::NotYet, state: CtStates::NEW, mark: 0 };
+    pub(crate) const NEW: ConntrackView = ConntrackView { tracking: Tracking::NotYet, state: CtStates::NEW, mark: 0 };
 
     /// Lets rules know what conntrack has: the state that the packet has for them, and the
     /// connection's mark.
-    pub fn tell(self, known: &mut KnownFields) {
+    pub(crate) fn tell(self, known: &mut KnownFields) {
         let (state, mark) = match self.tracking {
             Tracking::NotYet => (CtStates::INVALID, None),
             Tracking::InZone => (CtStates::NEW, Some(0)),

@@ -16,11 +16,11 @@ pub const NOBODY: u64 = 1 << 32;
 /// The owner of such a packet where native nftables asks for it. The kernel has no answer
 /// then (`nft_meta_get_eval_skugid` breaks off the rule), so that the packet meets no
 /// condition on owners, not even a negated one; to iptables it is "not owned by" anybody.
-pub const NO_ANSWER: u64 = NOBODY + 1;
+pub(crate) const NO_ANSWER: u64 = NOBODY + 1;
 
 /// The name of an interface; `None` where a packet has none, such as an incoming one on its
 /// way out.
-pub type Name<'n> = Option<&'n str>;
+pub(crate) type Name<'n> = Option<&'n str>;
 
 /// Calls a macro with the list of all dimensions, in the order in which a set is cut: what
 /// makes short sentences comes first. A line of the list has the dimension's name, the name
@@ -81,7 +81,7 @@ impl Narrows<RangeList<u8>> for CtStates {
 }
 
 /// Connection states as the numbers of their bits.
-pub fn states(states: CtStates) -> RangeList<u8> {
+pub(crate) fn states(states: CtStates) -> RangeList<u8> {
     RangeList::of((0..8).filter(|bit| states.0 & (1 << bit) != 0)).normalised()
 }
 

@@ -11,25 +11,25 @@ use super::known::KnownFields;
 
 /// The sides of a box in the dimensions in which long lists of rules tell packets apart.
 #[derive(Debug, Clone)]
-pub struct Sides<'a> {
+pub(crate) struct Sides<'a> {
     pub destination: &'a Addresses,
     pub port: &'a PortList,
     pub source: &'a Addresses,
 }
 
 impl<'a> Sides<'a> {
-    pub fn of_rule(m: &'a CanonMatches) -> Self {
+    pub(crate) fn of_rule(m: &'a CanonMatches) -> Self {
         Self { destination: &m.destination, port: &m.destination_port, source: &m.source }
     }
 
-    pub fn of_cube(cube: &'a Cube) -> Self {
+    pub(crate) fn of_cube(cube: &'a Cube) -> Self {
         Self { destination: &cube.destination, port: &cube.port, source: &cube.source }
     }
 }
 
 /// A list of boxes, ordered by each of their sides.
 #[derive(Debug)]
-pub struct Index {
+pub(crate) struct Index {
     boxes: usize,
     destination: IntervalTree<u128>,
     port: IntervalTree<u16>,
@@ -37,13 +37,13 @@ pub struct Index {
 }
 
 /// Below so many boxes it is quicker to look at all of them.
-pub const FEW: usize = 16;
+pub(crate) const FEW: usize = 16;
 /// A set of more ranges than that is taken to overlap everything, and a box with so many to
 /// fill all that is between their ends.
 const LONG: usize = 32;
 
 impl Index {
-    pub fn new<'a>(boxes: impl Iterator<Item = Sides<'a>> + Clone) -> Self {
+    pub(crate) fn new<'a>(boxes: impl Iterator<Item = Sides<'a>> + Clone) -> Self {
         Self {
             boxes: boxes.clone().count(),
             destination: IntervalTree::new(boxes.clone().map(|sides| sides.destination)),
@@ -54,7 +54,7 @@ impl Index {
 
     /// The boxes from number `from` on that packets may overlap, in order; `None` where they
     /// are not much fewer than `left`. What is known of the packets stands for their set.
-    pub fn of_packets(&self, set: &Cube, known: &KnownFields, from: usize, left: usize) -> Option<Vec<u32>> {
+    pub(crate) fn of_packets(&self, set: &Cube, known: &KnownFields, from: usize, left: usize) -> Option<Vec<u32>> {
         let destination = known.destination.map(|address| RangeList::of([address]));
         let port = known.port.map(|port| RangeList::of([port]));
         let source = known.source.map(|address| RangeList::of([address]));
@@ -67,7 +67,7 @@ impl Index {
     }
 
     /// The boxes that a set may overlap, in order; `None` where that may be any.
-    pub fn of_cube(&self, cube: &Cube) -> Option<Vec<u32>> {
+    pub(crate) fn of_cube(&self, cube: &Cube) -> Option<Vec<u32>> {
         self.of_sides(&Sides::of_cube(cube), 0, self.boxes)
     }
 

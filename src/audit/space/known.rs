@@ -21,7 +21,7 @@ macro_rules! define {
     ($($name:ident, $asked:ident, $set:ty, $value:ty, $told:ty;)*) => {
         /// Values that packets have in common, by dimension; `None` where they may differ.
         #[derive(Debug, Clone, Default)]
-        pub struct KnownFields<'n> {
+        pub(crate) struct KnownFields<'n> {
             $(pub $name: Option<$told>,)*
             pub mark: Option<u32>,
             /// The mark of the connection, where there is one already.
@@ -62,7 +62,7 @@ impl<'n> KnownFields<'n> {
     }
 
     /// Everything about the first packet of a flow.
-    pub fn of(flow: &'n Flow, pod: &'n Surroundings) -> Self {
+    pub(crate) fn of(flow: &'n Flow, pod: &'n Surroundings) -> Self {
         let interface = flow.interface.as_deref();
         let interface = Some(interface.unwrap_or_else(|| pod.interface(flow.direction, flow.destination)));
         let (in_interface, out_interface) = match flow.direction {

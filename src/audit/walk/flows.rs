@@ -12,14 +12,14 @@ use crate::plan::canon::CanonMatches;
 use super::Traffic;
 
 /// A family's chains, with what it takes to hold sets of packets against their rules.
-pub struct Chains<'s> {
+pub(crate) struct Chains<'s> {
     interfaces: &'s Interfaces,
     /// The long ones have an index of their rules.
     indexes: HashMap<*const ChainRules, Index>,
 }
 
 impl<'s> Chains<'s> {
-    pub fn new(rules: &FamilyRules, interfaces: &'s Interfaces) -> Self {
+    pub(crate) fn new(rules: &FamilyRules, interfaces: &'s Interfaces) -> Self {
         let long = rules.chains.iter().filter(|chain| chain.rules.len() > FEW);
         let index = |chain: &ChainRules| Index::new(chain.rules.iter().map(|rule| Sides::of_rule(&rule.matches)));
         Self { interfaces, indexes: long.map(|chain| (std::ptr::from_ref(chain), index(chain))).collect() }
@@ -28,7 +28,7 @@ impl<'s> Chains<'s> {
 
 /// A set of packets.
 #[derive(Clone)]
-pub struct Flows<'s> {
+pub(crate) struct Flows<'s> {
     pub set: Cube,
     pub chains: &'s Chains<'s>,
 }

@@ -12,11 +12,11 @@ use crate::plan::model::{Masked, Verdict};
 use crate::plan::why::Why;
 
 /// A rule that decides, and the reason for that part of it that is met.
-pub type Cause<'a> = (Decider<'a>, &'a Why);
+pub(crate) type Cause<'a> = (Decider<'a>, &'a Why);
 
 /// A chain that packets are in.
 #[derive(Debug, Clone)]
-pub struct CallFrame<'a> {
+pub(crate) struct CallFrame<'a> {
     pub chain: &'a ChainRules,
     /// The number of the rule that comes next.
     pub rule: usize,
@@ -36,7 +36,7 @@ impl<'a> CallFrame<'a> {
     }
 
     /// Goes on to a rule, or to the next one behind it that the packets may meet.
-    pub fn skip_to(&mut self, rule: usize) {
+    pub(crate) fn skip_to(&mut self, rule: usize) {
         let next = match &self.ahead {
             None => rule,
             Some(ahead) => {
@@ -52,7 +52,7 @@ impl<'a> CallFrame<'a> {
 
 /// Packets on their way.
 #[derive(Debug, Clone)]
-pub struct Journey<'a, 'n, T> {
+pub(crate) struct Journey<'a, 'n, T> {
     /// In what the packets differ: nothing, if it is one.
     pub traffic: T,
     pub known: KnownFields<'n>,
@@ -93,7 +93,7 @@ pub struct Journey<'a, 'n, T> {
 
 impl<'a, 'n, T> Journey<'a, 'n, T> {
     /// Starts with packets that the pod sends or receives.
-    pub fn new(
+    pub(crate) fn new(
         direction: Direction,
         traffic: T,
         known: KnownFields<'n>,
@@ -105,7 +105,7 @@ impl<'a, 'n, T> Journey<'a, 'n, T> {
     }
 
     /// Starts with packets of any connection that are in a chain, whichever way they came.
-    pub fn within(chain: &'a ChainRules, traffic: T, known: KnownFields<'n>) -> Self {
+    pub(crate) fn within(chain: &'a ChainRules, traffic: T, known: KnownFields<'n>) -> Self {
         let frames = vec![CallFrame::new(chain, None, false)];
         Self { frames, ..Self::anywhere(traffic, known, None, None) }
     }

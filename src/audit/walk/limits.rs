@@ -12,11 +12,11 @@ const MOST_OPEN: usize = 100_000;
 
 /// How many rules a flow may meet on one walk: chains that each jump often to the next one could
 /// lead through more than there is time for.
-pub const MOST_RULES: usize = 2_000_000;
+pub(crate) const MOST_RULES: usize = 2_000_000;
 
 /// What may still be done on a walk.
 #[derive(Debug)]
-pub struct Limits<'a> {
+pub(crate) struct Limits<'a> {
     work: usize,
     /// How many sets may be on their way at once.
     sets: usize,
@@ -26,52 +26,52 @@ pub struct Limits<'a> {
 
 /// There is more to do on a walk than it may take.
 #[derive(Debug)]
-pub struct Exceeded<'a> {
+pub(crate) struct Exceeded<'a> {
     /// The rule that was looked at last.
     pub rule: Decider<'a>,
 }
 
 impl<'a> Limits<'a> {
     /// A packet may be held against so many rules.
-    pub fn of_rules(rules: usize) -> Self {
+    pub(crate) fn of_rules(rules: usize) -> Self {
         Self::new(rules * LOOK, MOST_OPEN)
     }
 
     /// So much work may be done, and so many sets be on their way at once.
-    pub fn new(work: usize, sets: usize) -> Self {
+    pub(crate) fn new(work: usize, sets: usize) -> Self {
         Self { work, sets, cuts: HashMap::new() }
     }
 
     /// Says that a rule is held against what travels.
-    pub fn look(&mut self, rule: Decider<'a>) -> Result<(), Exceeded<'a>> {
+    pub(crate) fn look(&mut self, rule: Decider<'a>) -> Result<(), Exceeded<'a>> {
         self.work = self.work.checked_sub(LOOK).ok_or(Exceeded { rule })?;
         Ok(())
     }
 
     /// Says that work has been done; what is too much of it, the next look tells.
-    pub fn charge(&mut self, work: usize) {
+    pub(crate) fn charge(&mut self, work: usize) {
         self.work = self.work.saturating_sub(work);
     }
 
     /// Says that a rule has cut off so many sets, of some size.
-    pub fn cut(&mut self, sets: usize, size: usize, rule: Decider<'a>) {
+    pub(crate) fn cut(&mut self, sets: usize, size: usize, rule: Decider<'a>) {
         self.cuts.entry(rule.chain).or_insert((rule.chain, 0)).1 += sets;
         self.charge(size);
     }
 
     /// Says that so many sets are on their way at once.
-    pub fn hold(&self, sets: usize, rule: Decider<'a>) -> Result<(), Exceeded<'a>> {
+    pub(crate) fn hold(&self, sets: usize, rule: Decider<'a>) -> Result<(), Exceeded<'a>> {
         if sets > self.sets { Err(Exceeded { rule }) } else { Ok(()) }
     }
 
     /// Says that one of the sets has come to its end, and is kept.
-    pub fn keep(&mut self) -> bool {
+    pub(crate) fn keep(&mut self) -> bool {
         self.sets = self.sets.saturating_sub(1);
         self.sets > 0
     }
 
     /// The chain that has cut most, or how many have, in words.
-    pub fn most_cut(&self) -> Option<String> {
+    pub(crate) fn most_cut(&self) -> Option<String> {
         let all: usize = self.cuts.values().map(|(_, cuts)| cuts).sum();
         let (chain, cuts) = self.cuts.values().max_by_key(|(chain, cuts)| (*cuts, &chain.name))?;
         Some(match (chain.full_name(), chain.rules.len()) {

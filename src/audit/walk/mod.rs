@@ -6,11 +6,11 @@
 //! other possibility.
 
 mod chains;
-pub mod flows;
-pub mod journey;
-pub mod limits;
+pub(super) mod flows;
+pub(super) mod journey;
+pub(super) mod limits;
 mod step;
-pub mod trace;
+pub(super) mod trace;
 
 use std::net::IpAddr;
 
@@ -27,7 +27,7 @@ use step::End;
 use trace::Trace;
 
 /// What travels together: one packet, or a set of packets that a rule may cut in two.
-pub trait Traffic: Clone {
+pub(super) trait Traffic: Clone {
     /// Those of it that meet a rule's conditions on what is not known; `None` if none do.
     fn inside(&self, known: &KnownFields, asked: &CanonMatches) -> Option<Self>;
 
@@ -49,7 +49,7 @@ pub trait Traffic: Clone {
 
 /// A single packet: nothing of it is not known.
 #[derive(Debug, Clone, Copy)]
-pub struct OnePacket;
+pub(super) struct OnePacket;
 
 impl Traffic for OnePacket {
     fn inside(&self, _: &KnownFields, _: &CanonMatches) -> Option<Self> {
@@ -71,7 +71,7 @@ impl Traffic for OnePacket {
 
 /// What is done about a rule of which it is not known whether it applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Uncertain {
+pub(super) enum Uncertain {
     /// Both possibilities are followed.
     Both,
     /// The packets end there: what becomes of them is not known.
@@ -82,13 +82,13 @@ pub enum Uncertain {
 }
 
 /// Packets whose journey is over, and who gets them.
-pub struct Arrived<'a, 'n, T> {
+pub(super) struct Arrived<'a, 'n, T> {
     pub journey: Journey<'a, 'n, T>,
     pub taker: Taker,
 }
 
 /// A walk. Each call of [`Walk::follow`] and [`Walk::next`] follows some packets to their end.
-pub struct Walk<'a, 'n, T> {
+pub(super) struct Walk<'a, 'n, T> {
     rules: &'a FamilyRules,
     order: Order,
     uncertain: Uncertain,
@@ -108,7 +108,7 @@ pub struct Walk<'a, 'n, T> {
 
 impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
     /// A walk of packets of a family, in a pod with these addresses.
-    pub fn new(
+    pub(super) fn new(
         rules: &'a FamilyRules,
         order: Order,
         family: Family,
@@ -135,14 +135,14 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
     }
 
     /// Follows the next of the packets that were put aside; `None` if there are no more.
-    pub fn next(&mut self, trace: &mut dyn Trace<'a>) -> Option<Result<Arrived<'a, 'n, T>, Exceeded<'a>>> {
+    pub(super) fn next(&mut self, trace: &mut dyn Trace<'a>) -> Option<Result<Arrived<'a, 'n, T>, Exceeded<'a>>> {
         self.open.pop().map(|journey| self.follow(journey, trace))
     }
 
     /// Follows packets to their end. What is cut off from them on the way is put aside, and so
     /// is the other possibility where it is not known whether a rule applies: it is taken not
     /// to.
-    pub fn follow(
+    pub(super) fn follow(
         &mut self,
         mut journey: Journey<'a, 'n, T>,
         trace: &mut dyn Trace<'a>,

@@ -27,7 +27,7 @@ pub(super) enum End {
 
 impl End {
     /// What the end of a base chain comes to.
-    pub fn of_base(self, base: &Base) -> Self {
+    pub(super) fn of_base(self, base: &Base) -> Self {
         match self {
             // Behind routing a destination stays what it is: only the source is rewritten.
             End::Unknown if base.is_nat() && base.hook.is_behind_routing() => End::Accept,
@@ -37,7 +37,7 @@ impl End {
     }
 
     /// Who gets the packet, if the end of a base chain decides that.
-    pub fn taker(self) -> Option<Taker> {
+    pub(super) fn taker(self) -> Option<Taker> {
         match self {
             End::Drop => Some(Taker::Dropped),
             End::Unknown => Some(Taker::Unknown),
@@ -48,7 +48,7 @@ impl End {
     /// Whether what decided before this base chain still does, although a rule of it was met.
     /// A connection's fate is decided where it is rewritten: elsewhere "return" and "accept"
     /// only say that nothing happens here.
-    pub fn leaves_decided(self, base: &Base, redirected: bool) -> bool {
+    pub(super) fn leaves_decided(self, base: &Base, redirected: bool) -> bool {
         match self {
             End::Back | End::Accept => !base.is_nat(),
             // What TPROXY has handed to a socket stays there, wherever it is addressed to.
@@ -85,12 +85,12 @@ pub(super) enum WalkStep<'a> {
 impl WalkStep<'_> {
     /// Whether packets may go on behind a rule that does this: what it does is not known, or
     /// it is TPROXY and nobody need listen.
-    pub fn may_pass(self, rule: &CanonRule) -> bool {
+    pub(super) fn may_pass(self, rule: &CanonRule) -> bool {
         matches!(self, WalkStep::Ends(End::Unknown)) || matches!(rule.verdict, Verdict::Tproxy { closed: false, .. })
     }
 
     /// Whether packets may go back to the chain that jumped to this one.
-    pub fn may_return(self) -> bool {
+    pub(super) fn may_return(self) -> bool {
         matches!(self, WalkStep::Ends(End::Back | End::Unknown) | WalkStep::Call { goes: true, .. })
     }
 }

@@ -34,22 +34,22 @@ const NETWORK_ORDER: u16 = 1 << 14;
 
 /// Command attributes: `IPSET_ATTR_PROTOCOL` and so on.
 mod attr {
-    pub const PROTOCOL: u16 = 1;
-    pub const SETNAME: u16 = 2;
-    pub const TYPENAME: u16 = 3;
-    pub const REVISION: u16 = 4;
-    pub const FAMILY: u16 = 5;
-    pub const DATA: u16 = 7;
-    pub const ADT: u16 = 8;
+    pub(super) const PROTOCOL: u16 = 1;
+    pub(super) const SETNAME: u16 = 2;
+    pub(super) const TYPENAME: u16 = 3;
+    pub(super) const REVISION: u16 = 4;
+    pub(super) const FAMILY: u16 = 5;
+    pub(super) const DATA: u16 = 7;
+    pub(super) const ADT: u16 = 8;
 }
 
 /// Attributes of data.
 mod data {
-    pub const IP: u16 = 1;
-    pub const FLAGS: u16 = 8;
-    pub const COMMENT: u16 = 26;
-    pub const IPV4: u16 = 1;
-    pub const IPV6: u16 = 2;
+    pub(super) const IP: u16 = 1;
+    pub(super) const FLAGS: u16 = 8;
+    pub(super) const COMMENT: u16 = 26;
+    pub(super) const IPV4: u16 = 1;
+    pub(super) const IPV6: u16 = 2;
 }
 
 /// `IPSET_ERR_BUSY`: a rule refers to the set.

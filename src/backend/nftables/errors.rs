@@ -8,7 +8,7 @@ use super::expr::Expr;
 
 /// Words behind "the kernel refused …": the cause and the cure, where they can be told.
 /// `module`: the one that the refused object needs; `kernel`: what the kernel said of it.
-pub fn hint(errno: i32, module: Option<&str>, kernel: Option<String>) -> String {
+pub(super) fn hint(errno: i32, module: Option<&str>, kernel: Option<String>) -> String {
     let mut out = kernel.map(|words| format!(" ({words})")).unwrap_or_default();
     match (errno, module) {
         (libc::EPERM, _) => {
@@ -29,7 +29,7 @@ pub fn hint(errno: i32, module: Option<&str>, kernel: Option<String>) -> String 
 
 /// The module that has the rarest of a rule's expressions, where one is not part of
 /// nf_tables itself (each registers its expressions as `nft-expr-NAME`).
-pub fn module_of(expressions: &[Expr]) -> Option<&'static str> {
+pub(super) fn module_of(expressions: &[Expr]) -> Option<&'static str> {
     let mut modules = expressions.iter().filter_map(|expression| match expression {
         Expr::Tproxy { .. } => Some("nft_tproxy"),
         Expr::Redir => Some("nft_redir"),
@@ -41,7 +41,7 @@ pub fn module_of(expressions: &[Expr]) -> Option<&'static str> {
 }
 
 /// The module that registers a kind of base chain.
-pub fn module_of_chain(kind: &str) -> Option<&'static str> {
+pub(super) fn module_of_chain(kind: &str) -> Option<&'static str> {
     (kind == "nat").then_some("nft_chain_nat")
 }
 

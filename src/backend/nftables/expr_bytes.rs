@@ -12,7 +12,7 @@ const REGISTER: u32 = 1;
 const VERDICT: u32 = 0;
 
 /// Writes expressions as the elements of `NFTA_RULE_EXPRESSIONS`.
-pub fn write(exprs: &[Expr], out: &mut Attrs) {
+pub(super) fn write(exprs: &[Expr], out: &mut Attrs) {
     for expr in exprs {
         out.nested(NFTA_LIST_ELEM, |out| {
             out.string(NFTA_EXPR_NAME, name(expr));
@@ -256,14 +256,14 @@ fn registers(out: &mut Attrs, values: &[(u16, u32)]) {
 }
 
 /// Reads the verdict in a piece of data: its code, and the chain of a jump.
-pub fn verdict(data: &[u8]) -> Option<(i32, Option<String>)> {
+pub(super) fn verdict(data: &[u8]) -> Option<(i32, Option<String>)> {
     let verdict = find(data, NFTA_DATA_VERDICT)?;
     let code = find(verdict.value, NFTA_VERDICT_CODE)?.u32()? as i32;
     Some((code, find(verdict.value, NFTA_VERDICT_CHAIN).map(|a| a.string())))
 }
 
 /// Reads `NFTA_RULE_EXPRESSIONS`.
-pub fn read(list: &[u8]) -> Vec<Expr> {
+pub(super) fn read(list: &[u8]) -> Vec<Expr> {
     attributes(list).map(read_one).collect()
 }
 

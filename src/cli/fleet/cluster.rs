@@ -40,7 +40,7 @@ struct Agent {
 ///
 /// # Errors
 /// When not even the pods can be listed.
-pub fn collect(
+pub(super) fn collect(
     matches: &ArgMatches,
     injector: &Injector,
     node: &NodeOptions,

@@ -25,13 +25,13 @@ const COMPLAINT: u64 = 4096;
 
 /// How kubectl is called.
 #[derive(Debug, Clone)]
-pub struct Kubectl {
+pub(super) struct Kubectl {
     arguments: Vec<String>,
 }
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub(super) struct Refusal {
     pub why: String,
     /// Trying again is of no use.
     pub is_final: bool,
@@ -62,7 +62,7 @@ impl Refusal {
 }
 
 impl Kubectl {
-    pub fn new(matches: &ArgMatches) -> Self {
+    pub(super) fn new(matches: &ArgMatches) -> Self {
         let mut arguments = Vec::new();
         if let Some(path) = matches.get_one::<PathBuf>("kubeconfig") {
             arguments.push(format!("--kubeconfig={}", path.display()));
@@ -131,7 +131,7 @@ impl Kubectl {
     ///
     /// # Errors
     /// A page cannot be had, or makes no sense.
-    pub fn list(&self, path: &str, selector: Option<&str>, each: &mut dyn FnMut(&Value)) -> Result<(), Refusal> {
+    pub(super) fn list(&self, path: &str, selector: Option<&str>, each: &mut dyn FnMut(&Value)) -> Result<(), Refusal> {
         let mut next = String::new();
         loop {
             let mut query = format!("{path}?limit={PAGE}");
@@ -158,7 +158,7 @@ impl Kubectl {
     ///
     /// # Errors
     /// It cannot be run, fails, or `each` does not understand a line.
-    pub fn exec(
+    pub(super) fn exec(
         &self,
         place: (&str, &str),
         program: &[&str],
@@ -186,7 +186,7 @@ impl Kubectl {
 }
 
 /// Tries three times, with a pause, what may go well the next time.
-pub fn again<T>(mut what: impl FnMut() -> Result<T, Refusal>) -> Result<T, Refusal> {
+pub(super) fn again<T>(mut what: impl FnMut() -> Result<T, Refusal>) -> Result<T, Refusal> {
     const TRIES: u32 = 3;
     let mut tried = 1;
     loop {

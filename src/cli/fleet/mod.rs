@@ -41,7 +41,7 @@ const MANY: &str = "many";
 const OF_ONE: [&str; 10] =
     ["pod-manifest", "live", "netns", "pid", "dump", "pod-ip", "uplink", "dns-server", "as", "options"];
 
-pub const HELP: &str = "\
+pub(super) const HELP: &str = "\
 --manifests DIR takes rendered manifests (a folder of YAML and JSON, a file, or - for
 standard input: helm template . | podweir audit --manifests -), adds to each pod what
 Istio's injector would, and reports by workload. --injector-values FILE says what the mesh's
@@ -63,7 +63,7 @@ agents wrote, besides --manifests.
 ";
 
 /// Adds the arguments.
-pub fn with_fleet(command: Command) -> Command {
+pub(super) fn with_fleet(command: Command) -> Command {
     let heading = "Many pods";
     let arg =
         |name: &'static str, value: &'static str| Arg::new(name).long(name).value_name(value).help_heading(heading);
@@ -100,18 +100,18 @@ pub fn with_fleet(command: Command) -> Command {
 }
 
 /// Whether many pods are asked for.
-pub fn is_asked(matches: &ArgMatches) -> bool {
+pub(super) fn is_asked(matches: &ArgMatches) -> bool {
     matches.contains_id("manifests") || is_of_cluster(matches)
 }
 
 /// Whether a cluster is asked about, which takes kubectl.
-pub fn is_of_cluster(matches: &ArgMatches) -> bool {
+pub(super) fn is_of_cluster(matches: &ArgMatches) -> bool {
     matches.get_flag("cluster")
 }
 
 /// How the answer is written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FleetFormat {
+pub(super) enum FleetFormat {
     Text,
     Json,
     Sarif,
@@ -123,7 +123,7 @@ pub enum FleetFormat {
 ///
 /// # Errors
 /// When a file cannot be read, nothing is there to be looked at, or `--fail-on` says so.
-pub fn run(matches: &ArgMatches, format: FleetFormat, accepted: &Accepted) -> Result<(), CliError> {
+pub(super) fn run(matches: &ArgMatches, format: FleetFormat, accepted: &Accepted) -> Result<(), CliError> {
     let path = |name: &str| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
     let stdin = ["manifests", "injector-values", "baseline", "accept", "netconf", "facts"];
     if stdin.iter().filter(|name| path(name) == Some(Path::new("-"))).count() > 1 {

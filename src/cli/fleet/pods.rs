@@ -21,7 +21,7 @@ use crate::config::types::Families;
 use crate::cli::source;
 
 /// What pods are looked at by.
-pub struct Eye<'a> {
+pub(super) struct Eye<'a> {
     pub injector: &'a Injector,
     pub node: &'a NodeOptions,
     pub facts: &'a Facts,
@@ -29,7 +29,7 @@ pub struct Eye<'a> {
 
 impl Eye<'_> {
     /// What becomes of the traffic of a template's pods. `standing`: what an injector says.
-    pub fn look(&self, template: PodTemplate, standing: InjectorVerdict, shapes: &mut Shapes) -> Looked {
+    pub(super) fn look(&self, template: PodTemplate, standing: InjectorVerdict, shapes: &mut Shapes) -> Looked {
         let labels = template.pod.labels();
         let subject = Subject {
             namespace: &template.workload.namespace,

@@ -217,7 +217,7 @@ fn refusal(error: &CniError) -> Answer {
 }
 
 /// The agent on its socket.
-pub struct OnSocket(pub Arc<Agent>);
+pub(crate) struct OnSocket(pub Arc<Agent>);
 
 impl Answers for OnSocket {
     async fn answer(&self, request: Request) -> Answer {

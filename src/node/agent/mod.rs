@@ -26,7 +26,7 @@ use super::on_failure::Evictions;
 use super::pulse::{self, Pulse, WatchPulse};
 use super::settings::Settings;
 use super::worker::Workers;
-pub use answers::OnSocket;
+pub(super) use answers::OnSocket;
 use places::Places;
 
 /// The agent.

@@ -20,19 +20,19 @@ struct Written {
 
 /// The annotation, as far as it is known.
 #[derive(Debug, Default)]
-pub struct Annotation {
+pub(super) struct Annotation {
     written: Option<Written>,
 }
 
 impl Annotation {
     /// It was written.
-    pub fn wrote(&mut self, value: Option<&str>, known: &Arc<Known>) {
+    pub(super) fn wrote(&mut self, value: Option<&str>, known: &Arc<Known>) {
         let value = value.map(str::to_owned);
         self.written = Some(Written { value, known: known.clone(), at: Instant::now() });
     }
 
     /// What it says.
-    pub fn value(&self, known: &Arc<Known>) -> Option<String> {
+    pub(super) fn value(&self, known: &Arc<Known>) -> Option<String> {
         self.value_at(known, Instant::now())
     }
 
@@ -48,7 +48,7 @@ impl Annotation {
     }
 
     /// When to look again whether the watch agrees; `None`: it is believed already.
-    pub fn recheck(&self) -> Option<Duration> {
+    pub(super) fn recheck(&self) -> Option<Duration> {
         let left = TRUST.saturating_sub(self.written.as_ref()?.at.elapsed());
         (!left.is_zero()).then_some(left)
     }

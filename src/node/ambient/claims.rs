@@ -31,7 +31,7 @@ impl Difference {
 
 /// Every pod's claims.
 #[derive(Debug, Default)]
-pub struct Claims {
+pub(super) struct Claims {
     pods: HashMap<String, Claim>,
     count: u64,
     entries: Entries,
@@ -39,18 +39,18 @@ pub struct Claims {
 
 impl Claims {
     /// The addresses that a pod claims.
-    pub fn of(&self, uid: &str) -> BTreeSet<IpAddr> {
+    pub(super) fn of(&self, uid: &str) -> BTreeSet<IpAddr> {
         self.pods.get(uid).map(|claim| claim.addresses.clone()).unwrap_or_default()
     }
 
     /// What the sets should hold.
-    pub fn entries(&self) -> &Entries {
+    pub(super) fn entries(&self) -> &Entries {
         &self.entries
     }
 
     /// A pod has these addresses and no others; gives what changes by it. `created`: when
     /// the pod was made, in seconds since 1970.
-    pub fn set(&mut self, uid: &str, created: Option<i64>, addresses: BTreeSet<IpAddr>) -> Difference {
+    pub(super) fn set(&mut self, uid: &str, created: Option<i64>, addresses: BTreeSet<IpAddr>) -> Difference {
         let before = self.of(uid);
         if addresses.is_empty() {
             self.pods.remove(uid);

@@ -25,7 +25,7 @@ const BETWEEN: Duration = Duration::from_millis(500);
 const TOLD_FACTOR: u32 = 5;
 
 /// The node's rules and sets, made when they are needed first.
-pub struct Host {
+pub(super) struct Host {
     choice: BackendChoice,
     options: HostOptions,
     conditions: Conditions,
@@ -35,7 +35,7 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn new(choice: BackendChoice, options: HostOptions, conditions: Conditions) -> Self {
+    pub(super) fn new(choice: BackendChoice, options: HostOptions, conditions: Conditions) -> Self {
         Self { choice, options, conditions, probes: Arc::default(), turn: tokio::sync::Mutex::default() }
     }
 
@@ -63,7 +63,7 @@ impl Host {
     }
 
     /// Changes entries; rules and the other entries stay.
-    pub async fn change(&self, difference: Difference) -> Result<(), String> {
+    pub(super) async fn change(&self, difference: Difference) -> Result<(), String> {
         let _turn = self.turn.lock().await;
         self.work(move |probes| {
             let Difference { add, delete } = &difference;
@@ -96,7 +96,7 @@ impl Host {
 
 /// Keeps the node's rules and sets for ever. Until every pod was looked for, entries of an
 /// agent before this one stay: probes pass while the agent starts anew.
-pub async fn keep<W: World>(ambient: Arc<Ambient<W>>, host: Arc<Host>) {
+pub(super) async fn keep<W: World>(ambient: Arc<Ambient<W>>, host: Arc<Host>) {
     let ears = Ears::here("the node");
     let interval = ambient.settings.verify_interval * if ears.hear_all() { TOLD_FACTOR } else { 1 };
     let mut said = String::new();

@@ -12,7 +12,7 @@ use super::zds::book::Identity;
 
 /// How far a pod is, for who waits for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Where {
+pub(super) enum Where {
     Joining,
     /// Not in a moment, and why; it is tried again.
     Pending(Identity, String),
@@ -45,7 +45,7 @@ struct Shared {
 
 /// A pod that is looked after.
 #[derive(Debug)]
-pub struct Member {
+pub(super) struct Member {
     pub uid: Uid,
     shared: Mutex<Shared>,
     wake: Notify,
@@ -53,7 +53,7 @@ pub struct Member {
 }
 
 impl Member {
-    pub fn new(known: Arc<Known>) -> Self {
+    pub(super) fn new(known: Arc<Known>) -> Self {
         Self {
             uid: known.uid.as_str().into(),
             shared: Mutex::new(Shared { known, gone: false, sandbox: None, place: None, task: None }),
@@ -66,12 +66,12 @@ impl Member {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn known(&self) -> Arc<Known> {
+    pub(super) fn known(&self) -> Arc<Known> {
         self.lock().known.clone()
     }
 
     /// The pod is not as it was, or something else has to be looked at.
-    pub fn changed(&self, known: &Arc<Known>) {
+    pub(super) fn changed(&self, known: &Arc<Known>) {
         let mut shared = self.lock();
         shared.known = known.clone();
         shared.gone = false;
@@ -80,13 +80,13 @@ impl Member {
     }
 
     /// The pod is gone.
-    pub fn gone(&self) {
+    pub(super) fn gone(&self) {
         self.lock().gone = true;
         self.wake.notify_one();
     }
 
     /// The plugin sets this namespace up. Gives how far that is.
-    pub fn sandbox_made(&self, place: Place) -> watch::Receiver<Where> {
+    pub(super) fn sandbox_made(&self, place: Place) -> watch::Receiver<Where> {
         let receiver = self.whereabouts.subscribe();
         self.lock().sandbox = Some(Sandbox::Made(place));
         self.wake.notify_one();
@@ -94,58 +94,58 @@ impl Member {
     }
 
     /// The plugin takes the namespace down.
-    pub fn sandbox_gone(&self) {
+    pub(super) fn sandbox_gone(&self) {
         self.lock().sandbox = Some(Sandbox::Gone);
         self.wake.notify_one();
     }
 
-    pub fn has_task(&self, task: AbortHandle) {
+    pub(super) fn has_task(&self, task: AbortHandle) {
         self.lock().task = Some(task);
     }
 
     /// Ends looking after it, as the end of the agent does; everything stays as it is.
     #[cfg(test)]
-    pub fn abort(&self) {
+    pub(super) fn abort(&self) {
         if let Some(task) = self.lock().task.take() {
             task.abort();
         }
     }
 
     /// Whether nothing has been told that has not been taken up.
-    pub fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.lock().sandbox.is_none()
     }
 
     /// Whether the pod is gone.
-    pub fn is_gone(&self) -> bool {
+    pub(super) fn is_gone(&self) -> bool {
         self.lock().gone
     }
 
     /// The pod's namespace, while it is open.
-    pub fn place(&self) -> Option<Place> {
+    pub(super) fn place(&self) -> Option<Place> {
         self.lock().place.clone()
     }
 
-    pub fn whereabouts(&self) -> Where {
+    pub(super) fn whereabouts(&self) -> Where {
         self.whereabouts.borrow().clone()
     }
 
     /// The pod's namespace is open from now on, or is not.
-    pub fn set_place(&self, place: Option<Place>) {
+    pub(super) fn set_place(&self, place: Option<Place>) {
         self.lock().place = place;
     }
 
     /// What the plugin has told since this was last asked.
-    pub fn take_sandbox(&self) -> Option<Sandbox> {
+    pub(super) fn take_sandbox(&self) -> Option<Sandbox> {
         self.lock().sandbox.take()
     }
 
     /// Waits until something has been told.
-    pub async fn woken(&self) {
+    pub(super) async fn woken(&self) {
         self.wake.notified().await;
     }
 
-    pub fn set(&self, whereabouts: Where) {
+    pub(super) fn set(&self, whereabouts: Where) {
         self.whereabouts.send_if_modified(|now| {
             let news = *now != whereabouts;
             *now = whereabouts;

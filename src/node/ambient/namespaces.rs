@@ -15,11 +15,11 @@ use super::real::Real;
 use super::{Ambient, lock};
 
 /// What is selected by: a namespace that loses the label is told as gone.
-pub const SELECTOR: &str = "istio.io/dataplane-mode=ambient";
+pub(super) const SELECTOR: &str = "istio.io/dataplane-mode=ambient";
 
 /// A namespace as the watch delivers it.
 #[derive(Debug, Clone, Default, Deserialize)]
-pub struct WatchedNamespace {
+pub(super) struct WatchedNamespace {
     #[serde(default)]
     pub metadata: ObjectMeta,
 }
@@ -55,7 +55,7 @@ impl kube::Resource for WatchedNamespace {
 
 /// What an event of the watch says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Told {
+pub(super) enum Told {
     /// One namespace has the label, or has it no more.
     One(String, bool),
     /// These are all.
@@ -64,11 +64,11 @@ pub enum Told {
 
 /// Takes a list that comes in pieces together.
 #[derive(Debug, Default)]
-pub struct Listing(Mutex<HashSet<String>>);
+pub(super) struct Listing(Mutex<HashSet<String>>);
 
 impl Listing {
     /// What an event says.
-    pub fn told(&self, event: Event<WatchedNamespace>) -> Option<Told> {
+    pub(super) fn told(&self, event: Event<WatchedNamespace>) -> Option<Told> {
         match event {
             Event::Init => {
                 lock(&self.0).clear();
@@ -86,7 +86,7 @@ impl Listing {
 }
 
 /// Watches the namespaces that have the label, for ever.
-pub async fn watch(agent: Arc<Agent>, ambient: Arc<Ambient<Real>>, client: kube::Client) {
+pub(super) async fn watch(agent: Arc<Agent>, ambient: Arc<Ambient<Real>>, client: kube::Client) {
     let all: Api<WatchedNamespace> = Api::all(client);
     let config = watcher::Config::default().labels(SELECTOR).any_semantic();
     let listing = Listing::default();

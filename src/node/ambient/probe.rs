@@ -20,7 +20,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 
 /// What a probe found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Seen {
+pub(super) enum Seen {
     /// It arrived from the probes' address.
     Arrived,
     /// It arrived, from another address.
@@ -33,7 +33,7 @@ pub enum Seen {
 
 impl Seen {
     /// The finding in a sentence, with what helps.
-    pub fn sentence(&self, to: IpAddr) -> String {
+    pub(super) fn sentence(&self, to: IpAddr) -> String {
         let source = source(to);
         match self {
             Self::Arrived => format!("a probe of {to} arrives from {source}, as it should"),
@@ -56,7 +56,7 @@ fn source(to: IpAddr) -> IpAddr {
 }
 
 /// Probes the first pod there is, in each family, until a probe arrives as it should.
-pub async fn until_seen(ambient: Arc<Ambient<Real>>, kubelet_uid: u32) {
+pub(super) async fn until_seen(ambient: Arc<Ambient<Real>>, kubelet_uid: u32) {
     // The rules tell probes by the user who owns the socket.
     let own = nix::unistd::geteuid().as_raw();
     if own != kubelet_uid {

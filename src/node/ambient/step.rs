@@ -11,7 +11,7 @@ use super::standing::{ENABLED, Options, PENDING};
 
 /// What is wanted of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Want {
+pub(super) enum Want {
     /// That ztunnel has its traffic, and the node's probes reach it at these addresses.
     In { options: Options, addresses: BTreeSet<IpAddr> },
     /// That nothing of ambient mode is left of it.
@@ -25,7 +25,7 @@ pub enum Want {
 
 /// What is known of the pod's namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub(super) enum Place {
     /// It has not been looked for.
     Unknown,
     /// It was looked for and not found.
@@ -35,7 +35,7 @@ pub enum Place {
 
 /// What the pod's namespace holds of ambient mode.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Rules {
+pub(super) enum Rules {
     /// An agent before this one may have left some.
     Unknown,
     None,
@@ -44,7 +44,7 @@ pub enum Rules {
 
 /// What ztunnels say of the pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Told {
+pub(super) enum Told {
     /// They are not told of it.
     Nothing,
     /// They are told, and none has answered; `long`: for longer than usual.
@@ -57,7 +57,7 @@ pub enum Told {
 
 /// What is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Is {
+pub(super) struct Is {
     pub place: Place,
     pub rules: Rules,
     pub told: Told,
@@ -69,7 +69,7 @@ pub struct Is {
 
 /// The next thing to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
+pub(super) enum Step {
     /// Look for the namespace.
     Find,
     /// Make the namespace hold the rules.
@@ -90,7 +90,7 @@ pub enum Step {
 }
 
 /// What to do next.
-pub fn step(want: &Want, is: &Is) -> Step {
+pub(super) fn step(want: &Want, is: &Is) -> Step {
     match want {
         Want::In { options, addresses } => join(options, addresses, is),
         Want::Out { runs, exists } => leave(*runs, *exists, is),

@@ -13,14 +13,14 @@ use crate::sys::xattr;
 
 /// How temporary files end: container runtimes read `.conf`, `.conflist` and `.json`, and
 /// start plugins by their exact names.
-pub const UNFINISHED: &str = "podweir-unfinished";
+pub(super) const UNFINISHED: &str = "podweir-unfinished";
 
 /// The extended attribute in which SELinux keeps a file's label.
 const SELINUX: &str = "security.selinux";
 
 /// What a new file gets besides its content.
 #[derive(Debug, Clone)]
-pub struct Attributes {
+pub(super) struct Attributes {
     pub mode: u32,
     /// User and group; `None`: the process's own.
     pub owner: Option<(u32, u32)>,
@@ -30,7 +30,7 @@ pub struct Attributes {
 
 impl Attributes {
     /// Attributes with which a file is made that was not there before.
-    pub fn of_mode(mode: u32) -> Self {
+    pub(super) fn of_mode(mode: u32) -> Self {
         Self { mode, owner: None, label: None }
     }
 
@@ -38,7 +38,7 @@ impl Attributes {
     ///
     /// # Errors
     /// The file cannot be looked at.
-    pub fn of_file(path: &Path) -> io::Result<Self> {
+    pub(super) fn of_file(path: &Path) -> io::Result<Self> {
         use std::os::unix::fs::MetadataExt;
         let meta = fs::metadata(path)?;
         let label = xattr::get(path, SELINUX)?;
@@ -50,7 +50,7 @@ impl Attributes {
 ///
 /// # Errors
 /// The operating system's, naming the file; `path` is then what it was, and nothing is left beside it.
-pub fn replace(path: &Path, content: &[u8], attributes: &Attributes) -> io::Result<()> {
+pub(super) fn replace(path: &Path, content: &[u8], attributes: &Attributes) -> io::Result<()> {
     replace_by(path, content, attributes)
 }
 
@@ -58,7 +58,7 @@ pub fn replace(path: &Path, content: &[u8], attributes: &Attributes) -> io::Resu
 ///
 /// # Errors
 /// As [`replace`].
-pub fn replace_by(path: &Path, content: impl Read, attributes: &Attributes) -> io::Result<()> {
+pub(super) fn replace_by(path: &Path, content: impl Read, attributes: &Attributes) -> io::Result<()> {
     let unfinished = beside(path);
     // A killed run may have left one; nobody else writes under this name.
     let _ = fs::remove_file(&unfinished);
@@ -95,13 +95,13 @@ fn write(path: &Path, mut content: impl Read, attributes: &Attributes) -> io::Re
 ///
 /// # Errors
 /// The operating system's, naming the folder.
-pub fn sync_folder_of(path: &Path) -> io::Result<()> {
+pub(super) fn sync_folder_of(path: &Path) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| named(folder, e))
 }
 
 /// An error that names the file it is about.
-pub fn named(path: &Path, error: io::Error) -> io::Error {
+pub(super) fn named(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 

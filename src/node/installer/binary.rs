@@ -22,7 +22,7 @@ pub enum Placed {
 }
 
 /// Where the binary is.
-pub fn path(bin_dir: &Path) -> PathBuf {
+pub(super) fn path(bin_dir: &Path) -> PathBuf {
     bin_dir.join(TYPE)
 }
 
@@ -30,7 +30,7 @@ pub fn path(bin_dir: &Path) -> PathBuf {
 ///
 /// # Errors
 /// The operating system's, naming the file; the binary is then what it was.
-pub fn place(executable: &Path, bin_dir: &Path) -> io::Result<Placed> {
+pub(super) fn place(executable: &Path, bin_dir: &Path) -> io::Result<Placed> {
     let path = path(bin_dir);
     let open = || File::open(executable).map_err(|e| named(executable, e));
     let length = open()?.metadata().map_err(|e| named(executable, e))?.len();
@@ -79,7 +79,7 @@ fn is_executable(path: &Path) -> io::Result<bool> {
 ///
 /// # Errors
 /// The operating system's, naming the file.
-pub fn remove(bin_dir: &Path) -> io::Result<bool> {
+pub(super) fn remove(bin_dir: &Path) -> io::Result<bool> {
     let path = path(bin_dir);
     match fs::remove_file(&path) {
         Ok(()) => atomic::sync_folder_of(&path).map(|()| true),

@@ -22,7 +22,7 @@ const OLDEST: [u64; 3] = [0, 3, 0];
 
 /// Why a file is not one that our entry can be added to. The file is left as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ChainError {
+pub(super) enum ChainError {
     #[error("it is no JSON object (line {line}, column {column})")]
     NotJson { line: usize, column: usize },
     #[error("its key \"{key}\" is {problem}")]
@@ -35,7 +35,7 @@ pub enum ChainError {
 
 /// In which of the two formats a file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub(super) enum Form {
     /// `.conflist`: a list of plugins.
     List,
     /// `.conf` and `.json`: a single plugin (deprecated, and still in use).
@@ -44,7 +44,7 @@ pub enum Form {
 
 /// How our entry stands in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
+pub(super) enum Standing {
     /// There is none.
     Absent,
     /// There is one, with the right content, behind everything that it has to be behind.
@@ -75,7 +75,7 @@ struct Plugin {
 
 /// A network configuration list.
 #[derive(Debug, Clone)]
-pub struct Chain {
+pub(super) struct Chain {
     /// The keys of the list but `plugins`, as they stand in the file.
     keys: IndexMap<String, Box<RawValue>>,
     /// Where `plugins` stands among the keys.
@@ -114,7 +114,7 @@ impl Chain {
     ///
     /// # Errors
     /// What the runtime could not use either, and a version in which nothing is chained.
-    pub fn parse(text_of: &[u8], form: Form) -> Result<Self, ChainError> {
+    pub(super) fn parse(text_of: &[u8], form: Form) -> Result<Self, ChainError> {
         let mut keys = object(text_of)?;
         let version = text(&keys, "cniVersion")?.unwrap_or_default();
         if !can_chain(&version) {
@@ -142,24 +142,24 @@ impl Chain {
     }
 
     /// The network's name; the folder of its drop-ins is called so.
-    pub fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         text(&self.keys, "name").ok().flatten().unwrap_or_default()
     }
 
     /// Whether plugins of a drop-in folder are not read (CNI specification 1.1,
     /// `loadOnlyInlinedPlugins`).
-    pub fn only_inlined(&self) -> bool {
+    pub(super) fn only_inlined(&self) -> bool {
         self.keys.get("loadOnlyInlinedPlugins").is_some_and(|raw| raw.get().trim() == "true")
     }
 
     /// Plugins of other meshes that divert the same traffic.
-    pub fn other_meshes(&self) -> Vec<&str> {
+    pub(super) fn other_meshes(&self) -> Vec<&str> {
         let kinds = self.plugins.iter().map(|plugin| plugin.kind.as_str());
         kinds.filter(|kind| MAY_FOLLOW.contains(kind)).collect()
     }
 
     /// How our entry stands in the list. `entry`: what it should be.
-    pub fn standing(&self, entry: &Value) -> Standing {
+    pub(super) fn standing(&self, entry: &Value) -> Standing {
         let mut ours = self.plugins.iter().enumerate().filter(|(_, plugin)| plugin.kind == TYPE);
         let Some((at, found)) = ours.next() else { return Standing::Absent };
         let behind = self.plugins[at + 1..].iter().map(|plugin| plugin.kind.clone());
@@ -173,25 +173,25 @@ impl Chain {
     }
 
     /// The list with our entry at the end, and nowhere else.
-    pub fn with(mut self, entry: &Value) -> Self {
+    pub(super) fn with(mut self, entry: &Value) -> Self {
         self = self.without();
         self.plugins.push(Plugin { kind: TYPE.into(), text: raw(entry) });
         self
     }
 
     /// The list without our entry.
-    pub fn without(mut self) -> Self {
+    pub(super) fn without(mut self) -> Self {
         self.plugins.retain(|plugin| plugin.kind != TYPE);
         self
     }
 
     /// Whether no plugin is left, so that the file has no use any more.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.plugins.is_empty()
     }
 
     /// The text of the list, a `.conflist`.
-    pub fn render(&self) -> String {
+    pub(super) fn render(&self) -> String {
         let plugins: Vec<String> = self.plugins.iter().map(|plugin| format!("    {}", plugin.text.get())).collect();
         let plugins = format!("  \"plugins\": [\n{}\n  ]", plugins.join(",\n"));
         let keys = self.keys.iter().map(|(key, text)| format!("  {}: {}", Value::from(key.as_str()), text.get()));

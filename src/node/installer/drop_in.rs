@@ -22,7 +22,7 @@ const FILE: &str = "zz-podweir.conf";
 ///
 /// # Errors
 /// The operating system's, naming the file.
-pub fn keep(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
+pub(super) fn keep(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
     let found = match folder::configurations(conf_dir) {
         Ok(found) => found,
         Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -79,7 +79,7 @@ fn notice(conf_dir: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// The operating system's, naming the file.
-pub fn remove(conf_dir: &Path) -> io::Result<Vec<PathBuf>> {
+pub(super) fn remove(conf_dir: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(conf_dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

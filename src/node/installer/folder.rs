@@ -14,7 +14,7 @@ use super::chain::Form;
 const LONGEST: u64 = 1 << 20;
 
 /// The format that a file's name promises; `None` for a name that no runtime reads.
-pub fn form(path: &Path) -> Option<Form> {
+pub(super) fn form(path: &Path) -> Option<Form> {
     match path.extension()?.as_bytes() {
         b"conflist" => Some(Form::List),
         b"conf" | b"json" => Some(Form::Single),
@@ -26,7 +26,7 @@ pub fn form(path: &Path) -> Option<Form> {
 ///
 /// # Errors
 /// The folder cannot be listed.
-pub fn configurations(folder: &Path) -> io::Result<Vec<(PathBuf, Form)>> {
+pub(super) fn configurations(folder: &Path) -> io::Result<Vec<(PathBuf, Form)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
@@ -44,7 +44,7 @@ pub fn configurations(folder: &Path) -> io::Result<Vec<(PathBuf, Form)>> {
 ///
 /// # Errors
 /// It cannot be read, is no regular file, or is longer than a configuration can be.
-pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let meta = fs::metadata(path)?;
     if !meta.is_file() || meta.len() > LONGEST {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no regular file of at most 1 MiB"));

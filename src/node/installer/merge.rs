@@ -62,7 +62,7 @@ fn current(conf_dir: &Path) -> io::Result<Current> {
 ///
 /// # Errors
 /// The operating system's, naming the file.
-pub fn look(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
+pub(super) fn look(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
     let (path, chain) = match current(conf_dir)? {
         Current::Usable { path, chain, .. } => (path, chain),
         Current::Not(state) => return Ok(state),
@@ -77,7 +77,7 @@ pub fn look(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
 }
 
 /// The plugins of other meshes in the chain that the runtime uses.
-pub fn other_meshes(conf_dir: &Path) -> Vec<String> {
+pub(super) fn other_meshes(conf_dir: &Path) -> Vec<String> {
     match current(conf_dir) {
         Ok(Current::Usable { chain, .. }) => chain.other_meshes().into_iter().map(str::to_owned).collect(),
         // What is wrong with the chain is told where it is kept.
@@ -89,7 +89,7 @@ pub fn other_meshes(conf_dir: &Path) -> Vec<String> {
 ///
 /// # Errors
 /// The operating system's, naming the file; the file is then what it was.
-pub fn keep(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
+pub(super) fn keep(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
     for _ in 0..ATTEMPTS {
         let (path, form, text, chain) = match current(conf_dir)? {
             Current::Usable { path, form, text, chain } => (path, form, text, chain),
@@ -168,7 +168,7 @@ fn is_from_single(text: &[u8]) -> bool {
 ///
 /// # Errors
 /// The operating system's, naming the first file that could not be changed; later ones are tried all the same.
-pub fn remove(conf_dir: &Path, entry: &Value) -> io::Result<Vec<PathBuf>> {
+pub(super) fn remove(conf_dir: &Path, entry: &Value) -> io::Result<Vec<PathBuf>> {
     let found = match folder::configurations(conf_dir) {
         Ok(found) => found,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

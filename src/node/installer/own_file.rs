@@ -23,7 +23,7 @@ const FILE: &str = "podweir.conflist";
 ///
 /// # Errors
 /// The operating system's, naming the file.
-pub fn keep(conf_dir: &Path, entry: &Value, version: &str) -> io::Result<ChainState> {
+pub(super) fn keep(conf_dir: &Path, entry: &Value, version: &str) -> io::Result<ChainState> {
     let file = conf_dir.join(FILE);
     let is_multus = conf_dir.components().any(|part| part.as_os_str() == "multus");
     let found = match folder::configurations(conf_dir) {
@@ -58,7 +58,7 @@ pub fn keep(conf_dir: &Path, entry: &Value, version: &str) -> io::Result<ChainSt
 ///
 /// # Errors
 /// The operating system's, naming the file.
-pub fn remove(conf_dir: &Path) -> io::Result<Vec<PathBuf>> {
+pub(super) fn remove(conf_dir: &Path) -> io::Result<Vec<PathBuf>> {
     let file = conf_dir.join(FILE);
     match fs::remove_file(&file) {
         Ok(()) => atomic::sync_folder_of(&file).map(|()| vec![file]),

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// Pauses that grow while something keeps happening, and start over after a quiet time.
 #[derive(Debug, Clone)]
-pub struct Pauses {
+pub(super) struct Pauses {
     first: Duration,
     longest: Duration,
     /// How many times it happened without a quiet time between.
@@ -15,12 +15,12 @@ pub struct Pauses {
 impl Pauses {
     /// Pauses of `first`, twice that and so on, up to `longest`; a time of twice `longest`
     /// in which nothing happens is a quiet one.
-    pub fn new(first: Duration, longest: Duration) -> Self {
+    pub(super) fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest, in_a_row: 0, last: None }
     }
 
     /// Notes that it happened at `now`, and says how long to wait: nothing the first time.
-    pub fn after(&mut self, now: Instant) -> Duration {
+    pub(super) fn after(&mut self, now: Instant) -> Duration {
         let quiet = self.last.is_none_or(|last| now.saturating_duration_since(last) > 2 * self.longest);
         self.in_a_row = if quiet { 0 } else { self.in_a_row.saturating_add(1) };
         self.last = Some(now);
@@ -31,7 +31,7 @@ impl Pauses {
     }
 
     /// How many times it happened in a row.
-    pub fn in_a_row(&self) -> u32 {
+    pub(super) fn in_a_row(&self) -> u32 {
         self.in_a_row
     }
 }

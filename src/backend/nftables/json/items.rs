@@ -7,11 +7,11 @@ use crate::backend::nftables::written::fields::Item;
 use crate::backend::nftables::written::sets::SetEntry;
 
 /// The entries of a map of verdicts; `None` where one is something else.
-pub fn entries(list: &Value) -> Option<Vec<SetEntry>> {
+pub(super) fn entries(list: &Value) -> Option<Vec<SetEntry>> {
     list.as_array()?.iter().map(entry).collect()
 }
 
-pub fn entry(entry: &Value) -> Option<SetEntry> {
+pub(super) fn entry(entry: &Value) -> Option<SetEntry> {
     let [key, verdict] = &entry.as_array()?[..] else { return None };
     let key = if key.as_str() == Some("*") { None } else { Some(item(key)?) };
     let (name, body) = verdict.as_object()?.iter().next()?;
@@ -24,14 +24,14 @@ pub fn entry(entry: &Value) -> Option<SetEntry> {
 }
 
 /// The elements of a set; `None` where one is no plain value.
-pub fn items(list: &Value) -> Option<Vec<Item>> {
+pub(super) fn items(list: &Value) -> Option<Vec<Item>> {
     match list {
         Value::Array(list) => list.iter().map(item).collect(),
         one => Some(vec![item(one)?]),
     }
 }
 
-pub fn item(value: &Value) -> Option<Item> {
+pub(super) fn item(value: &Value) -> Option<Item> {
     if let Some(one) = leaf(value) {
         return Some((one, None));
     }
@@ -46,13 +46,13 @@ pub fn item(value: &Value) -> Option<Item> {
     item_of_element(value.get("elem")?)
 }
 
-pub fn item_of_element(element: &Value) -> Option<Item> {
+pub(super) fn item_of_element(element: &Value) -> Option<Item> {
     let value = element.get("val")?;
     // One level only: an element within an element is nothing that nft prints.
     if value.get("elem").is_some() { None } else { item(value) }
 }
 
-pub fn leaf(value: &Value) -> Option<String> {
+pub(super) fn leaf(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),
@@ -60,6 +60,6 @@ pub fn leaf(value: &Value) -> Option<String> {
     }
 }
 
-pub fn leaves(value: &Value) -> Vec<Item> {
+pub(super) fn leaves(value: &Value) -> Vec<Item> {
     items(value).unwrap_or_default()
 }

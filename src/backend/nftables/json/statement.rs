@@ -15,7 +15,7 @@ use crate::backend::nftables::written::statements::{self, MarkOf};
 use super::items::{entries, item, items, leaf};
 
 /// A statement that changes a set: how, which, and the element.
-pub fn update(statement: &Value) -> Option<(UpdateVerb, &str, &Value)> {
+pub(super) fn update(statement: &Value) -> Option<(UpdateVerb, &str, &Value)> {
     let (kind, body) = statement.as_object()?.iter().next()?;
     match kind.as_str() {
         "set" | "map" => {
@@ -28,7 +28,7 @@ pub fn update(statement: &Value) -> Option<(UpdateVerb, &str, &Value)> {
 }
 
 /// One statement of a rule; what is not understood is kept as unknown.
-pub fn read(statement: &Value, sets: &mut WrittenSets, out: &mut Vec<Expr>) {
+pub(super) fn read(statement: &Value, sets: &mut WrittenSets, out: &mut Vec<Expr>) {
     let Some((kind, body)) = statement.as_object().and_then(|o| o.iter().next()) else {
         // `"notrack"` and the like stand as bare words, and what nft has no JSON for as text.
         let words = statement.as_str().map_or_else(|| statement.to_string(), str::to_owned);

@@ -7,12 +7,12 @@ use crate::backend::nftables::written::sets::SetEntry;
 use super::tokens::Token;
 
 /// The elements of a set; `None` where one is no plain value.
-pub fn items(tokens: &[Token]) -> Option<Vec<Item>> {
+pub(super) fn items(tokens: &[Token]) -> Option<Vec<Item>> {
     tokens.split(|token| *token == Token::Sign(',')).filter(|item| !item.is_empty()).map(item).collect()
 }
 
 /// The entries of a map of verdicts, such as `80 : accept`; `None` where one is something else.
-pub fn entries(tokens: &[Token]) -> Option<Vec<SetEntry>> {
+pub(super) fn entries(tokens: &[Token]) -> Option<Vec<SetEntry>> {
     tokens.split(|token| *token == Token::Sign(',')).filter(|entry| !entry.is_empty()).map(entry).collect()
 }
 
@@ -33,7 +33,7 @@ fn entry(tokens: &[Token]) -> Option<SetEntry> {
 }
 
 /// A value, a range or a prefix; behind it there may be a timeout and the like.
-pub fn item(tokens: &[Token]) -> Option<Item> {
+pub(super) fn item(tokens: &[Token]) -> Option<Item> {
     let (first, rest) = tokens.split_first()?;
     let known = |token: &Token| matches!(token, Token::Word("timeout" | "expires" | "counter" | "comment"));
     if rest.first().is_some_and(|token| !known(token)) {

@@ -8,7 +8,7 @@ use super::tokens::Token;
 
 /// What must hold for the fields to be there that words ask for or take a value from. A header
 /// within another one (`vxlan ip saddr`), or of another direction, is none of the packet's.
-pub fn headers(words: &[Token]) -> Vec<Expr> {
+pub(super) fn headers(words: &[Token]) -> Vec<Expr> {
     let mut out = Vec::new();
     let mut depth = 0usize;
     for (at, token) in words.iter().enumerate() {
@@ -41,7 +41,7 @@ pub fn updated<'a>(words: &[Token<'a>]) -> impl Iterator<Item = &'a str> {
 
 /// Words with which conditions begin whose values are no conditions themselves, unlike those
 /// of `ipsec in ip saddr` or `vxlan tcp dport`.
-pub const OPENING: &[&str] = &[
+pub(super) const OPENING: &[&str] = &[
     "ip",
     "ip6",
     "tcp",
@@ -91,17 +91,17 @@ pub const OPENING: &[&str] = &[
 ];
 
 /// Words behind which a field stands that belongs to them.
-pub const BINDING: &[&str] = &[
+pub(super) const BINDING: &[&str] = &[
     ".", "meta", "ct", "to", "map", "vmap", "mod", "&", "|", "^", "and", "or", "xor", "==", "!=", "<", "<=", ">", ">=",
     "/",
 ];
 
 /// Words with which something begins that is understood by itself.
-pub const STATEMENTS: &[&str] =
+pub(super) const STATEMENTS: &[&str] =
     &["counter", "comment", "log", "accept", "drop", "return", "continue", "jump", "goto", "redirect", "reject"];
 
 /// Words that say that a packet is being decided about or changed.
-pub const DECIDING: &[&str] = &[
+pub(super) const DECIDING: &[&str] = &[
     "redirect",
     "tproxy",
     "dnat",

@@ -78,7 +78,7 @@ struct Care<W: World> {
 }
 
 /// Looks after a pod until it is out and nothing is left.
-pub async fn look_after<W: World>(ambient: Arc<Ambient<W>>, member: Arc<Member>) {
+pub(super) async fn look_after<W: World>(ambient: Arc<Ambient<W>>, member: Arc<Member>) {
     let now = Instant::now();
     let mut care = Care {
         ambient,

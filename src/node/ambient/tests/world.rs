@@ -16,7 +16,7 @@ use super::super::{Difference, Entries, lock};
 use crate::sys::netns::Netns;
 
 #[derive(Default)]
-pub struct Played {
+pub(super) struct Played {
     /// The namespace of each pod that runs; its inode is its number.
     pub places: BTreeMap<String, u64>,
     pub rules: BTreeMap<u64, Options>,
@@ -31,13 +31,13 @@ pub struct Played {
 
 /// A world whose state outlives an agent.
 #[derive(Clone, Default)]
-pub struct Fake {
+pub(super) struct Fake {
     state: Arc<Mutex<Played>>,
     pub changes: Arc<Notify>,
 }
 
 impl Fake {
-    pub fn with<T>(&self, work: impl FnOnce(&mut Played) -> T) -> T {
+    pub(super) fn with<T>(&self, work: impl FnOnce(&mut Played) -> T) -> T {
         work(&mut lock(&self.state))
     }
 
@@ -56,7 +56,7 @@ impl Fake {
 }
 
 /// A place with an identity of its own: the descriptor is this process's own namespace.
-pub fn place(inode: u64) -> Place {
+pub(super) fn place(inode: u64) -> Place {
     let netns = Netns::open(&PathBuf::from("/proc/self/ns/net")).unwrap();
     Place { netns: Arc::new(netns), identity: (0, inode) }
 }

@@ -21,7 +21,7 @@ const LONGEST_QUOTE: usize = 300;
 
 /// Why a connection came to its end.
 #[derive(Debug, thiserror::Error)]
-pub enum Ended {
+pub(super) enum Ended {
     #[error("it closed the connection")]
     Closed,
     #[error("it has not {what} within {} s", .within.as_secs_f64())]
@@ -48,7 +48,7 @@ pub struct Shared {
 }
 
 /// Serves a ztunnel until its connection ends.
-pub async fn serve(connection: Connection, shared: Shared) {
+pub(super) async fn serve(connection: Connection, shared: Shared) {
     let pid = connection.peer().map_or(0, |(_, pid)| pid);
     let mut buffer = vec![0; LONGEST_RESPONSE];
     if let Err(ended) = greeting(&connection, &shared, &mut buffer).await {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::book::{Identity, Pods};
 
 /// The pauses between two tries to have a pod taken: the first, and the longest.
-pub const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(5));
+pub(super) const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(5));
 
 /// The pause after so many failures in a row.
 pub fn pause(failures: u32) -> Duration {
@@ -59,7 +59,7 @@ impl Tell {
 
 /// What comes next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Next {
+pub(super) enum Next {
     Tell(Tell),
     /// Nothing until something changes, or until then.
     Wait(Option<Instant>),
@@ -83,7 +83,7 @@ struct Failed {
 /// The book-keeping of one connection. One request is in flight at most: what was told is
 /// [`Ledger::acknowledged`] before the next is asked for.
 #[derive(Debug, Default)]
-pub struct Ledger {
+pub(super) struct Ledger {
     told: HashMap<Uid, Told>,
     /// Pods to look at, each once.
     queue: VecDeque<Uid>,
@@ -94,31 +94,31 @@ pub struct Ledger {
 
 impl Ledger {
     /// A ztunnel that has been told nothing yet.
-    pub fn new<'a>(pods: impl IntoIterator<Item = &'a Uid>) -> Self {
+    pub(super) fn new<'a>(pods: impl IntoIterator<Item = &'a Uid>) -> Self {
         let mut ledger = Self::default();
         pods.into_iter().for_each(|uid| ledger.changed(uid));
         ledger
     }
 
     /// Whether it has been told everything once.
-    pub fn snapshot_sent(&self) -> bool {
+    pub(super) fn snapshot_sent(&self) -> bool {
         self.snapshot_sent
     }
 
     /// Whether it knows of a pod, as far as it was told.
-    pub fn knows(&self, uid: &Uid) -> bool {
+    pub(super) fn knows(&self, uid: &Uid) -> bool {
         self.told.contains_key(uid)
     }
 
     /// Something about a pod is new.
-    pub fn changed(&mut self, uid: &Uid) {
+    pub(super) fn changed(&mut self, uid: &Uid) {
         if self.queued.insert(uid.clone()) {
             self.queue.push_back(uid.clone());
         }
     }
 
     /// What to tell next.
-    pub fn next(&mut self, pods: &impl Pods, now: Instant) -> Next {
+    pub(super) fn next(&mut self, pods: &impl Pods, now: Instant) -> Next {
         self.take_up_again(now);
         while let Some(uid) = self.queue.pop_front() {
             self.queued.remove(&uid);
@@ -167,7 +167,7 @@ impl Ledger {
     }
 
     /// What was told has been acknowledged: carried out, or not.
-    pub fn acknowledged(&mut self, tell: &Tell, done: bool, now: Instant) {
+    pub(super) fn acknowledged(&mut self, tell: &Tell, done: bool, now: Instant) {
         match tell {
             Tell::Add(uid, identity) if done => {
                 self.told.insert(uid.clone(), Told::Added(*identity));
