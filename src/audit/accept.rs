@@ -155,6 +155,12 @@ struct RawOnly {
 }
 
 impl Accepted {
+    /// A statement of what is accepted, as `--accept` takes it.
+    ///
+    /// # Errors
+    ///
+    /// An item that is no known finding, or names a place that cannot be one, and what would be
+    /// right.
     pub fn parse(text: &str) -> Result<Self, AcceptError> {
         let file: RawFile = serde_saphyr::from_str(text).map_err(|e| AcceptError::Syntax(e.to_string()))?;
         let entry = |(at, raw)| entry(raw).map_err(|problem| AcceptError::Entry { number: at + 1, problem });

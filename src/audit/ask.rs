@@ -143,6 +143,10 @@ pub fn asked_as(question: &Question, flow: &Flow) -> Option<String> {
 
 impl Question {
     /// The flow that is asked about.
+    ///
+    /// # Errors
+    ///
+    /// A part that neither the question nor the defaults tell, or that contradicts another.
     pub fn flow(&self, defaults: &Defaults) -> Result<Flow, String> {
         let direction = self.direction.unwrap_or(Direction::Outbound);
         let outbound = direction == Direction::Outbound;
@@ -187,6 +191,10 @@ impl Question {
     }
 
     /// Reads one line of JSON.
+    ///
+    /// # Errors
+    ///
+    /// That the line is no JSON, or which field of it is wrong.
     pub fn from_json(line: &[u8]) -> Result<Self, String> {
         let members: QuestionMembers = serde_json::from_slice(line).map_err(|e| match e.is_data() {
             true => "it is no JSON object".into(),

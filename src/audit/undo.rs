@@ -48,6 +48,10 @@ impl<'a> Undoing<'a> {
     /// Leaves each effect with the differences that have it by themselves. Before, findings
     /// have the effects that they may have. Effects that no interception's rules have, not
     /// even together, are those of others.
+    ///
+    /// # Errors
+    ///
+    /// That the walk met more parts than an audit takes.
     pub fn attribute(&self, findings: &mut [Finding], effects: &mut [TrafficChange]) -> Result<(), String> {
         let mut base = self.have.clone();
         for place in self.differences.iter().filter_map(place) {

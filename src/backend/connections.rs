@@ -84,8 +84,18 @@ impl Kernel {
 /// What it takes to end connections.
 pub trait Ending {
     /// Ends one end's socket.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, of `SOCK_DESTROY` (sock_diag(7)): `EOPNOTSUPP` where it was built without,
+    /// `ENOENT` where the socket has gone.
     fn end(&mut self, socket: &TcpSocket) -> io::Result<()>;
     /// Makes connection tracking forget one.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, of `IPCTNL_MSG_CT_DELETE` (linux/netfilter/nfnetlink_conntrack.h): `ENOENT`
+    /// where the entry has gone.
     fn forget(&mut self, tracked: &Tracked) -> io::Result<()>;
 }
 

@@ -70,6 +70,11 @@ impl Guard {
 
     /// Puts the guard up: both directions, all families at once where that can be.
     /// `left`: what a killed run left is replaced without a moment between the two.
+    ///
+    /// # Errors
+    ///
+    /// That the kernel or the iptables program refused it; then no guard is up that was not up
+    /// before.
     pub fn raise(
         netlink: Option<&mut Netlink>,
         conditions: &Conditions,
@@ -118,6 +123,10 @@ impl Guard {
     }
 
     /// Takes the guard away; it may be gone already.
+    ///
+    /// # Errors
+    ///
+    /// That the kernel or the iptables program refused it; then the guard is still up.
     pub fn lower(&self, netlink: Option<&mut Netlink>, conditions: &Conditions) -> Result<(), GuardError> {
         match (self, netlink) {
             (Guard::Nftables, Some(netlink)) => {

@@ -170,16 +170,34 @@ pub trait Backend {
     fn kind(&self) -> BackendKind;
 
     /// Reads what it holds of an interception.
+    ///
+    /// # Errors
+    ///
+    /// The kernel or the iptables program refused, or what it lists is not understood.
     fn read(&mut self) -> Result<Reading, BackendError>;
 
     /// Makes it hold the plan's rules, given what it holds. Native: in one transaction.
     /// iptables: one table of one family after the other.
+    ///
+    /// # Errors
+    ///
+    /// The kernel or the iptables program refused. Native: nothing has changed; iptables: tables
+    /// before the one that failed have.
     fn apply(&mut self, plan: &Plan, found: &Reading) -> Result<(), BackendError>;
 
     /// Makes it hold nothing of an interception.
+    ///
+    /// # Errors
+    ///
+    /// The kernel or the iptables program refused. Native: nothing has changed; iptables: tables
+    /// before the one that failed have.
     fn remove(&mut self, found: &Reading) -> Result<(), BackendError>;
 
     /// Puts back what was found, whatever it holds now.
+    ///
+    /// # Errors
+    ///
+    /// The kernel or the iptables program refused; what was found is not back.
     fn restore(&mut self, found: &Reading) -> Result<(), BackendError>;
 
     /// How many separate steps, each visible to traffic, `apply` would take.

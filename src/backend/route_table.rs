@@ -30,6 +30,10 @@ pub struct FoundRoute {
 }
 
 /// Lists them; of several to one prefix the one that the kernel takes comes first.
+///
+/// # Errors
+///
+/// The kernel does not list its routes.
 pub fn routes(netlink: &mut Netlink) -> Result<Vec<FoundRoute>, RoutingError> {
     let mut out: Vec<(u32, FoundRoute)> = Vec::new();
     netlink
@@ -69,6 +73,10 @@ fn parse_route(received: &Received) -> Option<(u32, FoundRoute)> {
 }
 
 /// How many rules lead past the table main, apart from those at some priorities.
+///
+/// # Errors
+///
+/// The kernel does not list its policy rules.
 pub fn other_rules(netlink: &mut Netlink, known: &[u32]) -> Result<usize, RoutingError> {
     let mut count = 0;
     let each = |received: Received| {

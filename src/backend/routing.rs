@@ -91,6 +91,10 @@ pub(super) fn message(kind: u16, flags: u16, body: &impl Emitable) -> Vec<u8> {
 }
 
 /// The addresses of all interfaces, with the interface's index, IPv4 first.
+///
+/// # Errors
+///
+/// The kernel does not list its addresses.
 pub fn addresses(netlink: &mut Netlink) -> io::Result<Vec<(u32, IpAddr)>> {
     let mut out = Vec::new();
     netlink.dump(&message(RTM_GETADDR, NLM_F_DUMP, &AddressMessage::default()), |received| {
@@ -121,6 +125,10 @@ pub fn has_mesh_address(addresses: &[(u32, IpAddr)]) -> bool {
 }
 
 /// Lists the policy rules on marks.
+///
+/// # Errors
+///
+/// The kernel does not list its policy rules.
 pub fn mark_rules(netlink: &mut Netlink) -> Result<Vec<FoundRule>, RoutingError> {
     let mut out = Vec::new();
     let each = |received: Received| out.extend(parse_rule(&received));
@@ -159,6 +167,10 @@ fn parse_rule(received: &Received) -> Option<FoundRule> {
 }
 
 /// Lists the tables that hold `local default dev lo`.
+///
+/// # Errors
+///
+/// The kernel does not list its routes.
 pub fn local_routes(netlink: &mut Netlink) -> Result<Vec<(Family, RouteTable)>, RoutingError> {
     let mut out = Vec::new();
     netlink
@@ -282,6 +294,10 @@ impl Changes {
     }
 
     /// Makes routing what is wanted. On an error everything is as it was.
+    ///
+    /// # Errors
+    ///
+    /// The change that the kernel refused.
     pub fn apply(netlink: &mut Netlink, found: &FoundRouting, wanted: &Routing) -> Result<Self, RoutingError> {
         let mut changes = Changes::default();
         match changes.try_apply(netlink, found, wanted) {
@@ -318,6 +334,10 @@ impl Changes {
     }
 
     /// Takes everything back, going on after an error; the first one is returned.
+    ///
+    /// # Errors
+    ///
+    /// The first change that the kernel refused to take back.
     pub fn undo(self, netlink: &mut Netlink) -> Result<(), RoutingError> {
         let mut first = Ok(());
         for (added, item) in self.done.into_iter().rev() {

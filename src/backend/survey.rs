@@ -29,6 +29,10 @@ pub fn is_unsupported(error: &io::Error) -> bool {
 }
 
 /// Looks around. `netfilter`: an open netfilter socket, if the kernel has one to offer.
+///
+/// # Errors
+///
+/// The kernel does not list its tables, or proc(5) cannot be read.
 pub fn survey(netfilter: Option<&mut Netlink>) -> io::Result<Survey> {
     let mut out = Survey { iptables_legacy: legacy_tables()?, ..Survey::default() };
     if let Some(netlink) = netfilter {
@@ -45,12 +49,20 @@ pub fn survey(netfilter: Option<&mut Netlink>) -> io::Result<Survey> {
 }
 
 /// The families in which iptables-legacy made tables of an interception's kinds.
+///
+/// # Errors
+///
+/// proc(5)'s `net/ip_tables_names` is there and cannot be read.
 pub fn legacy_tables() -> io::Result<Families> {
     legacy_families(|table| Table::by_name(table).is_some())
 }
 
 /// The families in which iptables-legacy made any table: a packet meets `filter` and
 /// `security` as well.
+///
+/// # Errors
+///
+/// proc(5)'s `net/ip_tables_names` is there and cannot be read.
 pub fn any_legacy_tables() -> io::Result<Families> {
     legacy_families(|_| true)
 }

@@ -139,6 +139,10 @@ pub struct Found {
 }
 
 /// The one source that the arguments name; from here on only files that they name are read.
+///
+/// # Errors
+///
+/// A source that cannot be read, or more than one.
 pub fn read(matches: &ArgMatches) -> Result<Source, CliError> {
     confine::begin(matches);
     if !names_found(matches) {
@@ -155,6 +159,10 @@ pub fn read(matches: &ArgMatches) -> Result<Source, CliError> {
 }
 
 /// The rules that are there: the kernel's or a dump's.
+///
+/// # Errors
+///
+/// A source that cannot be read, or more than one.
 pub fn found(matches: &ArgMatches) -> Result<Found, CliError> {
     let mut found = match matches.get_many::<String>("dump") {
         Some(names) => Found {
@@ -184,11 +192,19 @@ pub fn name_uplink(matches: &ArgMatches, source: &mut Source) {
 }
 
 /// The rules that the options behind `--` would make, for a pod as it was found.
+///
+/// # Errors
+///
+/// Options that are not right, or a pod of which too little is known for them.
 pub fn wanted(matches: &ArgMatches, found: Option<&Found>) -> Result<Source, CliError> {
     wanted_for(matches, &known(matches, found)?)
 }
 
 /// The rules that the options behind `--` would make, for a pod of which this is known.
+///
+/// # Errors
+///
+/// Options that are not right, or a pod of which too little is known for them.
 pub fn wanted_for(matches: &ArgMatches, known: &KnownPod) -> Result<Source, CliError> {
     let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
     let said = matches.get_one::<String>("as").map(String::as_str);
@@ -198,6 +214,10 @@ pub fn wanted_for(matches: &ArgMatches, known: &KnownPod) -> Result<Source, CliE
 }
 
 /// What is known about the pod that rules are wanted for.
+///
+/// # Errors
+///
+/// What was given about the pod is not right.
 pub fn known(matches: &ArgMatches, found: Option<&Found>) -> Result<KnownPod, CliError> {
     Ok(match found {
         None => KnownPod {
@@ -219,6 +239,10 @@ pub fn known(matches: &ArgMatches, found: Option<&Found>) -> Result<KnownPod, Cl
 pub const TWO_LOTS: &str = "--diff needs two lots of options: --diff -- A... --against -- B...";
 
 /// The rules of the options behind `--`, and of those behind `--against --`.
+///
+/// # Errors
+///
+/// Options that are not right, or a pod of which too little is known for them.
 pub fn both(matches: &ArgMatches) -> Result<(Source, Source), CliError> {
     confine::begin(matches);
     let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
@@ -237,6 +261,10 @@ pub fn both(matches: &ArgMatches) -> Result<(Source, Source), CliError> {
 }
 
 /// A dump of one family says nothing about the other.
+///
+/// # Errors
+///
+/// The family that is wanted and that the dump does not have.
 pub fn check_families(wanted: &Source, found: &Source) -> Result<(), CliError> {
     let wants = wanted.canon().families();
     let missing = Families { v4: wants.v4 && !found.told.v4, v6: wants.v6 && !found.told.v6 };
@@ -249,6 +277,10 @@ pub fn check_families(wanted: &Source, found: &Source) -> Result<(), CliError> {
 }
 
 /// Refuses options that mean nothing, whatever the pod is like.
+///
+/// # Errors
+///
+/// The option that means nothing here, and what would be right.
 pub fn check_options(matches: &ArgMatches) -> Result<(), CliError> {
     let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
     let said = matches.get_one::<String>("as").map(String::as_str);
@@ -259,6 +291,10 @@ pub fn check_options(matches: &ArgMatches) -> Result<(), CliError> {
 }
 
 /// The rules that options mean.
+///
+/// # Errors
+///
+/// Options that are not right, or a pod of which too little is known for them.
 pub fn of_words(words: &[&str], said: Option<&str>, known: &KnownPod) -> Result<Source, CliError> {
     if let Some(words) = of_ambient(words, said)? {
         return Ok(options::of_ambient(&super::ambient::options_of(words, &known.addresses)?, known));
@@ -297,6 +333,10 @@ pub fn given_of_init(arguments: &[String], variables: &BTreeMap<String, String>)
 }
 
 /// The options that words give, in the face they are meant for.
+///
+/// # Errors
+///
+/// The word that is no option of the face, and where it was found.
 pub fn given_of(
     place: &str,
     words: &[&str],

@@ -9,12 +9,28 @@ use super::types::Families;
 /// A source of facts about the pod.
 pub trait Facts {
     /// Addresses of all interfaces, in the kernel's order (IPv4 first).
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not list them, or nobody told them.
     fn addresses(&self) -> io::Result<Vec<IpAddr>>;
     /// The text of resolv.conf(5).
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or nobody told what it holds.
     fn resolv_conf(&self) -> io::Result<String>;
     /// The text of passwd(5). A static binary has no name service switch.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or nobody told what it holds.
     fn passwd(&self) -> io::Result<String>;
     /// The text of group(5).
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or nobody told what it holds.
     fn group(&self) -> io::Result<String>;
     /// What it means that no address is a global one.
     fn without_address(&self) -> &'static str {

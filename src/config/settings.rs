@@ -74,6 +74,10 @@ pub struct Settings {
 impl Run {
     /// The options around the interception. Needs no facts, so it comes first: it says
     /// in which namespace the facts are to be read.
+    ///
+    /// # Errors
+    ///
+    /// The flag, variable or annotation with the value that is not right, and what would be.
     pub fn resolve(given: &Given, face: Face) -> Result<Self, SettingsError> {
         let reader = OptionReader { given, warnings: Vec::new() };
         let path = given.text(Opt::NetworkNamespace).1;
@@ -148,6 +152,11 @@ fn backend(reader: &OptionReader, face: Face) -> Result<BackendChoice, SettingsE
 impl Settings {
     /// Makes sense of what was given. Nothing is touched; facts are read only where
     /// they decide something.
+    ///
+    /// # Errors
+    ///
+    /// The flag, variable or annotation with the value that is not right, and what would be; a
+    /// contradiction between two of them; a fact that decides something and cannot be had.
     pub fn resolve(given: &Given, face: Face, facts: &dyn Facts) -> Result<Self, SettingsError> {
         let given = &with_face_defaults(given, face);
         let run = Run::resolve(given, face)?;

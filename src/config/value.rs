@@ -62,6 +62,10 @@ const PORTS: &str = "ports from 1 to 65535 and ranges of them, comma separated, 
 const INBOUND_PORTS: &str = "'*' for all, or ports from 1 to 65535 and ranges of them, comma separated, for example 80,8000-8100; empty for none";
 
 /// What to do with connections that are older than the rules.
+///
+/// # Errors
+///
+/// What would be right (`expected …`), where the text is not.
 pub fn older_connections(text: &str) -> Parsed<OlderConnections> {
     match text {
         "leave" => Ok(OlderConnections::Leave),
@@ -71,6 +75,10 @@ pub fn older_connections(text: &str) -> Parsed<OlderConnections> {
 }
 
 /// One port, 1 to 65535.
+///
+/// # Errors
+///
+/// What would be right (`expected …`), where the text is not.
 pub fn port(text: &str) -> Parsed<Port> {
     match digits(text).and_then(|n| u16::try_from(n).ok()).and_then(Port::new) {
         Some(port) => Ok(port),
@@ -83,6 +91,10 @@ pub fn port(text: &str) -> Parsed<Port> {
 const MANY_PORTS: usize = 300;
 
 /// Ports and ranges of ports.
+///
+/// # Errors
+///
+/// What would be right (`expected …`), where the text is not.
 pub fn port_list(text: &str) -> Parsed<PortList> {
     ports(text, PORTS)
 }
@@ -102,6 +114,10 @@ fn ports(text: &str, expected: &'static str) -> Parsed<PortList> {
 }
 
 /// `*`, or ports.
+///
+/// # Errors
+///
+/// What would be right (`expected …`), where the text is not.
 pub fn port_selection(text: &str) -> Parsed<PortSelection> {
     if text.trim() == "*" {
         return Ok(PortSelection::All);
@@ -128,6 +144,10 @@ pub fn cidr(text: &str) -> Option<(IpNet, bool)> {
 }
 
 /// IP ranges of both families. `warn` is told of host bits that were masked off.
+///
+/// # Errors
+///
+/// What would be right (`expected …`), where the text is not.
 pub fn networks(text: &str, warn: &mut dyn FnMut(String)) -> Parsed<Networks> {
     cidrs(text, CIDRS, warn)
 }
@@ -150,6 +170,10 @@ fn cidrs(text: &str, expected: &'static str, warn: &mut dyn FnMut(String)) -> Pa
 }
 
 /// `*`, or IP ranges.
+///
+/// # Errors
+///
+/// What would be right (`expected …`), where the text is not.
 pub fn range_selection(text: &str, warn: &mut dyn FnMut(String)) -> Parsed<RangeSelection> {
     if text.trim() == "*" {
         return Ok(RangeSelection::All);
@@ -158,6 +182,10 @@ pub fn range_selection(text: &str, warn: &mut dyn FnMut(String)) -> Parsed<Range
 }
 
 /// What counts as the pod talking to itself: a loopback range, /8 to /32.
+///
+/// # Errors
+///
+/// What would be right (`expected …`), where the text is not.
 pub fn loopback(text: &str, warn: &mut dyn FnMut(String)) -> Parsed<Ipv4Net> {
     const EXPECTED: &str = "an IPv4 loopback range from /8 to /32, for example 127.0.0.1/32";
     let Some((IpNet::V4(net), masked)) = cidr(text.trim()) else {
@@ -181,6 +209,10 @@ pub fn id(text: &str) -> Option<u32> {
 }
 
 /// Ids, ranges of ids and names. `by_name` looks a name up.
+///
+/// # Errors
+///
+/// What would be right (`expected …`), where the text is not.
 pub fn id_list(text: &str, by_name: &dyn Fn(&str) -> Option<u32>) -> Parsed<IdList> {
     let mut list = RangeList::default();
     for item in items(text) {
@@ -200,6 +232,10 @@ pub fn id_list(text: &str, by_name: &dyn Fn(&str) -> Option<u32>) -> Parsed<IdLi
 }
 
 /// One owner: a numeric id, or a name that `by_name` knows.
+///
+/// # Errors
+///
+/// What would be right (`expected …`), where the text is not.
 pub fn owner(item: &str, what: &str, expected: &'static str, by_name: &dyn Fn(&str) -> Option<u32>) -> Parsed<u32> {
     match id(item).or_else(|| by_name(item)) {
         Some(id) => Ok(id),
@@ -208,6 +244,10 @@ pub fn owner(item: &str, what: &str, expected: &'static str, by_name: &dyn Fn(&s
 }
 
 /// Network interface names (netdevice(7)): at most 15 characters; a trailing `+` stands for any ending.
+///
+/// # Errors
+///
+/// What would be right (`expected …`), where the text is not.
 pub fn interfaces(text: &str) -> Parsed<Vec<Interface>> {
     items(text).map(interface).collect()
 }
@@ -229,6 +269,10 @@ fn interface(text: &str) -> Parsed<Interface> {
 }
 
 /// REDIRECT or TPROXY.
+///
+/// # Errors
+///
+/// What would be right (`expected …`), where the text is not.
 pub fn mode(text: &str) -> Parsed<Mode> {
     match text {
         "REDIRECT" => Ok(Mode::Redirect),
@@ -246,6 +290,10 @@ fn number(text: &str) -> Option<u32> {
 }
 
 /// A packet mark. 0 (every unmarked packet) and the mark of the proxy's own packets are refused.
+///
+/// # Errors
+///
+/// What would be right (`expected …`), where the text is not.
 pub fn mark(text: &str) -> Parsed<Mark> {
     const EXPECTED: &str = "a packet mark from 1 to 4294967295 other than 1338, for example 1337 or 0x539";
     match number(text) {
@@ -257,6 +305,10 @@ pub fn mark(text: &str) -> Parsed<Mark> {
 }
 
 /// A routing table number that is neither "unspecified" (0) nor one the kernel keeps for itself.
+///
+/// # Errors
+///
+/// What would be right (`expected …`), where the text is not.
 pub fn route_table(text: &str) -> Parsed<RouteTable> {
     const EXPECTED: &str = "a routing table from 1 to 4294967295 other than 253, 254 and 255, for example 133";
     match number(text) {
@@ -271,6 +323,10 @@ pub fn route_table(text: &str) -> Parsed<RouteTable> {
 }
 
 /// A boolean, in the spellings of Go's strconv.ParseBool, which injectors use.
+///
+/// # Errors
+///
+/// What would be right (`expected …`), where the text is not.
 pub fn boolean(text: &str) -> Parsed<bool> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -280,6 +336,10 @@ pub fn boolean(text: &str) -> Parsed<bool> {
 }
 
 /// A duration in Go's notation: decimal numbers with units, for example 5s, 1m30s or 500ms.
+///
+/// # Errors
+///
+/// What would be right (`expected …`), where the text is not.
 pub fn duration(text: &str) -> Parsed<Duration> {
     const EXPECTED: &str = "a duration with a unit, for example 5s, 500ms or 1m30s";
     let mut rest = text;

@@ -77,6 +77,10 @@ pub struct Suspect {
 }
 
 /// Tests every path that the plan diverts. `Err`: the listeners could not be set up.
+///
+/// # Errors
+///
+/// The listeners or the way in could not be set up.
 pub fn run(setup: &Setup) -> Result<Result<Validation, FailedPath>, String> {
     let deadline = Instant::now() + setup.timeout;
     let listeners = Listeners::start(setup.interception, setup.plan.families)?;

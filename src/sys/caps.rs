@@ -17,6 +17,10 @@ pub const CAP_NET_RAW: u32 = 13;
 pub const CAP_SYS_ADMIN: u32 = 21;
 
 /// Whether the process has a capability in its own user namespace.
+///
+/// # Errors
+///
+/// `/proc/self/status` cannot be read.
 pub fn has(capability: u32) -> io::Result<bool> {
     let status = std::fs::read_to_string("/proc/thread-self/status")?;
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
@@ -27,6 +31,10 @@ pub fn has(capability: u32) -> io::Result<bool> {
 
 /// Names those of the capabilities that programming other namespaces takes and that the
 /// process does not have.
+///
+/// # Errors
+///
+/// `/proc/self/status` cannot be read.
 pub fn missing_for_namespaces() -> io::Result<Vec<&'static str>> {
     let mut missing = Vec::new();
     for (name, capability) in [("CAP_NET_ADMIN", CAP_NET_ADMIN), ("CAP_SYS_ADMIN", CAP_SYS_ADMIN)] {

@@ -64,6 +64,10 @@ pub struct Link {
 }
 
 /// Lists the links of the socket's network namespace.
+///
+/// # Errors
+///
+/// The kernel's (rtnetlink(7)).
 pub fn list(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
     let body = [link_header(0, 0), attribute(IFLA_EXT_MASK, &SKIP_STATS.to_ne_bytes())].concat();
     let mut links = Vec::new();
@@ -98,6 +102,10 @@ fn parse(payload: &[u8]) -> Option<Link> {
 }
 
 /// Makes a pair of connected interfaces.
+///
+/// # Errors
+///
+/// The kernel's: `EEXIST` where there is an interface of that name, `EPERM` without CAP_NET_ADMIN.
 pub fn add_veth(netlink: &mut Netlink, one: (&str, Mac), other: (&str, Mac)) -> io::Result<()> {
     let peer = [link_header(0, 0), name(other.0), attribute(IFLA_ADDRESS, &other.1)].concat();
     let data = attribute(IFLA_INFO_DATA, &attribute(VETH_INFO_PEER, &peer));
@@ -107,10 +115,19 @@ pub fn add_veth(netlink: &mut Netlink, one: (&str, Mac), other: (&str, Mac)) -> 
 }
 
 /// Removes an interface by name.
+///
+/// # Errors
+///
+/// The kernel's: `ENODEV` where there is none of that name.
 pub fn remove(netlink: &mut Netlink, interface: &str) -> io::Result<()> {
     transact(netlink, RTM_DELLINK, 0, &[&link_header(0, 0), &name(interface)])
 }
 
+/// Sets an interface up.
+///
+/// # Errors
+///
+/// The kernel's: `ENODEV` where there is none of that number.
 pub fn set_up(netlink: &mut Netlink, index: u32) -> io::Result<()> {
     transact(netlink, RTM_NEWLINK, 0, &[&link_header(index, IFF_UP)])
 }
@@ -126,6 +143,11 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
+/// Gives an interface an address with a prefix of so many bits.
+///
+/// # Errors
+///
+/// The kernel's: `EEXIST` where it has the address.
 pub fn add_address(netlink: &mut Netlink, index: u32, address: IpAddr, bits: u8) -> io::Result<()> {
     let mut header = vec![family(address), bits, IFA_F_NODAD, 0];
     header.extend(index.to_ne_bytes());
@@ -136,6 +158,10 @@ pub fn add_address(netlink: &mut Netlink, index: u32, address: IpAddr, bits: u8)
 }
 
 /// Makes an address known without asking for it on the link.
+///
+/// # Errors
+///
+/// The kernel's (rtnetlink(7), `RTM_NEWNEIGH`).
 pub fn add_neighbour(netlink: &mut Netlink, index: u32, address: IpAddr, mac: Mac) -> io::Result<()> {
     let mut header = vec![family(address), 0, 0, 0];
     header.extend(index.to_ne_bytes());
@@ -147,6 +173,10 @@ pub fn add_neighbour(netlink: &mut Netlink, index: u32, address: IpAddr, mac: Ma
 }
 
 /// The number of an interface.
+///
+/// # Errors
+///
+/// The kernel's: `ENODEV` where there is none of that name.
 pub fn index(interface: &str) -> io::Result<u32> {
     Ok(nix::net::if_::if_nametoindex(interface)?)
 }

@@ -142,6 +142,11 @@ impl Netlink {
     /// `NETLINK_NETFILTER`.
     pub const NETFILTER: isize = 12;
 
+    /// Opens a socket of a netlink family (netlink(7)), with answers as long as they may be.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: `EPROTONOSUPPORT` where it does not have the family.
     pub fn open(family: isize) -> io::Result<Self> {
         let socket = Socket::new(family)?;
         socket.connect(&SocketAddr::new(0, 0))?;
@@ -204,7 +209,9 @@ impl Netlink {
 
     /// Sends a dump request and hands every message of the answer to `each`.
     ///
-    /// Errors: the kernel's; `Interrupted` when what was being listed changed meanwhile.
+    /// # Errors
+    ///
+    /// The kernel's; `Interrupted` when what was being listed changed meanwhile.
     pub fn dump(&mut self, request: &[u8], mut each: impl FnMut(Received)) -> io::Result<()> {
         self.send(request)?;
         let mut changed = false;
@@ -224,6 +231,10 @@ impl Netlink {
     }
 
     /// Sends a request that is answered by one message.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; `ENOENT` where there is no such object.
     pub fn get(&mut self, request: &[u8], mut each: impl FnMut(Received)) -> io::Result<()> {
         self.send(request)?;
         self.receive(0)?;
@@ -250,6 +261,10 @@ impl Netlink {
 
     /// Sends messages of which the one numbered `last` asks for an acknowledgement, and
     /// gives what the kernel refused; nothing refused means done.
+    ///
+    /// # Errors
+    ///
+    /// Sending or receiving failed. What the kernel refused is no error here.
     pub fn transact(&mut self, request: &[u8], last: u32) -> io::Result<Vec<Refusal>> {
         match self.send(request) {
             Ok(()) => Ok(self.answers(last, 0)?.1),

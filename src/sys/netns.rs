@@ -37,6 +37,10 @@ fn open_hint(error: &io::Error) -> &'static str {
 
 /// Moves the calling thread into a network namespace, for good. Only for a process that
 /// does its one job there, before it has started any other thread.
+///
+/// # Errors
+///
+/// The namespace that cannot be entered, why, and what to grant.
 pub fn enter(path: &Path) -> Result<(), NetnsError> {
     Netns::open(path)?.enter()
 }
@@ -54,6 +58,10 @@ const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
 
 impl Netns {
     /// Opens a namespace, and makes sure that it is one.
+    ///
+    /// # Errors
+    ///
+    /// There is nothing at the path, it is no network namespace, or it may not be opened.
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
         // Without O_NONBLOCK a path that leads to a pipe would be waited on for ever.
         let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
@@ -67,6 +75,10 @@ impl Netns {
     }
 
     /// Moves the calling thread into it, for good: for a thread that ends after its work.
+    ///
+    /// # Errors
+    ///
+    /// The namespace that cannot be entered, why, and what to grant.
     pub fn enter(&self) -> Result<(), NetnsError> {
         setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|errno| {
             let lacks = || !caps::has(caps::CAP_SYS_ADMIN).unwrap_or(false);
@@ -82,6 +94,10 @@ impl Netns {
     }
 
     /// Device and inode: the same for every path that leads to the namespace.
+    ///
+    /// # Errors
+    ///
+    /// fstat(2)'s.
     pub fn identity(&self) -> io::Result<(u64, u64)> {
         self.file.metadata().map(|meta| (meta.dev(), meta.ino()))
     }
@@ -93,6 +109,11 @@ impl Netns {
     }
 
     /// The user namespace that owns it, where that is another than the process's own.
+    ///
+    /// # Errors
+    ///
+    /// ioctl(2)'s, of `NS_GET_USERNS` (ioctl_ns(2)); `EPERM` where the owner is not to be seen from
+    /// here.
     pub fn foreign_owner(&self) -> io::Result<Option<File>> {
         match self.owner()? {
             // It is none of ours to look at, so it is no child of ours to enter.

@@ -17,6 +17,10 @@ pub struct PacketSocket {
 
 impl PacketSocket {
     /// Opens one; takes CAP_NET_RAW.
+    ///
+    /// # Errors
+    ///
+    /// socket(2)'s and bind(2)'s: `EPERM` without CAP_NET_RAW.
     pub fn open(interface: u32) -> io::Result<Self> {
         let all = (libc::ETH_P_ALL as u16).to_be();
         // SAFETY: no pointers are involved; the result is checked before it is used.
@@ -39,12 +43,21 @@ impl PacketSocket {
         Ok(Self { fd })
     }
 
+    /// Sends a frame, from its Ethernet header on.
+    ///
+    /// # Errors
+    ///
+    /// send(2)'s.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         nix::unistd::write(&self.fd, frame)?;
         Ok(())
     }
 
     /// The next frame that the interface received; `None` after the timeout.
+    ///
+    /// # Errors
+    ///
+    /// poll(2)'s and recv(2)'s.
     pub fn receive(&self, timeout: Duration) -> io::Result<Option<Vec<u8>>> {
         let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);

@@ -127,11 +127,19 @@ pub fn families(ruleset: &Ruleset, pod: &Surroundings) -> Families {
 }
 
 /// Every escape, the worst first.
+///
+/// # Errors
+///
+/// More parts than an audit takes, with the chain that makes them.
 pub fn find<'a>(ruleset: &'a Ruleset, space: &Space) -> Result<Vec<Escape<'a>>, TooManyParts> {
     find_in(ruleset, space, families(ruleset, space.pod))
 }
 
 /// Every escape in some families.
+///
+/// # Errors
+///
+/// More parts than an audit takes, with the chain that makes them.
 pub fn find_in<'a>(ruleset: &'a Ruleset, space: &Space, families: Families) -> Result<Vec<Escape<'a>>, TooManyParts> {
     let captured = classify::Captured::of(ruleset);
     let mut classes: BTreeMap<(EscapeKind, Scope), Vec<Part<'a>>> = BTreeMap::new();

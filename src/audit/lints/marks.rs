@@ -16,6 +16,10 @@ use super::Lint;
 use super::shadow::place;
 
 /// Lints about TCP from the pod that rules take, unless it is marked.
+///
+/// # Errors
+///
+/// More parts than an audit takes, with the chain that makes them.
 pub fn lints(ruleset: &Ruleset, space: &Space, families: Families) -> Result<Vec<Lint>, TooManyParts> {
     let mut out: Vec<Lint> = Vec::new();
     for family in families.iter() {

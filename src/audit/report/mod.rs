@@ -92,6 +92,11 @@ pub struct Counted {
 }
 
 impl<'a> Report<'a> {
+    /// Everything that is to be said about a source of rules.
+    ///
+    /// # Errors
+    ///
+    /// More parts than an audit takes, with the chain that makes them.
     pub fn new(input: Input<'a>, space: &'a Space<'a>) -> Result<Self, TooManyParts> {
         let Input { source, wanted, .. } = input;
         let ruleset = &source.ruleset;

@@ -29,6 +29,10 @@ type Read<T> = Result<T, String>;
 type Object = Map<String, Value>;
 
 /// Reads what [`super::source`] wrote.
+///
+/// # Errors
+///
+/// The field that is missing or that is not what the schema says, by its path.
 pub fn read(value: &Value) -> Read<Source> {
     let top = object(value, "the whole")?;
     match member(top, "version")?.as_u64() {

@@ -30,6 +30,10 @@ pub struct Live<'a> {
 }
 
 /// Reads everything.
+///
+/// # Errors
+///
+/// What of the kernel could not be read: rules, routes, addresses, or the namespace itself.
 pub fn read(live: &Live) -> Result<Source, SourceError> {
     let Listing { tables, told, mut notes } = everything::listing(&live.programs, live.lock_timeout)?;
     let held = ours::holdings(&tables);

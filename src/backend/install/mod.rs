@@ -136,6 +136,10 @@ pub struct Session {
 impl Session {
     /// Takes the current namespace's lock and opens sockets, to work on a sidecar's
     /// interception; `route` is one that is open already.
+    ///
+    /// # Errors
+    ///
+    /// Somebody else holds the lock, or a socket could not be opened.
     pub fn open(conditions: Conditions, route: Netlink) -> Result<Self, InstallError> {
         Self::open_for(Dataplane::Sidecar, conditions, route)
     }
@@ -167,11 +171,21 @@ impl Session {
     }
 
     /// Makes the kernel hold the plan. `mesh_address`: whether `::6` was on lo a moment ago.
+    ///
+    /// # Errors
+    ///
+    /// What was refused, by whom; the namespace is as it was before, or the error says what could
+    /// not be put back.
     pub fn install(&mut self, request: &InstallRequest, mesh_address: bool) -> Result<Outcome, InstallError> {
         self.repeatedly(|session| session.try_install(request, mesh_address))
     }
 
     /// Removes every trace of an interception from every backend.
+    ///
+    /// # Errors
+    ///
+    /// What was refused, by whom; the namespace is as it was before, or the error says what could
+    /// not be put back.
     pub fn clean(&mut self) -> Result<Outcome, InstallError> {
         self.repeatedly(Self::try_clean)
     }
@@ -192,6 +206,10 @@ impl Session {
     }
 
     /// What every backend holds of an interception, routing included.
+    ///
+    /// # Errors
+    ///
+    /// A backend or routing could not be read.
     pub fn read(&mut self, wanted: &Routing) -> Result<Vec<(BackendKind, Reading)>, InstallError> {
         let found = self.look(true, None)?;
         let routing = found.routing.ours(self.dataplane, &marks(&found), wanted).routing();
@@ -214,6 +232,10 @@ impl Session {
     }
 
     /// Takes back the last install or clean. On failure the guard stays up.
+    ///
+    /// # Errors
+    ///
+    /// What could not be put back, and whether the guard is still up.
     pub fn undo(&mut self) -> Result<(), (String, bool)> {
         let mut problems: Vec<String> = Vec::new();
         let (mut guarded, mut lost) = (false, None);

@@ -66,6 +66,10 @@ impl Saved {
 }
 
 /// Parses the output of iptables-save or ip6tables-save, with or without `-c`.
+///
+/// # Errors
+///
+/// The line that is not understood, and why.
 pub fn parse(text: &str, family: Family) -> Result<Saved, ParseError> {
     let mut saved = Saved::default();
     let mut open: Option<SavedTable> = None;

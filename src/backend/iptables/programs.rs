@@ -104,6 +104,10 @@ impl Programs {
     }
 
     /// Names the program for a family that is not there. A package has all or none.
+    ///
+    /// # Errors
+    ///
+    /// The program that is not there, and where it was looked for.
     pub fn check(&self, family: Family) -> Result<(), ProgramError> {
         self.find(family, "restore").map(|_| ())
     }
@@ -139,11 +143,20 @@ impl Programs {
     }
 
     /// The text that `-save` prints.
+    ///
+    /// # Errors
+    ///
+    /// The program is not there, did not end in time, waited for its lock in vain, or failed.
     pub fn save(&self, family: Family) -> Result<String, ProgramError> {
         self.run(family, "save", &["-c"], String::new)
     }
 
     /// Feeds a script to `-restore --noflush`. It is written while the program loads.
+    ///
+    /// # Errors
+    ///
+    /// The program is not there, did not end in time, waited for its lock in vain, or refused the
+    /// script; then the table is as it was before (iptables-restore(8) commits a table at once).
     pub fn restore(&self, family: Family, script: impl FnOnce() -> String) -> Result<(), ProgramError> {
         let wait = self.lock_timeout.as_secs().max(1).to_string();
         self.run(family, "restore", &["--noflush", "-w", &wait], script).map(|_| ())

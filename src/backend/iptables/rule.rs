@@ -12,6 +12,10 @@ use crate::plan::model::{ChainName, Cond, CtStates, Masked, Matches, Rule, Verdi
 use crate::plan::why::Why;
 
 /// Parses a rule's words, the part after `-A CHAIN`.
+///
+/// # Errors
+///
+/// The word that makes no rule.
 pub fn rule(words: &str, family: Family) -> Result<Rule, String> {
     let words = split(words)?;
     let mut reader = RuleWords { words: &words, at: 0, matches: Matches::default(), verdict: None, comment: None };

@@ -90,6 +90,10 @@ fn more_in_legacy(line: &str) -> Option<Family> {
 
 /// The tables, and what the text says that it leaves out. `said`: the family that the user
 /// named.
+///
+/// # Errors
+///
+/// The line that is not understood, or that the family is neither said nor to be told.
 pub fn read(text: &str, said: Option<Family>) -> Result<Dump, String> {
     let mut parts: Vec<TextPart> = Vec::new();
     let mut current = None;

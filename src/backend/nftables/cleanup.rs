@@ -13,6 +13,10 @@ use super::wire::{Msg, NfFamily, NfMessage, find};
 
 /// Removes the `ip` and `ip6` tables nat, mangle and raw that hold nothing but hooks with
 /// the policy accept: the same as no table at all.
+///
+/// # Errors
+///
+/// The kernel refused the listing or the transaction.
 pub fn remove_empty_iptables_tables(netlink: &mut Netlink) -> Result<(), TransactionError> {
     let generation = tables(netlink)?.generation;
     for family in [NfFamily::IPV4, NfFamily::IPV6] {

@@ -16,7 +16,9 @@ impl Links {
     /// The interfaces of the namespace that the calling thread is in, if one of the rules
     /// takes knowing them: without such a rule nothing is asked.
     ///
-    /// Errors: the kernel does not list its interfaces.
+    /// # Errors
+    ///
+    /// The kernel does not list its interfaces.
     pub fn for_rules<'a>(mut rules: impl Iterator<Item = &'a Listed>) -> io::Result<Self> {
         let by_index = |expr: &Expr| matches!(expr, Expr::Meta(meta::IIF | meta::OIF));
         if !rules.any(|rule| rule.exprs.iter().any(by_index)) {

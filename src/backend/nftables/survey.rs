@@ -63,6 +63,10 @@ impl Tables {
 
 /// Lists the tables of all families. Two round trips; enough to know that nothing of
 /// ours is there.
+///
+/// # Errors
+///
+/// The kernel's; `EPROTONOSUPPORT` where it has no nf_tables.
 pub fn tables(netlink: &mut Netlink) -> io::Result<Tables> {
     let mut out = Tables::default();
     netlink.get(request(Msg::GetGen, 0, NfFamily::UNSPEC, |_| ()).bytes(), |message| {
@@ -91,6 +95,10 @@ pub fn tables(netlink: &mut Netlink) -> io::Result<Tables> {
 }
 
 /// Whether a chain of ours is in the tables that iptables-nft makes.
+///
+/// # Errors
+///
+/// The kernel's; `EPROTONOSUPPORT` where it has no nf_tables.
 pub fn iptables_nft_has_ours(netlink: &mut Netlink) -> io::Result<bool> {
     let mut found = false;
     for family in [NfFamily::IPV4, NfFamily::IPV6] {

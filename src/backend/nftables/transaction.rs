@@ -369,6 +369,10 @@ impl Transaction {
     }
 
     /// Hands it to the kernel.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refused, and of which object; then it has changed nothing.
     pub fn commit(mut self, netlink: &mut Netlink) -> Result<(), TransactionError> {
         if self.is_empty() {
             return Ok(());

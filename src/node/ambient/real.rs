@@ -103,6 +103,10 @@ impl Real {
 
 impl Real {
     /// Works in a pod's namespace, on whatever it is.
+    ///
+    /// # Errors
+    ///
+    /// The namespace cannot be entered, or the work did not come to an end.
     pub async fn inside_of<T: Send + 'static>(
         &self,
         place: &Place,

@@ -17,6 +17,10 @@ use super::statement::{self, update};
 type TableKey = (u8, String);
 
 /// Reads the objects of the `nftables` array.
+///
+/// # Errors
+///
+/// The object that is not understood, or more rules and elements than the budget.
 pub fn parse(objects: &[Value], budget: usize) -> Result<Vec<NftTable>, String> {
     let mut reader = JsonRuleset { budget, updated: updated(objects), ..JsonRuleset::default() };
     for (at, object) in objects.iter().enumerate() {

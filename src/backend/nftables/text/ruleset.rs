@@ -13,6 +13,10 @@ use super::tokens::{Token, Words};
 use super::{rule, unknown};
 
 /// Reads a listing. A problem comes with the line it is on.
+///
+/// # Errors
+///
+/// The number of the line and what is wrong there, or that there is more than the budget.
 pub fn parse(text: &str, budget: usize) -> Result<Vec<NftTable>, (usize, String)> {
     let mut reader = TextRuleset { words: Words::new(text), budget, tables: Vec::new(), places: HashMap::new() };
     match reader.tables() {

@@ -71,6 +71,11 @@ impl<'a> Words<'a> {
         self.handle.take()
     }
 
+    /// The next token, which stays where it is; `None` at the end of the text.
+    ///
+    /// # Errors
+    ///
+    /// A character that begins no token, or a quote without an end.
     pub fn peek(&mut self) -> Result<Option<Token<'a>>, String> {
         if self.next.is_none() {
             self.next = self.read()?;
@@ -79,6 +84,10 @@ impl<'a> Words<'a> {
     }
 
     /// `None`: the text ends.
+    ///
+    /// # Errors
+    ///
+    /// A character that begins no token, or a quote without an end.
     pub fn token(&mut self) -> Result<Option<Token<'a>>, String> {
         match self.next.take() {
             Some(token) => {

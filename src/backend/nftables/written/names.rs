@@ -6,6 +6,10 @@ use crate::backend::nftables::wire::NfFamily;
 use crate::config::types::Interface;
 
 /// `ip`, `inet` …: the number of a family.
+///
+/// # Errors
+///
+/// That there is no such family.
 pub fn family(name: &str) -> Result<u8, String> {
     Ok(match name {
         "ip" => NfFamily::IPV4.0,
@@ -20,6 +24,10 @@ pub fn family(name: &str) -> Result<u8, String> {
 
 /// A base chain's place, and the devices that it is bound to. `named`: those that the listing
 /// names, if it does.
+///
+/// # Errors
+///
+/// That there is no such hook, kind or priority in that family.
 pub fn base(
     family: u8,
     hook: &str,
