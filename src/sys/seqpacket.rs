@@ -124,12 +124,11 @@ impl Connection {
     }
 
     /// Connects to a listener.
-    #[cfg(test)]
-    /// Connects to the socket at a path.
     ///
     /// # Errors
     ///
     /// socket(2)'s and connect(2)'s.
+    #[cfg(test)]
     pub fn connect(path: &Path) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = sys::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
@@ -138,12 +137,11 @@ impl Connection {
     }
 
     /// Waits for a packet and the descriptors that come with it.
-    #[cfg(test)]
-    /// The next message, with the descriptors that came along.
     ///
     /// # Errors
     ///
     /// recvmsg(2)'s.
+    #[cfg(test)]
     pub async fn receive_with_descriptors(&self, buffer: &mut [u8]) -> io::Result<(Received, Vec<OwnedFd>)> {
         let receive = |socket: &OwnedFd| {
             let mut iov = [io::IoSliceMut::new(buffer)];
