@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -15,20 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::ambient::figures::Figures;
-
-/// Labels as pairs of fixed words.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Labels(pub Vec<(&'static str, String)>);
-
-impl EncodeLabelSet for Labels {
-    fn encode(&self, encoder: &mut LabelSetEncoder) -> Result<(), std::fmt::Error> {
-        self.0.encode(encoder)
-    }
-}
-
-pub(super) fn labels<const N: usize>(pairs: [(&'static str, &str); N]) -> Labels {
-    Labels(pairs.into_iter().map(|(name, value)| (name, value.to_owned())).collect())
-}
+use super::labels::{Labels, labels};
 
 type Seconds = Gauge<f64, AtomicU64>;
 

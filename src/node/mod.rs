@@ -71,6 +71,7 @@ mod herd;
 pub mod http;
 pub mod installer;
 mod inventory;
+mod labels;
 mod look;
 mod metrics;
 mod on_failure;

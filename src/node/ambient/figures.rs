@@ -8,7 +8,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::super::metrics::{Labels, labels};
+use super::super::labels::{Labels, labels};
 
 /// Upper bounds for the time to an acknowledgement: from a tenth of a millisecond to the deadline.
 const ACK_BUCKETS: [f64; 10] = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 5.0];

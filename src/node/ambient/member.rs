@@ -7,8 +7,8 @@ use tokio::task::AbortHandle;
 
 use super::super::cache::Known;
 use super::super::inventory::Place;
+use super::zds::Identity;
 use super::zds::Uid;
-use super::zds::book::Identity;
 
 /// How far a pod is, for who waits for it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,6 +16,7 @@
 //! | `claims`, `annotation` | who has which address; what the annotation says: pure |
 //! | `member`, `care` | a pod as others see it; looking after it |
 //! | `world` | what is done to the kernel and the API server, behind a trait |
+//! | `start` | makes all of it |
 //! | `real`, `host`, `namespaces` | the real world; the node's own rules; the watch of namespaces |
 //! | `probe` | whether probes get through |
 //! | `zds` | telling ztunnels |
@@ -33,6 +34,7 @@ mod namespaces;
 mod probe;
 mod real;
 pub mod standing;
+mod start;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -50,8 +52,9 @@ use super::inventory::Place;
 pub use claims::{Difference, Entries};
 use figures::Figures;
 use member::{Member, Where};
-pub use real::{Given, Real, start};
+pub use real::Real;
 use standing::{Policy, Standing};
+pub use start::{Given, start};
 use world::World;
 use zds::book::Book;
 use zds::message::WorkloadInfo;

@@ -2,7 +2,6 @@
 //! tells people.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,14 +9,14 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use tokio::sync::Semaphore;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::backend::ambient::Namespace;
 use crate::backend::conditions::Conditions;
 use crate::backend::install::Action;
 use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
 use crate::backend::routing;
-use crate::config::ambient::{AmbientOptions, HostOptions};
+use crate::config::ambient::AmbientOptions;
 use crate::config::facts;
 use crate::config::given::process_environment;
 use crate::config::settings::BackendChoice;
@@ -32,28 +31,14 @@ use super::super::events::{Happened, Kind};
 use super::super::inventory::{Place, State};
 use super::claims::Difference;
 use super::host::Host;
-use super::standing::{Options, Policy, REDIRECTION};
+use super::standing::{Options, REDIRECTION};
 use super::world::{Programmed, World};
-use super::zds::{self, ListenError};
-use super::{Ambient, Settings, host, kubelet, namespaces, probe};
 
 /// How long to wait for somebody else who is changing a pod's rules.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many annotations are written at once, and how long one may take.
 const PATCHES: usize = 4;
 const PATCH_PATIENCE: Duration = Duration::from_secs(10);
-
-/// What the agent is told about ambient mode.
-#[derive(Debug, Clone)]
-pub struct Given {
-    /// Where ztunnels connect to.
-    pub socket: PathBuf,
-    /// Whether DNS is taken of a pod that does not say.
-    pub dns: bool,
-    pub backend: BackendChoice,
-    /// As whom the kubelet runs, where that is not to be found out.
-    pub kubelet_uid: Option<u32>,
-}
 
 /// The real world.
 pub struct Real {
@@ -63,7 +48,8 @@ pub struct Real {
     patches: Semaphore,
 }
 
-fn programs() -> ProgramEnvironment {
+/// What is known about iptables' programs on the node.
+pub(super) fn programs() -> ProgramEnvironment {
     ProgramEnvironment {
         path: process_environment("PATH").unwrap_or_default().into(),
         variables: [("XTABLES_LOCKFILE", NO_LOCK.into())].into(),
@@ -89,6 +75,11 @@ fn namespace(netns: &Netns, choice: BackendChoice) -> Result<Namespace, String> 
 }
 
 impl Real {
+    /// The world of an agent, with the rules of its node.
+    pub(super) fn new(agent: Arc<Agent>, host: Arc<Host>, backend: BackendChoice) -> Self {
+        Self { agent, host, backend, patches: Semaphore::new(PATCHES) }
+    }
+
     /// Works in a pod's namespace.
     async fn inside<T: Send + 'static>(
         &self,
@@ -214,38 +205,4 @@ impl World for Real {
     fn tell(&self, known: &Arc<Known>, kind: Kind, text: String) {
         self.agent.events.tell(Happened { pod: known.clone(), kind, note: text });
     }
-}
-
-/// Starts ambient mode.
-///
-/// # Errors
-/// Ztunnels cannot be listened for.
-pub fn start(agent: &Arc<Agent>, given: &Given, client: kube::Client) -> Result<(), ListenError> {
-    let kubelet_uid = given.kubelet_uid.or_else(|| kubelet::uid(&agent.settings.host_proc));
-    match kubelet_uid {
-        Some(uid) => info!(uid, "the kubelet's user, by which probes are told"),
-        None => warn!(
-            "no kubelet is seen in {}: its probes are told by user 0; give --kubelet-uid where it runs as another one",
-            agent.settings.host_proc.display()
-        ),
-    }
-    let host_options = HostOptions { kubelet_uid: kubelet_uid.unwrap_or(0), ..HostOptions::default() };
-    let conditions = Conditions { rule_comments: false, lock_timeout: LOCK_TIMEOUT, programs: programs() };
-    let host = Arc::new(Host::new(given.backend, host_options, conditions));
-    let policy = Policy { exclude_namespaces: agent.policy.exclude_namespaces.clone(), dns: given.dns };
-    let settings = Settings { policy, heal: agent.settings.heal, verify_interval: agent.settings.verify_interval };
-    let world =
-        Real { agent: agent.clone(), host: host.clone(), backend: given.backend, patches: Semaphore::new(PATCHES) };
-    let ambient = Arc::new(Ambient::new(world, settings, agent.metrics.ambient.clone()));
-    let listener = zds::listen(&given.socket)?;
-    let shared = zds::Shared { book: ambient.book.clone(), figures: ambient.figures.clone(), patience: zds::PATIENCE };
-    if agent.ambient.set(ambient.clone()).is_err() {
-        return Ok(());
-    }
-    tokio::spawn(zds::serve(listener, shared));
-    tokio::spawn(host::keep(ambient.clone(), host));
-    tokio::spawn(namespaces::watch(agent.clone(), ambient.clone(), client));
-    tokio::spawn(probe::until_seen(ambient, kubelet_uid.unwrap_or(0)));
-    info!(socket = %given.socket.display(), "ambient mode is on");
-    Ok(())
 }

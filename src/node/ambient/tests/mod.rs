@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 
 use super::standing::{AMBIENT, ENABLED, MODE, PENDING, REDIRECTION};
-use super::zds::book::Identity;
+use super::zds::Identity;
 use super::zds::message::{Request, WorkloadRequest};
 use super::zds::{self, PATIENCE};
 use super::*;

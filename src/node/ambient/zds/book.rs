@@ -9,29 +9,9 @@ use tokio::sync::{Notify, watch};
 use crate::sys::netns::Netns;
 
 use super::super::super::inventory::Place;
-use super::ledger::{Ledger, Next, Tell, Uid, pause};
+use super::ledger::{Ledger, Next, pause};
 use super::message::{self, AddWorkload, DelWorkload, KeepWorkload, Request, SnapshotSent, WorkloadInfo};
-
-/// A network namespace: device and inode.
-pub type Identity = (u64, u64);
-
-/// As much of a pod as decides what is told of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pod {
-    /// Its namespace, once that is found and has its rules.
-    pub identity: Option<Identity>,
-    /// Its namespace has been looked for at least once.
-    pub settled: bool,
-    /// It is not told of before: connections were lost over it.
-    pub not_before: Option<Instant>,
-}
-
-/// The pods that there are.
-pub trait Pods {
-    fn get(&self, uid: &Uid) -> Option<Pod>;
-    /// Whether these are all of them.
-    fn is_complete(&self) -> bool;
-}
+use super::tell::{Pod, Pods, Tell, Uid};
 
 /// How far a pod is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,8 +13,8 @@ use crate::sys::seqpacket::{Connection, Received};
 
 use super::super::figures::Figures;
 use super::book::{Book, Do, Letter};
-use super::ledger::Tell;
 use super::message::{self, LONGEST_REQUEST, LONGEST_RESPONSE, Version};
+use super::tell::Tell;
 
 /// The most of a ztunnel's error that is repeated: it may come with a backtrace.
 const LONGEST_QUOTE: usize = 300;

@@ -9,10 +9,9 @@
 //! and a second SnapshotSent would end it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::book::{Identity, Pods};
+use super::tell::{Identity, Pods, Tell, Uid};
 
 /// The pauses between two tries to have a pod taken: the first, and the longest.
 pub(super) const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(5));
@@ -21,40 +20,6 @@ pub(super) const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Durat
 pub fn pause(failures: u32) -> Duration {
     let (first, longest) = PAUSES;
     first.saturating_mul(1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX)).min(longest)
-}
-
-/// A pod's UID.
-pub type Uid = Arc<str>;
-
-/// What to tell a ztunnel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Tell {
-    /// To take a pod that is in this namespace.
-    Add(Uid, Identity),
-    /// To keep a pod, whose namespace was not found.
-    Keep(Uid),
-    /// To let go of a pod.
-    Del(Uid),
-    SnapshotSent,
-}
-
-impl Tell {
-    /// A word for metrics and the log.
-    pub fn word(&self) -> &'static str {
-        match self {
-            Self::Add(..) => "add",
-            Self::Keep(_) => "keep",
-            Self::Del(_) => "del",
-            Self::SnapshotSent => "snapshot-sent",
-        }
-    }
-
-    pub fn uid(&self) -> Option<&Uid> {
-        match self {
-            Self::Add(uid, _) | Self::Keep(uid) | Self::Del(uid) => Some(uid),
-            Self::SnapshotSent => None,
-        }
-    }
 }
 
 /// What comes next.
@@ -199,7 +164,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::book::Pod;
+    use super::super::tell::Pod;
     use super::*;
 
     #[derive(Default)]

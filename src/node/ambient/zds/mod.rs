@@ -4,6 +4,7 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `message` | the bytes |
+//! | `tell` | what is told of pods, and what of them decides it |
 //! | `ledger` | what one ztunnel was told and is told next: pure |
 //! | `book` | the pods, for all ztunnels |
 //! | `connection` | one ztunnel: deadlines, and what ends it |
@@ -12,6 +13,7 @@ pub mod book;
 mod connection;
 mod ledger;
 pub mod message;
+mod tell;
 #[cfg(test)]
 mod tests;
 
@@ -28,7 +30,8 @@ use tracing::warn;
 use crate::sys::seqpacket::Listener;
 
 pub use connection::Shared;
-pub use ledger::{Uid, pause};
+pub use ledger::pause;
+pub use tell::{Identity, Uid};
 
 /// How long a greeting, a write and an acknowledgement may take.
 pub const PATIENCE: Duration = Duration::from_secs(5);

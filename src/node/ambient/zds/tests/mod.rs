@@ -1,200 +1,20 @@
 //! A ztunnel of our own, for everything that a real one does not do.
 
+mod fake;
+
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use prost::Message;
-use tokio::sync::watch;
-
-use super::super::super::inventory::Place;
-use super::super::figures::Figures;
-use super::book::{Book, Identity, Progress};
-use super::message::{Request, WorkloadInfo, WorkloadRequest};
+use super::book::Progress;
 use super::*;
-use crate::sys::netns::Netns;
-use crate::sys::seqpacket::{Connection, Received};
+use crate::sys::seqpacket::Connection;
+use fake::{Side, Space, Ztunnel, announce, info, until};
 
 const SHORT: Duration = Duration::from_millis(50);
 const LONG: Duration = Duration::from_secs(30);
 const HELLO: &[u8] = b"\x08\x01";
 const DONE: &[u8] = b"\x0a\x00";
-
-/// The agent's side.
-struct Side {
-    shared: Shared,
-    registry: prometheus_client::registry::Registry,
-}
-
-impl Side {
-    fn new(patience: Duration) -> Self {
-        let figures = Arc::new(Figures::default());
-        let mut registry = prometheus_client::registry::Registry::default();
-        figures.register(&mut registry);
-        Self { shared: Shared { book: Arc::new(Book::default()), figures, patience }, registry }
-    }
-
-    fn book(&self) -> &Book {
-        &self.shared.book
-    }
-
-    /// Lets a ztunnel connect, which greets or not.
-    async fn connect(&self, hello: Option<&[u8]>) -> Ztunnel {
-        let (ours, theirs) = Connection::pair().unwrap();
-        let task = tokio::spawn(connection::serve(ours, self.shared.clone()));
-        if let Some(hello) = hello {
-            theirs.send(hello, None).await.unwrap();
-        }
-        Ztunnel { end: theirs, task }
-    }
-
-    fn counted(&self, line: &str) -> bool {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
-        let found = text.lines().any(|l| l == line);
-        if !found {
-            eprintln!("{line} is not in\n{text}");
-        }
-        found
-    }
-}
-
-struct Ztunnel {
-    end: Connection,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Ztunnel {
-    async fn packet(&self) -> Option<(Request, Vec<OwnedFd>)> {
-        let mut buffer = [0; 1024];
-        match self.end.receive_with_descriptors(&mut buffer).await.unwrap() {
-            (Received::End, _) => None,
-            (Received::Packet(length), descriptors) => {
-                let request = WorkloadRequest::decode(&buffer[..length]).unwrap();
-                Some((request.payload.unwrap(), descriptors))
-            }
-        }
-    }
-
-    /// What it is told next, in words.
-    async fn told(&self) -> String {
-        let Some((request, descriptors)) = self.packet().await else { return "the end".into() };
-        if !matches!(request, Request::Add(_)) {
-            assert!(descriptors.is_empty());
-        }
-        match request {
-            Request::Add(add) => {
-                assert_eq!(descriptors.len(), 1);
-                let info = add.workload_info.unwrap();
-                assert_eq!((info.namespace.as_str(), info.service_account.as_str()), ("shop", "account"));
-                format!("add {} {}", add.uid, identity(&descriptors[0]).1)
-            }
-            Request::Keep(keep) => format!("keep {}", keep.uid),
-            Request::Del(del) => format!("del {}", del.uid),
-            Request::SnapshotSent(_) => "snapshot".into(),
-        }
-    }
-
-    async fn say(&self, packet: &[u8]) {
-        self.end.send(packet, None).await.unwrap();
-    }
-
-    async fn refuse(&self, error: &str) {
-        self.say(&refusal(error)).await;
-    }
-
-    /// Acknowledges whatever comes, until that was it.
-    async fn take(&self, what: &[&str]) {
-        for expected in what {
-            assert_eq!(self.told().await, *expected);
-            self.say(DONE).await;
-        }
-    }
-
-    /// Waits until the agent's side has ended the connection.
-    async fn ended(self) {
-        tokio::time::timeout(LONG, self.task).await.expect("the connection is not closed").unwrap();
-    }
-}
-
-fn refusal(error: &str) -> Vec<u8> {
-    use super::message::{Ack, Response, WorkloadResponse};
-    WorkloadResponse { payload: Some(Response::Ack(Ack { error: error.into() })) }.encode_to_vec()
-}
-
-fn identity(descriptor: &impl AsFd) -> Identity {
-    let meta = File::from(descriptor.as_fd().try_clone_to_owned().unwrap()).metadata().unwrap();
-    (meta.dev(), meta.ino())
-}
-
-/// A network namespace, for as long as a process of its own lives.
-struct Space {
-    process: Option<Child>,
-    path: PathBuf,
-}
-
-impl Space {
-    fn own() -> Self {
-        Self { process: None, path: "/proc/self/ns/net".into() }
-    }
-
-    fn another() -> Self {
-        let mut unshare = Command::new("unshare");
-        let mut process = unshare.args(["--net", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        // It answers when it is where it should be.
-        use std::io::{Read, Write};
-        process.stdin.as_mut().unwrap().write_all(b".").unwrap();
-        process.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-        let path = format!("/proc/{}/ns/net", process.id()).into();
-        Self { process: Some(process), path }
-    }
-
-    fn place(&self) -> Place {
-        let netns = Netns::open(&self.path).unwrap();
-        let identity = netns.identity().unwrap();
-        Place { netns: Arc::new(netns), identity }
-    }
-
-    fn inode(&self) -> u64 {
-        self.place().identity.1
-    }
-
-    /// How many of this process's descriptors lead here.
-    fn held(&self) -> usize {
-        let identity = std::fs::metadata(&self.path).map(|meta| (meta.dev(), meta.ino())).unwrap();
-        let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-        all.filter(|fd| {
-            let leads_to = std::fs::read_link(fd.path()).unwrap_or_default();
-            leads_to.to_string_lossy().starts_with("net:")
-                && std::fs::metadata(fd.path()).is_ok_and(|meta| (meta.dev(), meta.ino()) == identity)
-        })
-        .count()
-    }
-}
-
-impl Drop for Space {
-    fn drop(&mut self) {
-        if let Some(process) = &mut self.process {
-            drop(process.stdin.take());
-            let _ = process.wait();
-        }
-    }
-}
-
-fn info(name: &str) -> WorkloadInfo {
-    WorkloadInfo { name: name.into(), namespace: "shop".into(), service_account: "account".into() }
-}
-
-fn announce(book: &Book, uid: &str, space: &Space) -> watch::Receiver<Progress> {
-    book.announce(&uid.into(), info(uid), space.place())
-}
-
-async fn until(progress: &mut watch::Receiver<Progress>, wanted: impl Fn(&Progress) -> bool) -> Progress {
-    tokio::time::timeout(LONG, progress.wait_for(|progress| wanted(progress))).await.unwrap().unwrap().clone()
-}
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_ztunnel_gets_a_snapshot_and_then_what_happens() {

@@ -1,0 +1,99 @@
+//! A pod's namespace, and the rules in it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::super::super::cache::Known;
+use super::super::super::inventory::State;
+use super::super::member::Where;
+use super::super::standing::Options;
+use super::super::step::{Place, Rules, Want};
+use super::super::world::World;
+use super::{Care, Turn};
+
+impl<W: World> Care<W> {
+    /// Looks for its namespace.
+    pub(super) async fn find(&mut self, want: &Want) -> Turn {
+        match self.ambient.world.find(self.uid()).await {
+            Some(place) => self.open(place),
+            None => {
+                self.close(Place::Missing);
+                if matches!(want, Want::In { .. }) {
+                    self.ambient.book.not_found(self.uid());
+                    self.ambient.world.show(self.uid(), State::NoNamespace);
+                }
+            }
+        }
+        Turn::Again
+    }
+
+    /// Gives its namespace the rules.
+    pub(super) async fn program(&mut self, known: &Arc<Known>, options: &Options) -> Turn {
+        let Some(place) = self.place.clone() else {
+            self.place_is = Place::Unknown;
+            return Turn::Again;
+        };
+        // Heard from before the rules are there, so that no change is missed.
+        if self.ears.is_none() {
+            self.ears = self.ambient.world.listen(&place).await;
+        }
+        match self.ambient.world.program(&place, options).await {
+            Ok(programmed) => {
+                self.failures = 0;
+                self.rules = Rules::Held(options.clone());
+                self.looked = Instant::now();
+                programmed.warnings.iter().for_each(|warning| tracing::warn!(pod = %known, "{warning}"));
+                if programmed.changed {
+                    let uid = self.uid();
+                    self.ambient.world.note(uid, format!("its rules were made in {}", programmed.backend));
+                }
+                if known.ips.is_empty() {
+                    self.addresses = self.ambient.world.addresses(&place).await;
+                }
+                Turn::Again
+            }
+            Err(_) if !self.ambient.world.is_there(&place) => self.lost(),
+            Err(why) => {
+                self.member.set(Where::Failed(place.identity, why.clone()));
+                // ztunnels are told of what they have already, and nothing of what they have not.
+                self.ambient.book.not_found(self.uid());
+                self.failed(known, why)
+            }
+        }
+    }
+
+    /// The namespace is gone: its sandbox may have been made anew.
+    pub(super) fn lost(&mut self) -> Turn {
+        self.close(Place::Unknown);
+        self.searches += 1;
+        match self.searches {
+            1 => Turn::Again,
+            _ => Turn::Wait(self.search_pause()),
+        }
+    }
+
+    /// Takes the rules away again.
+    pub(super) async fn unprogram(&mut self, known: &Arc<Known>) -> Turn {
+        let Some(place) = self.place.clone() else {
+            self.place_is = Place::Missing;
+            return Turn::Again;
+        };
+        match self.ambient.world.unprogram(&place).await {
+            Ok(changed) => {
+                self.failures = 0;
+                self.rules = Rules::None;
+                self.ears = None;
+                if changed {
+                    let Where::Out(why) = self.member.whereabouts() else { return Turn::Again };
+                    self.ambient.world.note(self.uid(), format!("it left ambient mode: {why}"));
+                }
+                Turn::Again
+            }
+            Err(_) if !self.ambient.world.is_there(&place) => {
+                self.close(Place::Missing);
+                Turn::Again
+            }
+            Err(why) => self.failed(known, format!("its rules cannot be removed: {why}")),
+        }
+    }
+}

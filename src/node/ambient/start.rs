@@ -1,0 +1,63 @@
+//! Starts ambient mode: makes its parts, and lets them run beside the agent's others.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use crate::backend::conditions::Conditions;
+use crate::config::ambient::HostOptions;
+use crate::config::settings::BackendChoice;
+
+use super::super::Agent;
+use super::host::Host;
+use super::real::{LOCK_TIMEOUT, Real, programs};
+use super::standing::Policy;
+use super::zds::{self, ListenError};
+use super::{Ambient, Settings, host, kubelet, namespaces, probe};
+
+/// What the agent is told about ambient mode.
+#[derive(Debug, Clone)]
+pub struct Given {
+    /// Where ztunnels connect to.
+    pub socket: PathBuf,
+    /// Whether DNS is taken of a pod that does not say.
+    pub dns: bool,
+    pub backend: BackendChoice,
+    /// As whom the kubelet runs, where that is not to be found out.
+    pub kubelet_uid: Option<u32>,
+}
+
+/// Starts ambient mode.
+///
+/// # Errors
+///
+/// Ztunnels cannot be listened for.
+pub fn start(agent: &Arc<Agent>, given: &Given, client: kube::Client) -> Result<(), ListenError> {
+    let kubelet_uid = given.kubelet_uid.or_else(|| kubelet::uid(&agent.settings.host_proc));
+    match kubelet_uid {
+        Some(uid) => info!(uid, "the kubelet's user, by which probes are told"),
+        None => warn!(
+            "no kubelet is seen in {}: its probes are told by user 0; give --kubelet-uid where it runs as another one",
+            agent.settings.host_proc.display()
+        ),
+    }
+    let host_options = HostOptions { kubelet_uid: kubelet_uid.unwrap_or(0), ..HostOptions::default() };
+    let conditions = Conditions { rule_comments: false, lock_timeout: LOCK_TIMEOUT, programs: programs() };
+    let host = Arc::new(Host::new(given.backend, host_options, conditions));
+    let policy = Policy { exclude_namespaces: agent.policy.exclude_namespaces.clone(), dns: given.dns };
+    let settings = Settings { policy, heal: agent.settings.heal, verify_interval: agent.settings.verify_interval };
+    let world = Real::new(agent.clone(), host.clone(), given.backend);
+    let ambient = Arc::new(Ambient::new(world, settings, agent.metrics.ambient.clone()));
+    let listener = zds::listen(&given.socket)?;
+    let shared = zds::Shared { book: ambient.book.clone(), figures: ambient.figures.clone(), patience: zds::PATIENCE };
+    if agent.ambient.set(ambient.clone()).is_err() {
+        return Ok(());
+    }
+    tokio::spawn(zds::serve(listener, shared));
+    tokio::spawn(host::keep(ambient.clone(), host));
+    tokio::spawn(namespaces::watch(agent.clone(), ambient.clone(), client));
+    tokio::spawn(probe::until_seen(ambient, kubelet_uid.unwrap_or(0)));
+    info!(socket = %given.socket.display(), "ambient mode is on");
+    Ok(())
+}
