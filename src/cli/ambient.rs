@@ -23,7 +23,7 @@ use crate::sys::netns;
 use crate::sys::text::shortened;
 
 use super::error::CliError;
-use super::{dry_run, logging, output, session};
+use super::{confine, dry_run, logging, output, session};
 
 const NOTES: &str = "\
 Runs in the pod's network namespace and leaves the kernel either as the options say or as
@@ -137,9 +137,11 @@ impl Shared {
         })
     }
 
-    /// Goes to the namespace that is meant.
+    /// Goes to the namespace that is meant, and gives up what working there does not take.
     pub(super) fn enter(&self) -> Result<(), CliError> {
-        Ok(self.network_namespace.as_deref().map_or(Ok(()), netns::enter)?)
+        self.network_namespace.as_deref().map_or(Ok(()), netns::enter)?;
+        confine::to_programming_for_ambient(self.choice);
+        Ok(())
     }
 
     /// The families to program, once in the namespace.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::ArgMatches;
 
 use crate::backend;
-use crate::config::settings::Run;
+use crate::config::settings::{BackendChoice, Run};
 use crate::sys::privilege::{
     self, CAP_DAC_READ_SEARCH, CAP_NET_BIND_SERVICE, CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE, Keep,
 };
@@ -67,20 +67,29 @@ fn named(matches: &ArgMatches) -> Vec<PathBuf> {
     files.map(path).collect()
 }
 
+/// What making and removing rules takes in the namespace that the process is in.
+fn programming(choice: BackendChoice) -> Keep {
+    // Who holds the lock, and whose connections there are, is seen in a process namespace that
+    // is shared with them: by who may trace them, in folders that are theirs (proc(5),
+    // /proc/pid/fd). Where a user namespace has the namespace, so has that one's user 0 its
+    // files in proc(5).
+    backend::capabilities(choice).and(CAP_SYS_PTRACE).and(CAP_DAC_READ_SEARCH)
+}
+
 /// An interception is made or removed, in the namespace that the process is in: what that
 /// does not take is given up.
 pub(super) fn to_programming(run: &Run) {
-    // Whose connections there are is seen in a process namespace shared with their owners.
-    let mut keep = backend::capabilities(run.backend).and(CAP_SYS_PTRACE);
+    let mut keep = programming(run.backend);
     if run.run_validation {
         // It listens as the proxy does, and sends as the proxy's user.
         keep = keep.and(CAP_NET_BIND_SERVICE).and(CAP_SETUID).and(CAP_SETGID);
     }
-    if run.network_namespace.is_some() {
-        // Where a user namespace has it, so has that one's user 0 its files in proc(5).
-        keep = keep.and(CAP_DAC_READ_SEARCH);
-    }
     privilege::keep_only(keep);
+}
+
+/// The same for what ambient mode makes, in a pod's namespace or the node's.
+pub(super) fn to_programming_for_ambient(choice: BackendChoice) {
+    privilege::keep_only(programming(choice));
 }
 
 /// The agent of a node. It enters pods' namespaces, finds them by the processes of pods, and

@@ -3,9 +3,12 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use podweir::sys::caps::has;
+use podweir::sys::privilege::{CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE};
 use socket2::{Domain, Socket, Type};
 
 use crate::fixture::{Namespace, PODWEIR, RESOLV, V4, V6};
@@ -178,6 +181,34 @@ fn what_rules_leave_alone_may_break_from_the_other_end_and_is_not_ended() {
         assert_eq!(sent(&second.far, &second.near, IMPATIENCE), "is lost", "{backend}");
         assert_eq!(sent(&excluded.near, &excluded.far, IMPATIENCE), "is lost", "{backend}");
     }
+}
+
+/// A socket's group is its process's, which another user's process shows to who may see into it.
+#[test]
+fn what_an_excluded_group_has_is_left_alone() {
+    let place = Place::new();
+    place.track();
+    let listener = place.outside.run(|| TcpListener::bind((SERVER[0], 5432)).unwrap());
+    let mut client = place.pod.run(|| {
+        let script = format!("exec 3<>/dev/tcp/{}/5432; cat <&3", SERVER[0]);
+        let mut client = Command::new("setpriv");
+        client.args(["--reuid", "1000", "--regid", "2000", "--clear-groups", "bash", "-c", &script]);
+        client.stdout(Stdio::piped()).spawn().unwrap()
+    });
+    let (mut far, _) = listener.accept().unwrap();
+    let groups = [("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "2000")];
+    let output = place.pod.command(PODWEIR, &["init", "--established", "reset"], &groups);
+    let log = String::from_utf8(output.stderr).unwrap();
+    let sees = [CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH].into_iter().all(|capability| has(capability).unwrap());
+    let said = log.contains("1 established");
+    let arrived = far.write_all(b"word").is_ok();
+    drop(far);
+    let mut heard = String::new();
+    let _ = client.stdout.take().unwrap().read_to_string(&mut heard);
+    client.wait().unwrap();
+    assert!(output.status.success() && log.contains("installed"), "{log}");
+    // Who may not see into processes takes it for one that the rules would take.
+    assert_eq!((said, arrived && heard == "word"), (!sees, sees), "{log}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! outside, in proc(5), and by what is refused.
 
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -87,10 +88,37 @@ fn an_init_container_keeps_what_programming_takes() {
             let more = if command[0] == "init" { more } else { 0 };
             let held = namespace.lock();
             let child = start(&namespace, &[command, &["--lock-timeout", "60s"]].concat());
-            has_only(child.id(), NET_ADMIN | NET_RAW | SYS_PTRACE | more);
+            has_only(child.id(), NET_ADMIN | NET_RAW | SYS_PTRACE | DAC_READ_SEARCH | more);
             drop(held);
             let (status, log) = end(child, "");
             assert_eq!(status, Some(0), "{command:?}: {log}");
+        }
+    }
+}
+
+/// In the namespace that they are in, and in one that is named.
+#[test]
+fn ambient_commands_keep_what_programming_takes() {
+    let namespace = Namespace::new();
+    let elsewhere = Namespace::bare("");
+    let path = format!("/proc/{}/fd/{}", std::process::id(), namespace.net().as_raw_fd());
+    let commands: [&[&str]; 4] = [
+        &["ambient"],
+        &["ambient", "--remove"],
+        &["ambient-host", "--add", "10.244.0.6=uid"],
+        &["ambient-host", "--remove"],
+    ];
+    for (backend, more) in [("auto", 0), ("nftables", 0), ("iptables-nft", 0), ("iptables-legacy", SYS_MODULE)] {
+        for command in commands {
+            for (place, named) in [(&namespace, &[][..]), (&elsewhere, &["--network-namespace", &path])] {
+                let held = namespace.lock();
+                let common = ["--backend", backend, "--lock-timeout", "60s"];
+                let child = start(place, &[command, &common, named].concat());
+                has_only(child.id(), NET_ADMIN | NET_RAW | SYS_PTRACE | DAC_READ_SEARCH | more);
+                drop(held);
+                let (status, log) = end(child, "");
+                assert_eq!(status, Some(0), "{command:?} --backend {backend}: {log}");
+            }
         }
     }
 }
@@ -101,7 +129,7 @@ fn validation_has_what_every_path_takes() {
     let namespace = Namespace::new();
     let held = namespace.lock();
     let child = start(&namespace, &["init", "--run-validation", "--lock-timeout", "60s"]);
-    has_only(child.id(), NET_ADMIN | NET_RAW | SYS_PTRACE | NET_BIND_SERVICE | SETUID | SETGID);
+    has_only(child.id(), NET_ADMIN | NET_RAW | SYS_PTRACE | DAC_READ_SEARCH | NET_BIND_SERVICE | SETUID | SETGID);
     drop(held);
     let (status, log) = end(child, "");
     assert!(status == Some(0) && log.contains("IPv4 proxy to its own pod, IPv4 inbound"), "{log}");
