@@ -61,6 +61,9 @@ pub struct ChainRules {
     targets: Vec<Option<usize>>,
     /// Its policy as a rule, if that drops.
     policy: Option<CanonRule>,
+    /// Whether nftables itself asks, and not iptables by way of it. A plan asks as iptables does,
+    /// unless it is held against what somebody holds.
+    native: bool,
 }
 
 impl ChainRules {
@@ -79,7 +82,7 @@ impl ChainRules {
 
     /// Whether nftables itself asks, and not iptables by way of it.
     pub fn is_native(&self) -> bool {
-        &*self.table.source == BackendKind::Nftables.name()
+        self.native
     }
 
     /// Whether it is an interception's, by its name or its table's.
@@ -158,7 +161,7 @@ impl FamilyRules {
     }
 
     /// Whether packets can get to each chain from any of some base chains, by jumps.
-    pub fn entered_from(&self, from: impl Fn(&Base) -> bool) -> Vec<bool> {
+    fn entered_from(&self, from: impl Fn(&Base) -> bool) -> Vec<bool> {
         let is_from = |&at: &usize| self.chains[at].base.as_ref().is_some_and(&from);
         self.reached((0..self.chains.len()).filter(is_from).collect())
     }
@@ -270,6 +273,7 @@ impl Ruleset {
                     expected: None,
                     targets: Vec::new(),
                     policy: chain.base.filter(|base| base.drops).and_then(|_| CanonRule::policy(family)),
+                    native: &*chain.table.source == BackendKind::Nftables.name(),
                 });
             }
         }

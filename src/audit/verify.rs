@@ -170,6 +170,10 @@ fn effects(
     let pod = found.pod.with_stand_ins(Families::BOTH);
     let (mut want_rules, mut have_rules) = (wanted.ruleset.clone(), found.ruleset.clone());
     want_rules.set_against(&mut have_rules);
+    // The same plan takes packets without an owner for another thing in another's words.
+    if let Some(held) = found.held.first().filter(|_| wanted.held.iter().all(|held| held.holder == Holder::Plan)) {
+        want_rules.ask(held.holder.is_nftables());
+    }
     let space = Space::of(&[&want_rules, &have_rules], &pod);
     for d in disagreements(&want_rules, &have_rules, found, &space)? {
         let Some(first) = d.flows.first() else { continue };

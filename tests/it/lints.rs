@@ -92,8 +92,8 @@ fn what_is_refused_meets_nothing_behind() {
     assert_eq!(never_matching(dump), ["tcp: accept (IPv4)"]);
 }
 
-/// Nothing that comes in has an owner: native nftables has no answer about that, iptables says
-/// "not owned by".
+/// Nothing that comes in has an owner, nor has what the kernel sends: native nftables has no answer
+/// about that, iptables says "not owned by".
 #[test]
 fn packets_without_an_owner_pass_native_conditions_on_owners() {
     let rules = |hook: &str| {
@@ -102,8 +102,11 @@ fn packets_without_an_owner_pass_native_conditions_on_owners() {
              meta skuid != 1337 drop\n  meta skuid 1337 drop\n  tcp dport 80 drop\n }}\n}}\n"
         )
     };
-    assert_eq!(never_matching(&rules("input")), [""; 0]);
-    assert_eq!(never_matching(&rules("output")), ["tcp port 80: drop (IPv4 and IPv6)"]);
+    for hook in ["input", "output", "postrouting"] {
+        assert_eq!(never_matching(&rules(hook)), [""; 0], "{hook}");
+    }
+    let of_anybody = rules("output").replace("!= 1337 drop", "0-4294967295 accept");
+    assert_eq!(never_matching(&of_anybody), ["of user 1337: drop (IPv4 and IPv6)"]);
     let iptables = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -m owner ! --uid-owner 1337 -j DROP\n\
                     -A INPUT -m owner --uid-owner 1337 -j DROP\n-A INPUT -p tcp -j DROP\nCOMMIT\n";
     assert_eq!(never_matching(iptables), ["tcp: drop (IPv4)"]);

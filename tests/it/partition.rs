@@ -32,9 +32,11 @@ pub fn foreign() -> impl Strategy<Value = Vec<FoundChain>> {
     let hooks = select(vec![Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting]);
     let base = (hooks, -400..400i32, any::<bool>(), weighted(0.2, Just(())));
     let rules = || vec((matches(), verdict()), 0..6);
-    (vec((base, rules()), 0..3), rules()).prop_map(|(bases, more)| {
+    // Packets without an owner are another thing to nftables itself.
+    let source = select(vec!["other", "nftables"]);
+    (source, vec((base, rules()), 0..3), rules()).prop_map(|(source, bases, more)| {
         let chain = |name: String, base, rules: Vec<(Matches, Verdict)>| FoundChain {
-            table: TableId { source: "other".into(), name: "t".into() },
+            table: TableId { source: source.into(), name: "t".into() },
             name: ChainName::Other(name.into()),
             base,
             families: Families::BOTH,

@@ -2,7 +2,7 @@
 //! really happens, of rules of others that stand beside an interception.
 
 use crate::fixture::{Namespace, PODWEIR};
-use crate::pod::{Pod, Probe, Proxy};
+use crate::pod::{Pod, Probe, Proxy, ask};
 
 const PROXY: Proxy = Proxy { outbound: 15001, inbound: 15006, uid: 1337, gid: 1337 };
 
@@ -122,6 +122,79 @@ fn nftables_has_no_answer_about_an_owner_that_is_not_there() {
     let rules =
         "table inet f { chain i { type filter hook input priority 0; meta skuid != 1337 tcp dport 80 drop; }; }";
     same(&[rules], &[(1000, "127.0.0.1", 80, "direct"), (1000, "10.244.0.6", 80, "direct")]);
+}
+
+/// What the kernel sends by itself, a reset and ICMP's "port unreachable", has no owner on its
+/// way out either.
+#[test]
+fn what_no_process_sends_is_not_owned_by_anybody_to_iptables_and_unanswered_to_nftables() {
+    const CLIENT: &str = "10.244.0.1";
+    let iptables = |conditions: &str| {
+        ["iptables-nft", "iptables-legacy"].map(|name| {
+            let each = ["tcp", "icmp"].map(|p| format!("-A OUTPUT -p {p} -d {CLIENT} -m owner {conditions} -j DROP\n"));
+            format!("# {name}-restore\n*filter\n{}COMMIT\n", each.concat())
+        })
+    };
+    let native = |conditions: &str| {
+        let hooks = ["output", "postrouting"];
+        hooks.map(|hook| {
+            format!(
+                "table ip f {{ chain o {{ type filter hook {hook} priority 0; ip daddr {CLIENT} ip protocol {{ tcp, icmp }} {conditions} drop; }}; }}"
+            )
+        })
+    };
+    let [any_nft, any_legacy] = iptables("--uid-owner 0-4294967294");
+    let [not_nft, not_legacy] = iptables("! --uid-owner 1337");
+    let [group_nft, group_legacy] = iptables("! --gid-owner 1337");
+    let [not, not_late] = native("meta skuid != 1337");
+    let [group, _] = native("meta skgid != 1337");
+    let [two, _] = native("meta skuid != 1337 meta skgid != 1337");
+    let [all, all_late] = native("");
+    let cases = [
+        (not, false),
+        (not_late, false),
+        (group, false),
+        (two, false),
+        (all, true),
+        (all_late, true),
+        (any_nft, false),
+        (any_legacy, false),
+        (not_nft, true),
+        (not_legacy, true),
+        (group_nft, true),
+        (group_legacy, true),
+    ];
+    for (rules, dropped) in cases {
+        let pod = pod();
+        load(&pod.namespace, &rules);
+        for (protocol, name) in [("tcp", "tcp"), ("udp", "icmp")] {
+            // Nobody listens there: the kernel refuses it, if that gets out.
+            let expected = if dropped { "silent" } else { "refused" };
+            let shown = ask_once(&pod, &format!("in {protocol} to 10.244.0.6 7777"));
+            assert_eq!(shown, expected, "{name}: {rules}");
+            let of = |owner: &str| {
+                let flow = ["--proto", name, "--uid", owner, "--gid", owner, "--destination", CLIENT];
+                let port: &[&str] = if name == "tcp" { &["--port", "80"] } else { &[] };
+                let text = pod.namespace.print(PODWEIR, &[&["explain", "--live"], &flow[..], port].concat());
+                text.split(':').next().unwrap().to_owned()
+            };
+            assert_eq!(of("none"), if dropped { "dropped" } else { "direct" }, "{name}: {rules}");
+            // What a process sends is dropped all the same.
+            assert_eq!(of("1000"), "dropped", "{name}: {rules}");
+        }
+    }
+    // The app has an owner, be it one that no rule names: its answers are what they drop.
+    let pod = pod();
+    load(&pod.namespace, &native("meta skuid != 1337")[0]);
+    assert_eq!(ask_once(&pod, "in tcp to 10.244.0.6 80"), "silent");
+    let question = ["--direction", "inbound", "--source", CLIENT, "--destination", "10.244.0.6", "--port", "80"];
+    let text = pod.namespace.print(PODWEIR, &[&["explain", "--live"], &question[..]].concat());
+    assert!(text.contains("but its replies are dropped"), "{text}");
+}
+
+/// For what is meant to be lost.
+fn ask_once(pod: &Pod, probe: &str) -> String {
+    pod.outside.run(|| ask(&Probe::parse(probe)))
 }
 
 /// A packet without an owner meets "not of user 1337" of iptables (`owner_mt`, xt_owner.c).

@@ -1,7 +1,7 @@
 //! Sets of flows in words.
 
 use crate::audit::flow::{Direction, protocol_name};
-use crate::audit::space::cube::{Cube, NOBODY, Owners, everyone};
+use crate::audit::space::cube::{Cube, NOBODY, Owners, everyone, processes};
 use crate::audit::space::interfaces::Kinds;
 use crate::audit::space::{Scope, Space};
 use crate::config::ranges::RangeList;
@@ -38,8 +38,10 @@ pub fn set(family: Family, scope: Scope, flows: &Cube, space: &Space) -> String 
     }
     // What comes in has no owner here.
     if outbound {
-        out.extend(owners("user", &flows.uid));
-        out.extend(owners("group", &flows.gid));
+        let user = owners("user", &flows.uid);
+        // Who has no user has no group.
+        let group = owners("group", &flows.gid).filter(|group| user.as_ref() != Some(group));
+        out.extend(user.into_iter().chain(group));
     }
     if flows.destination != whole.destination {
         out.push(format!("to {}", but(networks(&flows.destination, family, &whole.destination), "address")));
@@ -81,6 +83,9 @@ fn owners(word: &str, set: &Owners) -> Option<String> {
     }
     if *set == nobody {
         return Some("of no process".into());
+    }
+    if *set == processes() {
+        return Some("of a process".into());
     }
     let rest = everyone.minus(set);
     if set.holds(NOBODY) {

@@ -7,13 +7,14 @@ use crate::audit::flow::{Direction, Flow, Surroundings, Taker};
 use crate::audit::ruleset::{Decider, FamilyRules, Order, Ruleset};
 use crate::audit::space::EPHEMERAL;
 use crate::audit::space::connection::ConntrackView;
-use crate::audit::space::cube::{NOBODY, owner};
+use crate::audit::space::cube::{NOBODY, Owners, processes};
 use crate::audit::space::known::KnownFields;
 use crate::audit::walk::journey::Journey;
 use crate::audit::walk::limits::{Limits, MOST_RULES};
 use crate::audit::walk::trace::Trace;
 use crate::audit::walk::{Arrived, OnePacket, Uncertain, Walk};
 use crate::config::types::IdList;
+use crate::plan::canon::CanonMatches;
 use crate::plan::model::{Cond, CtStates, Verdict};
 use crate::plan::why::Why;
 
@@ -105,22 +106,25 @@ pub(super) fn lost<'a>(
 }
 
 /// Whose socket answers: the proxy's user and group, as far as the rules name them, and for
-/// anybody else nobody that they name.
+/// anybody else a user and group that they do not name.
 fn owner_of(taker: Taker, rules: &FamilyRules) -> (u64, u64) {
-    if taker == Taker::Direct {
-        return (NOBODY, NOBODY);
-    }
-    let rules = rules.chains.iter().flat_map(|chain| &chain.rules);
-    let own = rules.flat_map(|rule| &rule.parts).filter(|(why, _)| *why == Why::ProxyOwn);
+    let parts = || rules.chains.iter().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.parts);
     let (mut uid, mut gid) = (None, None);
-    for (_, matches) in own {
+    for (_, matches) in parts().filter(|(why, _)| taker != Taker::Direct && *why == Why::ProxyOwn) {
         let id = |cond: &Option<Cond<IdList>>| {
             let cond = cond.as_ref().filter(|cond| !cond.negated)?;
-            cond.value.iter().next().map(|(first, _)| first)
+            cond.value.iter().next().map(|(first, _)| first.into())
         };
         (uid, gid) = (uid.or(id(&matches.uid)), gid.or(id(&matches.gid)));
     }
-    (owner(uid), owner(gid))
+    let unnamed = |of: fn(&CanonMatches) -> &Option<Cond<IdList>>| {
+        let named = parts().filter_map(|(_, matches)| of(matches).as_ref()).flat_map(|cond| cond.value.iter());
+        // The last number is no owner's: it means "none" to the kernel's calls.
+        let none = [(u64::from(u32::MAX), u64::from(u32::MAX))];
+        let named = Owners::new(named.map(|(a, b)| (a.into(), b.into())).chain(none)).normalised();
+        processes().minus(&named).iter().next().map_or(0, |(first, _)| first)
+    };
+    (uid.unwrap_or_else(|| unnamed(|m| &m.uid)), gid.unwrap_or_else(|| unnamed(|m| &m.gid)))
 }
 
 /// The marks with which packets are routed to the pod itself: TPROXY's.

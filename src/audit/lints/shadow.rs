@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use crate::audit::escapes::kind::Severity;
 use crate::audit::ruleset::{ChainRules, FamilyRules, Order, Ruleset};
 use crate::audit::space::cube::{Cube, Owners, everyone};
-use crate::audit::space::dimensions::{NO_ANSWER, states};
+use crate::audit::space::dimensions::{NO_ANSWER, processes, states};
 use crate::audit::space::interfaces::Interfaces;
 use crate::audit::space::known::KnownFields;
 use crate::audit::walk::flows::{Chains, Flows};
@@ -48,13 +48,14 @@ pub fn never<'a>(ruleset: &'a Ruleset, interfaces: &Interfaces, family: Family) 
     let chains = Chains::new(rules, interfaces);
     let mut limits = Limits::new(MOST_WORK, MOST_SETS);
     let mut out = Vec::new();
-    let inbound = rules.entered_from(|base| !base.hook.is_outbound());
-    let entered = rules.chains.iter().zip(rules.entered()).zip(inbound).filter(|((_, entered), _)| *entered);
-    for ((chain, _), inbound) in entered {
+    for (chain, _) in rules.chains.iter().zip(rules.entered()).filter(|(_, entered)| *entered) {
         let mut walk = Walk::new(rules, Order::First, family, &[], Uncertain::Passed, limits);
         let mut met = Met::default();
-        let unanswered = (chain.is_native() && inbound).then(|| RangeList::of([NO_ANSWER]));
-        for owners in unanswered.into_iter().chain([everyone()]) {
+        let of_all = match chain.is_native() {
+            true => vec![RangeList::of([NO_ANSWER]), processes()],
+            false => vec![everyone()],
+        };
+        for owners in of_all {
             let set = all_packets(owners, interfaces, family);
             let mut next = Some(
                 walk.follow(Journey::within(chain, Flows { set, chains: &chains }, KnownFields::default()), &mut met),

@@ -1,5 +1,6 @@
 //! Changes to a ruleset that was found, to see what it would do without a difference.
 
+use crate::backend::BackendKind;
 use crate::config::types::Family;
 use crate::plan::canon::CanonRule;
 use crate::plan::model::{ChainName, Table, Verdict};
@@ -26,10 +27,18 @@ impl Ruleset {
         let known = |c: &&ChainRules| *c.table.source == *holder && c.table.is(table);
         let known = self.family(family).chains.iter().find(known).map(|c| c.table.clone());
         let table = known.unwrap_or_else(|| TableId { source: holder.into(), name: theirs.table.name.clone() });
-        let chain = ChainRules { table, rules: Vec::new(), targets: Vec::new(), ..theirs.clone() };
+        let native = holder == BackendKind::Nftables.name();
+        let chain = ChainRules { table, rules: Vec::new(), targets: Vec::new(), native, ..theirs.clone() };
         let rules = self.family_mut(family);
         rules.chains.push(chain);
         rules.sum_up();
+    }
+
+    /// Lets all rules be asked as whoever holds them natively does, or as iptables does.
+    pub(crate) fn ask(&mut self, natively: bool) {
+        for family in Family::BOTH {
+            self.family_mut(family).chains.iter_mut().for_each(|chain| chain.native = natively);
+        }
     }
 
     /// Changes the rules of one chain.

@@ -7,8 +7,9 @@ use crate::config::ranges::RangeList;
 use crate::config::types::{Family, PortList};
 use crate::plan::canon::{Addresses, CanonMatches, all_addresses};
 
+pub(crate) use super::dimensions::processes;
 pub use super::dimensions::{NOBODY, Owners, everyone, owner, owners};
-use super::dimensions::{Narrows, each_dimension};
+use super::dimensions::{Narrows, each_dimension, make_known_as};
 use super::interfaces::{Interfaces, Kinds};
 use super::known::KnownFields;
 
@@ -120,6 +121,12 @@ impl Cube {
             source_port: RangeList::full(),
             state: RangeList::full(),
         }
+    }
+
+    /// Makes of packets without an owner what rules take them for.
+    pub(crate) fn nobody_is(&mut self, nobody: u64) {
+        make_known_as(&mut self.uid, nobody);
+        make_known_as(&mut self.gid, nobody);
     }
 
     /// What is in this set and not in the other: sets that share nothing.

@@ -10,12 +10,14 @@ use super::interfaces::{Interfaces, Kinds};
 /// User or group ids; [`NOBODY`] stands for "no owner".
 pub type Owners = RangeList<u64>;
 
-/// The owner of a packet that no process sent.
+/// The owner of a packet that no process sent: what the kernel itself sends (a reset by a port
+/// where nobody listens, ICMP, the last packets of a closed connection), and what comes in.
 pub const NOBODY: u64 = 1 << 32;
 
-/// The owner of such a packet where native nftables asks for it. The kernel has no answer
-/// then (`nft_meta_get_eval_skugid` breaks off the rule), so that the packet meets no
-/// condition on owners, not even a negated one; to iptables it is "not owned by" anybody.
+/// The owner of such a packet where native nftables asks for it, on any hook. The kernel has no
+/// answer then (`nft_meta_get_eval_skugid`, nft_meta.c, breaks off the rule), so that the packet
+/// meets no condition on owners, not even a negated one; to iptables it is "not owned by"
+/// anybody (`owner_mt`, xt_owner.c).
 pub(crate) const NO_ANSWER: u64 = NOBODY + 1;
 
 /// The name of an interface; `None` where a packet has none, such as an incoming one on its
@@ -118,6 +120,27 @@ pub fn owner(id: Option<u32>) -> u64 {
 /// Every owner, and none.
 pub fn everyone() -> Owners {
     RangeList::new([(0, NOBODY)])
+}
+
+/// Every owner that a process may have.
+pub(crate) fn processes() -> Owners {
+    RangeList::new([(0, NOBODY - 1)])
+}
+
+/// Owners as whoever asks for them knows them: "no owner" becomes `nobody`, which is
+/// [`NOBODY`] or [`NO_ANSWER`].
+pub(crate) fn known_as(owner: u64, nobody: u64) -> u64 {
+    if owner >= NOBODY { nobody } else { owner }
+}
+
+/// The same of a set of owners.
+pub(crate) fn make_known_as(owners: &mut Owners, nobody: u64) {
+    let other = if nobody == NOBODY { NO_ANSWER } else { NOBODY };
+    if owners.holds(other) {
+        *owners = owners.minus(&RangeList::of([other]));
+        owners.push(nobody, nobody);
+        *owners = owners.normalised();
+    }
 }
 
 impl Asks<Name<'_>> for Option<Cond<Vec<Interface>>> {

@@ -207,6 +207,6 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
 }
 
 /// Goes on to a rule of the chain, or to the next one behind it that packets may meet.
-fn go_on<T>(journey: &mut Journey<T>, rule: usize) {
+fn go_on<T: Traffic>(journey: &mut Journey<T>, rule: usize) {
     journey.frames.last_mut().into_iter().for_each(|frame| frame.skip_to(rule));
 }

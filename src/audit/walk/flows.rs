@@ -55,6 +55,10 @@ impl Traffic for Flows<'_> {
         index.of_packets(&self.set, known, from, left)
     }
 
+    fn nobody_is(&mut self, nobody: u64) {
+        self.set.nobody_is(nobody);
+    }
+
     fn size(&self) -> usize {
         SET + self.set.destination.len() + self.set.source.len() + self.set.port.len()
     }

@@ -6,10 +6,12 @@ use std::rc::Rc;
 use crate::audit::flow::{Direction, Taker};
 use crate::audit::ruleset::{Base, ChainRules, Decider, Hook};
 use crate::audit::space::connection::{ConntrackView, Tracking};
-use crate::audit::space::dimensions::{NO_ANSWER, NOBODY};
+use crate::audit::space::dimensions::{NO_ANSWER, NOBODY, known_as};
 use crate::audit::space::known::KnownFields;
 use crate::plan::model::{Masked, Verdict};
 use crate::plan::why::Why;
+
+use super::Traffic;
 
 /// A rule that decides, and the reason for that part of it that is met.
 pub(crate) type Cause<'a> = (Decider<'a>, &'a Why);
@@ -91,7 +93,7 @@ pub(crate) struct Journey<'a, 'n, T> {
     pub(super) frames: Vec<CallFrame<'a>>,
 }
 
-impl<'a, 'n, T> Journey<'a, 'n, T> {
+impl<'a, 'n, T: Traffic> Journey<'a, 'n, T> {
     /// Starts with packets that the pod sends or receives.
     pub(crate) fn new(
         direction: Direction,
@@ -139,14 +141,19 @@ impl<'a, 'n, T> Journey<'a, 'n, T> {
             connection.tracking = Tracking::Known;
         }
         self.tell();
-        let nobody = if chain.is_native() && !base.hook.is_outbound() { NO_ANSWER } else { NOBODY };
-        for owner in [&mut self.known.uid, &mut self.known.gid] {
-            *owner = owner.map(|id| if id >= NOBODY { nobody } else { id });
-        }
+        self.nobody_is(if chain.is_native() { NO_ANSWER } else { NOBODY });
         self.entered += 1;
         self.decided_before = self.decider.take();
         self.base = Some((chain, base));
         self.call(chain, None, false);
+    }
+
+    /// Makes of packets without an owner what rules take them for.
+    pub(super) fn nobody_is(&mut self, nobody: u64) {
+        for owner in [&mut self.known.uid, &mut self.known.gid] {
+            *owner = owner.map(|id| known_as(id, nobody));
+        }
+        self.traffic.nobody_is(nobody);
     }
 
     /// Goes into a chain.

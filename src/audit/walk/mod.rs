@@ -43,6 +43,10 @@ pub(super) trait Traffic: Clone {
         None
     }
 
+    /// Makes of packets without an owner what the rules that come next take them for, where it
+    /// is not known of all of it.
+    fn nobody_is(&mut self, _nobody: u64) {}
+
     /// What it costs to make and to keep it.
     fn size(&self) -> usize;
 }
@@ -156,6 +160,7 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
                 }
             };
             if let Some(taker) = taker {
+                journey.nobody_is(NOBODY);
                 return Ok(Arrived { journey, taker });
             }
         }
