@@ -108,7 +108,10 @@ pub(super) fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliErro
     output::check()?;
     let path = |name: &str| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
     manifest::check_stdin(matches, path("accept"))?;
-    // What asks a cluster starts kubectl, which is the user's and may do what the user may.
+    // What asks a cluster starts kubectl again and again, which is the user's: it may be set-uid
+    // (a snap's is), start programs that prove who asks, and write to a cache. Whatever this
+    // process gave up for good would be given up for kubectl as well, so it is confined when all
+    // is collected.
     if !fleet::is_of_cluster(matches) {
         confine::begin(matches);
     }

@@ -109,6 +109,10 @@ pub(super) fn command() -> Command {
             .value_parser(value_parser!(bool))
             .default_value("true")
             .help("Tell the node's condition podweir.dev/Intercepting"),
+        Arg::new("policy-reports")
+            .long("policy-reports")
+            .action(ArgAction::SetTrue)
+            .help("Keep a PolicyReport (wgpolicyk8s.io/v1alpha2) for this node in each namespace with pods of it"),
         Arg::new("ambient")
             .long("ambient")
             .action(ArgAction::SetTrue)
@@ -268,6 +272,7 @@ fn settings(matches: &ArgMatches) -> Result<Settings, CliError> {
         listen,
         daemon_set,
         condition: matches.get_one("condition").copied().unwrap_or(true),
+        policy_reports: matches.get_flag("policy-reports"),
         ambient,
     })
 }

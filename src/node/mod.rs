@@ -22,6 +22,7 @@
 //! | `worker`, `processes`, `ears` | threads in pods' namespaces; finding these; hearing of changes there |
 //! | `pulse` | heartbeats, by which something that hangs shows |
 //! | `events`, `metrics`, `http`, `condition` | saying what happens |
+//! | `reports` | what was found, as objects that policy tools show |
 //! | `ambient` | pods without a proxy of their own: telling ztunnel, and keeping that true |
 //! | `preflight`, `on_failure` | what is looked at first; what becomes of a pod that cannot be repaired |
 //! | `agent`, `run` | all of it together |
@@ -78,6 +79,7 @@ mod on_failure;
 mod preflight;
 mod processes;
 mod pulse;
+mod reports;
 mod run;
 pub mod settings;
 mod socket;

@@ -109,6 +109,10 @@ pub(super) async fn account(client: &kube::Client, settings: &Settings) -> Resul
             ("", "pods", "patch", "status"),
         ]);
     }
+    if settings.policy_reports {
+        needed.push(("", "nodes", "get", ""));
+        needed.extend(["list", "create", "patch", "delete"].map(|verb| ("wgpolicyk8s.io", "policyreports", verb, "")));
+    }
     match settings.on_failure {
         OnFailure::Leave => {}
         OnFailure::Evict => needed.push(("", "pods", "create", "eviction")),

@@ -29,7 +29,7 @@ use super::installer::keeper::Keeper;
 use super::pulse::WatchPulse;
 use super::settings::{ObjectName, Settings};
 use super::socket::SocketError;
-use super::{ambient, api, http, preflight, socket};
+use super::{ambient, api, http, preflight, reports, socket};
 
 /// The socket's name in the run directory.
 pub(super) const SOCKET: &str = "node.sock";
@@ -123,6 +123,9 @@ async fn agent(settings: Settings) -> Result<(), RunError> {
     tokio::spawn(beat(agent.clone()));
     if settings.condition {
         tokio::spawn(tell_condition(agent.clone()));
+    }
+    if settings.policy_reports {
+        tokio::spawn(reports::keep(agent.clone()));
     }
     let hears = agent.clone();
     let keeper =

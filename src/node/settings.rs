@@ -64,6 +64,8 @@ pub struct Settings {
     pub daemon_set: Option<ObjectName>,
     /// Tell the node's condition.
     pub condition: bool,
+    /// Keep PolicyReport objects.
+    pub policy_reports: bool,
     /// Ambient mode, where that is on.
     pub ambient: Option<ambient::Given>,
 }

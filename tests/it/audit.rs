@@ -1,12 +1,12 @@
 //! `podweir audit` from the command line: sources, formats, what is accepted, verdicts.
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use flate2::read::GzDecoder;
 use serde_json::Value;
 
+use crate::files::File;
 use crate::fixture::{Namespace, PODWEIR, RESOLV, V4, V6};
 
 const INIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/pods/init.yaml");
@@ -46,27 +46,6 @@ fn ids(report: &Value, list: &str) -> Vec<String> {
     let accepted = |item: &Value| if item["accepted"].is_null() { "" } else { " accepted" };
     let id = |item: &Value| format!("{}{}", item["id"].as_str().unwrap(), accepted(item));
     report[list].as_array().unwrap().iter().map(id).collect()
-}
-
-/// A file that goes away with the test.
-struct File(PathBuf);
-
-impl File {
-    fn new(name: &str, text: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("podweir-audit-{}-{name}", std::process::id()));
-        std::fs::write(&path, text).unwrap();
-        Self(path)
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().unwrap()
-    }
-}
-
-impl Drop for File {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! `podweir audit --manifests`: everything that a repository would put into a cluster.
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use flate2::read::GzDecoder;
 use serde_json::Value;
 
+use crate::files::File;
 use crate::fixture::PODWEIR;
 use crate::schemas;
 
@@ -38,27 +38,6 @@ fn text(bytes: &[u8]) -> String {
 
 fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"))
-}
-
-/// A file that goes away with the test.
-struct File(PathBuf);
-
-impl File {
-    fn new(name: &str, text: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("podweir-fleet-{}-{name}", std::process::id()));
-        std::fs::write(&path, text).unwrap();
-        Self(path)
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().unwrap()
-    }
-}
-
-impl Drop for File {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 /// A workload's standing, and its findings that are of medium severity or worse.
@@ -97,7 +76,11 @@ fn every_workload_has_its_place_and_its_findings() {
         report["findings"].as_array().unwrap().iter().find(|f| f["items"] == serde_json::json!(["3306"])).unwrap();
     assert_eq!(shared["workloads"].as_array().unwrap().len(), 2, "{shared:#}");
     // Nobody says what the namespace of the pod alone is labelled.
-    assert!(report["notices"][0].as_str().unwrap().starts_with("1 of the workloads"), "{}", report["notices"]);
+    assert!(
+        report["notices"][0].as_str().unwrap().starts_with("1 workload, of which no document"),
+        "{}",
+        report["notices"]
+    );
 }
 
 #[test]
@@ -301,6 +284,12 @@ fn every_format_is_what_its_readers_expect() {
         "podweir_audit_findings{namespace=\"shop\",class=\"outbound-excluded-port\",severity=\"medium\",accepted=\"false\"} 2\n"
     ), "{metrics}");
     assert!(metrics.contains("podweir_audit_workloads{namespace=\"mesh\",standing=\"ambient\"} 1\n"), "{metrics}");
+    let lines = metrics.lines().map(|line| Ok(line.to_owned()));
+    let scraped = prometheus_parse::Scrape::parse(lines).unwrap();
+    let written = metrics.lines().filter(|line| !line.starts_with('#')).count();
+    assert_eq!(scraped.samples.len(), written, "every line is a sample");
+    let gauge = |sample: &prometheus_parse::Sample| matches!(sample.value, prometheus_parse::Value::Gauge(_));
+    assert!(scraped.samples.iter().all(gauge) && scraped.docs.len() == metrics.matches("# HELP ").count());
 
     let screen = text(&audit(&[]).stdout);
     assert!(screen.contains("MEDIUM  outbound-excluded-port 3306: ") && screen.lines().count() < 60, "{screen}");

@@ -46,6 +46,7 @@ mod examples;
 mod explain;
 mod faces;
 mod faults;
+mod files;
 mod fixture;
 mod fleet;
 mod foreign;

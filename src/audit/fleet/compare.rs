@@ -9,8 +9,12 @@ use serde_json::Value;
 use crate::audit::escapes::kind::Severity;
 use crate::config::pod::owner::Workload;
 
-use super::json::{FORMAT, VERSION};
 use super::sum::FleetAnswer;
+
+/// What the member `format` of an answer says.
+pub const FORMAT: &str = "podweir-cluster-audit";
+/// The version written, and the one compared with.
+pub const VERSION: u64 = 1;
 
 /// A finding of a workload that changed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,14 +6,9 @@ use serde_json::{Map, Value, json};
 use crate::audit::escapes::kind::Severity;
 use crate::audit::report::Acceptance;
 
-use super::compare::{ChangedFinding, Comparison};
+use super::compare::{ChangedFinding, Comparison, FORMAT, VERSION};
 use super::sum::{FleetAnswer, Summed};
 use super::{FleetFinding, Standing, Variant};
-
-/// What the member `format` says.
-pub const FORMAT: &str = "podweir-cluster-audit";
-/// The version written, and the one compared with.
-pub const VERSION: u64 = 1;
 
 pub fn write(answer: &FleetAnswer, comparison: Option<&Comparison>) -> String {
     let mut summary: Map<String, Value> =

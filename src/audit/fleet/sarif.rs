@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::audit::escapes::kind::Severity;
 use crate::audit::lints::OF_MANY;
 use crate::audit::report::Acceptance;
-use crate::audit::report::sarif::{SCHEMA, level, rules, uri};
+use crate::audit::report::sarif::{level, log, rule, rules, uri};
 
 use super::compare::Comparison;
 use super::sum::{FindingGroup, FleetAnswer, Summed};
@@ -27,37 +27,10 @@ pub fn write(answer: &FleetAnswer, comparison: Option<&Comparison>) -> String {
         }
     }
     let mut rules = rules();
-    rules.extend(OF_MANY.iter().map(|(id, severity, about)| {
-        json!({
-            "id": id,
-            "shortDescription": { "text": about },
-            "fullDescription": { "text": about },
-            "help": { "text": "see the message" },
-            "defaultConfiguration": { "level": level(*severity) },
-            "properties": { "severity": severity.name() },
-        })
-    }));
-    let note = |text: &str, level: &str| json!({ "level": level, "message": { "text": text } });
-    let missed = answer.missed.iter().map(|missed| note(&format!("{}: {}", missed.what, missed.why), "error"));
-    let notices = answer.notices.iter().map(|notice| note(notice, "note"));
-    let object = json!({
-        "$schema": SCHEMA,
-        "version": "2.1.0",
-        "runs": [ {
-            "tool": { "driver": {
-                "name": "podweir",
-                "semanticVersion": env!("CARGO_PKG_VERSION"),
-                "rules": rules,
-            } },
-            "invocations": [ {
-                "executionSuccessful": answer.missed.is_empty(),
-                "toolConfigurationNotifications": missed.chain(notices).collect::<Vec<_>>(),
-            } ],
-            "results": results,
-            "properties": { "about": answer.about },
-        } ],
-    });
-    format!("{object:#}\n")
+    let of_many = OF_MANY.iter().map(|(id, severity, about)| rule(id, *severity, about, about, "see the message"));
+    rules.extend(of_many);
+    let missed: Vec<String> = answer.missed.iter().map(|missed| format!("{}: {}", missed.what, missed.why)).collect();
+    log(&answer.about, &rules, &missed, &answer.notices, &results)
 }
 
 fn location(summed: &Summed) -> Value {

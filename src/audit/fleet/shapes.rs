@@ -16,9 +16,12 @@ use crate::audit::lints::{Lint, OF_MANY, containers};
 use crate::audit::report::drift::DriftFinding;
 use crate::audit::report::{Acceptance, Input, Report, by, proxy_owners};
 use crate::audit::source::Source;
+use crate::audit::source::options::{self, KnownPod};
 use crate::audit::space::Space;
+use crate::config::given::Given;
 use crate::config::pod::manifest::Manifest;
 use crate::config::ranges::RangeList;
+use crate::config::settings::Face;
 use crate::config::types::Families;
 use crate::plan::words::{networks, spans};
 
@@ -40,6 +43,15 @@ pub struct Shape {
     owners: (Vec<u32>, Vec<u32>),
 }
 
+#[cfg(test)]
+impl Shape {
+    /// One of which nothing but this is known.
+    pub fn empty(digest: &str, families: Families) -> Self {
+        let (drawing, owners) = Default::default();
+        Self { digest: digest.into(), families, findings: Vec::new(), drawing, owners }
+    }
+}
+
 /// The rules of an interception, and beside those that are there, where they were read, those
 /// that are wanted.
 pub type Sources = Result<(Source, Option<Source>), String>;
@@ -51,6 +63,31 @@ pub struct Asked<'a> {
     pub proxy_user: Option<u32>,
     /// Where the rules come from.
     pub source: Box<dyn FnOnce() -> Sources + 'a>,
+}
+
+impl<'a> Asked<'a> {
+    /// The interception that options ask for. Addresses differ from pod to pod, and findings do
+    /// not by them: their families count, and where none is known both do.
+    pub fn of_options(
+        given: &'a Given,
+        face: Face,
+        families: Families,
+        dns_servers: Option<Vec<IpAddr>>,
+        proxy_user: Option<u32>,
+        notes: Vec<String>,
+    ) -> Self {
+        let typed: Vec<String> = given.iter().map(|(opt, _, text)| format!("{opt:?}={text}")).collect();
+        let key = format!("{face:?} {families:?} {dns_servers:?} {:?} {typed:?}", given.envoy_user());
+        let assumed = Some(if families.is_empty() { Families::BOTH } else { families });
+        let known = KnownPod { dns_servers, assumed, ..KnownPod::default() };
+        let source = move || {
+            let mut source = options::read(given, face, &known).map_err(|e| e.to_string())?;
+            // What is assumed of all is said once, in other words.
+            source.notes = notes;
+            Ok((source, None))
+        };
+        Self { key, proxy_user, source: Box::new(source) }
+    }
 }
 
 /// All of them.

@@ -10,7 +10,7 @@ use crate::audit::escapes::kind::Severity;
 use crate::config::pod::owner::Workload;
 
 use super::shapes::{Shape, Shapes};
-use super::{Collected, FleetFinding, Members, Missed, Standing, Variant};
+use super::{Collected, FleetFinding, KnownBy, Members, Missed, Standing, Variant};
 
 /// The answer.
 pub struct FleetAnswer {
@@ -54,10 +54,15 @@ impl Summed {
     }
 }
 
-/// What makes two findings one: the class, what tells it from others, and who accepts it.
-fn key(found: &FleetFinding) -> (Reverse<Severity>, String, Vec<String>, Option<String>) {
+/// Findings of which the reason is all that there is to tell.
+pub const WITH_REASON: [&str; 2] = ["not-intercepted", "refused"];
+
+/// What makes two findings one: the class, what tells it from others, who accepts it, and for
+/// what has no flows why it is so.
+fn key(found: &FleetFinding) -> (Reverse<Severity>, String, Vec<String>, Option<String>, Vec<String>) {
     let reason = found.accepted.as_ref().map(|acceptance| acceptance.reason.clone());
-    (Reverse(found.severity), found.id.clone(), found.items.clone(), reason)
+    let why = if WITH_REASON.contains(&found.id.as_str()) { found.what.clone() } else { Vec::new() };
+    (Reverse(found.severity), found.id.clone(), found.items.clone(), reason, why)
 }
 
 impl FleetAnswer {
@@ -194,9 +199,12 @@ fn summed(workload: Workload, members: Members, shapes: &mut Shapes) -> Summed {
 }
 
 /// In what pods of one workload differ, a line for each kind; `None` where they do not. What
-/// could not be looked at differs from nothing.
+/// could not be looked at differs from nothing. What a kernel has is compared with what other
+/// kernels have, and what a manifest asks for with what others do: where one node tells and
+/// another does not, that alone is no difference.
 fn differences(variants: &[Variant], shapes: &[Shape]) -> Option<Vec<String>> {
-    let mut kinds: BTreeMap<String, (u64, Vec<&str>)> = BTreeMap::new();
+    let mut kinds: BTreeMap<(KnownBy, String), (u64, &str)> = BTreeMap::new();
+    let mut sidecars: BTreeSet<bool> = BTreeSet::new();
     for variant in variants.iter().filter(|variant| !matches!(variant.standing, Standing::Unknown(_))) {
         let kind = match &variant.standing {
             Standing::Intercepted(at) => {
@@ -207,13 +215,64 @@ fn differences(variants: &[Variant], shapes: &[Shape]) -> Option<Vec<String>> {
             }
             other => other.name().to_owned(),
         };
-        let (count, names) = kinds.entry(kind).or_default();
-        *count += variant.count;
-        names.extend(variant.pods.first().map(String::as_str));
+        sidecars.extend(has_sidecar(variant));
+        let first = variant.pods.first().map(String::as_str).unwrap_or_default();
+        kinds.entry((variant.origin, kind)).or_insert((0, first)).0 += variant.count;
     }
-    let line = |(kind, (count, names)): (&String, &(u64, Vec<&str>))| {
-        let example = names.first().map(|name| format!(", such as {name}")).unwrap_or_default();
-        format!("{count} {kind}{example}")
+    let of = |origin: KnownBy| kinds.keys().filter(|(known, _)| *known == origin).count();
+    if of(KnownBy::Kernel) <= 1 && of(KnownBy::Manifest) <= 1 && sidecars.len() <= 1 {
+        return None;
+    }
+    let line = |((origin, kind), (count, first)): (&(KnownBy, String), &(u64, &str))| {
+        let example = if first.is_empty() { String::new() } else { format!(", such as {first}") };
+        format!("{count} {kind}, by the {}{example}", origin.name())
     };
-    (kinds.len() > 1).then(|| kinds.iter().map(line).collect())
+    Some(kinds.iter().map(line).collect())
+}
+
+/// Whether pods have a sidecar, which their manifests say wherever they are; ambient mode needs
+/// none, and only a node's agent may know of it.
+fn has_sidecar(variant: &Variant) -> Option<bool> {
+    match (&variant.standing, variant.origin) {
+        (Standing::Ambient | Standing::Unknown(_), _) => None,
+        (Standing::Intercepted(_) | Standing::Refused(_), _) | (Standing::NotIntercepted(_), KnownBy::Kernel) => {
+            Some(true)
+        }
+        _ => Some(false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::types::Families;
+
+    fn variant(standing: Standing, origin: KnownBy) -> Variant {
+        Variant { standing, origin, count: 2, pods: vec!["a/b".into()], place: None, own: Vec::new() }
+    }
+
+    #[test]
+    fn a_node_that_does_not_tell_makes_no_difference_and_a_sidecar_less_does() {
+        use KnownBy::{Kernel, Manifest};
+        let shapes: Vec<Shape> =
+            ["sha256:1", "sha256:2"].map(|digest| Shape::empty(digest, Families::BOTH)).into_iter().collect();
+        let one = || Standing::Intercepted(0);
+        let other = || Standing::Intercepted(1);
+        let none = || Standing::NotIntercepted(String::new());
+        for (list, differ) in [
+            (vec![(one(), Kernel), (other(), Manifest)], false),
+            (vec![(none(), Kernel), (one(), Manifest)], false),
+            (vec![(Standing::Ambient, Kernel), (Standing::Outside(String::new()), Manifest)], false),
+            (vec![(one(), Kernel), (Standing::Unknown(String::new()), Kernel)], false),
+            (vec![(one(), Kernel), (other(), Kernel)], true),
+            (vec![(one(), Manifest), (other(), Manifest)], true),
+            (vec![(one(), Kernel), (none(), Kernel)], true),
+            (vec![(one(), Kernel), (none(), Manifest)], true),
+            (vec![(one(), Manifest), (Standing::LeftAlone(String::new()), Manifest)], true),
+        ] {
+            let variants: Vec<Variant> = list.iter().map(|(s, origin)| variant(s.clone(), *origin)).collect();
+            let found = differences(&variants, &shapes);
+            assert_eq!(found.is_some(), differ, "{list:?}: {found:?}");
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use crate::audit::escapes::kind::Severity;
 
 use super::compare::Comparison;
-use super::sum::{FindingGroup, FleetAnswer, Stand};
+use super::sum::{FindingGroup, FleetAnswer, Stand, WITH_REASON};
 
 /// Of one finding, how many workloads are named on a screen.
 const NAMED: usize = 3;
@@ -29,7 +29,7 @@ pub fn scope(answer: &FleetAnswer) -> String {
     parts.push(counted(answer.namespaces().len() as u64, "namespace"));
     parts.push(counted(answer.interceptions() as u64, "distinct interception"));
     if answer.passed_over > 0 {
-        parts.push(format!("{} passed over that make no pods", counted(answer.passed_over as u64, "document")));
+        parts.push(format!("{} of other kinds passed over", counted(answer.passed_over as u64, "document")));
     }
     parts.join(", ")
 }
@@ -74,10 +74,11 @@ fn group(out: &mut String, answer: &FleetAnswer, group: &FindingGroup, all: bool
     let found = &group.finding;
     let _ = writeln!(
         out,
-        "{:<8}{}: {}{}",
+        "{:<8}{}: {}{}{}",
         found.severity.name().to_uppercase(),
         found.name(),
         found.title,
+        if WITH_REASON.contains(&found.id.as_str()) { format!(": {}", found.what.join("; ")) } else { String::new() },
         // What almost everybody has needs no names on a screen.
         if all || found.severity >= Severity::Medium { String::new() } else { format!(": {}", spread(answer, group)) }
     );

@@ -11,8 +11,7 @@ use crate::audit::space::Scope;
 use super::drift::WORST;
 use super::{Acceptance, Report, by, exits};
 
-pub(in crate::audit) const SCHEMA: &str =
-    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json";
+const SCHEMA: &str = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json";
 const DRIFT_ID: &str = "drift";
 
 pub fn write(report: &Report) -> String {
@@ -44,7 +43,20 @@ pub fn write(report: &Report) -> String {
         let place = (format!("{}: {}", drift.place, drift.what), "rule");
         results.push(result(report, DRIFT_ID, drift.severity, text, vec![place], &None));
     }
-    let notices = report.notices.iter().map(|notice| json!({ "level": "note", "message": { "text": notice } }));
+    log(&report.about, &rules(), &[], &report.notices, &results)
+}
+
+/// A log of one run. `problems`: what could not be done; `notices`: what is to be known besides.
+pub(in crate::audit) fn log(
+    about: &str,
+    rules: &[Value],
+    problems: &[String],
+    notices: &[String],
+    results: &[Value],
+) -> String {
+    let note = |level: &str, text: &String| json!({ "level": level, "message": { "text": text } });
+    let problems: Vec<Value> = problems.iter().map(|text| note("error", text)).collect();
+    let notices = notices.iter().map(|text| note("note", text));
     let object = json!({
         "$schema": SCHEMA,
         "version": "2.1.0",
@@ -52,14 +64,14 @@ pub fn write(report: &Report) -> String {
             "tool": { "driver": {
                 "name": "podweir",
                 "semanticVersion": env!("CARGO_PKG_VERSION"),
-                "rules": rules(),
+                "rules": rules,
             } },
             "invocations": [ {
-                "executionSuccessful": true,
-                "toolConfigurationNotifications": notices.collect::<Vec<_>>(),
+                "executionSuccessful": problems.is_empty(),
+                "toolConfigurationNotifications": problems.iter().cloned().chain(notices).collect::<Vec<_>>(),
             } ],
             "results": results,
-            "properties": { "about": report.about },
+            "properties": { "about": about },
         } ],
     });
     format!("{object:#}\n")
@@ -75,29 +87,30 @@ pub(in crate::audit) fn level(severity: Severity) -> &'static str {
 
 /// Every rule there can be, so that numbers and names stay the same from run to run.
 pub(in crate::audit) fn rules() -> Vec<Value> {
-    let rule = |id: String, severity: Severity, short: String, full: &str, help: &str| {
-        json!({
-            "id": id,
-            "shortDescription": { "text": short },
-            "fullDescription": { "text": full },
-            "help": { "text": help },
-            "defaultConfiguration": { "level": level(severity) },
-            "properties": { "severity": severity.name() },
-        })
-    };
     let mut out = Vec::new();
     for scope in Scope::ALL {
         for kind in EscapeKind::ALL {
             let id = format!("{}-{}", scope_name(scope), kind.id());
-            out.push(rule(id, kind.severity(), kind.title(scope), kind.meaning(), kind.closes(scope)));
+            out.push(rule(&id, kind.severity(), &kind.title(scope), kind.meaning(), kind.closes(scope)));
         }
     }
     for &(id, severity, about) in LINTS {
-        out.push(rule(id.into(), severity, about.into(), about, "see the message"));
+        out.push(rule(id, severity, about, about, "see the message"));
     }
     let about = "the rules are not what they should be";
-    out.push(rule(DRIFT_ID.into(), WORST, about.into(), about, "podweir init installs them again"));
+    out.push(rule(DRIFT_ID, WORST, about, about, "podweir init installs them again"));
     out
+}
+
+pub(in crate::audit) fn rule(id: &str, severity: Severity, short: &str, full: &str, help: &str) -> Value {
+    json!({
+        "id": id,
+        "shortDescription": { "text": short },
+        "fullDescription": { "text": full },
+        "help": { "text": help },
+        "defaultConfiguration": { "level": level(severity) },
+        "properties": { "severity": severity.name() },
+    })
 }
 
 fn result(

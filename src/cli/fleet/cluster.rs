@@ -30,6 +30,7 @@ const ASK: [&str; 3] = ["/usr/local/bin/podweir", "node", "audit"];
 const NAMED: usize = 5;
 
 /// An agent's pod.
+#[derive(Clone)]
 struct Agent {
     node: String,
     namespace: String,
@@ -51,19 +52,10 @@ pub(super) fn collect(
     let failed = |what: &str, refusal: Refusal| CliError::Failed(format!("cannot list {what}: {}", refusal.why));
     let mut agents = Vec::new();
     let mut collected = Collected { about: "the cluster".into(), live: true, ..Collected::default() };
-    let listed = kubectl.list("/api/v1/pods", Some(AGENTS), &mut |pod| agents.extend(agent(pod)));
+    let listed = kubectl.list("/api/v1/pods", &[("labelSelector", AGENTS)], &mut |pod| agents.extend(agent(pod)));
     if let Err(refusal) = listed {
         // Who may see some namespaces only gets what the manifests of these say.
         collected.missed.push(Missed { what: "the agents".into(), why: refusal.why });
-    }
-    let facts = ask_all(&kubectl, &agents, timeout);
-    let mut namespaces = Documents::default();
-    let listed = kubectl.list("/api/v1/namespaces", None, &mut |namespace| namespaces.add_namespace(namespace));
-    if let Err(refusal) = listed {
-        collected.notices.push(format!(
-            "what namespaces are labelled is not known, so pods without a sidecar are taken for left alone: {}",
-            refusal.why
-        ));
     }
     let chosen: Vec<&String> = matches.get_many::<String>("namespace").into_iter().flatten().collect();
     let paths: Vec<String> = match chosen.is_empty() {
@@ -75,11 +67,33 @@ pub(super) fn collect(
         let names: Vec<&str> = chosen.iter().map(|name| name.as_str()).collect();
         collected.about = format!("the cluster's namespaces {}", names.join(", "));
     }
+    let selectors: Vec<(&str, &str)> = selector.map(|selector| ("labelSelector", selector)).into_iter().collect();
     if let Some(selector) = selector {
         collected.about += &format!(" ({selector})");
     }
+    let with_agent: BTreeSet<String> = agents.iter().map(|agent| agent.node.clone()).collect();
+    let has_agents = !agents.is_empty();
+    if !chosen.is_empty() || !selectors.is_empty() {
+        // Of some pods only the nodes are asked.
+        let mut nodes = BTreeSet::new();
+        for path in &paths {
+            let each = &mut |pod: &Value| {
+                nodes.extend(pod.pointer("/spec/nodeName").and_then(Value::as_str).map(str::to_owned));
+            };
+            kubectl.list(path, &selectors, each).map_err(|refusal| failed("pods", refusal))?;
+        }
+        agents.retain(|agent| nodes.contains(&agent.node));
+    }
+    let facts = ask_all(&kubectl, &agents, timeout);
+    let mut namespaces = Documents::default();
+    let listed = kubectl.list("/api/v1/namespaces", &[], &mut |namespace| namespaces.add_namespace(namespace));
+    if let Err(refusal) = listed {
+        collected.notices.push(format!(
+            "what namespaces are labelled is not known, so pods without a sidecar are taken for left alone: {}",
+            refusal.why
+        ));
+    }
     let eye = Eye { injector, node, facts: &facts };
-    let with_agent: BTreeSet<&str> = agents.iter().map(|agent| agent.node.as_str()).collect();
     let mut without: BTreeMap<String, usize> = BTreeMap::new();
     for path in &paths {
         let mut problem = None;
@@ -93,7 +107,7 @@ pub(super) fn collect(
             let name = pod.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("-").to_owned();
             collected.missed.extend(broken.map(|broken| Missed { what: format!("pod {name}"), why: broken.problem }));
             for template in documents.templates {
-                if let Some(node) = template.node.as_deref().filter(|node| !with_agent.contains(node)) {
+                if let Some(node) = template.node.as_deref().filter(|node| !with_agent.contains(*node)) {
                     *without.entry(node.to_owned()).or_default() += 1;
                 }
                 let labels = namespaces.namespaces.get(&template.workload.namespace);
@@ -101,7 +115,7 @@ pub(super) fn collect(
                 collected.add(eye.look(template, standing, shapes));
             }
         };
-        kubectl.list(path, selector, each).map_err(|refusal| failed("pods", refusal))?;
+        kubectl.list(path, &selectors, each).map_err(|refusal| failed("pods", refusal))?;
         collected.missed.extend(problem.map(|why| Missed { what: path.clone(), why }));
     }
     if collected.workloads.is_empty() {
@@ -111,9 +125,9 @@ pub(super) fn collect(
     if !without.is_empty() {
         let names: Vec<&str> = without.keys().take(NAMED).map(String::as_str).collect();
         let more = if without.len() > NAMED { format!(" and {} more", without.len() - NAMED) } else { String::new() };
-        let what = match agents.is_empty() {
-            true => "no agent is in the cluster".to_owned(),
-            false => {
+        let what = match has_agents {
+            false => "no agent is in the cluster".to_owned(),
+            true => {
                 format!("{} of the nodes have no agent that is running ({}{more})", without.len(), names.join(", "))
             }
         };
@@ -146,9 +160,10 @@ fn ask_all(kubectl: &Kubectl, agents: &[Agent], timeout: Duration) -> Facts {
     let shows = std::io::stderr().is_terminal();
     let work = || {
         while let Some(agent) = agents.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let asked = again(|| ask(kubectl, agent, timeout, &facts));
+            let mut agent = agent.clone();
+            let asked = again(|| ask_latest(kubectl, &mut agent, timeout, &facts));
             if let Err(refusal) = asked {
-                let Agent { node, namespace, name } = agent;
+                let Agent { node, namespace, name } = &agent;
                 facts.lock().unwrap_or_else(PoisonError::into_inner).missed.push(Missed {
                     what: format!("node {node}"),
                     why: format!(
@@ -180,6 +195,26 @@ fn ask_all(kubectl: &Kubectl, agents: &[Agent], timeout: Duration) -> Facts {
     facts
 }
 
+/// Asks an agent. One that is gone, as in an upgrade, has a successor on its node.
+fn ask_latest(kubectl: &Kubectl, agent: &mut Agent, timeout: Duration, facts: &Mutex<Facts>) -> Result<(), Refusal> {
+    let refusal = match ask(kubectl, agent, timeout, facts) {
+        Err(refusal) if refusal.is_gone => refusal,
+        asked => return asked,
+    };
+    let path = format!("/api/v1/namespaces/{}/pods", agent.namespace);
+    let on_node = format!("spec.nodeName={}", agent.node);
+    let mut others = Vec::new();
+    let selectors = [("labelSelector", AGENTS), ("fieldSelector", on_node.as_str())];
+    kubectl.list(&path, &selectors, &mut |pod| others.extend(self::agent(pod)))?;
+    match others.into_iter().find(|other| other.name != agent.name) {
+        Some(other) => {
+            *agent = other;
+            ask(kubectl, agent, timeout, facts)
+        }
+        None => Err(Refusal { why: format!("{}; no other agent runs on this node by now", refusal.why), ..refusal }),
+    }
+}
+
 fn ask(kubectl: &Kubectl, agent: &Agent, timeout: Duration, facts: &Mutex<Facts>) -> Result<(), Refusal> {
     let mut telling = Telling::default();
     let mut lines = 0;
@@ -190,6 +225,6 @@ fn ask(kubectl: &Kubectl, agent: &Agent, timeout: Duration, facts: &Mutex<Facts>
     kubectl.exec((&agent.namespace, &agent.name), &ASK, timeout, &mut each)?;
     match telling.is_over() && lines > 0 {
         true => Ok(()),
-        false => Err(Refusal { why: "its answer ends before its last line".into(), is_final: false }),
+        false => Err(Refusal::new("its answer ends before its last line")),
     }
 }

@@ -35,30 +35,46 @@ pub(super) struct Refusal {
     pub why: String,
     /// Trying again is of no use.
     pub is_final: bool,
+    /// What was asked is not there any more.
+    pub(super) is_gone: bool,
 }
 
 impl Refusal {
-    fn new(why: impl Into<String>) -> Self {
-        Self { why: why.into(), is_final: false }
+    pub(super) fn new(why: impl Into<String>) -> Self {
+        Self { why: why.into(), is_final: false, is_gone: false }
+    }
+
+    fn last(why: impl Into<String>) -> Self {
+        Self { is_final: true, ..Self::new(why) }
     }
 
     /// What kubectl says when it ends with an error.
     fn of(complaint: &str) -> Self {
         // Its last line is what it is about; those before are warnings.
         let line = complaint.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("kubectl says nothing");
-        let is_final = ["Forbidden", "Unauthorized", "must be logged in", "unrecognized subcommand", "NotFound"]
-            .iter()
-            .any(|word| complaint.contains(word));
+        let says = |words: &[&str]| words.iter().any(|word| complaint.contains(word));
+        let is_gone = says(&["NotFound", "container not found", "in a completed pod"]);
+        let is_old = says(&["unrecognized subcommand"]);
+        let is_final = is_old || says(&["Forbidden", "Unauthorized", "must be logged in"]);
         let mut why = one_line(line.trim_start_matches("error: "), 400);
-        if complaint.contains("pods/exec") {
-            why += "; who audits needs the right to create pods/exec in the agents' namespace";
-        } else if complaint.contains("unrecognized subcommand") {
+        if is_old {
             why = "its agent is of an older release, which has no `podweir node audit`: upgrade the agents".into();
-        } else if complaint.contains("is forbidden") {
-            why += "; who audits needs the right to list pods and namespaces";
+        } else if let Some(right) = missing_right(complaint) {
+            why += &format!("; what is missing is the right to {right} (cni-conf/auditor.yaml has all that it takes)");
         }
-        Self { why, is_final }
+        Self { why, is_final, is_gone }
     }
+}
+
+/// The right that somebody lacks, as the API server's refusal names it: `create pods/exec in
+/// namespace mesh` (`forbiddenMessage`, k8s.io/apiserver/pkg/endpoints/handlers/responsewriters).
+fn missing_right(complaint: &str) -> Option<String> {
+    let (_, rest) = complaint.split_once(" cannot ")?;
+    let (verb, rest) = rest.split_once(" resource \"")?;
+    let (resource, rest) = rest.split_once('"')?;
+    let namespace = rest.split_once("in the namespace \"").and_then(|(_, rest)| rest.split_once('"'));
+    let place = namespace.map_or_else(|| "in all namespaces".into(), |(name, _)| format!("in namespace {name}"));
+    Some(format!("{verb} {resource} {place}"))
 }
 
 impl Kubectl {
@@ -84,7 +100,7 @@ impl Kubectl {
                 }
                 _ => format!("cannot start kubectl: {e}"),
             };
-            Refusal { why, is_final: true }
+            Refusal::last(why)
         })
     }
 
@@ -127,16 +143,22 @@ impl Kubectl {
         })
     }
 
-    /// All objects of a collection, page by page; `each` is called with every one.
+    /// All objects of a collection, page by page, of which `selectors` hold (parameters of the
+    /// query and their values); `each` is called with every one.
     ///
     /// # Errors
     /// A page cannot be had, or makes no sense.
-    pub(super) fn list(&self, path: &str, selector: Option<&str>, each: &mut dyn FnMut(&Value)) -> Result<(), Refusal> {
+    pub(super) fn list(
+        &self,
+        path: &str,
+        selectors: &[(&str, &str)],
+        each: &mut dyn FnMut(&Value),
+    ) -> Result<(), Refusal> {
         let mut next = String::new();
         loop {
             let mut query = format!("{path}?limit={PAGE}");
-            if let Some(selector) = selector {
-                query += &format!("&labelSelector={}", escaped(selector));
+            for (name, value) in selectors {
+                query += &format!("&{name}={}", escaped(value));
             }
             if !next.is_empty() {
                 query += &format!("&continue={}", escaped(&next));
@@ -175,7 +197,7 @@ impl Kubectl {
                 match read {
                     Ok(0) => return problem,
                     Ok(_) if problem.is_ok() && !line.trim().is_empty() => {
-                        problem = each(&line).map_err(|why| Refusal { why, is_final: true });
+                        problem = each(&line).map_err(Refusal::last);
                     }
                     Ok(_) => {}
                     Err(e) => return problem.and(Err(Refusal::new(format!("its answer is no text: {e}")))),
@@ -210,4 +232,29 @@ fn escaped(text: &str) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_the_right_that_is_missing_and_what_is_gone() {
+        let of = |text: &str| Refusal::of(text);
+        let exec = of(
+            "Warning: x\nError from server (Forbidden): pods \"a\" is forbidden: User \"eve\" cannot create resource \"pods/exec\" in API group \"\" in the namespace \"mesh\"\n",
+        );
+        assert!(exec.is_final && exec.why.contains("the right to create pods/exec in namespace mesh"), "{exec:?}");
+        let list = of(
+            "Error from server (Forbidden): pods is forbidden: User \"eve\" cannot list resource \"pods\" in API group \"\" at the cluster scope",
+        );
+        assert!(list.is_final && list.why.contains("the right to list pods in all namespaces"), "{list:?}");
+        for gone in [
+            "Error from server (NotFound): pods \"a\" not found",
+            "error: unable to upgrade connection: container not found (\"agent\")",
+        ] {
+            assert!(of(gone).is_gone && !of(gone).is_final, "{gone}");
+        }
+        assert_eq!(of("").why, "kubectl says nothing");
+    }
 }

@@ -24,7 +24,7 @@ use crate::config::pod::documents::Documents;
 use crate::config::pod::injector::{Injector, InjectorVerdict};
 
 use super::error::CliError;
-use super::{manifest, output};
+use super::{confine, manifest, output};
 use pods::Eye;
 
 /// The most bytes of one file of manifests.
@@ -155,7 +155,11 @@ pub(super) fn run(matches: &ArgMatches, format: FleetFormat, accepted: &Accepted
     let mut shapes = Shapes::new(accepted, today);
     let collected = match path("manifests") {
         Some(manifests) => from_manifests(matches, manifests, &injector, &node, &mut shapes)?,
-        None => cluster::collect(matches, &injector, &node, &mut shapes)?,
+        None => {
+            let collected = cluster::collect(matches, &injector, &node, &mut shapes)?;
+            confine::to_named_files(matches);
+            collected
+        }
     };
     let answer = FleetAnswer::of(collected, shapes);
     let comparison = baseline.map(|baseline| baseline.compare(&answer));
@@ -215,7 +219,8 @@ fn from_manifests(
     collected.missed.extend(missed.map(|broken| Missed { what: broken.place.to_string(), why: broken.problem }));
     if assumed > 0 {
         collected.notices.push(format!(
-            "{assumed} of the workloads are in namespaces that no document describes: they are taken to be labelled for injection (add the Namespaces, such as kubectl get namespaces -o yaml)"
+            "{}, of which no document describes the namespace, taken to be in one that is labelled for injection (add the Namespaces, such as kubectl get namespaces -o yaml)",
+            fleet::text::counted(assumed as u64, "workload")
         ));
     }
     collected.missed.extend(facts.missed);

@@ -8,15 +8,12 @@ use crate::audit::escapes::kind::Severity;
 use crate::audit::fleet::facts::{Fact, Facts};
 use crate::audit::fleet::shapes::{Asked, Shapes};
 use crate::audit::fleet::{FleetFinding, KnownBy, Looked, Standing, Variant};
-use crate::audit::source::options::{self, KnownPod};
 use crate::config::facts::families_of;
-use crate::config::given::Given;
 use crate::config::pod::documents::PodTemplate;
 use crate::config::pod::injector::{Injector, InjectorVerdict};
 use crate::config::pod::manifest::{Manifest, ManifestError, PodOptions};
 use crate::config::pod::{NodeOptions, model::Pod};
 use crate::config::settings::Face;
-use crate::config::types::Families;
 
 use crate::cli::source;
 
@@ -135,7 +132,10 @@ impl Eye<'_> {
             Err(ManifestError::LeftAlone(why)) => return Standing::LeftAlone(why.to_string()),
             Err(e) => return Standing::Refused(e.to_string()),
         };
-        match shapes.find(subject, asked(&manifest, &given, face, notes)) {
+        let families = families_of(&manifest.addresses);
+        let servers = manifest.dns_servers.clone();
+        let asked = Asked::of_options(&given, face, families, servers, manifest.proxy_user(), notes);
+        match shapes.find(subject, asked) {
             Ok(shape) => {
                 own.extend(shapes.of_containers(subject, shape, &manifest));
                 Standing::Intercepted(shape)
@@ -159,24 +159,4 @@ fn drift(fact: &Fact) -> FleetFinding {
         closes: "the node's agent repairs it, unless it runs with --heal false: podweir node why NAMESPACE/POD".into(),
         accepted: None,
     }
-}
-
-/// What to audit: the same text for all pods that ask for the same.
-fn asked<'a>(manifest: &Manifest, given: &'a Given, face: Face, notes: Vec<String>) -> Asked<'a> {
-    // Addresses differ from pod to pod, and findings do not by them: their families count.
-    let families = families_of(&manifest.addresses);
-    let options: Vec<String> = given.iter().map(|(opt, _, text)| format!("{opt:?}={text}")).collect();
-    let key = format!("{face:?} {families:?} {:?} {:?} {options:?}", manifest.dns_servers, given.envoy_user());
-    let known = KnownPod {
-        dns_servers: manifest.dns_servers.clone(),
-        assumed: Some(if families.is_empty() { Families::BOTH } else { families }),
-        ..KnownPod::default()
-    };
-    let source = move || {
-        let mut source = options::read(given, face, &known).map_err(|e| e.to_string())?;
-        // What is assumed of all is said once, in other words.
-        source.notes = notes;
-        Ok((source, None))
-    };
-    Asked { key, proxy_user: manifest.proxy_user(), source: Box::new(source) }
 }

@@ -14,21 +14,29 @@ pub const NAMESPACE: &str = "podweir-system";
 /// Whom the agent is to the API server.
 pub const ACCOUNT: &str = "system:serviceaccount:podweir-system:podweir-node";
 
-/// The manifests with the image that the cluster has.
-fn manifests() -> String {
+/// The manifests with the image that the cluster has, and some texts replaced by others.
+fn manifests(changes: &[(&str, &str)]) -> String {
     let image = MANIFESTS.lines().find_map(|line| line.trim().strip_prefix("image: ")).unwrap();
-    MANIFESTS.replace(image, PODWEIR_IMAGE)
+    changes.iter().fold(MANIFESTS.replace(image, PODWEIR_IMAGE), |text, (before, after)| {
+        assert!(text.contains(before), "no {before} in the manifests");
+        text.replace(before, after)
+    })
 }
 
 impl Cluster {
     /// Installs the agent, and waits until it works.
     pub fn install_agent(&self) {
+        self.install_agent_with(&[]);
+    }
+
+    /// The same from manifests in which texts are replaced by others.
+    pub fn install_agent_with(&self, changes: &[(&str, &str)]) {
         if self.chain().to_string().contains("podweir") {
             self.take_down_by_hand();
         }
         // The namespace of a test before may still be going.
         self.wait("the namespace", || self.try_kubectl(&["create", "namespace", NAMESPACE]).ok()).unwrap();
-        self.with_manifests("apply");
+        self.with_changed_manifests("apply", changes);
         self.wait_for_agent();
         let works = || (types(&self.chain()).contains(&"podweir")).then_some(());
         self.wait("the entry in the chain", works).unwrap_or_else(|e| panic!("{e}"));
@@ -47,7 +55,13 @@ impl Cluster {
     }
 
     pub fn with_manifests(&self, verb: &str) {
-        self.output("kubectl", &["-n", NAMESPACE, verb, "-f", "-"], &manifests()).unwrap_or_else(|e| panic!("{e}"));
+        self.with_changed_manifests(verb, &[]);
+    }
+
+    /// The same of manifests in which texts are replaced by others.
+    pub fn with_changed_manifests(&self, verb: &str, changes: &[(&str, &str)]) {
+        let text = manifests(changes);
+        self.output("kubectl", &["-n", NAMESPACE, verb, "-f", "-"], &text).unwrap_or_else(|e| panic!("{e}"));
     }
 
     pub fn wait_for_agent(&self) {

@@ -17,8 +17,10 @@ mod machine;
 mod pods;
 
 mod agent;
+mod audit;
 mod host_network;
 mod recreated;
+mod reports;
 mod rights;
 mod sidecar;
 mod status;

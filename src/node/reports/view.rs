@@ -1,0 +1,181 @@
+//! What was found of each pod, by what it asks for and how it is.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use jiff::civil::Date;
+
+use crate::audit::accept::{Accepted, Subject};
+use crate::audit::escapes::kind::Severity;
+use crate::audit::fleet::shapes::{Asked, Shapes};
+use crate::config::facts::families_of;
+use crate::node::cache::{Known, Phase};
+use crate::node::decide::{Decision, Policy, decide};
+use crate::node::inventory::State;
+
+use super::Looked;
+
+/// The name under which it stands that a pod is as it should be.
+pub(super) const PASSES: &str = "intercepted";
+
+/// Something that was found.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Found {
+    pub(super) severity: Severity,
+    pub(super) rule: String,
+    /// What tells it from others of its class.
+    pub(super) items: Vec<String>,
+    pub(super) message: String,
+    /// It could not be found out.
+    pub(super) is_error: bool,
+}
+
+/// A pod with what was found; nothing: it is as it should be.
+#[derive(Debug, Clone)]
+pub(super) struct Told {
+    pub(super) pod: Arc<Known>,
+    pub(super) found: Arc<[Found]>,
+}
+
+/// What is known of the interceptions that pods ask for: each is audited once.
+#[derive(Default)]
+pub(super) struct View {
+    known: HashMap<String, Arc<[Found]>>,
+}
+
+impl View {
+    /// What there is to tell of pods. Of those that are left alone on purpose, that are not
+    /// looked at yet or that have ended it is nothing.
+    pub(super) fn of(&mut self, pods: &[Looked], policy: &Policy) -> Vec<Told> {
+        let mut used = HashMap::new();
+        let mut out = Vec::new();
+        for (pod, state) in pods.iter().filter(|(pod, _)| pod.phase != Phase::Ended && !pod.ending) {
+            if let Some(found) = self.pod(pod, state, policy, &mut used) {
+                out.push(Told { pod: pod.clone(), found });
+            }
+        }
+        // Of what no pod asks for any more nothing is kept.
+        self.known = used;
+        out
+    }
+
+    fn pod(
+        &mut self,
+        pod: &Known,
+        state: &State,
+        policy: &Policy,
+        used: &mut HashMap<String, Arc<[Found]>>,
+    ) -> Option<Arc<[Found]>> {
+        let one = |severity, rule: &str, message: String, is_error| {
+            let found = Found { severity, rule: rule.into(), items: Vec::new(), message, is_error };
+            Some(Arc::from([found]))
+        };
+        match state {
+            State::New | State::NoNamespace | State::LeftAlone { .. } | State::Pending { .. } => None,
+            State::Enrolled => Some(Arc::from([])),
+            State::Intercepted { .. } => self.asked_for(pod, policy, used),
+            State::Unguarded => one(Severity::High, "not-intercepted", state.sentence(), false),
+            State::Drifted { escapes: true, .. } => one(Severity::High, "drift", state.sentence(), false),
+            State::Drifted { .. } => one(Severity::Medium, "drift", state.sentence(), false),
+            State::Failed { .. } => one(Severity::High, "not-looked-at", state.sentence(), true),
+        }
+    }
+
+    /// What passes the proxy by of a pod that holds exactly what it asks for.
+    fn asked_for(
+        &mut self,
+        pod: &Known,
+        policy: &Policy,
+        used: &mut HashMap<String, Arc<[Found]>>,
+    ) -> Option<Arc<[Found]>> {
+        let Decision::Intercept { options, face, .. } = decide(pod, policy) else { return None };
+        let proxy_user = pod.pod.proxy().and_then(|proxy| pod.pod.user_of(proxy));
+        let asked = Asked::of_options(&options, face, families_of(&pod.ips), None, proxy_user, Vec::new());
+        let key = format!("{:?} {}", asked.proxy_user, asked.key);
+        if let Some(found) = used.get(&key) {
+            return Some(found.clone());
+        }
+        let found = self.known.remove(&key).unwrap_or_else(|| audited(asked));
+        used.insert(key, found.clone());
+        Some(found)
+    }
+}
+
+/// Audits an interception. What takes intent or a special program, and every pod has alike,
+/// is left to `podweir audit`.
+fn audited(asked: Asked) -> Arc<[Found]> {
+    let accepted = Accepted::default();
+    let mut shapes = Shapes::new(&accepted, Date::default());
+    let nobody = Subject { namespace: "", workload: ("", ""), labels: &Default::default() };
+    let findings = match shapes.find(&nobody, asked) {
+        Ok(number) => shapes.all.swap_remove(number).findings,
+        Err(message) => {
+            let rule = "not-looked-at".into();
+            return [Found { severity: Severity::High, rule, items: Vec::new(), message, is_error: true }].into();
+        }
+    };
+    let counts = findings.into_iter().filter(|found| found.severity >= Severity::Medium);
+    let found = counts.map(|found| Found {
+        severity: found.severity,
+        rule: found.id.clone(),
+        items: found.items.clone(),
+        message: format!("{}. To close it: {}", found.title, found.closes),
+        is_error: false,
+    });
+    found.collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::config::given::Given;
+    use crate::node::cache::WatchedPod;
+    use serde_json::json;
+
+    /// A pod with a sidecar.
+    pub(crate) fn pod(namespace: &str, name: &str, ports: &str) -> Arc<Known> {
+        let uid = format!("01234567-89ab-cdef-0123-{:0>12}", name.len());
+        let value = json!({
+            "metadata": { "namespace": namespace, "name": name, "uid": uid, "annotations":
+                { "sidecar.istio.io/status": "{}", "traffic.sidecar.istio.io/excludeOutboundPorts": ports } },
+            "spec": { "containers": [{ "name": "istio-proxy", "args": ["proxy", "sidecar"], "securityContext": { "runAsUser": 1337 } }] },
+            "status": { "phase": "Running", "podIPs": [{ "ip": "10.244.0.6" }] } });
+        let watched: WatchedPod = serde_json::from_value(value).unwrap();
+        Arc::new(Known::of(watched).unwrap())
+    }
+
+    pub(crate) fn policy() -> Policy {
+        let read_init = |_: &[String], _: &_| Err(String::new());
+        Policy { exclude_namespaces: Vec::new(), defaults: Given::default(), read_init }
+    }
+
+    pub(crate) fn intercepted() -> State {
+        State::Intercepted { backend: "nftables".into() }
+    }
+
+    #[test]
+    fn each_state_is_told_as_it_is_and_the_same_interception_is_audited_once() {
+        let mut view = View::default();
+        let (one, two) = (pod("a", "one", "3306"), pod("a", "two", "3306"));
+        let told = view.of(&[(one.clone(), intercepted()), (two.clone(), intercepted())], &policy());
+        assert!(Arc::ptr_eq(&told[0].found, &told[1].found), "{told:?}");
+        let port = told[0].found.iter().find(|found| found.rule == "outbound-excluded-port").unwrap();
+        assert_eq!((&port.items[..], port.severity), (&["3306".to_owned()][..], Severity::Medium));
+        assert!(told[0].found.iter().all(|found| found.severity >= Severity::Medium && !found.is_error));
+        let rule = |state: State| {
+            let told = View::default().of(&[(one.clone(), state)], &policy());
+            told.first().map(|told| told.found.first().map(|found| (found.rule.clone(), found.severity)))
+        };
+        let drift = |escapes| State::Drifted { first: "x".into(), escapes };
+        assert_eq!(rule(State::Unguarded), Some(Some(("not-intercepted".into(), Severity::High))));
+        assert_eq!(rule(drift(true)), Some(Some(("drift".into(), Severity::High))));
+        assert_eq!(rule(drift(false)), Some(Some(("drift".into(), Severity::Medium))));
+        assert_eq!(rule(State::Enrolled), Some(None));
+        for nothing in [State::New, State::NoNamespace, State::LeftAlone { why: String::new() }] {
+            assert_eq!(rule(nothing), None);
+        }
+        // What nobody asks for any more is forgotten.
+        drop(view.of(&[], &policy()));
+        assert!(view.known.is_empty());
+    }
+}
