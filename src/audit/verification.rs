@@ -1,5 +1,7 @@
 //! What is not as it should be, and what it changes for traffic: what `verify` finds.
 
+use std::fmt::{Display, Formatter};
+
 use crate::backend::Strange;
 use crate::backend::listing::Holder;
 use crate::config::types::Family;
@@ -41,6 +43,17 @@ pub enum What {
     Second(Holder),
     /// Nothing of an interception is there.
     Nothing,
+}
+
+impl Display for What {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        match self {
+            Self::Difference(difference) => f.write_str(&difference.what),
+            Self::Strange(strange) => strange.fmt(f),
+            Self::Second(holder) => write!(f, "rules of an interception in {holder} as well"),
+            Self::Nothing => f.write_str("no rule of an interception is there"),
+        }
+    }
 }
 
 /// Flows that somebody else gets than should.

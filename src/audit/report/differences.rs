@@ -64,10 +64,9 @@ pub fn text(report: &Verification, rules: usize) -> String {
 fn finding_text(finding: &Finding, report: &Verification, sides: Sides, room: &mut usize) -> String {
     let mut out = String::new();
     let _ = match &finding.what {
-        What::Nothing => writeln!(out, "no rule of an interception is there"),
-        What::Second(holder) => writeln!(out, "unexpected: rules of an interception in {holder} as well"),
-        What::Strange(strange) => writeln!(out, "{strange}"),
         What::Difference(difference) => writeln!(out, "{}", difference_text(difference, sides)),
+        What::Second(_) => writeln!(out, "unexpected: {}", finding.what),
+        What::Nothing | What::Strange(_) => writeln!(out, "{}", finding.what),
     };
     if let Some(consequence) = finding.consequence {
         let _ = writeln!(out, "    effect: {consequence}");
@@ -121,13 +120,13 @@ fn effect_text(effect: &TrafficChange, out: &mut String) {
 /// What differs and what it changes, as JSON.
 pub fn json(report: &Verification) -> Value {
     let finding = |finding: &Finding| {
-        let (kind, place, text, why) = match &finding.what {
-            What::Nothing => ("nothing", None, "no rule of an interception is there".to_owned(), None),
-            What::Second(holder) => ("second", None, format!("rules of an interception in {holder} as well"), None),
-            What::Strange(strange) => ("strange", None, strange.to_string(), None),
+        let (kind, place, why) = match &finding.what {
+            What::Nothing => ("nothing", None, None),
+            What::Second(_) => ("second", None, None),
+            What::Strange(_) => ("strange", None, None),
             What::Difference(d) => {
                 let kind = if d.side == Side::Missing { "missing" } else { "unexpected" };
-                (kind, d.place.as_ref(), d.what.clone(), d.why.clone().filter(|why| !why.is_empty()))
+                (kind, d.place.as_ref(), d.why.clone().filter(|why| !why.is_empty()))
             }
         };
         let rule = match &finding.what {
@@ -143,7 +142,7 @@ pub fn json(report: &Verification) -> Value {
             "chain": place.map(|(.., chain)| chain.name()),
             "number": origin.map(|origin| origin.number),
             "handle": origin.and_then(|origin| origin.handle),
-            "text": text,
+            "text": finding.what.to_string(),
             "listed": origin.and_then(|origin| origin.text.as_deref()),
             "why": why,
             "effects": finding.effects,

@@ -81,16 +81,21 @@ fn of_finding(finding: &Finding, report: &Verification) -> DriftFinding {
         _ => severity(&effects, has_effect),
     };
     let lines = effects.into_iter().flat_map(lines).chain(finding.consequence.map(str::to_owned)).collect();
-    let (place, how, what, why) = match &finding.what {
+    let (place, how, why) = match &finding.what {
         What::Difference(difference) => {
             let place = difference.place.as_ref();
             let place = place.map(|(family, table, chain)| format!("{family} {} {chain}", table.name()));
             let how = if difference.side == Side::Missing { "missing" } else { "unexpected" };
-            (place, how, difference.what.clone(), difference.why.clone())
+            (place, how, difference.why.clone())
         }
-        What::Strange(strange) => (None, "changed", strange.to_string(), None),
-        What::Second(holder) => (None, "unexpected", format!("rules of an interception in {holder} as well"), None),
-        What::Nothing => (None, "missing", "all rules of the interception".into(), None),
+        What::Strange(_) => (None, "changed", None),
+        What::Second(_) => (None, "unexpected", None),
+        What::Nothing => (None, "missing", None),
+    };
+    // Behind the word "missing" it needs another form.
+    let what = match &finding.what {
+        What::Nothing => "all rules of the interception".into(),
+        what => what.to_string(),
     };
     let holder = || finding.holder.map_or("interception".into(), |holder| holder.to_string());
     DriftFinding {

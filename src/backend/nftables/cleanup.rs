@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::plan::model::Table;
 use crate::sys::netlink::Netlink;
 
-use super::dump::dump;
+use super::dump::{dump, dump_all};
 use super::nfta::*;
 use super::survey::tables;
 use super::transaction::{Transaction, TransactionError};
@@ -22,28 +22,16 @@ pub fn remove_empty_iptables_tables(netlink: &mut Netlink) -> Result<(), Transac
     for family in [NfFamily::IPV4, NfFamily::IPV6] {
         // Table name to whether there is anything in it.
         let mut used: HashMap<String, bool> = HashMap::new();
-        dump(
-            netlink,
-            Msg::GetTable,
-            family,
-            |_| (),
-            |message| {
-                used.extend(find(message.attributes(), NFTA_TABLE_NAME).map(|name| (name.string(), false)));
-            },
-        )?;
-        dump(
-            netlink,
-            Msg::GetChain,
-            family,
-            |_| (),
-            |message| {
-                let attributes = message.attributes();
-                let table = find(attributes, NFTA_CHAIN_TABLE).map(|a| a.string()).unwrap_or_default();
-                let policy = find(attributes, NFTA_CHAIN_POLICY).and_then(|a| a.u32());
-                let accepts = find(attributes, NFTA_CHAIN_HOOK).is_some() && policy == Some(NF_ACCEPT);
-                *used.entry(table).or_default() |= !accepts;
-            },
-        )?;
+        dump_all(netlink, Msg::GetTable, family, |message| {
+            used.extend(find(message.attributes(), NFTA_TABLE_NAME).map(|name| (name.string(), false)));
+        })?;
+        dump_all(netlink, Msg::GetChain, family, |message| {
+            let attributes = message.attributes();
+            let table = find(attributes, NFTA_CHAIN_TABLE).map(|a| a.string()).unwrap_or_default();
+            let policy = find(attributes, NFTA_CHAIN_POLICY).and_then(|a| a.u32());
+            let accepts = find(attributes, NFTA_CHAIN_HOOK).is_some() && policy == Some(NF_ACCEPT);
+            *used.entry(table).or_default() |= !accepts;
+        })?;
         for object in [Msg::GetRule, Msg::GetSet] {
             dump(
                 netlink,

@@ -22,6 +22,16 @@ pub(super) fn dump(
     netlink.dump(request(msg, NLM_F_DUMP, family, filter).bytes(), each)
 }
 
+/// Lists all objects of a kind in a family.
+pub(super) fn dump_all(
+    netlink: &mut Netlink,
+    msg: Msg,
+    family: NfFamily,
+    each: impl FnMut(Received),
+) -> io::Result<()> {
+    dump(netlink, msg, family, |_| (), each)
+}
+
 /// A message's attribute as text; empty where there is none.
 pub(super) fn text(message: &Received, kind: u16) -> String {
     find(message.attributes(), kind).map(|a| a.string()).unwrap_or_default()

@@ -14,7 +14,7 @@ use crate::sys::netlink::{Netlink, Received};
 
 use super::comment::comment_of;
 use super::decode::Listed;
-use super::dump::{dump, request, text};
+use super::dump::{dump, dump_all, request, text};
 use super::links::Links;
 use super::nfta::*;
 use super::raw::RawTable;
@@ -33,7 +33,7 @@ use super::{expr_bytes, names, survey, xt};
 pub fn everything(netlink: &mut Netlink, most: Most) -> io::Result<Vec<NftTable>> {
     let before = survey::tables(netlink)?.generation;
     let mut lister = Lister { most, ..Lister::default() };
-    dump(netlink, Msg::GetTable, NfFamily::UNSPEC, |_| (), |message| lister.table(&message))?;
+    dump_all(netlink, Msg::GetTable, NfFamily::UNSPEC, |message| lister.table(&message))?;
     lister.rest(netlink, NfFamily::UNSPEC, None).map_err(gone)?;
     let tables = lister.finish()?;
     match survey::tables(netlink)?.generation == before {
@@ -112,17 +112,11 @@ impl Lister {
         // The attribute is the same one for sets (NFTA_SET_TABLE) and rules.
         let filter = |a: &mut Attrs| only.into_iter().for_each(|table| a.string(NFTA_RULE_TABLE, table));
         // The kernel lists the chains of all tables, whichever is asked for.
-        dump(
-            netlink,
-            Msg::GetChain,
-            family,
-            |_| (),
-            |message| {
-                if only.is_none_or(|table| text(&message, NFTA_CHAIN_TABLE) == table) {
-                    self.chain(&message);
-                }
-            },
-        )?;
+        dump_all(netlink, Msg::GetChain, family, |message| {
+            if only.is_none_or(|table| text(&message, NFTA_CHAIN_TABLE) == table) {
+                self.chain(&message);
+            }
+        })?;
         let mut sets = Vec::new();
         dump(netlink, Msg::GetSet, family, filter, |message| sets.push(self.set(&message)))?;
         for set in sets {

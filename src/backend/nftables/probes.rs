@@ -13,7 +13,7 @@ use crate::sys::netlink::Netlink;
 
 use super::comment::comment_of;
 use super::decode::Listed;
-use super::dump::{dump, text};
+use super::dump::{dump, dump_all, text};
 use super::encode::{Encoder, NftRule, SetKey};
 use super::expr::Expr;
 use super::frame::Frame;
@@ -79,27 +79,15 @@ pub fn read(netlink: &mut Netlink) -> io::Result<Held> {
         return Ok(out);
     }
     let named = |a: &mut Attrs| a.string(NFTA_SET_TABLE, table());
-    dump(
-        netlink,
-        Msg::GetTable,
-        NfFamily::INET,
-        |_| (),
-        |message| {
-            let dormant = find(message.attributes(), 2).and_then(|a| a.u32()).unwrap_or(0) & 1 == 1;
-            out.dormant |= dormant && text(&message, 1) == table();
-        },
-    )?;
-    dump(
-        netlink,
-        Msg::GetChain,
-        NfFamily::INET,
-        |_| (),
-        |message| {
-            if text(&message, 1) == table() {
-                out.chains.push((text(&message, 3), list::base(&message).map(|(base, _)| base)));
-            }
-        },
-    )?;
+    dump_all(netlink, Msg::GetTable, NfFamily::INET, |message| {
+        let dormant = find(message.attributes(), 2).and_then(|a| a.u32()).unwrap_or(0) & 1 == 1;
+        out.dormant |= dormant && text(&message, 1) == table();
+    })?;
+    dump_all(netlink, Msg::GetChain, NfFamily::INET, |message| {
+        if text(&message, 1) == table() {
+            out.chains.push((text(&message, 3), list::base(&message).map(|(base, _)| base)));
+        }
+    })?;
     dump(netlink, Msg::GetSet, NfFamily::INET, named, |message| {
         let number = |kind| find(message.attributes(), kind).and_then(|a| a.u32()).unwrap_or(0);
         let name = text(&message, NFTA_SET_NAME);

@@ -6,7 +6,7 @@ use crate::config::types::Family;
 use crate::plan::model::{ChainName, Dataplane, Table};
 use crate::sys::netlink::Netlink;
 
-use super::dump::{dump, request, text};
+use super::dump::{dump_all, request, text};
 use super::names;
 use super::nfta::*;
 use super::wire::{Msg, NfFamily, NfMessage, find};
@@ -74,23 +74,17 @@ pub fn tables(netlink: &mut Netlink) -> io::Result<Tables> {
             out.generation = generation;
         }
     })?;
-    dump(
-        netlink,
-        Msg::GetTable,
-        NfFamily::UNSPEC,
-        |_| (),
-        |message| {
-            let family = match message.family() {
-                NfFamily::INET => NfFamilyName::Inet,
-                NfFamily::IPV4 => NfFamilyName::Ip,
-                NfFamily::IPV6 => NfFamilyName::Ip6,
-                _ => NfFamilyName::Other,
-            };
-            if let Some(name) = find(message.attributes(), NFTA_TABLE_NAME) {
-                out.tables.push((family, name.string()));
-            }
-        },
-    )?;
+    dump_all(netlink, Msg::GetTable, NfFamily::UNSPEC, |message| {
+        let family = match message.family() {
+            NfFamily::INET => NfFamilyName::Inet,
+            NfFamily::IPV4 => NfFamilyName::Ip,
+            NfFamily::IPV6 => NfFamilyName::Ip6,
+            _ => NfFamilyName::Other,
+        };
+        if let Some(name) = find(message.attributes(), NFTA_TABLE_NAME) {
+            out.tables.push((family, name.string()));
+        }
+    })?;
     Ok(out)
 }
 
@@ -102,15 +96,9 @@ pub fn tables(netlink: &mut Netlink) -> io::Result<Tables> {
 pub fn iptables_nft_has_ours(netlink: &mut Netlink) -> io::Result<bool> {
     let mut found = false;
     for family in [NfFamily::IPV4, NfFamily::IPV6] {
-        dump(
-            netlink,
-            Msg::GetChain,
-            family,
-            |_| (),
-            |message| {
-                found |= ChainName::by_name(&text(&message, NFTA_CHAIN_NAME)).is_own();
-            },
-        )?;
+        dump_all(netlink, Msg::GetChain, family, |message| {
+            found |= ChainName::by_name(&text(&message, NFTA_CHAIN_NAME)).is_own();
+        })?;
     }
     Ok(found)
 }
