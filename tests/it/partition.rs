@@ -198,7 +198,8 @@ fn homes<'p, 'a>(space: &Space, parts: &'p [Part<'a>], flow: &Flow) -> Vec<&'p P
 
 /// Random flows as people ask about them: most of it left to routing.
 pub fn flows() -> impl Strategy<Value = Flow> {
-    let outbound = (weighted(0.9, 0..3000u32), weighted(0.9, 0..3000u32));
+    // What has no user has no group.
+    let outbound = weighted(0.9, (0..3000u32, 0..3000u32));
     let address = |v4: Vec<&'static str>| select(v4).prop_map(|a| a.parse::<IpAddr>().unwrap());
     let destination = prop_oneof![
         address(vec!["10.244.0.6", "127.0.0.1", "10.0.0.1", "10.0.0.9", "8.8.8.8", "fd00:10:244::6", "::1", "2001::1"]),
@@ -214,8 +215,8 @@ pub fn flows() -> impl Strategy<Value = Flow> {
             Flow {
                 direction: if inbound { Direction::Inbound } else { Direction::Outbound },
                 protocol,
-                uid: owner.0.filter(|_| !inbound),
-                gid: owner.1.filter(|_| !inbound),
+                uid: owner.filter(|_| !inbound).map(|(uid, _)| uid),
+                gid: owner.filter(|_| !inbound).map(|(_, gid)| gid),
                 source: None,
                 source_port: ports.0,
                 destination,
@@ -297,10 +298,11 @@ fn parts_are_as_explained(
     for (at, part) in parts.iter().enumerate().step_by(step) {
         for near in [false, false, true] {
             let point = corner(&part.flows, &ways[at % 48..], near);
-            // A step outside may leave the space: an IPv4 address has 32 bits.
+            // A step outside may leave the space: an IPv4 address has 32 bits. So may a corner: what
+            // has no user has no group.
             let whole = space.whole(part.family, part.scope);
-            if !whole.holds(&point) {
-                prop_assert!(near);
+            if !whole.holds(&point) || (point.uid == NOBODY) != (point.gid == NOBODY) {
+                prop_assert!(near || whole.holds(&point));
                 continue;
             }
             let flow = space.flow(part.family, part.scope, &point);

@@ -90,6 +90,8 @@ fn owners(word: &str, set: &Owners) -> Option<String> {
     let rest = everyone.minus(set);
     if set.holds(NOBODY) {
         Some(format!("not of {word} {}", list(spans(&rest))))
+    } else if set.iter().next_back().is_some_and(|(_, last)| last == NOBODY - 1) {
+        Some(format!("of any {word} but {}", list(spans(&processes().minus(set)))))
     } else {
         Some(format!("of {word} {}", list(spans(set))))
     }

@@ -152,8 +152,10 @@ impl<'a> Flowing<'a, '_> {
                 let place = walk.limits.most_cut().unwrap_or_else(|| "conditions that are not understood".into());
                 return Err(TooManyParts { family, place });
             };
-            let part = Part { family, scope, flows: journey.traffic.set, taker, decider: journey.decider };
-            outcomes.push(PossibleEnd { part, assumed: journey.assumed });
+            if let Some(flows) = journey.traffic.set.occurring() {
+                let part = Part { family, scope, flows, taker, decider: journey.decider };
+                outcomes.push(PossibleEnd { part, assumed: journey.assumed });
+            }
             next = walk.next(&mut NoTrace);
         }
         Ok(outcomes)

@@ -129,6 +129,18 @@ impl Cube {
         make_known_as(&mut self.gid, nobody);
     }
 
+    /// Those of its packets that there can be: who has no user has no group.
+    pub(crate) fn occurring(mut self) -> Option<Self> {
+        let nobody: Owners = RangeList::of([NOBODY]);
+        if self.uid == nobody || self.gid == nobody {
+            if !(self.uid.holds(NOBODY) && self.gid.holds(NOBODY)) {
+                return None;
+            }
+            (self.uid, self.gid) = (nobody.clone(), nobody);
+        }
+        Some(self)
+    }
+
     /// What is in this set and not in the other: sets that share nothing.
     pub fn minus(&self, other: &Self) -> Vec<Self> {
         match self.intersection(other) {
@@ -148,9 +160,35 @@ pub fn merged(mut cubes: Vec<Cube>) -> Vec<Cube> {
         let before = cubes.len();
         cubes = if before <= FEW { merged_few(cubes) } else { merged_many(cubes) };
         if cubes.len() == before {
-            return cubes;
+            return with_nobodys(cubes);
         }
     }
+}
+
+/// Puts packets without an owner to those of processes that differ in nothing else. (Packets with
+/// a user and no group, of which there are none, come along.)
+fn with_nobodys(cubes: Vec<Cube>) -> Vec<Cube> {
+    let nobody: Owners = RangeList::of([NOBODY]);
+    let (nobodys, mut others): (Vec<_>, Vec<_>) =
+        cubes.into_iter().partition(|cube| cube.uid == nobody && cube.gid == nobody);
+    if others.is_empty() {
+        return nobodys;
+    }
+    for mut cube in nobodys {
+        let alike = others.iter_mut().find(|other| {
+            cube.uid.clone_from(&other.uid);
+            cube.gid.clone_from(&other.gid);
+            **other == cube
+        });
+        match alike {
+            Some(other) => [&mut other.uid, &mut other.gid].into_iter().for_each(|owners| {
+                owners.extend(&nobody);
+                *owners = owners.normalised();
+            }),
+            None => others.push(Cube { uid: nobody.clone(), gid: nobody.clone(), ..cube }),
+        }
+    }
+    others
 }
 
 fn merged_few(cubes: Vec<Cube>) -> Vec<Cube> {
