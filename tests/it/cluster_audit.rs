@@ -282,11 +282,15 @@ fn an_agent_tells_the_rules_of_its_nodes_kernel() {
         std::fs::create_dir_all(proc.join(process).join("ns")).unwrap();
     }
     symlink("/proc/self/ns/net", proc.join("1/ns/net")).unwrap();
-    let own = format!("/proc/{}/fd/{}", std::process::id(), namespace.net().as_raw_fd());
-    symlink(own, proc.join("77/ns/net")).unwrap();
+    // The program has it as a file of its own: without CAP_SYS_PTRACE it could not have it of another
+    // process, once it has given up what that has.
+    let of_test = format!("/proc/{}/fd/{}", std::process::id(), namespace.net().as_raw_fd());
+    symlink("/proc/self/fd/9", proc.join("77/ns/net")).unwrap();
     std::fs::write(proc.join("77/cgroup"), format!("0::/kubepods/pod{UID}/c\n")).unwrap();
-    let output = Command::new(PODWEIR)
+    let output = Command::new("sh")
+        .args(["-c", "exec \"$0\" \"$@\" 9<\"$OF_TEST\"", PODWEIR])
         .args(["node", "audit", "--run-dir", folder.0.to_str().unwrap(), "--host-proc", proc.to_str().unwrap()])
+        .env("OF_TEST", of_test)
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
