@@ -48,6 +48,20 @@ fn without_the_capability_it_says_so_and_how_to_grant_it() {
     }
 }
 
+/// The files of proc(5) that list iptables-legacy's tables are root's, whatever else may be done.
+#[test]
+fn who_has_the_capability_and_is_another_user_is_told_to_be_user_0() {
+    let namespace = dual();
+    namespace.ok(&init("iptables-legacy", &[]));
+    let before = namespace.everything();
+    let user = ["--reuid", "1000", "--regid", "1000", "--clear-groups", "--bounding-set=-all,+net_admin"];
+    let start = [&user[..], &["--inh-caps=-all,+net_admin", "--ambient-caps=-all,+net_admin", PODWEIR]].concat();
+    for command in [&["init"][..], &["clean"], &["audit", "--live"], &["verify", "--live", "--"], &["ambient"]] {
+        let output = namespace.command("setpriv", &[&start, command].concat(), &[]);
+        fails(&namespace, &before, &output, &["net/ip_tables_names", "has CAP_NET_ADMIN: run it as user 0"]);
+    }
+}
+
 /// What the README's init container is granted.
 #[test]
 fn net_admin_is_enough_but_for_iptables_legacy() {

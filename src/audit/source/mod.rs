@@ -162,8 +162,7 @@ impl SourceError {
     }
 
     fn kernel(what: &str, source: io::Error) -> Self {
-        let denied = matches!(source.raw_os_error(), Some(nix::libc::EPERM | nix::libc::EACCES));
-        let hint = netns::net_admin_hint().filter(|_| denied).map(|hint| format!("; {hint}")).unwrap_or_default();
+        let hint = netns::hint_of_refusal(&source).map(|hint| format!("; {hint}")).unwrap_or_default();
         Self::Kernel { what: what.into(), source, hint }
     }
 }

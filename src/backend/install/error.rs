@@ -86,11 +86,8 @@ impl InstallError {
 }
 
 pub(super) fn survey(source: io::Error) -> InstallError {
-    // The files of proc(5) are root's: whoever is not gets EACCES rather than EPERM.
-    let denied = source.kind() == io::ErrorKind::PermissionDenied;
-    let hint = netns::net_admin_hint()
-        .unwrap_or("the process has CAP_NET_ADMIN: run it as user 0, whose alone some files of proc(5) are");
-    InstallError::Survey { source, hint: if denied { format!("; {hint}") } else { String::new() } }
+    let hint = netns::hint_of_refusal(&source).map(|hint| format!("; {hint}")).unwrap_or_default();
+    InstallError::Survey { source, hint }
 }
 
 impl From<TransactionError> for InstallError {
