@@ -25,8 +25,8 @@ const KILLS: usize = 20;
 const AT_ONCE: usize = 50;
 const ROUNDS: usize = 5;
 
-struct Agent {
-    child: Child,
+pub struct Agent {
+    pub child: Child,
 }
 
 impl Drop for Agent {
@@ -36,18 +36,18 @@ impl Drop for Agent {
     }
 }
 
-struct Node<'a> {
+pub struct Node<'a> {
     podweir: &'a str,
-    folder: PathBuf,
-    server: Server,
+    pub folder: PathBuf,
+    pub server: Server,
 }
 
-fn uid(number: usize) -> String {
+pub fn uid(number: usize) -> String {
     format!("0a1b2c3d-1111-2222-3333-{number:012x}")
 }
 
 /// A pod's manifest as an injector leaves it: long, and most of it of no interest.
-fn manifest(number: usize) -> Value {
+pub fn manifest(number: usize) -> Value {
     let mut pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": { "name": format!("web-{number}"), "namespace": "shop", "uid": uid(number),
@@ -69,12 +69,12 @@ fn manifest(number: usize) -> Value {
     pod
 }
 
-fn path(namespace: &File) -> String {
+pub fn path(namespace: &File) -> String {
     format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd())
 }
 
 impl<'a> Node<'a> {
-    fn new(podweir: &'a str) -> Self {
+    pub fn new(podweir: &'a str) -> Self {
         let folder = Path::new("/dev/shm").join(format!("podweir-bench-node-{}", std::process::id()));
         for name in ["bin", "net.d", "run", "proc/1/ns"] {
             std::fs::create_dir_all(folder.join(name)).expect("folder");
@@ -89,13 +89,16 @@ impl<'a> Node<'a> {
         Self { podweir, folder, server }
     }
 
-    fn at(&self, name: &str) -> String {
+    pub fn at(&self, name: &str) -> String {
         self.folder.join(name).display().to_string()
     }
 
-    fn start(&self) -> Agent {
+    /// Starts the agent; what it says of folders that are no node's is of no interest here.
+    pub fn start(&self, more: &[&str]) -> Agent {
         let mut command = Command::new(self.podweir);
-        command.args(["node", "run", "--node-name=node1", "--listen=none", "--log_output_level=default:error"]);
+        command
+            .args(["node", "run", "--node-name=node1", "--listen=none", "--log_output_level=default:none"])
+            .args(more);
         for (flag, name) in [
             ("cni-bin-dir", "bin"),
             ("cni-conf-dir", "net.d"),
@@ -109,8 +112,16 @@ impl<'a> Node<'a> {
         Agent { child: command.spawn().expect("agent") }
     }
 
+    /// A process of a pod, as the node's /proc shows it.
+    pub fn runs(&self, number: usize, namespace: &File) {
+        let process = self.folder.join(format!("proc/{}", number + 100));
+        std::fs::create_dir_all(process.join("ns")).expect("process");
+        std::fs::write(process.join("cgroup"), format!("0::/kubepods/pod{}/c\n", uid(number))).expect("cgroup");
+        symlink(path(namespace), process.join("ns/net")).expect("link");
+    }
+
     /// What `podweir node status` says.
-    fn status(&self) -> Value {
+    pub fn status(&self) -> Value {
         let output =
             Command::new(self.podweir).args(["node", "status", "--json", "--run-dir", &self.at("run")]).output();
         serde_json::from_slice(&output.expect("status").stdout).unwrap_or_default()
@@ -118,8 +129,13 @@ impl<'a> Node<'a> {
 
     /// Waits until so many pods have their rules.
     fn wait_for(&self, intercepted: usize) -> Duration {
+        self.wait_for_state("intercepted", intercepted)
+    }
+
+    /// Waits until so many pods are in a state.
+    pub fn wait_for_state(&self, state: &str, count: usize) -> Duration {
         let begun = Instant::now();
-        while self.status()["pods"]["intercepted"] != intercepted {
+        while self.status()["pods"][state] != count {
             assert!(begun.elapsed() < Duration::from_secs(300), "{}", self.status());
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -127,7 +143,7 @@ impl<'a> Node<'a> {
     }
 
     /// A pod of the node, as its runtime names it.
-    fn add(&self, number: usize, id: &str, namespace: &File) -> Command {
+    pub fn add(&self, number: usize, id: &str, namespace: &File) -> Command {
         let mut command = Command::new(self.podweir);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("CNI_COMMAND", "ADD").env("CNI_CONTAINERID", id).env("CNI_IFNAME", "eth0");
@@ -137,7 +153,7 @@ impl<'a> Node<'a> {
         command
     }
 
-    fn netconf(&self, run_dir: &str) -> String {
+    pub fn netconf(&self, run_dir: &str) -> String {
         let result = json!({ "cniVersion": "1.0.0", "interfaces": [{ "name": "eth0" }],
             "ips": [{ "address": "10.244.0.6/24", "interface": 0 }], "dns": {} });
         json!({ "cniVersion": "1.0.0", "name": "pods", "type": "podweir", "cni_agent_run_dir": run_dir,
@@ -154,7 +170,7 @@ impl Drop for Node<'_> {
 }
 
 /// A line of a process's status, in KiB.
-fn kib(pid: u32, name: &str) -> f64 {
+pub fn kib(pid: u32, name: &str) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("proc");
     let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("line");
     line.trim_matches([':', ' ', '\t', 'k', 'B']).trim().parse().expect("number")
@@ -175,14 +191,11 @@ pub fn measure(podweir: &str) {
     let namespaces: Vec<File> = (0..PODS).map(|_| fresh()).collect();
     for (number, namespace) in namespaces.iter().enumerate() {
         node.server.set(&manifest(number));
-        let process = node.folder.join(format!("proc/{}", number + 100));
-        std::fs::create_dir_all(process.join("ns")).expect("process");
-        std::fs::write(process.join("cgroup"), format!("0::/kubepods/pod{}/c\n", uid(number))).expect("cgroup");
-        symlink(path(namespace), process.join("ns/net")).expect("link");
+        node.runs(number, namespace);
     }
     println!("| the agent, {PODS} pods with sidecars, {} KiB of YAML each | | at most |", MANIFEST >> 10);
     println!("|---|---:|---:|");
-    let agent = node.start();
+    let agent = node.start(&[]);
     let all = node.wait_for(PODS);
     let pid = agent.child.id();
     println!("| until all {PODS}, which had no rules, have them | {:.1} s | |", all.as_secs_f64());
@@ -290,7 +303,7 @@ fn kills(node: &Node, mut agent: Agent) {
         agent.child.kill().expect("kill");
         agent.child.wait().expect("wait");
         let begun = Instant::now();
-        agent = node.start();
+        agent = node.start(&[]);
         wait(spawn(&mut node.add(1, &format!("k{run}"), &namespace), &netconf));
         times.push(begun.elapsed().as_secs_f64() * 1e3);
         let tables = within(&namespace, || Command::new("nft").args(["list", "tables"]).output().expect("nft").stdout);

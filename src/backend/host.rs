@@ -12,17 +12,18 @@ use tracing::debug;
 
 use crate::config::ambient::{HostOptions, Prober};
 use crate::config::settings::BackendChoice;
-use crate::config::types::Family;
+use crate::config::types::{Families, Family};
 use crate::plan::build;
 use crate::plan::model::{Dataplane, Plan};
 use crate::sys::lock::{self, LockError};
 use crate::sys::netlink::Netlink;
 
+use super::BackendKind;
 use super::conditions::Conditions;
 use super::iptables::programs::{ProgramError, Programs, Variant};
 use super::nftables::probes::{self, Wanted};
 use super::nftables::transaction::TransactionError;
-use super::{BackendKind, survey};
+use super::survey::{self, Survey};
 
 /// How often to begin again when others change the rules at the same time.
 const ATTEMPTS: usize = 20;
@@ -68,6 +69,18 @@ pub struct HostProbes {
     netfilter: Netlink,
     programs: Programs,
     conditions: Conditions,
+    /// No other backend holds any of it: that was looked at, and seen to.
+    alone: bool,
+}
+
+/// What of iptables' is not taken away.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stay {
+    Nothing,
+    /// One variant's rules, and the sets, which both variants use.
+    Variant(Variant),
+    /// What there are no programs to change: its sets become empty.
+    WhatMust,
 }
 
 /// What is to become of the entries.
@@ -123,7 +136,11 @@ impl HostProbes {
                     there.nftables.as_ref().is_some_and(|t| t.ours(Dataplane::Node).next().is_some())
                 }
                 BackendKind::IptablesNft => {
-                    there.iptables_nft && iptables::holds(&programs(Variant::Nft), there.iptables_nft_tables())?
+                    let (families, programs) = (there.iptables_nft_tables(), programs(Variant::Nft));
+                    // What cannot be changed here is left for nftables, which says so.
+                    there.iptables_nft
+                        && families.iter().all(|f| programs.exist(f))
+                        && iptables::holds(&programs, families)?
                 }
                 BackendKind::IptablesLegacy => {
                     let families = there.iptables_legacy;
@@ -155,7 +172,7 @@ impl HostProbes {
         debug!(backend = kind.name(), ?prober, "probes of ambient pods");
         let variant = if kind == BackendKind::IptablesNft { Variant::Nft } else { Variant::Legacy };
         let plan = build::host(options.families, prober);
-        Ok(Self { kind, plan, netfilter, programs: programs(variant), conditions })
+        Ok(Self { kind, plan, netfilter, programs: programs(variant), conditions, alone: false })
     }
 
     /// The backend that holds the rules, or is to.
@@ -206,15 +223,20 @@ impl HostProbes {
         self.repeatedly(|this| this.make(false, &Entries::Change { add, delete }))
     }
 
-    /// The addresses in the sets, with the pods that they belong to.
+    /// The addresses in the sets, with the pods that they belong to; also those that another
+    /// backend still has.
     ///
     /// # Errors
     ///
     /// That they cannot be listed.
     pub fn entries(&mut self) -> Result<BTreeMap<IpAddr, String>, HostError> {
-        self.repeatedly(|this| match this.kind {
-            BackendKind::Nftables => Ok(this.read_native()?.entries()),
-            _ => this.ipset_entries(),
+        self.repeatedly(|this| {
+            let mut entries = if this.alone { BTreeMap::new() } else { this.entries_elsewhere()? };
+            entries.extend(match this.kind {
+                BackendKind::Nftables => this.read_native()?.entries(),
+                _ => this.ipset_entries(this.plan.families)?,
+            });
+            Ok(entries)
         })
     }
 
@@ -238,28 +260,70 @@ impl HostProbes {
     pub fn remove(&mut self) -> Result<bool, HostError> {
         self.repeatedly(|this| {
             let _lock = lock::acquire(this.conditions.lock_timeout)?;
-            let there = survey::survey(Some(&mut this.netfilter))
-                .map_err(|source| HostError::List { what: "the tables", source })?;
+            let there = this.survey()?;
             let mut removed = false;
             if there.nftables.is_some() {
                 let held = this.read_native()?;
                 removed |= probes::remove(&mut this.netfilter, &held)?;
             }
-            Ok(this.remove_iptables(&there)? | removed)
+            Ok(this.remove_iptables(&there, Stay::Nothing)? | removed)
         })
+    }
+
+    fn survey(&mut self) -> Result<Survey, HostError> {
+        survey::survey(Some(&mut self.netfilter)).map_err(|source| HostError::List { what: "the tables", source })
+    }
+
+    /// The entries of the other kind of set, where an agent before this one, or another
+    /// mesh's, used another backend.
+    fn entries_elsewhere(&mut self) -> Result<BTreeMap<IpAddr, String>, HostError> {
+        match self.kind {
+            BackendKind::Nftables => self.ipset_entries(Families::BOTH),
+            _ => match self.survey()?.nftables {
+                Some(_) => Ok(self.read_native()?.entries()),
+                None => Ok(BTreeMap::new()),
+            },
+        }
+    }
+
+    /// Takes away what other backends hold, once this one holds everything.
+    fn leave_others(&mut self) -> Result<bool, HostError> {
+        let there = self.survey()?;
+        match self.kind {
+            BackendKind::Nftables => self.remove_iptables(&there, Stay::WhatMust),
+            kind => {
+                let mut removed = false;
+                if there.nftables.is_some() {
+                    let held = self.read_native()?;
+                    removed |= probes::remove(&mut self.netfilter, &held)?;
+                }
+                let own = if kind == BackendKind::IptablesNft { Variant::Nft } else { Variant::Legacy };
+                Ok(self.remove_iptables(&there, Stay::Variant(own))? | removed)
+            }
+        }
     }
 
     fn make(&mut self, rules: bool, entries: &Entries) -> Result<bool, HostError> {
         let _lock = lock::acquire(self.conditions.lock_timeout)?;
-        match self.kind {
+        // Who only changes entries does so in sets that were set up. And no probe is to be
+        // without its set, nor meet two rules, where a backend takes the place of another.
+        let moves = rules && !self.alone;
+        let elsewhere = if moves { self.entries_elsewhere()? } else { BTreeMap::new() };
+        let mut written = match self.kind {
             BackendKind::Nftables => {
                 let held = self.read_native()?;
-                let entries = entries.of(&self.plan, held.entries());
+                let have = elsewhere.into_iter().chain(held.entries()).collect();
+                let entries = entries.of(&self.plan, have);
                 let wanted = Wanted { plan: &self.plan, rules, entries: &entries };
-                Ok(probes::write(&mut self.netfilter, &held, &wanted)?)
+                probes::write(&mut self.netfilter, &held, &wanted)?
             }
-            _ => self.make_iptables(rules, entries),
+            _ => self.make_iptables(rules, entries, &elsewhere)?,
+        };
+        if moves {
+            written |= self.leave_others()?;
+            self.alone = true;
         }
+        Ok(written)
     }
 
     fn read_native(&mut self) -> Result<probes::Held, HostError> {

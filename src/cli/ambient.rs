@@ -1,7 +1,7 @@
 //! `podweir ambient`: the rules of a pod whose traffic its node's ztunnel takes.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use crate::backend::ambient::Namespace;
 use crate::backend::conditions::Conditions;
 use crate::backend::install::{self, Action, Session};
-use crate::backend::routing;
+use crate::backend::{node, routing};
 use crate::config::ambient::{self, AmbientOptions};
 use crate::config::facts;
 use crate::config::settings::BackendChoice;
@@ -183,7 +183,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {
     let shared = Shared::read(matches)?;
     let options = options(matches)?;
     shared.enter()?;
-    refuse_first_namespace()?;
+    refuse_node(shared.network_namespace.is_some())?;
     let namespace = Namespace {
         choice: shared.choice,
         conditions: shared.conditions.clone(),
@@ -233,15 +233,18 @@ pub(super) fn options_of(words: &[&str], addresses: &[IpAddr]) -> Result<Ambient
     Ok(AmbientOptions { families, ..options(&matches)? })
 }
 
-/// A node's own namespace has no pod in it.
-fn refuse_first_namespace() -> Result<(), CliError> {
+/// A node's own namespace has no pod in it, and what a pod's rules take there is the node's.
+fn refuse_node(named: bool) -> Result<(), CliError> {
     let unknown = |e| CliError::Failed(format!("cannot tell which network namespace this is: {e}"));
     let inode = netns::current().map_err(unknown)?;
-    match netns::is_host(inode) {
+    let mut netlink = Netlink::open(Netlink::ROUTE).map_err(unknown)?;
+    let addresses = routing::addresses(&mut netlink).map_err(unknown)?;
+    // What the kubelet writes there is about the container's own network.
+    let hosts = (!named).then_some(Path::new("/etc/hosts"));
+    match node::evidence(inode, hosts, &mut netlink, &addresses).map_err(unknown)? {
         None => Ok(()),
-        Some(host) => Err(CliError::Failed(format!(
-            "this is the node's own network namespace: its inode {inode} is {}; an ambient pod has one of its own: name it with --network-namespace",
-            host.why
+        Some(evidence) => Err(CliError::Failed(format!(
+            "this is a node's own network namespace: {evidence}; an ambient pod has one of its own: name it with --network-namespace; the node's part is podweir ambient-host"
         ))),
     }
 }

@@ -400,8 +400,11 @@ fn list(matches: &ArgMatches) -> Result<(), CliError> {
         return output::print(&format!("{report:#}\n"));
     }
     let rows = report["pods"].as_array().into_iter().flatten();
-    let text: String =
-        rows.map(|row| format!("{:<14} {}/{}\n", shown(&row[2]), shown(&row[0]), shown(&row[1]))).collect();
+    let line = |row: &Value| {
+        let why = row[4].as_str().map(|why| format!("  {why}")).unwrap_or_default();
+        format!("{:<14} {}/{}{why}\n", shown(&row[2]), shown(&row[0]), shown(&row[1]))
+    };
+    let text: String = rows.map(line).collect();
     output::print(&text)
 }
 
@@ -418,6 +421,7 @@ fn why(matches: &ArgMatches) -> Result<(), CliError> {
         let verdict = match (&decision["intercept"], &decision["ambient"]) {
             (Value::Bool(true), _) => "intercepted",
             (_, Value::Bool(true)) => "in ambient mode",
+            _ if report["state"] == "failed" => "refused",
             _ => "not intercepted",
         };
         let mut text = format!(

@@ -83,7 +83,8 @@ fn inside<T>(
     work()
 }
 
-fn refused(error: SettingsError) -> CniError {
+/// What the options of a pod that make no sense are to who starts it.
+pub(crate) fn refused(error: SettingsError) -> CniError {
     match error.is_usage() {
         true => CniError::new(Code::Pod, error.to_string()).details("correct the pod's annotation"),
         false => CniError::new(Code::Programming, error.to_string()),

@@ -6,77 +6,12 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::watcher::Event;
-use serde::Deserialize;
 use tokio::sync::watch;
 
-use crate::config::pod::model::{MIRROR_OF, Pod, PodSpec};
+use crate::config::pod::model::{MIRROR_OF, Pod};
 
-/// A pod as the watch delivers it. Of the specification and the status only what decides
-/// is ever taken out of the text.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub struct WatchedPod {
-    #[serde(default)]
-    pub metadata: ObjectMeta,
-    #[serde(default)]
-    spec: PodSpec,
-    #[serde(default)]
-    status: WatchedStatus,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct WatchedStatus {
-    #[serde(default)]
-    phase: String,
-    #[serde(default)]
-    conditions: Vec<PodCondition>,
-    #[serde(default, rename = "podIPs")]
-    pod_ips: Vec<PodIp>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct PodCondition {
-    #[serde(rename = "type")]
-    kind: String,
-    status: String,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct PodIp {
-    ip: String,
-}
-
-impl kube::Resource for WatchedPod {
-    type DynamicType = ();
-    type Scope = NamespaceResourceScope;
-
-    fn kind(_: &()) -> std::borrow::Cow<'_, str> {
-        "Pod".into()
-    }
-
-    fn group(_: &()) -> std::borrow::Cow<'_, str> {
-        "".into()
-    }
-
-    fn version(_: &()) -> std::borrow::Cow<'_, str> {
-        "v1".into()
-    }
-
-    fn plural(_: &()) -> std::borrow::Cow<'_, str> {
-        "pods".into()
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+pub(super) use super::watched::WatchedPod;
 
 /// Where a pod is in its life (`status.phase`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

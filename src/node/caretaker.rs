@@ -245,7 +245,7 @@ impl Care {
             self.agent.missed(&self.tracked);
         }
         self.tracked.note(text.clone());
-        info!(pod = %self.tracked.known(), backend = mended.backend, ms = since.elapsed().as_secs_f64() * 1000.0, "{text}");
+        info!(pod = %self.tracked.known(), backend = mended.backend, ms = since.elapsed().as_micros() as f64 / 1000.0, "{text}");
         for warning in &mended.warnings {
             warn!(pod = %self.tracked.known(), "{warning}");
         }

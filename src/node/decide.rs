@@ -3,12 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use crate::backend::facts::NoFacts;
+use crate::cni::namespace::refused;
 use crate::cni::protocol::CniError;
 use crate::config::given::Given;
 use crate::config::pod::annotations;
 use crate::config::pod::model::Pod;
 use crate::config::pod::selection::LeftAlone;
-use crate::config::settings::Face;
+use crate::config::settings::{Face, Settings};
 
 use super::cache::Known;
 
@@ -62,6 +64,7 @@ pub(super) fn decide(known: &Known, policy: &Policy) -> Decision {
         Ok(proxy) => {
             let mut warnings = Vec::new();
             match annotations::options(&known.pod, proxy, &policy.defaults, &mut |w| warnings.push(w)) {
+                Ok(options) if let Some(error) = nonsense(&options) => Decision::Refuse(error),
                 Ok(options) => Decision::Intercept {
                     by: Programmer::Plugin,
                     options,
@@ -75,6 +78,12 @@ pub(super) fn decide(known: &Known, policy: &Policy) -> Decision {
         Err(LeftAlone::HasInit) => by_init(&known.pod, policy),
         Err(why) => Decision::LeaveAlone(why.to_string()),
     }
+}
+
+/// What makes no sense in a pod's options, whatever its addresses are.
+fn nonsense(options: &Given) -> Option<CniError> {
+    let error = Settings::resolve(options, Face::Init, &NoFacts).err()?;
+    error.is_usage().then(|| refused(error))
 }
 
 /// A pod whose own init container makes its rules.
@@ -94,5 +103,35 @@ fn by_init(pod: &Pod, policy: &Policy) -> Decision {
             "{}, by arguments that podweir does not understand: {problem}",
             LeftAlone::HasInit
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_pod_asks_for_and_makes_no_sense_is_refused_with_its_annotation() {
+        let known = |value: &str| {
+            let watched = serde_json::from_value(json!({
+                "metadata": { "namespace": "shop", "name": "web", "uid": "1", "annotations": {
+                    "sidecar.istio.io/status": "{}", "traffic.sidecar.istio.io/includeInboundPorts": value } },
+                "spec": { "containers": [{ "name": "app" }, { "name": "istio-proxy", "args": ["proxy", "sidecar"] }] },
+            }));
+            Known::of(watched.unwrap()).unwrap()
+        };
+        let policy = Policy {
+            exclude_namespaces: Vec::new(),
+            defaults: Given::default(),
+            read_init: |_, _| Err("there is none".into()),
+        };
+        assert!(matches!(decide(&known("80,8080"), &policy), Decision::Intercept { .. }));
+        let Decision::Refuse(error) = decide(&known("99999"), &policy) else { panic!() };
+        let text = error.to_string();
+        for words in ["99999", "traffic.sidecar.istio.io/includeInboundPorts", "correct the pod's annotation"] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
     }
 }

@@ -14,7 +14,7 @@
 //! | module | what it owns |
 //! |---|---|
 //! | `installer` | the plugin's binary and its entry in the chain |
-//! | `api`, `wire`, `cache` | the watch, the way to the API server, and what is known of each pod |
+//! | `api`, `wire`, `watched`, `cache` | the watch, the way to the API server, a pod as it comes, and what is known of each |
 //! | `decide` | what is to be done with a pod: pure |
 //! | `socket` | requests of the plugin and of people |
 //! | `inventory`, `caretaker`, `look` | each pod's state; looking after it; looking and mending |
@@ -83,6 +83,7 @@ mod reports;
 mod run;
 pub mod settings;
 mod socket;
+mod watched;
 mod wire;
 mod worker;
 

@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 
 use crate::cni::access::Problem;
 use crate::cni::state::Store;
-use crate::sys::process;
+use crate::sys::{memory, process};
 
 use super::agent::{Agent, OnSocket};
 use super::ambient::zds::ListenError;
@@ -43,6 +43,8 @@ const CONDITION_EVERY: Duration = Duration::from_secs(2);
 const BEAT_EVERY: Duration = Duration::from_secs(10);
 /// How often attachments of pods that are gone are forgotten, and how old these have to be.
 const COLLECT_EVERY: Duration = Duration::from_secs(600);
+/// How long after the pods of the node are known what that took is given back first.
+const SETTLES: Duration = Duration::from_secs(2);
 /// How long the runtime has to read a chain without our entry before the binary goes.
 const RUNTIME_READS: Duration = Duration::from_secs(2);
 /// How long it may take to find out whether the DaemonSet is still there, and how often it
@@ -80,6 +82,7 @@ pub fn run(settings: Settings) -> Result<(), RunError> {
     if let Err(e) = process::raise_descriptor_limit(MOST_DESCRIPTORS) {
         warn!("the limit of open files stays as it is: {e}");
     }
+    memory::keep_little();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build();
     runtime.map_err(RunError::Start)?.block_on(agent(settings))
 }
@@ -120,6 +123,7 @@ async fn agent(settings: Settings) -> Result<(), RunError> {
     }
     tokio::spawn(check_account(agent.clone()));
     tokio::spawn(collect(agent.clone()));
+    tokio::spawn(give_back(agent.clone()));
     tokio::spawn(beat(agent.clone()));
     if settings.condition {
         tokio::spawn(tell_condition(agent.clone()));
@@ -144,6 +148,9 @@ async fn agent(settings: Settings) -> Result<(), RunError> {
             "the DaemonSet {}/{} is gone or being deleted: podweir is removed from this node",
             name.namespace, name.name
         );
+        if let Some(ambient) = agent.ambient.get() {
+            ambient::leave_node(ambient).await;
+        }
         return remove(&settings.installation, &settings.run_dir);
     }
     info!("the agent ends; everything it installed stays, and pods that start wait for the next one");
@@ -202,6 +209,21 @@ async fn collect(agent: Arc<Agent>) {
             }
             Err(e) => warn!("attachments cannot be collected: {e}"),
         }
+    }
+}
+
+/// Gives back what reading every pod of the node took, and the looks at them; and now and
+/// then what bursts took since.
+async fn give_back(agent: Arc<Agent>) {
+    while !agent.cache.is_synced() {
+        tokio::time::sleep(SETTLES).await;
+    }
+    let mut pause = SETTLES;
+    loop {
+        tokio::time::sleep(pause).await;
+        // A millisecond for each ten megabytes: not on the thread that answers.
+        let _ = tokio::task::spawn_blocking(memory::give_back).await;
+        pause = (pause * 2).min(COLLECT_EVERY);
     }
 }
 

@@ -8,6 +8,7 @@ pub mod grace;
 pub mod inet_diag;
 pub mod link;
 pub mod lock;
+pub mod memory;
 pub mod netlink;
 pub mod netns;
 pub mod packet;

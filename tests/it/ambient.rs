@@ -3,11 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Output;
+use std::time::Duration;
 
+use podweir::backend::ambient;
+use podweir::backend::conditions::Conditions;
 use podweir::backend::iptables::ipset;
+use podweir::backend::iptables::programs::ProgramEnvironment;
 use podweir::backend::nftables::probes;
+use podweir::config::ambient::AmbientOptions;
+use podweir::config::settings::BackendChoice;
 use podweir::config::types::Family;
-use podweir::plan::build::probe_set;
+use podweir::plan::build::{self, probe_set};
 use podweir::sys::netlink::Netlink;
 use serde_json::Value;
 
@@ -338,6 +344,81 @@ fn rules_move_from_one_backend_to_another() {
             assert_eq!(wanted, namespace.everything(), "{from} to {to}");
         }
     }
+}
+
+/// What a node has of probes: rules, and the sets' entries of both kinds.
+fn of_node(namespace: &Namespace) -> (String, BTreeMap<String, String>, String) {
+    let sets = namespace.print("ipset", &["save"]);
+    let sets: BTreeSet<&str> = sets.lines().filter(|line| line.starts_with("add ")).collect();
+    let sets = sets.into_iter().map(|line| format!("{line}\n")).collect();
+    (namespace.everything(), native_members(namespace), sets)
+}
+
+/// The rules of another backend go as the new ones come, and the sets' entries with them: probes pass
+/// meanwhile. Of a pod that is deleted at the same time the entry goes.
+#[test]
+fn a_nodes_rules_move_from_one_backend_to_another_with_their_entries() {
+    const PODS: &str = "10.0.0.5=a,fd00::5=a,10.0.0.6=b";
+    for from in BACKENDS {
+        for to in BACKENDS.into_iter().filter(|to| *to != from) {
+            let namespace = Namespace::new();
+            let set_up = |backend: &str| {
+                namespace.ok(&["ambient-host", "--backend", backend]);
+                namespace.ok(&["ambient-host", "--backend", backend, "--add", PODS]);
+            };
+            set_up(to);
+            let wanted = of_node(&namespace);
+            namespace.ok(&["ambient-host", "--remove"]);
+            set_up(from);
+            namespace.ok(&["ambient-host", "--backend", to]);
+            assert_eq!(wanted, of_node(&namespace), "{from} to {to}");
+            let again = namespace.podweir(&["ambient-host", "--backend", to]);
+            assert!(String::from_utf8_lossy(&again.stderr).contains("unchanged"), "{from} to {to}");
+        }
+    }
+}
+
+/// An image without iptables takes over from an agent that used it.
+#[test]
+fn rules_that_another_agent_made_with_iptables_are_taken_over_without_its_programs() {
+    let without = |namespace: &Namespace, arguments: &[&str]| {
+        let environment = [("PATH", "/nonexistent")];
+        let output = namespace.feed(PODWEIR, arguments, &environment, "");
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {log}");
+        log
+    };
+    let node = Namespace::new();
+    node.ok(&["ambient-host", "--backend", "iptables-nft"]);
+    node.ok(&["ambient-host", "--backend", "iptables-nft", "--add", "10.0.0.5=a"]);
+    let log = without(&node, &["ambient-host"]);
+    assert!(log.contains("backend=\"nftables\"") && log.contains("the set is emptied"), "{log}");
+    let (_, native, sets) = of_node(&node);
+    assert_eq!((native, sets), (BTreeMap::from([("10.0.0.5".into(), "a".into())]), String::new()));
+    // With the programs they go altogether.
+    node.ok(&["ambient-host", "--backend", "nftables"]);
+    assert!(!node.print("iptables-nft-save", &["-t", "nat"]).contains("ISTIO"));
+
+    // In a pod, rules that are what they should be are as good as one's own.
+    let pod = Namespace::new();
+    pod.ok(&["ambient", "--backend", "iptables-nft"]);
+    let plan = build::ambient(&AmbientOptions::default());
+    let look = |pod: &Namespace| {
+        let programs = ProgramEnvironment { path: "/nonexistent".into(), ..ProgramEnvironment::default() };
+        let conditions = Conditions { rule_comments: false, lock_timeout: Duration::ZERO, programs };
+        let namespace = ambient::Namespace { choice: BackendChoice::Auto, conditions, reconcile: true };
+        pod.run(|| {
+            assert!(namespace.apply(&plan).is_err_and(|error| error.lacks_program()));
+            namespace.verify_without_programs(&plan).unwrap()
+        })
+    };
+    assert_eq!(look(&pod), Some(Vec::new()));
+    pod.print("iptables-nft", &["-t", "nat", "-D", "ISTIO_OUTPUT", "1"]);
+    let differences = look(&pod).unwrap();
+    assert!(!differences.is_empty());
+    pod.print("ip", &["rule", "del", "pref", "32764"]);
+    let more = look(&pod).unwrap();
+    assert!(more.len() > differences.len(), "{more:?}");
 }
 
 /// A table that others use too is not emptied for them.

@@ -50,6 +50,16 @@ fn refused(namespace: &Namespace, words: &[&str]) {
         }
         assert_eq!(namespace.everything(), before, "{face:?}");
     }
+    // Ambient mode has a part of its own for a node.
+    for arguments in [&["ambient"][..], &["ambient", "--remove"]] {
+        let output = namespace.podweir(arguments);
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {log}");
+        for word in words.iter().chain(&["a node's own network namespace", "podweir ambient-host"]) {
+            assert!(log.contains(word), "{arguments:?}: {word}: {log}");
+        }
+        assert_eq!(namespace.everything(), before, "{arguments:?}");
+    }
     for face in FACES {
         // Where it is meant, each of them works; the first one's rules go again.
         namespace.ok(&[face, &["--host-network"]].concat());

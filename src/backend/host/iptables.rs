@@ -6,6 +6,8 @@ use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use tracing::warn;
+
 use crate::backend::BackendKind;
 use crate::backend::iptables::parse::{self, Saved};
 use crate::backend::iptables::programs::{ProgramError, Programs, Variant};
@@ -20,7 +22,7 @@ use crate::plan::canon::Canon;
 use crate::plan::lower::lower;
 use crate::plan::model::{Dataplane, Plan, Table};
 
-use super::{Entries, HostError, HostProbes};
+use super::{Entries, HostError, HostProbes, Stay};
 
 /// How long the kernel may take to forget rules that refer to a set: iptables-nft's are freed
 /// behind its back (`nf_tables_trans_destroy_work`).
@@ -78,7 +80,12 @@ impl HostProbes {
         })
     }
 
-    pub(super) fn make_iptables(&mut self, rules: bool, entries: &Entries) -> Result<bool, HostError> {
+    pub(super) fn make_iptables(
+        &mut self,
+        rules: bool,
+        entries: &Entries,
+        elsewhere: &BTreeMap<IpAddr, String>,
+    ) -> Result<bool, HostError> {
         let lists = match rules {
             true => {
                 let tables = self.tables()?;
@@ -94,7 +101,7 @@ impl HostProbes {
         }
         let mut written = false;
         for family in self.plan.families.iter() {
-            written |= self.make_set(family, entries)?;
+            written |= self.make_set(family, entries, elsewhere)?;
         }
         if !rules {
             return Ok(written);
@@ -116,7 +123,12 @@ impl HostProbes {
         ipset::list(&mut self.netfilter, family, set).map_err(|source| HostError::Set { verb: "list", set, source })
     }
 
-    fn make_set(&mut self, family: Family, entries: &Entries) -> Result<bool, HostError> {
+    fn make_set(
+        &mut self,
+        family: Family,
+        entries: &Entries,
+        elsewhere: &BTreeMap<IpAddr, String>,
+    ) -> Result<bool, HostError> {
         let name = probe_set(family);
         let failed = |verb: &'static str| move |source| HostError::Set { verb, set: name, source };
         let found = self.set(family)?;
@@ -133,8 +145,9 @@ impl HostProbes {
             ipset::create(&mut self.netfilter, family, name).map_err(failed("make"))?;
         }
         let of_family = |ip: &IpAddr| ip.is_ipv4() == (family == Family::V4);
+        let all = elsewhere.iter().chain(&have).map(|(ip, uid)| (*ip, uid.clone())).collect();
         let want: BTreeMap<IpAddr, String> =
-            entries.of(&self.plan, have.clone()).into_iter().filter(|(ip, _)| of_family(ip)).collect();
+            entries.of(&self.plan, all).into_iter().filter(|(ip, _)| of_family(ip)).collect();
         let gone: Vec<IpAddr> = have.keys().filter(|ip| !want.contains_key(ip)).copied().collect();
         let new = want.iter().filter(|(ip, uid)| have.get(ip) != Some(uid));
         let new: Vec<(IpAddr, &str)> = new.map(|(ip, uid)| (*ip, uid.as_str())).collect();
@@ -164,12 +177,29 @@ impl HostProbes {
         }
     }
 
-    pub(super) fn ipset_entries(&mut self) -> Result<BTreeMap<IpAddr, String>, HostError> {
+    pub(super) fn ipset_entries(&mut self, families: Families) -> Result<BTreeMap<IpAddr, String>, HostError> {
         let mut out = BTreeMap::new();
-        for family in self.plan.families.iter() {
-            out.extend(self.set(family)?.map(|set| set.entries).unwrap_or_default());
+        for family in families.iter() {
+            match self.set(family) {
+                // Without ipset there is none.
+                Err(HostError::Set { source, .. }) if survey::is_unsupported(&source) => {}
+                found => out.extend(found?.map(|set| set.entries).unwrap_or_default()),
+            }
         }
         Ok(out)
+    }
+
+    /// Takes what is in a set out of it, where a rule that cannot be removed refers to it.
+    fn empty(&mut self, family: Family) -> Result<bool, HostError> {
+        let set = probe_set(family);
+        let Some(found) = self.set(family)? else { return Ok(false) };
+        let gone: Vec<IpAddr> = found.entries.into_keys().collect();
+        ipset::change(&mut self.netfilter, family, set, &gone, &[]).map_err(|source| HostError::Set {
+            verb: "empty",
+            set,
+            source,
+        })?;
+        Ok(!gone.is_empty())
     }
 
     pub(super) fn holds_iptables(&mut self) -> Result<bool, HostError> {
@@ -182,12 +212,15 @@ impl HostProbes {
         Ok(same(&self.plan, &list(&self.programs, tables)?, self.kind))
     }
 
-    /// Takes the rules of both variants away, and the sets.
-    pub(super) fn remove_iptables(&mut self, there: &Survey) -> Result<bool, HostError> {
+    /// Takes the rules of both variants away, and the sets, but for what is to stay.
+    pub(super) fn remove_iptables(&mut self, there: &Survey, stay: Stay) -> Result<bool, HostError> {
         let mut removed = false;
         let nothing = Plan::nothing_of(Dataplane::Node);
         let nft = if there.iptables_nft { there.iptables_nft_tables() } else { Families::NONE };
         for (variant, families) in [(Variant::Nft, nft), (Variant::Legacy, there.iptables_legacy)] {
+            if stay == Stay::Variant(variant) {
+                continue;
+            }
             let programs = self.programs.of(variant);
             // What is in iptables-legacy without its programs was not made by us.
             if !families.iter().all(|family| programs.exist(family)) {
@@ -211,8 +244,21 @@ impl HostProbes {
                 let _ = cleanup::remove_empty_iptables_tables(&mut self.netfilter);
             }
         }
+        if matches!(stay, Stay::Variant(_)) {
+            return Ok(removed);
+        }
         for family in Family::BOTH {
-            removed |= self.destroy(family)?;
+            removed |= match self.destroy(family) {
+                Err(HostError::Set { source, set, .. })
+                    if stay == Stay::WhatMust && source.kind() == io::ErrorKind::ResourceBusy =>
+                {
+                    warn!(
+                        "rules of iptables refer to the set {set}, and there are no programs of iptables here to take them away: the set is emptied, so that they decide nothing; they go with the node's next start, or with iptables -t nat -F ISTIO_POSTRT"
+                    );
+                    self.empty(family)?
+                }
+                destroyed => destroyed?,
+            };
         }
         Ok(removed)
     }

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::backend::guard::GuardError;
+use crate::backend::iptables::programs::ProgramError;
 use crate::backend::nftables::transaction::TransactionError;
 use crate::backend::routing::RoutingError;
 use crate::backend::{BackendError, BackendKind};
@@ -46,6 +47,13 @@ pub enum InstallError {
     Interference { problem: String },
     #[error("{error}; going back failed too: {undo}; {left}")]
     Stuck { error: Box<InstallError>, undo: String, left: &'static str },
+}
+
+impl InstallError {
+    /// Whether rules are there that only a program could list or change which is not there.
+    pub fn lacks_program(&self) -> bool {
+        matches!(self, Self::Backend(BackendError::Iptables(ProgramError::Missing { .. })))
+    }
 }
 
 /// What is to be said when going back has failed.

@@ -197,13 +197,18 @@ const DECIDES: [&str; 5] =
 /// The variables of a proxy that decide.
 const PROXY_VARIABLES: [&str; 4] = ["DISABLE_ENVOY", "ISTIO_META_DNS_CAPTURE", "ISTIO_DUAL_STACK", "INVALID_DROP"];
 
+/// Whether an annotation or label of this name decides.
+pub fn decides(name: &str) -> bool {
+    DECIDES.iter().any(|begin| name.starts_with(begin))
+}
+
 impl Pod {
     /// A pod with only what decides: the annotations and labels of a mesh, and the
     /// containers that a mesh adds. Of the injector's note only that it is there is kept.
     pub fn trimmed(annotations: Texts, labels: Texts, spec: PodSpec) -> Self {
-        let decides = |texts: Texts| {
+        let deciding = |texts: Texts| {
             let kept = texts.unwrap_or_default().into_iter();
-            kept.filter(|(name, _)| DECIDES.iter().any(|begin| name.starts_with(begin)))
+            kept.filter(|(name, _)| decides(name))
                 .map(|(name, text)| if name == STATUS { (name, String::new()) } else { (name, text) })
                 .collect()
         };
@@ -217,8 +222,8 @@ impl Pod {
         Self {
             kind: None,
             metadata: Metadata {
-                annotations: Some(decides(annotations)),
-                labels: Some(decides(labels)),
+                annotations: Some(deciding(annotations)),
+                labels: Some(deciding(labels)),
                 ..Metadata::default()
             },
             spec: PodSpec {

@@ -158,7 +158,7 @@ impl Agent {
             let (known, inner) = (tracked.known(), tracked.inner());
             let (why, escapes) = match &inner.state {
                 State::Drifted { first, escapes } => (Some(shortened(first, LONGEST_REASON)), *escapes),
-                State::Failed { why } => (Some(shortened(why, LONGEST_REASON)), false),
+                State::Failed { why } | State::Pending { why } => (Some(shortened(why, LONGEST_REASON)), false),
                 _ => (None, false),
             };
             json!([known.namespace, known.name, inner.state.word(), known.uid, why, escapes])

@@ -150,6 +150,7 @@ impl Agent {
             Change::Set(known) => drop(self.track(&known)),
             Change::Gone(known) => {
                 drop(self.inventory.forget(&known.uid));
+                self.places.forget(&known.uid);
                 if let Some(ambient) = self.ambient.get() {
                     ambient.gone(&known.uid);
                 }
@@ -222,7 +223,7 @@ impl Agent {
             return Some(place);
         }
         let uid = tracked.known().uid.clone();
-        let place = match self.places.take_kept(&uid) {
+        let place = match self.places.kept(&uid) {
             Some((attachment, place)) => {
                 tracked.inner().attachment = Some(attachment);
                 place
@@ -236,7 +237,7 @@ impl Agent {
     /// The namespace of a pod by its UID: as it was kept on disk while there was no agent, or
     /// that of one of its processes.
     pub async fn place_by_uid(&self, uid: &str) -> Option<Place> {
-        if let Some((attachment, place)) = self.places.take_kept(uid) {
+        if let Some((attachment, place)) = self.places.kept(uid) {
             if let Some(tracked) = self.inventory.get(uid) {
                 tracked.inner().attachment = Some(attachment);
             }
@@ -279,16 +280,20 @@ impl Agent {
             self.metrics.add_phase(phase, *milliseconds);
         }
         lock(&self.installed).missed = None;
+        let place = self.places.open(Path::new(&done.netns));
+        let kept = |place: &Place| KeptNetns { path: done.netns.clone().into(), identity: place.identity };
         let Found::Pod(known) = self.cache.find(&done.namespace, &done.name, done.uid.as_deref()) else {
             // The watch is behind: what is known of the pod's place waits for it.
-            if let (Some(uid), Ok(place)) = (&done.uid, self.places.open(Path::new(&done.netns))) {
-                let netns = KeptNetns { path: done.netns.clone().into(), identity: place.identity };
-                self.places.keep(uid.clone(), done.attachment.clone(), netns);
+            if let (Some(uid), Ok(place)) = (&done.uid, &place) {
+                self.places.keep(uid.clone(), done.attachment.clone(), kept(place));
             }
             return;
         };
         let (tracked, _) = self.inventory.track(&known);
-        let place = self.places.open(Path::new(&done.netns));
+        // Also that of a pod which is left alone: its labels may change while it runs.
+        if let Ok(place) = &place {
+            self.places.keep(known.uid.clone(), done.attachment.clone(), kept(place));
+        }
         {
             let mut inner = tracked.inner();
             inner.attachment = Some(done.attachment.clone());
@@ -310,6 +315,7 @@ impl Agent {
             inner.attachment = None;
             inner.place = None;
             drop(inner);
+            self.places.forget(&tracked.known().uid);
             if let Some(ambient) = self.ambient.get() {
                 ambient.sandbox_gone(&tracked.known().uid);
             }

@@ -30,7 +30,7 @@ pub struct Places {
     host_proc: PathBuf,
     /// The namespaces of pods that have processes, and when that was looked up.
     processes: Mutex<Option<(Instant, Arc<Namespaces>)>>,
-    /// Attachments that are known and whose pods have not been looked at yet, by UID.
+    /// Attachments as the plugin told of them, or kept them on disk while no agent ran, by UID.
     kept: Mutex<HashMap<String, (AttachmentName, KeptNetns)>>,
 }
 
@@ -62,11 +62,22 @@ impl Places {
         lock(&self.kept).insert(uid, (attachment, netns));
     }
 
-    /// The attachment of a pod as it was kept, once, if its path still leads to its namespace.
-    pub fn take_kept(&self, uid: &str) -> Option<(AttachmentName, Place)> {
-        let (attachment, netns) = lock(&self.kept).remove(uid)?;
-        let place = self.open(&netns.path).ok()?;
-        (place.identity == netns.identity).then_some((attachment, place))
+    /// The attachment of a pod as it was kept, if its path still leads to its namespace.
+    pub fn kept(&self, uid: &str) -> Option<(AttachmentName, Place)> {
+        let (attachment, netns) = lock(&self.kept).get(uid).cloned()?;
+        match self.open(&netns.path) {
+            Ok(place) if place.identity == netns.identity => Some((attachment, place)),
+            // It was taken down, or this agent cannot see the path.
+            _ => {
+                self.forget(uid);
+                None
+            }
+        }
+    }
+
+    /// Forgets what is kept of a pod.
+    pub fn forget(&self, uid: &str) {
+        lock(&self.kept).remove(uid);
     }
 
     /// The namespace that one of a pod's processes is in.

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
@@ -32,11 +33,20 @@ pub(super) struct Host {
     probes: Arc<std::sync::Mutex<Option<HostProbes>>>,
     /// One change at a time, in the order in which they were decided.
     turn: tokio::sync::Mutex<()>,
+    /// They were removed for good.
+    removed: AtomicBool,
 }
 
 impl Host {
     pub(super) fn new(choice: BackendChoice, options: HostOptions, conditions: Conditions) -> Self {
-        Self { choice, options, conditions, probes: Arc::default(), turn: tokio::sync::Mutex::default() }
+        Self {
+            choice,
+            options,
+            conditions,
+            probes: Arc::default(),
+            turn: tokio::sync::Mutex::default(),
+            removed: AtomicBool::new(false),
+        }
     }
 
     /// Works on them, off the agent's own thread.
@@ -77,12 +87,25 @@ impl Host {
     /// Makes rules and sets, and keeps the entries that are there.
     async fn set_up(&self) -> Result<bool, String> {
         let _turn = self.turn.lock().await;
+        if self.removed.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
         self.work(HostProbes::set_up).await
+    }
+
+    /// Takes rules and sets away, for good.
+    pub(super) async fn remove(&self) -> Result<bool, String> {
+        let _turn = self.turn.lock().await;
+        self.removed.store(true, Ordering::Relaxed);
+        self.work(HostProbes::remove).await
     }
 
     /// Makes rules and sets, with exactly what `entries` says by then; whether anything was written.
     async fn hold(&self, entries: impl FnOnce() -> Entries) -> Result<bool, String> {
         let _turn = self.turn.lock().await;
+        if self.removed.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
         let entries = entries();
         self.work(move |probes| probes.hold(&entries)).await
     }

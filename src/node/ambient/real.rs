@@ -11,16 +11,17 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use tracing::warn;
 
+use crate::backend::BackendKind;
 use crate::backend::ambient::Namespace;
 use crate::backend::conditions::Conditions;
-use crate::backend::install::Action;
+use crate::backend::install::{Action, InstallError};
 use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
 use crate::backend::routing;
 use crate::config::ambient::AmbientOptions;
 use crate::config::facts;
 use crate::config::given::process_environment;
 use crate::config::settings::BackendChoice;
-use crate::plan;
+use crate::plan::{self, model::Plan};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns::Netns;
 
@@ -49,7 +50,7 @@ pub struct Real {
 }
 
 /// What is known about iptables' programs on the node.
-pub(super) fn programs() -> ProgramEnvironment {
+fn programs() -> ProgramEnvironment {
     ProgramEnvironment {
         path: process_environment("PATH").unwrap_or_default().into(),
         variables: [("XTABLES_LOCKFILE", NO_LOCK.into())].into(),
@@ -74,10 +75,28 @@ fn namespace(netns: &Netns, choice: BackendChoice) -> Result<Namespace, String> 
     Ok(Namespace { choice, conditions, reconcile: true })
 }
 
+/// What is wrong with rules that cannot be changed, and what helps.
+const BY_IPTABLES: &str = "another agent made its rules with iptables, whose programs are not here";
+const MADE_ANEW: &str = "delete the pod, so that it is made anew, or run the agent in an image that has iptables";
+
+/// Whether rules of another agent, made with iptables, are what is wanted: they are as good.
+fn left_by_another(namespace: &Namespace, plan: &Plan, error: &InstallError) -> Result<(), String> {
+    match namespace.verify_without_programs(plan).map_err(|e| e.to_string())?.as_deref() {
+        Some([]) => Ok(()),
+        Some([first, ..]) => Err(format!("{BY_IPTABLES}, and they are not what it should have ({first}); {MADE_ANEW}")),
+        None => Err(error.to_string()),
+    }
+}
+
 impl Real {
     /// The world of an agent, with the rules of its node.
     pub(super) fn new(agent: Arc<Agent>, host: Arc<Host>, backend: BackendChoice) -> Self {
         Self { agent, host, backend, patches: Semaphore::new(PATCHES) }
+    }
+
+    /// The rules of the agent's node.
+    pub(super) fn host(&self) -> &Host {
+        &self.host
     }
 
     /// Works in a pod's namespace.
@@ -120,20 +139,32 @@ impl World for Real {
 
     async fn program(&self, place: &Place, wanted: &Options) -> Result<Programmed, String> {
         let plan = plan::build::ambient(&options(wanted));
-        self.inside(place, move |namespace| {
-            let outcome = namespace.apply(&plan).map_err(|e| e.to_string())?;
-            Ok(Programmed {
+        self.inside(place, move |namespace| match namespace.apply(&plan) {
+            Ok(outcome) => Ok(Programmed {
                 backend: outcome.backend.name().into(),
                 changed: outcome.action != Action::Unchanged,
                 warnings: outcome.warnings,
-            })
+            }),
+            Err(error) if error.lacks_program() => {
+                left_by_another(&namespace, &plan, &error)?;
+                let backend = BackendKind::IptablesNft.name().into();
+                Ok(Programmed { backend, changed: false, warnings: Vec::new() })
+            }
+            Err(error) => Err(error.to_string()),
         })
         .await
     }
 
     async fn verify(&self, place: &Place, wanted: &Options) -> Result<Vec<String>, String> {
         let plan = plan::build::ambient(&options(wanted));
-        let verified = self.inside(place, move |namespace| namespace.verify(&plan).map_err(|e| e.to_string())).await;
+        let verify = move |namespace: Namespace| match namespace.verify(&plan) {
+            Err(error) if error.lacks_program() => {
+                let held = namespace.verify_without_programs(&plan).map_err(|e| e.to_string())?;
+                held.ok_or_else(|| error.to_string())
+            }
+            verified => verified.map_err(|e| e.to_string()),
+        };
+        let verified = self.inside(place, verify).await;
         let result = match &verified {
             Ok(differences) if differences.is_empty() => "same",
             Ok(_) => "different",
@@ -145,7 +176,10 @@ impl World for Real {
 
     async fn unprogram(&self, place: &Place) -> Result<bool, String> {
         self.inside(place, |namespace| {
-            namespace.remove().map(|outcome| outcome.action != Action::Nothing).map_err(|e| e.to_string())
+            namespace.remove().map(|outcome| outcome.action != Action::Nothing).map_err(|e| match e.lacks_program() {
+                true => format!("{BY_IPTABLES}; {MADE_ANEW}"),
+                false => e.to_string(),
+            })
         })
         .await
     }

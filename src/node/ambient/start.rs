@@ -6,12 +6,14 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use crate::backend::conditions::Conditions;
+use crate::backend::iptables::programs::ProgramEnvironment;
 use crate::config::ambient::HostOptions;
+use crate::config::given::process_environment;
 use crate::config::settings::BackendChoice;
 
 use super::super::Agent;
 use super::host::Host;
-use super::real::{LOCK_TIMEOUT, Real, programs};
+use super::real::{LOCK_TIMEOUT, Real};
 use super::standing::Policy;
 use super::zds::{self, ListenError};
 use super::{Ambient, Settings, host, kubelet, namespaces, probe};
@@ -43,7 +45,13 @@ pub fn start(agent: &Arc<Agent>, given: &Given, client: kube::Client) -> Result<
         ),
     }
     let host_options = HostOptions { kubelet_uid: kubelet_uid.unwrap_or(0), ..HostOptions::default() };
-    let conditions = Conditions { rule_comments: false, lock_timeout: LOCK_TIMEOUT, programs: programs() };
+    // In the node's namespace others change rules, too: they go by the same lock.
+    let of_node = ProgramEnvironment {
+        path: process_environment("PATH").unwrap_or_default().into(),
+        host_network: true,
+        ..ProgramEnvironment::default()
+    };
+    let conditions = Conditions { rule_comments: false, lock_timeout: LOCK_TIMEOUT, programs: of_node };
     let host = Arc::new(Host::new(given.backend, host_options, conditions));
     let policy = Policy { exclude_namespaces: agent.policy.exclude_namespaces.clone(), dns: given.dns };
     let settings = Settings { policy, heal: agent.settings.heal, verify_interval: agent.settings.verify_interval };
@@ -60,4 +68,19 @@ pub fn start(agent: &Arc<Agent>, given: &Given, client: kube::Client) -> Result<
     tokio::spawn(probe::until_seen(ambient, kubelet_uid.unwrap_or(0)));
     info!(socket = %given.socket.display(), "ambient mode is on");
     Ok(())
+}
+
+/// Takes the node's rules away with the agent, unless pods are in ambient mode still: these keep
+/// their own rules and their ztunnel, and the kubelet could not probe them any more.
+pub async fn leave_node(ambient: &Ambient<Real>) {
+    const BY_HAND: &str = "podweir ambient-host --remove takes them away";
+    if !ambient.entries().is_empty() {
+        warn!("the node's rules for probes stay, since there are pods in ambient mode: {BY_HAND}");
+        return;
+    }
+    match ambient.world.host().remove().await {
+        Ok(true) => info!("the node's rules for probes are gone"),
+        Ok(false) => {}
+        Err(problem) => warn!("the node's rules for probes stay: {problem}; {BY_HAND}"),
+    }
 }

@@ -307,3 +307,61 @@ fn what_somebody_takes_away_comes_back() {
     let (_, text) = node.person(&["status"]);
     assert!(text.contains("1 ztunnels connected, 1 know of every pod; 2 pods"), "{text}");
 }
+
+/// The rules and sets of one backend are those of another once an agent says so, and the pods in
+/// them stay.
+#[test]
+fn an_agent_with_another_backend_takes_the_nodes_rules_along() {
+    let pods = [pod(0)];
+    let mut node = node(&[&pods[0]]);
+    node.server.set_ambient("shop", true);
+    let ztunnel = Ztunnel::start(&socket(&node), Duration::ZERO);
+    // iptables' rules and sets, and podweir's own, of the node.
+    let held = |node: &Node| {
+        let rules = node.namespace.print("nft", &["list", "ruleset"]);
+        let legacy = node.namespace.print("iptables-legacy-save", &["-t", "nat"]);
+        [
+            rules.contains("table inet istio-ambient-nat"),
+            rules.contains("ISTIO_POSTRT"),
+            legacy.contains("ISTIO_POSTRT"),
+            node.namespace.print("ipset", &["save"]).contains(&format!("{} ", address(0))),
+        ]
+    };
+    for (backend, wanted) in [
+        ("iptables-nft", [false, true, false, true]),
+        ("iptables-legacy", [false, false, true, true]),
+        ("nftables", [true, false, false, false]),
+        ("iptables-nft", [false, true, false, true]),
+    ] {
+        // Pods keep the backend that they have.
+        start(&mut node, &[&format!("--ambient-backend={backend}")]);
+        node.wait_for_state(&pods[0], "enrolled");
+        node.wait(&format!("the node's rules in {backend}"), || (held(&node) == wanted).then_some(()));
+        // Somebody else's flush is mended, at once or with the next look.
+        assert_eq!(ztunnel.pods().len(), 1);
+        node.kill();
+    }
+}
+
+/// A pod whose labels change while it runs is found by what its ADD said, also where no process tells
+/// of it: not everywhere do the cgroups of containers carry the pod's UID.
+#[test]
+fn a_running_pod_without_telling_processes_joins_where_its_start_said_it_is() {
+    let one = pod(1);
+    let mut node = node(&[]);
+    node.server.set(&one.manifest);
+    start(&mut node, &[]);
+    node.wait_until_ready();
+    let ztunnel = Ztunnel::start(&socket(&node), Duration::ZERO);
+    add(&node, &one).call().ok();
+    node.wait_for_state(&one, "left-alone");
+    for _ in 0..2 {
+        node.server.label("shop", "web-1", MODE, Some("ambient"));
+        wait_until_exact(&node, &ztunnel, &[&one], &[]);
+        node.server.label("shop", "web-1", MODE, None);
+        wait_until_exact(&node, &ztunnel, &[], &[&one]);
+    }
+    add(&node, &one).verb("DEL").call().ok();
+    node.server.delete("shop", "web-1");
+    node.wait("no open namespace", || (status(&node)["openNamespaces"] == json!(0)).then_some(()));
+}

@@ -14,10 +14,10 @@ pub const NAMESPACE: &str = "podweir-system";
 /// Whom the agent is to the API server.
 pub const ACCOUNT: &str = "system:serviceaccount:podweir-system:podweir-node";
 
-/// The manifests with the image that the cluster has, and some texts replaced by others.
-fn manifests(changes: &[(&str, &str)]) -> String {
-    let image = MANIFESTS.lines().find_map(|line| line.trim().strip_prefix("image: ")).unwrap();
-    changes.iter().fold(MANIFESTS.replace(image, PODWEIR_IMAGE), |text, (before, after)| {
+/// Manifests with the image that the cluster has, and some texts replaced by others.
+fn of_cluster(manifests: &str, changes: &[(&str, &str)]) -> String {
+    let image = manifests.lines().find_map(|line| line.trim().strip_prefix("image: ")).unwrap();
+    changes.iter().fold(manifests.replace(image, PODWEIR_IMAGE), |text, (before, after)| {
         assert!(text.contains(before), "no {before} in the manifests");
         text.replace(before, after)
     })
@@ -31,12 +31,17 @@ impl Cluster {
 
     /// The same from manifests in which texts are replaced by others.
     pub fn install_agent_with(&self, changes: &[(&str, &str)]) {
+        self.install_agent_by(MANIFESTS, changes);
+    }
+
+    /// The same by other manifests.
+    pub fn install_agent_by(&self, manifests: &str, changes: &[(&str, &str)]) {
         if self.chain().to_string().contains("podweir") {
             self.take_down_by_hand();
         }
         // The namespace of a test before may still be going.
         self.wait("the namespace", || self.try_kubectl(&["create", "namespace", NAMESPACE]).ok()).unwrap();
-        self.with_changed_manifests("apply", changes);
+        self.with("apply", manifests, changes);
         self.wait_for_agent();
         let works = || (types(&self.chain()).contains(&"podweir")).then_some(());
         self.wait("the entry in the chain", works).unwrap_or_else(|e| panic!("{e}"));
@@ -60,7 +65,11 @@ impl Cluster {
 
     /// The same of manifests in which texts are replaced by others.
     pub fn with_changed_manifests(&self, verb: &str, changes: &[(&str, &str)]) {
-        let text = manifests(changes);
+        self.with(verb, MANIFESTS, changes);
+    }
+
+    fn with(&self, verb: &str, manifests: &str, changes: &[(&str, &str)]) {
+        let text = of_cluster(manifests, changes);
         self.output("kubectl", &["-n", NAMESPACE, verb, "-f", "-"], &text).unwrap_or_else(|e| panic!("{e}"));
     }
 

@@ -17,6 +17,7 @@ mod machine;
 mod pods;
 
 mod agent;
+mod ambient;
 mod audit;
 mod host_network;
 mod recreated;

@@ -2,6 +2,6 @@
 //! folder that has `ztunnel` or `ztunnel.xz`, or such an archive. It has to be built with a
 //! certificate authority of its own (`--features testing`), since there is no control plane.
 
-mod place;
+pub mod place;
 mod traffic;
 mod upgrade;

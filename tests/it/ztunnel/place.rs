@@ -24,7 +24,7 @@ pub const PORT: u16 = 8080;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The program, unpacked where that is needed.
-fn program() -> &'static Path {
+pub fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         let given = std::env::var_os("PODWEIR_ZTUNNEL").expect("PODWEIR_ZTUNNEL names a ztunnel");

@@ -10,7 +10,7 @@ use super::super::standing::Options;
 use super::super::step::Rules;
 use super::super::world::World;
 use super::super::zds::pause;
-use super::{Care, Turn};
+use super::{Care, SILENCE, Turn};
 
 impl<W: World> Care<W> {
     /// Holds the namespace against what it should have.
@@ -70,9 +70,21 @@ impl<W: World> Care<W> {
         self.ambient.world.tell(known, kind, text);
     }
 
+    /// Nothing fails any more.
+    pub(super) fn worked(&mut self) {
+        self.failures = 0;
+        self.failing = None;
+        self.untold = false;
+    }
+
     pub(super) fn failed(&mut self, known: &Arc<Known>, why: String) -> Turn {
         self.failures = self.failures.saturating_add(1);
-        if self.ambient.world.show(self.uid(), State::Failed { why: why.clone() }) {
+        self.untold |= self.ambient.world.show(self.uid(), State::Failed { why: why.clone() });
+        // While a sandbox is taken down, before the plugin hears of it, this and that fails:
+        // that is over in a moment, and nobody wants to read of it.
+        let since = *self.failing.get_or_insert_with(tokio::time::Instant::now);
+        if self.untold && since.elapsed() >= SILENCE {
+            self.untold = false;
             self.drifted(known, Kind::Failed, why);
         }
         // The first tries come soon: what is in the way may be about to end.

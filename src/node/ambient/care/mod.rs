@@ -30,7 +30,7 @@ const BURST: Duration = Duration::from_millis(5);
 /// How many looks and repairs a pod may cause at once, and how often after that.
 const LOOKS: (u32, Duration) = (20, Duration::from_millis(200));
 const REPAIRS: (u32, Duration) = (5, Duration::from_secs(10));
-/// For how long a ztunnel's silence is nothing to speak of.
+/// For how long a ztunnel's silence, or a failure, is nothing to speak of.
 const SILENCE: Duration = Duration::from_secs(1);
 /// The pauses between two searches for a namespace.
 const SEARCHES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
@@ -74,6 +74,9 @@ struct Care<W: World> {
     repairs: Budget,
     /// How many times in a row something failed, or nothing was found.
     failures: u32,
+    /// Since when something fails, and that it does has not been told.
+    failing: Option<tokio::time::Instant>,
+    untold: bool,
     searches: u32,
     warned: Vec<String>,
 }
@@ -97,6 +100,8 @@ pub(super) async fn look_after<W: World>(ambient: Arc<Ambient<W>>, member: Arc<M
         looks: Budget::new(LOOKS.0, LOOKS.1, now),
         repairs: Budget::new(REPAIRS.0, REPAIRS.1, now),
         failures: 0,
+        failing: None,
+        untold: false,
         searches: 0,
         warned: Vec::new(),
     };
@@ -130,7 +135,7 @@ impl<W: World> Care<W> {
         self.place = Some(place);
         self.member.set_place(self.place.clone());
         self.searches = 0;
-        self.failures = 0;
+        self.worked();
     }
 
     /// Takes up what the plugin told.
@@ -142,7 +147,7 @@ impl<W: World> Care<W> {
                 if self.place.as_ref().is_none_or(|known| known.identity != place.identity) {
                     self.open(place);
                 }
-                self.failures = 0;
+                self.worked();
                 self.member.set(Where::Joining);
             }
             Some(Sandbox::Gone) => {

@@ -39,7 +39,7 @@ impl<W: World> Care<W> {
         }
         match self.ambient.world.program(&place, options).await {
             Ok(programmed) => {
-                self.failures = 0;
+                self.worked();
                 self.rules = Rules::Held(options.clone());
                 self.looked = Instant::now();
                 programmed.warnings.iter().for_each(|warning| tracing::warn!(pod = %known, "{warning}"));
@@ -80,7 +80,7 @@ impl<W: World> Care<W> {
         };
         match self.ambient.world.unprogram(&place).await {
             Ok(changed) => {
-                self.failures = 0;
+                self.worked();
                 self.rules = Rules::None;
                 self.ears = None;
                 if changed {

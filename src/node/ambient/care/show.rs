@@ -26,8 +26,8 @@ impl<W: World> Care<W> {
     }
 
     pub(super) fn show_enrolled(&mut self, known: &Arc<Known>) {
-        let Some(place) = &self.place else { return };
-        self.failures = 0;
+        let Some(place) = self.place.clone() else { return };
+        self.worked();
         if self.ambient.world.show(self.uid(), State::Enrolled) {
             tracing::info!(pod = %known, "ztunnel takes its traffic");
             self.ambient.world.note(self.uid(), "ztunnel takes its traffic".into());
