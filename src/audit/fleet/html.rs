@@ -2,7 +2,8 @@
 //! first, then every namespace with its workloads, then a drawing of each distinct
 //! interception; long lists are folded, and open without a script.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use crate::audit::draw::svg::escaped;
@@ -133,13 +134,40 @@ fn findings(out: &mut String, answer: &FleetAnswer) {
         true => out.push_str("<p>Nothing passes a proxy by.</p>\n"),
         false => out.push_str("<p>The worst first. What many workloads have in common is told once.</p>\n"),
     }
-    for group in &answer.groups {
-        finding(out, answer, group);
+    classes(out, answer);
+    for (at, group) in answer.groups.iter().enumerate() {
+        finding(out, answer, at, group);
     }
     out.push_str("</section>\n");
 }
 
-fn finding(out: &mut String, answer: &FleetAnswer, group: &FindingGroup) {
+/// Every class at a glance, where many findings are of one.
+fn classes(out: &mut String, answer: &FleetAnswer) {
+    let mut classes: BTreeMap<(bool, Reverse<Severity>, &str), (usize, usize, BTreeSet<usize>)> = BTreeMap::new();
+    for (at, group) in answer.groups.iter().enumerate() {
+        let found = &group.finding;
+        let key = (found.accepted.is_some(), Reverse(found.severity), found.id.as_str());
+        let (_, distinct, workloads) = classes.entry(key).or_insert((at, 0, BTreeSet::new()));
+        *distinct += 1;
+        workloads.extend(group.workloads.iter().map(|(at, _)| *at));
+    }
+    if classes.len() == answer.groups.len() {
+        return;
+    }
+    table(out, "Findings by class", &["Severity", "Class", "Distinct", "Workloads"]);
+    for ((accepted, Reverse(severity), id), (first, distinct, workloads)) in classes {
+        let badge = if accepted { "<span class=\"badge\">accepted</span>".into() } else { badge(severity) };
+        let _ = writeln!(
+            out,
+            "<tr><td>{badge}</td><td><a href=\"#f{first}\">{}</a></td><td class=\"n\">{distinct}</td><td class=\"n\">{}</td></tr>",
+            escaped(id),
+            workloads.len()
+        );
+    }
+    out.push_str("</tbody></table></div>\n");
+}
+
+fn finding(out: &mut String, answer: &FleetAnswer, at: usize, group: &FindingGroup) {
     let found = &group.finding;
     let class = if found.accepted.is_some() { "accepted" } else { found.severity.name() };
     let badge = if found.accepted.is_some() {
@@ -149,7 +177,7 @@ fn finding(out: &mut String, answer: &FleetAnswer, group: &FindingGroup) {
     };
     let _ = writeln!(
         out,
-        "<article class=\"finding {class}\">\n<h3>{badge} {} <code>{}</code></h3>",
+        "<article id=\"f{at}\" class=\"finding {class}\">\n<h3>{badge} {} <code>{}</code></h3>",
         escaped(&found.title),
         escaped(&found.name())
     );

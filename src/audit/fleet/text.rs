@@ -10,8 +10,9 @@ use super::sum::{FindingGroup, FleetAnswer, Stand, WITH_REASON};
 
 /// Of one finding, how many workloads are named on a screen.
 const NAMED: usize = 3;
-/// How many findings of one severity are on a screen.
+/// How many findings of one severity are on a screen, and how many of one class.
 const FINDINGS: usize = 8;
+const OF_CLASS: usize = 3;
 /// How many things that were not looked at are on a screen.
 const MISSED: usize = 8;
 
@@ -46,15 +47,25 @@ pub fn write(answer: &FleetAnswer, comparison: Option<&Comparison>, all: bool) -
     for severity in Severity::ALL {
         let of = |group: &&FindingGroup| group.finding.accepted.is_none() && group.finding.severity == severity;
         let groups: Vec<&FindingGroup> = answer.groups.iter().filter(of).collect();
-        let shown = if all { groups.len() } else { FINDINGS };
         if !groups.is_empty() {
             out.push('\n');
         }
-        for group in groups.iter().take(shown) {
-            self::group(&mut out, answer, group, all);
+        // Of every class there is something to see before there is all of one.
+        let (mut shown, mut classes, mut hidden) = (0, BTreeMap::new(), BTreeMap::<&str, usize>::new());
+        for group in groups {
+            let id = group.finding.id.as_str();
+            let of_class = classes.entry(id).or_insert(0);
+            *of_class += 1;
+            if all || (*of_class <= OF_CLASS && shown < FINDINGS) {
+                shown += 1;
+                self::group(&mut out, answer, group, all);
+            } else {
+                *hidden.entry(id).or_default() += 1;
+            }
         }
-        if groups.len() > shown {
-            let _ = writeln!(out, "{:<8}and {} more (-v has all)", "", groups.len() - shown);
+        if !hidden.is_empty() {
+            let hidden: Vec<String> = hidden.iter().map(|(id, count)| format!("{count} {id}")).collect();
+            let _ = writeln!(out, "{:<8}and {} more (-v has all)", "", hidden.join(", "));
         }
     }
     accepted(&mut out, answer, all);
