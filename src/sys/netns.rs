@@ -165,7 +165,7 @@ pub fn net_admin_hint() -> Option<&'static str> {
 /// What to do about a kernel that refuses to have its rules looked at: the capability may be
 /// missing; where it is there, files of proc(5) may be refused, which are root's (EACCES).
 pub(crate) fn hint_of_refusal(error: &io::Error) -> Option<&'static str> {
-    let denied = matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
+    let denied = error.kind() == io::ErrorKind::PermissionDenied;
     let as_root = "the process has CAP_NET_ADMIN: run it as user 0, whose alone some files of proc(5) are";
     denied.then(|| net_admin_hint().unwrap_or(as_root))
 }
