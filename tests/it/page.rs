@@ -26,7 +26,7 @@ const contrast = element => {
   return (a + 0.05) / (b + 0.05);
 };
 const all = selector => [...document.querySelectorAll(selector)];
-const visible = all('h1,h2,h3,p,dt,dd,li,td,th,code,.badge');
+const visible = all('h1,h2,h3,p,dt,dd,li,td,th,code,summary,.badge');
 const overflowing = [];
 for (const group of all('svg.podweir g')) {
   const box = group.querySelector('rect.box').getBBox();
@@ -37,10 +37,11 @@ for (const group of all('svg.podweir g')) {
   }
 }
 const overlapping = [];
-const boxes = all('svg.podweir rect.box').map(b => b.getBBox());
-boxes.forEach((a, i) => boxes.slice(i + 1).forEach(b => {
+const drawings = all('svg.podweir').map(drawing => [...drawing.querySelectorAll('rect.box')].map(b => b.getBBox()));
+const boxes = drawings.flat();
+drawings.forEach(boxes => boxes.forEach((a, i) => boxes.slice(i + 1).forEach(b => {
   if (a.x < b.x + b.width && b.x < a.x + a.width && a.y < b.y + b.height && b.y < a.y + a.height) overlapping.push([a.x, b.x]);
-}));
+})));
 const result = document.createElement('pre');
 result.id = 'measured';
 result.textContent = JSON.stringify({
@@ -48,7 +49,7 @@ result.textContent = JSON.stringify({
   paper: getComputedStyle(document.body).backgroundColor,
   contrast: Math.min(...visible.map(contrast)),
   headings: all('h2').map(h => h.textContent),
-  findings: all('#escapes article').map(a => a.querySelector('h3 code').textContent),
+  findings: all('#escapes article, #findings article').map(a => a.querySelector('h3 code').textContent),
   arrows: all('svg.podweir path.high, svg.podweir path.medium, svg.podweir path.low').length,
   boxes: boxes.length,
   overflowing, overlapping,
@@ -123,6 +124,33 @@ fn report(namespace: &Namespace) -> String {
     namespace.print(PODWEIR, &[&["audit", "--live", "--format", "html", "--"], &options[..]].concat())
 }
 
+/// Nothing is cut off, on top of another, too faint (WCAG AA), out of reach or from elsewhere.
+fn is_readable(seen: &Value, at: &str) {
+    assert_eq!((texts(&seen["overflowing"]).len(), seen["overlapping"].as_array().unwrap().len()), (0, 0), "{at}");
+    assert!(seen["contrast"].as_f64() >= Some(4.5), "{at}");
+    for nothing in ["broken", "unreachable", "loaded"] {
+        assert_eq!(seen[nothing], 0, "{nothing}: {at}");
+    }
+    assert!(seen["wide"].as_i64() <= Some(0), "{at}");
+}
+
+#[test]
+fn a_browser_shows_the_page_of_many_workloads() {
+    let namespace = Namespace::bare("");
+    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/manifests");
+    let output = Command::new(PODWEIR).args(["audit", "--manifests", manifests, "--format", "html"]).output().unwrap();
+    let page = String::from_utf8(output.stdout).unwrap();
+    for (width, dark) in [(1400, false), (1400, true), (420, false)] {
+        let seen = measured(namespace.directory(), &page, width, dark);
+        let at = format!("{width} wide, dark {dark}: {seen:#}");
+        let parts = ["Findings", "Who is intercepted, and who is not", "Namespaces", "Distinct interceptions"];
+        assert_eq!(texts(&seen["headings"]), parts, "{at}");
+        assert!(texts(&seen["findings"]).contains(&"outbound-excluded-port 3306"), "{at}");
+        assert!(seen["boxes"].as_u64() >= Some(10), "{at}");
+        is_readable(&seen, &at);
+    }
+}
+
 #[test]
 fn a_browser_shows_the_report() {
     let namespace = Namespace::with(&[V4, V6], RESOLV);
@@ -140,13 +168,7 @@ fn a_browser_shows_the_report() {
         }
         assert!(seen["arrows"].as_u64() >= Some(6) && seen["boxes"].as_u64() >= Some(10), "{at}");
         assert!(seen["counted"].as_u64() > Some(20), "{at}");
-        // Nothing is cut off, on top of another, too faint (WCAG AA), out of reach or from elsewhere.
-        assert_eq!((texts(&seen["overflowing"]).len(), seen["overlapping"].as_array().unwrap().len()), (0, 0), "{at}");
-        assert!(seen["contrast"].as_f64() >= Some(4.5), "{at}");
-        for nothing in ["broken", "unreachable", "loaded"] {
-            assert_eq!(seen[nothing], 0, "{nothing}: {at}");
-        }
-        assert!(seen["wide"].as_i64() <= Some(0), "{at}");
+        is_readable(&seen, &at);
         papers.push(seen["paper"].clone());
     }
     assert_eq!(papers[0], papers[2]);
