@@ -484,6 +484,25 @@ fn audit_explain_and_verify_know_an_ambient_pod() {
             let text = namespace.print(PODWEIR, &[&["explain", "--live"], flow].concat());
             assert!(text.starts_with(verdict) && text.contains(why), "{backend}, {flow:?}: {text}");
         }
+        // By which mark routing sends a packet back, be it an answer's or anybody's.
+        let back = "routed to the pod itself, by the routing rule for this mark";
+        let inbound = ["--direction", "inbound", "--source", "10.9.9.9", "--destination", "10.244.0.6", "--port", "80"];
+        for (flow, routed) in [
+            (&["--destination", "10.1.2.3", "--port", "80", "--mark", "0x111"][..], true),
+            (&["--destination", "10.1.2.3", "--port", "80", "--mark", "0x112"], false),
+            (&[&inbound[..], &["--mark", "0x539"]].concat(), true),
+            (&inbound, false),
+        ] {
+            let text = namespace.print(PODWEIR, &[&["explain", "-v", "--live"], flow].concat());
+            assert_eq!(text.contains(back), routed, "{backend}, {flow:?}: {text}");
+        }
+        // What is drawn from options is what is drawn from the kernel: the same chains, as many escapes.
+        let drawn = |from: &[&str]| {
+            let text = namespace.print(PODWEIR, &[&["render", "--format", "mermaid"], from].concat());
+            assert!(text.contains("nat ISTIO_OUTPUT") && text.contains("escapes"), "{backend}: {text}");
+            text.matches("escapes").count()
+        };
+        assert_eq!(drawn(&["--live"]), drawn(&[&["--as", "ambient", "--"], &asked[..]].concat()), "{backend}");
         let output = namespace.podweir(&["audit", "--live"]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         for word in ["marked-packets-escape", "0x539", "probe-source", "tunnel-port", "outbound-udp"] {

@@ -7,10 +7,14 @@ use std::time::Duration;
 
 use podweir::audit::explain::{NoTrace, explain};
 use podweir::audit::flow::{Direction, Flow, Taker};
+use podweir::audit::source::Source;
 use podweir::audit::source::options::{self, KnownPod};
 use podweir::config::ambient::AmbientOptions;
 use podweir::config::types::Families;
 use podweir::plan::model::protocol;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
 use socket2::{Domain, Socket, Type};
 
 use crate::ambient::BACKENDS;
@@ -207,6 +211,91 @@ fn wanted(step: &[String]) -> AmbientOptions {
     }
 }
 
+/// Who audit says gets a connection.
+fn told(source: &Source, probe: &Probe) -> Taker {
+    let owner = (!probe.inbound).then_some(0);
+    let flow = Flow {
+        direction: if probe.inbound { Direction::Inbound } else { Direction::Outbound },
+        protocol: if probe.udp { protocol::UDP } else { protocol::TCP },
+        uid: owner,
+        gid: owner,
+        source: probe.from,
+        source_port: None,
+        destination: probe.to,
+        port: probe.port,
+        interface: None,
+        mark: probe.mark,
+    };
+    explain(&source.ruleset, &source.pod, &flow, &mut NoTrace).taker
+}
+
+/// Who answered, in audit's words; `None`: nobody, so that rules do not tell who would have.
+fn taker(answer: &str) -> Option<Taker> {
+    Some(match answer {
+        "ztunnel-outbound" => Taker::OutboundProxy,
+        "ztunnel-inbound" => Taker::InboundProxy,
+        "ztunnel-dns" => Taker::DnsProxy,
+        "app" | "outside" => Taker::Direct,
+        _ => return None,
+    })
+}
+
+const IPS: [&str; 2] = ["10.244.0.6/24", "fd00:10:244::6/64"];
+
+fn probes() -> impl Strategy<Value = Probe> {
+    let address = |texts: &'static [&'static str]| select(texts).prop_map(|text| text.parse::<IpAddr>().unwrap());
+    let out = address(&["198.51.100.7", "10.1.2.3", "2001:db8::7", "10.244.0.6", "fd00:10:244::6", "127.0.0.1", "::1"]);
+    let own = address(&["10.244.0.6", "fd00:10:244::6"]);
+    // From anywhere, and from where the kubelet's probes come.
+    let from = (any::<bool>(), any::<bool>()).prop_map(|(probe, far)| match (probe, far) {
+        (true, _) => ["169.254.7.127", "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"],
+        (false, true) => ["203.0.113.7", "2001:db8:77::7"],
+        (false, false) => ["", ""],
+    });
+    // Ports of ztunnel's own tell nothing of who was meant.
+    let port = select(&[53u16, 80, 443, 8080, 9000][..]);
+    let mark = prop_oneof![3 => Just(0u32), 1 => select(vec![MARK, 0x1539, 0x53a, 0x100_0539])];
+    (any::<bool>(), any::<bool>(), out, own, from, port, mark).prop_map(|(inbound, udp, out, own, from, port, mark)| {
+        let to = if inbound { own } else { out };
+        let from = from[usize::from(to.is_ipv6())].parse().ok().filter(|_| inbound);
+        // A mark is the sender's machine's own: it does not come in from outside.
+        let mark = if inbound { 0 } else { mark };
+        Probe { inbound, udp, mark, transparent: false, from, from_port: 0, to, port }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(crate::cases(12)))]
+
+    /// Random flows of an ambient pod, with random options: audit says of each what the kernel does.
+    #[test]
+    fn random_flows_are_told_as_the_kernel_takes_them(
+        dns in any::<bool>(), ingress in any::<bool>(), both in any::<bool>(), backend in select(&BACKENDS[..]),
+        probes in vec(probes(), 12),
+    ) {
+        let pod = Pod::new(&IPS);
+        let dns_capture = format!("--dns-capture={dns}");
+        let mut arguments = vec!["ambient", "--backend", backend, &dns_capture];
+        arguments.extend(ingress.then_some("--ingress-mode"));
+        arguments.extend(if both { ["--ip-families", "both"] } else { ["--ip-families", "ipv4"] });
+        let output = pod.namespace.command(PODWEIR, &arguments, &[]);
+        prop_assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let options = AmbientOptions {
+            families: if both { Families::BOTH } else { Families::V4 },
+            dns,
+            ingress,
+            virtual_interfaces: Vec::new(),
+        };
+        let addresses = IPS.iter().map(|ip| ip.split('/').next().unwrap().parse().unwrap()).collect();
+        let source = options::of_ambient(&options, &KnownPod { addresses, ..KnownPod::default() });
+        for probe in probes {
+            let answer = pod.ask(&probe);
+            let Some(taker) = taker(&answer) else { continue };
+            prop_assert_eq!(told(&source, &probe), taker, "{:?}: {} answered; {:?}", probe, answer, arguments);
+        }
+    }
+}
+
 /// What the kernel did with these connections is what audit says of them, by the rules alone.
 #[test]
 fn audit_tells_who_answered_in_the_kernel() {
@@ -225,8 +314,8 @@ fn audit_tells_who_answered_in_the_kernel() {
         for (key, want) in case["verdicts"].as_object().unwrap() {
             // Where rules do not tell who listens, and what an app that marks its packets like
             // answers to ztunnel gets back by routing, are not looked at.
-            let told = |probe: &Probe| ![15006, 15053].contains(&probe.port) && probe.mark != 0x111;
-            let Some(probe) = Probe::parse(key).filter(told) else { continue };
+            let counts = |probe: &Probe| ![15006, 15053].contains(&probe.port) && probe.mark != 0x111;
+            let Some(probe) = Probe::parse(key).filter(counts) else { continue };
             let want = match want.as_str().unwrap().split(' ').next().unwrap() {
                 "ztunnel-outbound" => Taker::OutboundProxy,
                 "ztunnel-inbound" => Taker::InboundProxy,
@@ -234,20 +323,7 @@ fn audit_tells_who_answered_in_the_kernel() {
                 "silent" => continue,
                 _ => Taker::Direct,
             };
-            let owner = (!probe.inbound).then_some(0);
-            let flow = Flow {
-                direction: if probe.inbound { Direction::Inbound } else { Direction::Outbound },
-                protocol: if probe.udp { protocol::UDP } else { protocol::TCP },
-                uid: owner,
-                gid: owner,
-                source: probe.from,
-                source_port: None,
-                destination: probe.to,
-                port: probe.port,
-                interface: None,
-                mark: probe.mark,
-            };
-            let got = explain(&source.ruleset, &source.pod, &flow, &mut NoTrace).taker;
+            let got = told(&source, &probe);
             asked += 1;
             if got != want {
                 wrong.push(format!("{}: {key}: expected {want}, got {got}", case["name"]));

@@ -15,7 +15,7 @@ use crate::audit::walk::trace::Trace;
 use crate::audit::walk::{Arrived, OnePacket, Uncertain, Walk};
 use crate::config::types::IdList;
 use crate::plan::canon::CanonMatches;
-use crate::plan::model::{Cond, CtStates, Verdict};
+use crate::plan::model::{Cond, CtStates, Masked, Verdict};
 use crate::plan::why::Why;
 
 /// Packets after a connection's first that are dropped.
@@ -53,7 +53,7 @@ pub(super) fn lost<'a>(
         journey.nat_done = true;
         let limits = Limits::of_rules(MOST_RULES);
         let mut walk = Walk::new(rules, order, flow.family(), &pod.addresses, Uncertain::Both, limits);
-        walk.routed_back = tproxy_marks(rules);
+        walk.routed_back = tproxy_marks(rules).chain(ambient_marks(rules)).collect();
         let (end, by) = match walk.follow(journey, trace) {
             Ok(Arrived { journey, taker }) => (taker, journey.decider.map(|(decider, _)| decider)),
             Err(exceeded) => (Taker::Unknown, Some(exceeded.rule)),
@@ -128,11 +128,20 @@ fn owner_of(taker: Taker, rules: &FamilyRules) -> (u64, u64) {
 }
 
 /// The marks with which packets are routed to the pod itself: TPROXY's.
-fn tproxy_marks(rules: &FamilyRules) -> Vec<u32> {
+fn tproxy_marks(rules: &FamilyRules) -> impl Iterator<Item = Masked> {
     let rules = rules.chains.iter().flat_map(|chain| &chain.rules);
-    let marks = rules.filter_map(|rule| match rule.verdict {
-        Verdict::Tproxy { mark, .. } => Some(mark.get()),
+    rules.filter_map(|rule| match rule.verdict {
+        Verdict::Tproxy { mark, .. } => Some(Masked { value: mark.get(), mask: u32::MAX }),
         _ => None,
-    });
-    marks.collect()
+    })
+}
+
+/// The marks with which packets are routed to the pod itself in ambient mode: the app's answers to
+/// connections that ztunnel has made in the name of others, and whoever else bears that mark.
+pub(super) fn ambient_marks(rules: &FamilyRules) -> impl Iterator<Item = Masked> {
+    let rules = rules.chains.iter().flat_map(|chain| &chain.rules);
+    rules.filter_map(|rule| match rule.verdict {
+        Verdict::SetConnectionMark(mark) if !matches!(rule.why(), Why::Foreign(_)) => Some(mark),
+        _ => None,
+    })
 }

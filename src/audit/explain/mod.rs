@@ -68,6 +68,7 @@ fn explain_in<'a>(
     let rules = ruleset.family(flow.family());
     let limits = Limits::of_rules(MOST_RULES);
     let mut walk = Walk::new(rules, order, flow.family(), &pod.addresses, Uncertain::Both, limits);
+    walk.routed_back = following::ambient_marks(rules).collect();
     let known = KnownFields::of(flow, pod);
     let journey = Journey::new(flow.direction, OnePacket, known, ConntrackView::NEW, pod.is_local(flow.destination));
     let decider = |cause: Option<Cause<'a>>| cause.map(|(decider, _)| decider);

@@ -20,6 +20,7 @@ use crate::audit::space::dimensions::{NOBODY, Name};
 use crate::audit::space::known::{KnownFields, Meets};
 use crate::config::types::Family;
 use crate::plan::canon::{CanonMatches, number};
+use crate::plan::model::Masked;
 
 use journey::{Cause, Journey};
 use limits::{Exceeded, Limits};
@@ -101,8 +102,8 @@ pub(super) struct Walk<'a, 'n, T> {
     /// Where it sends packets on their way in: to the address of the interface that they came by.
     own: u128,
     /// Marks with which packets on their way out come in again instead. The routing rule is no
-    /// rule of the ruleset: it goes with TPROXY.
-    pub routed_back: Vec<u32>,
+    /// rule of the ruleset: it goes with TPROXY, and with ambient mode.
+    pub routed_back: Vec<Masked>,
     pub limits: Limits<'a>,
     /// The first rule met of which it is not known whether it applies.
     pub first_uncertain: Option<Cause<'a>>,
@@ -284,7 +285,8 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
 
     /// Sends packets back in whose mark is routed to the pod itself.
     fn route_back(&self, journey: &mut Journey<'a, 'n, T>, trace: &mut dyn Trace<'a>) {
-        let is_routed = journey.known.mark.is_some_and(|mark| self.routed_back.contains(&mark));
+        let is_routed =
+            journey.known.mark.is_some_and(|mark| self.routed_back.iter().any(|of| mark & of.mask == of.value));
         if !journey.local && is_routed {
             trace.note("routed to the pod itself, by the routing rule for this mark");
             journey.local = true;

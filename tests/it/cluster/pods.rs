@@ -137,7 +137,7 @@ impl Project<'_> {
 
     /// The pods of an app, when so many of them run.
     pub fn wait_for_app(&self, app: &str, replicas: usize) -> Vec<Running> {
-        let rollout = ["rollout", "status", &format!("deployment/{app}"), "--timeout=90s"].map(str::to_owned);
+        let rollout = ["rollout", "status", &format!("deployment/{app}"), "--timeout=240s"].map(str::to_owned);
         let arguments: Vec<&str> = rollout.iter().map(String::as_str).collect();
         let all = [&["-n", self.name], &arguments[..]].concat();
         self.cluster.output("kubectl", &all, "").unwrap_or_else(|e| panic!("{e}"));

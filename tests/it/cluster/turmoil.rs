@@ -19,6 +19,8 @@ use crate::pod::{Probe, ask};
 /// How many pods start while the agent is replaced, and while it is killed.
 const AT_ONCE: u32 = 50;
 const WHILE_KILLED: u32 = 8;
+/// Each time the kubelet lets it wait twice as long.
+const MOST_KILLS: usize = 3;
 
 /// Kills the agent as a crash does; whether there was one.
 fn kill(cluster: &Cluster) -> bool {
@@ -77,7 +79,7 @@ fn pods_that_start_while_the_agent_dies_or_is_replaced_have_their_rules() {
     stop.store(false, Ordering::Relaxed);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) && kills.load(Ordering::Relaxed) < 4 {
+            while !stop.load(Ordering::Relaxed) && kills.load(Ordering::Relaxed) < MOST_KILLS {
                 if kill(&cluster) {
                     kills.fetch_add(1, Ordering::Relaxed);
                 }
