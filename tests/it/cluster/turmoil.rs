@@ -158,7 +158,7 @@ fn without_the_api_server_or_a_token_pods_are_looked_after() {
     };
     cluster.wait("the event in kubectl describe", told).unwrap_or_else(|e| panic!("{e}"));
 
-    // The API server dies: rules come back all the same, and nothing is listed anew.
+    // The API server dies: rules come back all the same.
     let listed = lists(&cluster);
     cluster.end(Component::ApiServer, Signal::SIGKILL);
     flush(&web);
@@ -168,7 +168,10 @@ fn without_the_api_server_or_a_token_pods_are_looked_after() {
     cluster.wait_for_api_server().unwrap();
     shop.apply(injected("after", &json!({})));
     assert_eq!(shop.answers(&shop.wait_for_pod("after")), DIVERTED);
-    assert_eq!(lists(&cluster), listed, "after the API server's restart the watch goes on");
+    // An API server that restarts has forgotten what was before its start: what was heard last is
+    // older than that, or it is not, and there is one list, or none.
+    let again = lists(&cluster) - listed;
+    assert!(again <= 1, "{again} lists after the API server's restart");
 
     // The account is made anew: its tokens are worth nothing any more.
     cluster.kubectl(&["-n", NAMESPACE, "delete", "serviceaccount", "podweir-node"]);
