@@ -87,20 +87,20 @@ type Looked = (Arc<Known>, State);
 /// Keeps this node's objects, for ever.
 pub(super) async fn keep(agent: Arc<Agent>) {
     let started = Instant::now();
-    let mut keeper = Keeper { agent, owner: None, there: HashMap::new(), view: View::default(), told: Vec::new() };
-    let mut said = None;
+    let mut keeper = Keeper {
+        agent,
+        owner: None,
+        there: HashMap::new(),
+        refused: HashMap::new(),
+        view: View::default(),
+        told: Vec::new(),
+        said: None,
+    };
     loop {
         let pause = match keeper.round(started.elapsed() < FIRST_LOOKS).await {
-            Ok(()) => {
-                said = None;
-                LOOK_EVERY
-            }
+            Ok(()) => LOOK_EVERY,
             Err(problem) => {
-                keeper.agent.metrics.error("reports");
-                if said.as_ref() != Some(&problem) {
-                    warn!("{problem}");
-                }
-                said = Some(problem);
+                keeper.say(problem);
                 AFTER_REFUSAL
             }
         };
@@ -114,9 +114,13 @@ struct Keeper {
     owner: Option<Owner>,
     /// By namespace: the digest of the object that is there, and when it was written.
     there: HashMap<String, (String, Option<Instant>)>,
+    /// Namespaces whose object could not be written or removed: the others' are not kept from it.
+    refused: HashMap<String, Instant>,
     view: View,
     /// What was told completely.
     told: Vec<Looked>,
+    /// The problem that was said last.
+    said: Option<String>,
 }
 
 impl Keeper {
@@ -136,26 +140,48 @@ impl Keeper {
         };
         let wanted = self.wanted(pods.clone(), owner).await?;
         let now = Instant::now();
-        let mut is_whole = true;
+        self.refused.retain(|_, at| now.duration_since(*at) < AFTER_REFUSAL);
+        let mut is_whole = self.refused.is_empty();
         for (namespace, report) in &wanted {
             match self.there.get(namespace) {
-                Some((digest, _)) if *digest == report.digest => {}
-                Some((_, Some(at))) if now.duration_since(*at) < BETWEEN_WRITES => is_whole = false,
-                _ => {
-                    self.write(namespace, report).await?;
-                    self.there.insert(namespace.clone(), (report.digest.clone(), Some(now)));
+                Some((digest, _)) if *digest == report.digest => continue,
+                Some((_, Some(at))) if now.duration_since(*at) < BETWEEN_WRITES => {
+                    is_whole = false;
+                    continue;
                 }
+                _ if self.refused.contains_key(namespace) => continue,
+                _ => {}
+            }
+            match self.write(namespace, report).await {
+                Ok(()) => drop(self.there.insert(namespace.clone(), (report.digest.clone(), Some(now)))),
+                Err(problem) => self.refuse(namespace, problem),
             }
         }
-        let gone: Vec<String> = self.there.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
-        for namespace in gone {
-            self.remove(&namespace).await?;
-            self.there.remove(&namespace);
+        let gone = self.there.keys().filter(|name| !wanted.contains_key(*name) && !self.refused.contains_key(*name));
+        for namespace in gone.cloned().collect::<Vec<String>>() {
+            match self.remove(&namespace).await {
+                Ok(()) => drop(self.there.remove(&namespace)),
+                Err(problem) => self.refuse(&namespace, problem),
+            }
         }
-        if is_whole {
+        if is_whole && self.refused.is_empty() {
             self.told = pods;
         }
         Ok(())
+    }
+
+    fn refuse(&mut self, namespace: &str, problem: String) {
+        self.refused.insert(namespace.to_owned(), Instant::now());
+        self.say(problem);
+    }
+
+    /// Says a problem, unless it is the one that was said last.
+    fn say(&mut self, problem: String) {
+        self.agent.metrics.error("reports");
+        if self.said.as_ref() != Some(&problem) {
+            warn!("{problem}");
+        }
+        self.said = Some(problem);
     }
 
     /// Finds out who owns the objects, and which are there from before.

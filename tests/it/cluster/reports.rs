@@ -9,6 +9,7 @@ use super::{Cluster, alone};
 const CRD: &str = include_str!("../../data/policyreports.wgpolicyk8s.io.yaml");
 const CHART_ROLES: &str = include_str!("../../../cni-conf/chart/templates/rbac.yaml");
 const PROJECT: &str = "reported";
+const CROWDED: &str = "crowded";
 /// What the chart changes where the value is on.
 const OFF: (&str, &str) = ("--heal=true", "--heal=false");
 const ON: (&str, &str) = ("- --log_as_json", "- --log_as_json\n            - --policy-reports");
@@ -19,12 +20,12 @@ fn rights() -> Value {
     serde_saphyr::from_str(from.split_once("{{- end }}").unwrap().0).unwrap()
 }
 
-/// How often the account wrote or removed one of the objects.
+/// How often the account wrote or removed the object of the namespace that takes one.
 fn writes(cluster: &Cluster) -> usize {
     let verbs = ["patch ", "create ", "update ", "delete "];
     let requests = cluster.requests_of(ACCOUNT);
-    let of =
-        |request: &&String| request.contains("/policyreports") && verbs.iter().any(|verb| request.starts_with(verb));
+    let place = format!("/namespaces/{PROJECT}/policyreports");
+    let of = |request: &&String| request.contains(&place) && verbs.iter().any(|verb| request.starts_with(verb));
     requests.iter().filter(of).count()
 }
 
@@ -39,12 +40,26 @@ fn policy_reports_tell_what_was_found_and_are_written_only_when_that_changes() {
     cluster.apply(&role);
     let account = format!("--serviceaccount={NAMESPACE}:podweir-node");
     cluster.kubectl(&["create", "clusterrolebinding", PROJECT, &format!("--clusterrole={PROJECT}"), &account]);
+    // One namespace, the first of all, takes none.
+    let rules = json!([{ "apiGroups": ["wgpolicyk8s.io"], "apiVersions": ["*"], "operations": ["CREATE", "UPDATE"],
+        "resources": ["policyreports"] }]);
+    let policy = |kind: &str, spec: Value| json!({ "apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": { "name": CROWDED }, "spec": spec });
+    let validations =
+        json!([{ "expression": format!("object.metadata.namespace != '{CROWDED}'"), "message": "it is full" }]);
+    let spec =
+        json!({ "failurePolicy": "Fail", "matchConstraints": { "resourceRules": rules }, "validations": validations });
+    cluster.apply(&policy("ValidatingAdmissionPolicy", spec));
+    let spec = json!({ "policyName": CROWDED, "validationActions": ["Deny"] });
+    cluster.apply(&policy("ValidatingAdmissionPolicyBinding", spec));
     cluster.install_agent_with(&[OFF]);
+    let crowded = cluster.project(CROWDED);
+    crowded.apply(injected("web", &json!({})));
     let project = cluster.project(PROJECT);
     let open = json!({ "traffic.sidecar.istio.io/excludeOutboundPorts": "3306" });
     project.apply(deployment(injected("db", &open), 2));
     project.apply(deployment(injected("bare", &json!({})), 1));
     let (db, bare) = (project.wait_for_app("db", 2), project.wait_for_app("bare", 1));
+    crowded.wait_for_pod("web");
     flush(&bare[0]);
     cluster.with_changed_manifests("apply", &[OFF, ON]);
     cluster.wait_for_agent();
@@ -68,6 +83,12 @@ fn policy_reports_tell_what_was_found_and_are_written_only_when_that_changes() {
     assert_eq!(report["metadata"]["ownerReferences"][0]["uid"], node["metadata"]["uid"]);
     let shown = cluster.kubectl(&["get", "policyreports", "-A", "-o", "wide"]);
     println!("{shown}");
+    assert!(!shown.contains(CROWDED), "{shown}");
+    let log = cluster.kubectl(&["-n", NAMESPACE, "logs", "daemonset/podweir-node"]);
+    assert!(
+        log.contains("cannot write the PolicyReport crowded/podweir-node1: ") && log.contains("it is full"),
+        "{log}"
+    );
     let row = shown.lines().find(|line| line.starts_with(PROJECT)).unwrap();
     assert_eq!(
         row.split_whitespace().take(6).collect::<Vec<_>>(),
@@ -90,6 +111,7 @@ fn policy_reports_tell_what_was_found_and_are_written_only_when_that_changes() {
     project.kubectl(&["delete", "deployment", "db", "bare"]);
     cluster.wait("the report to be gone", || there().is_none().then_some(())).unwrap_or_else(|e| panic!("{e}"));
     cluster.remove_agent();
+    cluster.kubectl(&["delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", CROWDED]);
     cluster.kubectl(&["delete", "crd", "policyreports.wgpolicyk8s.io"]);
     cluster.kubectl(&["delete", "clusterrole,clusterrolebinding", PROJECT]);
 }
