@@ -55,10 +55,16 @@ impl Refusal {
         let says = |words: &[&str]| words.iter().any(|word| complaint.contains(word));
         let is_gone = says(&["NotFound", "container not found", "in a completed pod"]);
         let is_old = says(&["unrecognized subcommand"]);
-        let is_final = is_old || says(&["Forbidden", "Unauthorized", "must be logged in"]);
+        // What kubectl asks where it was told of no cluster.
+        let knows_none = says(&["localhost:8080"]);
+        let is_final = is_old
+            || knows_none
+            || says(&["Forbidden", "Unauthorized", "must be logged in", "no such file or directory", "does not exist"]);
         let mut why = one_line(line.trim_start_matches("error: "), 400);
         if is_old {
             why = "its agent is of an older release, which has no `podweir node audit`: upgrade the agents".into();
+        } else if knows_none {
+            why += "; kubectl knows no cluster: give --kubeconfig, or set KUBECONFIG";
         } else if let Some(right) = missing_right(complaint) {
             why += &format!("; what is missing is the right to {right} (cni-conf/auditor.yaml has all that it takes)");
         }
@@ -255,6 +261,13 @@ mod tests {
         ] {
             assert!(of(gone).is_gone && !of(gone).is_final, "{gone}");
         }
+        for told in ["error: context \"x\" does not exist", "error: stat /x: no such file or directory"] {
+            assert!(of(told).is_final, "{told}");
+        }
+        let none =
+            of("The connection to the server localhost:8080 was refused - did you specify the right host or port?");
+        assert!(none.is_final && none.why.ends_with("set KUBECONFIG"), "{none:?}");
+        assert!(!of("The connection to the server 10.0.0.10:6443 was refused").is_final);
         assert_eq!(of("").why, "kubectl says nothing");
     }
 }
