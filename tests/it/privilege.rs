@@ -2,7 +2,6 @@
 //! outside, in proc(5), and by what is refused.
 
 use std::io::Write;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -96,12 +95,10 @@ fn an_init_container_keeps_what_programming_takes() {
     }
 }
 
-/// In the namespace that they are in, and in one that is named.
+/// In the namespace that they are in, be it that it is named.
 #[test]
 fn ambient_commands_keep_what_programming_takes() {
     let namespace = Namespace::new();
-    let elsewhere = Namespace::bare("");
-    let path = format!("/proc/{}/fd/{}", std::process::id(), namespace.net().as_raw_fd());
     let commands: [&[&str]; 4] = [
         &["ambient"],
         &["ambient", "--remove"],
@@ -110,10 +107,10 @@ fn ambient_commands_keep_what_programming_takes() {
     ];
     for (backend, more) in [("auto", 0), ("nftables", 0), ("iptables-nft", 0), ("iptables-legacy", SYS_MODULE)] {
         for command in commands {
-            for (place, named) in [(&namespace, &[][..]), (&elsewhere, &["--network-namespace", &path])] {
+            for named in [&[][..], &["--network-namespace", "/proc/self/ns/net"]] {
                 let held = namespace.lock();
                 let common = ["--backend", backend, "--lock-timeout", "60s"];
-                let child = start(place, &[command, &common, named].concat());
+                let child = start(&namespace, &[command, &common, named].concat());
                 has_only(child.id(), NET_ADMIN | NET_RAW | SYS_PTRACE | DAC_READ_SEARCH | more);
                 drop(held);
                 let (status, log) = end(child, "");
