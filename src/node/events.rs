@@ -121,7 +121,7 @@ pub(super) async fn send(client: kube::Client, node: String, mut queue: Receiver
                 metrics.event(reason, "sent");
                 continue;
             }
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => crate::cni::client::chain(&error),
             Err(_) => "the API server does not answer".to_owned(),
         };
         metrics.event(reason, "failed");
