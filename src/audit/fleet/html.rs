@@ -141,9 +141,12 @@ fn findings(out: &mut String, answer: &FleetAnswer) {
     out.push_str("</section>\n");
 }
 
+/// A class: whether it is accepted, how bad it is, and its name.
+type Class<'a> = (bool, Reverse<Severity>, &'a str);
+
 /// Every class at a glance, where many findings are of one.
 fn classes(out: &mut String, answer: &FleetAnswer) {
-    let mut classes: BTreeMap<(bool, Reverse<Severity>, &str), (usize, usize, BTreeSet<usize>)> = BTreeMap::new();
+    let mut classes: BTreeMap<Class, (usize, usize, BTreeSet<usize>)> = BTreeMap::new();
     for (at, group) in answer.groups.iter().enumerate() {
         let found = &group.finding;
         let key = (found.accepted.is_some(), Reverse(found.severity), found.id.as_str());

@@ -120,7 +120,8 @@ fn the_agent_installs_answers_mends_and_goes_with_its_daemon_set() {
     let early = shop.wait_for_pod("early");
     assert_eq!(shop.answers(&early), PLAIN);
 
-    cluster.try_kubectl(&["create", "namespace", NAMESPACE]).unwrap();
+    // The namespace of a test before may still be going.
+    cluster.wait("the namespace", || cluster.try_kubectl(&["create", "namespace", NAMESPACE]).ok()).unwrap();
     cluster.with_manifests("apply");
     cluster.wait_for_agent();
     assert_eq!(types(&cluster.chain()).last(), Some(&"podweir"));

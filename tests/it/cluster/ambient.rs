@@ -37,7 +37,7 @@ fn web(name: &str, labels: &Value) -> Value {
         "spec": { "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 1, "containers": [{
             "name": "app", "image": BUSYBOX,
             "command": ["/bin/busybox", "nc", "-ll", "-p", PORT.to_string(), "-e", "/bin/busybox", "sh", "-c", answer],
-            "readinessProbe": { "httpGet": { "path": "/", "port": PORT }, "periodSeconds": 1, "failureThreshold": 1 },
+            "readinessProbe": { "httpGet": { "path": "/", "port": PORT }, "periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 20 },
         }] },
     })
 }
