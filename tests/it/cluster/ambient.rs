@@ -274,7 +274,7 @@ fn labels_put_running_pods_into_the_mesh_of_a_real_ztunnel_and_take_them_out() {
         mesh.wait_for_redirection(pod, None);
     }
     assert_eq!(all.map(traces), [OUT, OUT, IN]);
-    assert_eq!(probed(&cluster, &all), ["out"]);
+    mesh.wait_until("the node's sets", || probed(&cluster, &all) == ["out"]);
     assert_eq!(get_as(&cluster, SOMEBODY, one.address), Ok("one".into()));
     mesh.kubectl(&["label", "pod", "out", "--overwrite", &format!("{MODE}=none")]);
     mesh.wait_for_redirection("out", None);
