@@ -176,12 +176,15 @@ fn without_the_api_server_or_a_token_pods_are_looked_after() {
     // The account is made anew: its tokens are worth nothing any more.
     cluster.kubectl(&["-n", NAMESPACE, "delete", "serviceaccount", "podweir-node"]);
     cluster.with_manifests("apply");
+    // It asks for little by itself, and an API server believes a token for some seconds more: what it
+    // has to tell again and again are repairs.
     let says = || {
+        flush(&web);
+        std::thread::sleep(Duration::from_secs(2));
         let log = cluster.try_kubectl(&["-n", NAMESPACE, "logs", "daemonset/podweir-node", "--tail=50"]).ok()?;
         (log.contains("Unauthorized") || log.contains("not accepted")).then_some(())
     };
     cluster.wait("the agent to say that its token is revoked", says).unwrap_or_else(|e| panic!("{e}"));
-    flush(&web);
     cluster.wait("the rules to be back", back).unwrap_or_else(|e| panic!("{e}"));
     cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", "-l", "app.kubernetes.io/component=node"]);
     cluster.wait_for_agent();
