@@ -123,18 +123,20 @@ pub(super) async fn keep<W: World>(ambient: Arc<Ambient<W>>, host: Arc<Host>) {
     let ears = Ears::here("the node");
     let interval = ambient.settings.verify_interval * if ears.hear_all() { TOLD_FACTOR } else { 1 };
     let mut said = String::new();
-    let mut left = None;
+    let mut left: Option<Entries> = None;
     let mut failures = 0u32;
     loop {
         ears.forget();
-        let result = match (&left, ambient.book.is_settled()) {
+        let result = match (&mut left, ambient.book.is_settled()) {
             (None, _) | (_, false) => {
                 left = host.entries().await.ok().or(left);
                 host.set_up().await
             }
-            (Some(_), true) => {
-                // Of what is left, what belongs to a pod that is still looked for stays.
-                let left = left.clone().unwrap_or_default();
+            (Some(left), true) => {
+                // Of what is left, what belongs to a pod that is still looked for stays. A pod that
+                // has claims of its own speaks for itself, also when it gives them up again.
+                left.retain(|_, uid| !ambient.has_claims(uid));
+                let left = left.clone();
                 host.hold(|| {
                     let mut entries = ambient.entries();
                     for (address, uid) in left {
