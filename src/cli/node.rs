@@ -1,5 +1,7 @@
 //! `podweir node`: the agent of a node, and what one asks it.
 
+mod ask;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,7 +10,6 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
 
 use crate::cni;
-use crate::cni::agent::{self, message};
 use crate::config::given::{Given, process_environment};
 use crate::config::settings::Face;
 use crate::config::value;
@@ -19,7 +20,7 @@ use crate::node::settings::{ObjectName, OnFailure, Settings};
 use crate::node::{self, Policy, ambient};
 
 use super::error::CliError;
-use super::{confine, output, source};
+use super::{confine, source};
 
 const EXAMPLES: &str = "\
 The agent puts the plugin in place and keeps it there, answers it, watches the rules of
@@ -45,8 +46,6 @@ Examples:
 
 /// Where a pod finds the token of its account.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// How long an agent may take to answer a person.
-const PATIENCE: Duration = Duration::from_secs(6);
 
 fn path(name: &'static str, default: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).value_name("PATH").value_parser(value_parser!(PathBuf)).default_value(default).help(help)
@@ -174,10 +173,10 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {
             confine::to_asking();
             Ok(node::uninstall(&installation(matches, Value::Null)?, &path_of(matches, "run-dir"))?)
         }
-        Some(("status", matches)) => status(matches),
-        Some(("list", matches)) => list(matches),
-        Some(("why", matches)) => why(matches),
-        Some(("audit", matches)) => audit(matches),
+        Some(("status", matches)) => ask::status(matches),
+        Some(("list", matches)) => ask::list(matches),
+        Some(("why", matches)) => ask::why(matches),
+        Some(("audit", matches)) => ask::audit(matches),
         _ => Err(CliError::Usage("node: no such command".into())),
     }
 }
@@ -327,125 +326,4 @@ fn credentials(matches: &ArgMatches) -> Result<Credentials, CliError> {
 /// The options of an init container, or in words why its arguments make none.
 fn read_init(arguments: &[String], variables: &BTreeMap<String, String>) -> Result<(Given, Face), String> {
     source::given_of_init(arguments, variables).map_err(|e| e.to_string())
-}
-
-fn ask(matches: &ArgMatches, request: message::Request) -> Result<Value, CliError> {
-    confine::to_asking();
-    answer(matches, request)
-}
-
-fn answer(matches: &ArgMatches, request: message::Request) -> Result<Value, CliError> {
-    let socket = agent::socket(&path_of(matches, "run-dir"));
-    match agent::ask(&socket, request, PATIENCE) {
-        Ok(message::Answer::Report { report }) => Ok(report),
-        Ok(message::Answer::Error { message, details, .. }) => Err(CliError::Failed(format!("{message}; {details}"))),
-        Ok(_) => {
-            Err(CliError::Failed("the agent's answer is one to another question; is it of another release?".into()))
-        }
-        Err(error) => Err(CliError::Failed(format!(
-            "no agent answers on this node: {error}; kubectl get pods -A -o wide -l app.kubernetes.io/name=podweir shows the agents"
-        ))),
-    }
-}
-
-fn shown(value: &Value) -> &str {
-    value.as_str().unwrap_or("-")
-}
-
-fn status(matches: &ArgMatches) -> Result<(), CliError> {
-    let report = ask(matches, message::Request::Status {})?;
-    let ready = report["ready"] == true;
-    if matches.get_flag("json") {
-        output::print(&format!("{report:#}\n"))?;
-    } else {
-        let mut text = format!(
-            "node     {}\nready    {}\nchain    {}\n",
-            shown(&report["node"]),
-            if ready { "yes" } else { "no" },
-            shown(&report["chain"])
-        );
-        let age = report["watchAgeSeconds"].as_u64().map_or_else(|| "never".into(), |s| format!("{s} s ago"));
-        text += &format!("watch    heard {age}, {} pods known\n", report["knownPods"]);
-        if let Some(ambient) = report["ambient"].as_object() {
-            let probe = ambient.get("probe").and_then(Value::as_str).unwrap_or("no pod to be probed yet");
-            text += &format!(
-                "ambient  {} ztunnels connected, {} know of every pod; {} pods; {probe}\n",
-                ambient["ztunnels"], ambient["ztunnelsWithEveryPod"], ambient["pods"]
-            );
-        }
-        for (state, count) in report["pods"].as_object().into_iter().flatten().filter(|(_, count)| **count != 0) {
-            text += &format!("pods     {count} {state}\n");
-        }
-        output::print(&text)?;
-    }
-    let problems: Vec<&str> = report["problems"].as_array().into_iter().flatten().map(shown).collect();
-    if ready { Ok(()) } else { Err(CliError::Failed(problems.join("; "))) }
-}
-
-/// Looks into the pods that the agent knows, and tells a line at a time.
-fn audit(matches: &ArgMatches) -> Result<(), CliError> {
-    confine::to_the_nodes_agent();
-    let status = answer(matches, message::Request::Status {})?;
-    let list = answer(matches, message::Request::List {})?;
-    let proc = matches.get_one::<PathBuf>("host-proc").cloned().unwrap_or_else(|| {
-        let mounted = PathBuf::from("/host/proc");
-        if mounted.join("1").exists() { mounted } else { "/proc".into() }
-    });
-    node::facts::tell(&status, &list, &proc, |line| output::print(&format!("{line}\n")))
-}
-
-fn list(matches: &ArgMatches) -> Result<(), CliError> {
-    let report = ask(matches, message::Request::List {})?;
-    if matches.get_flag("json") {
-        return output::print(&format!("{report:#}\n"));
-    }
-    let rows = report["pods"].as_array().into_iter().flatten();
-    let line = |row: &Value| {
-        let why = row[4].as_str().map(|why| format!("  {why}")).unwrap_or_default();
-        format!("{:<14} {}/{}{why}\n", shown(&row[2]), shown(&row[0]), shown(&row[1]))
-    };
-    let text: String = rows.map(line).collect();
-    output::print(&text)
-}
-
-fn why(matches: &ArgMatches) -> Result<(), CliError> {
-    let pod = text_of(matches, "pod").unwrap_or_default();
-    let (namespace, name) =
-        pod.split_once('/').ok_or_else(|| CliError::invalid("POD", &pod, "NAMESPACE/POD, such as shop/web-0"))?;
-    let request = message::Request::Why { namespace: namespace.into(), name: name.into() };
-    let report = ask(matches, request)?;
-    let decision = &report["decision"];
-    if matches.get_flag("json") {
-        output::print(&format!("{report:#}\n"))?;
-    } else {
-        let verdict = match (&decision["intercept"], &decision["ambient"]) {
-            (Value::Bool(true), _) => "intercepted",
-            (_, Value::Bool(true)) => "in ambient mode",
-            _ if report["state"] == "failed" => "refused",
-            _ => "not intercepted",
-        };
-        let mut text = format!(
-            "pod      {pod}\ndecision {verdict}: {}\nstate    {} (since {})\n",
-            shown(&decision["why"]),
-            shown(&report["sentence"]),
-            shown(&report["since"])
-        );
-        if report["verified"].is_string() {
-            text += &format!("verified {}\n", shown(&report["verified"]));
-        }
-        for (name, setting) in decision["options"].as_object().into_iter().flatten() {
-            text += &format!("option   {name} = {} ({})\n", shown(&setting["value"]), shown(&setting["source"]));
-        }
-        for warning in decision["warnings"].as_array().into_iter().flatten() {
-            text += &format!("warning  {}\n", shown(warning));
-        }
-        for happening in report["history"].as_array().into_iter().flatten() {
-            text += &format!("{}  {}\n", shown(&happening["time"]), shown(&happening["what"]));
-        }
-        output::print(&text)?;
-    }
-    match report["state"].as_str() {
-        Some("intercepted" | "enrolled" | "left-alone" | "ended") => Ok(()),
-        _ => Err(CliError::Failed(format!("pod {pod} is not as it should be"))),
-    }
 }

@@ -10,6 +10,8 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tracing::warn;
 
+use crate::sys::seqpacket::{Connection, Listener};
+
 /// How long to wait where a connection cannot be taken. Descriptors have run out mostly, and
 /// waiting gives some back.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -35,6 +37,14 @@ impl Accept for TcpListener {
 
     async fn next(&self) -> io::Result<TcpStream> {
         Ok(self.accept().await?.0)
+    }
+}
+
+impl Accept for Listener {
+    type Stream = Connection;
+
+    async fn next(&self) -> io::Result<Connection> {
+        self.accept().await
     }
 }
 

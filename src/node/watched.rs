@@ -38,26 +38,17 @@ fn what_decides<'de, D: Deserializer<'de>>(reader: D) -> Result<ObjectMeta, D::E
         labels: Option<Deciding>,
         annotations: Option<Deciding>,
     }
-    let Metadata {
-        name,
-        namespace,
-        uid,
-        resource_version,
-        creation_timestamp,
-        deletion_timestamp,
-        labels,
-        annotations,
-    } = Metadata::deserialize(reader)?;
+    let told = Metadata::deserialize(reader)?;
     let texts = |texts: Option<Deciding>| texts.map(|Deciding(texts)| texts);
     Ok(ObjectMeta {
-        name,
-        namespace,
-        uid,
-        resource_version,
-        creation_timestamp,
-        deletion_timestamp,
-        labels: texts(labels),
-        annotations: texts(annotations),
+        name: told.name,
+        namespace: told.namespace,
+        uid: told.uid,
+        resource_version: told.resource_version,
+        creation_timestamp: told.creation_timestamp,
+        deletion_timestamp: told.deletion_timestamp,
+        labels: texts(told.labels),
+        annotations: texts(told.annotations),
         ..ObjectMeta::default()
     })
 }

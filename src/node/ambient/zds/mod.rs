@@ -21,13 +21,13 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::sys::seqpacket::Listener;
+
+use super::super::accept;
 
 pub use connection::Shared;
 pub use ledger::pause;
@@ -80,29 +80,17 @@ pub async fn serve_one(connection: crate::sys::seqpacket::Connection, shared: Sh
 
 /// Serves ztunnels for ever.
 pub async fn serve(listener: Listener, shared: Shared) {
-    let places = Arc::new(Semaphore::new(AT_ONCE));
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let connection = match listener.accept().await {
-            Ok(connection) => connection,
-            Err(error) => {
-                warn!("cannot take the connection of a ztunnel: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        match connection.peer() {
-            Ok((0, _)) => {}
-            peer => {
-                shared.figures.disconnected("not-root");
-                warn!(?peer, "somebody who is not root connected as a ztunnel");
-                continue;
+    accept::serve(listener, "of a ztunnel", AT_ONCE, |connection| {
+        let shared = shared.clone();
+        async move {
+            match connection.peer() {
+                Ok((0, _)) => connection::serve(connection, shared).await,
+                peer => {
+                    shared.figures.disconnected("not-root");
+                    warn!(?peer, "somebody who is not root connected as a ztunnel");
+                }
             }
         }
-        let shared = shared.clone();
-        tokio::spawn(async move {
-            connection::serve(connection, shared).await;
-            drop(place);
-        });
-    }
+    })
+    .await;
 }
