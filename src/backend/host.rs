@@ -15,7 +15,7 @@ use crate::config::settings::BackendChoice;
 use crate::config::types::{Families, Family};
 use crate::plan::build;
 use crate::plan::model::{Dataplane, Plan};
-use crate::sys::lock::{self, LockError};
+use crate::sys::lock::{KeptLock, LockError};
 use crate::sys::netlink::Netlink;
 
 use super::BackendKind;
@@ -69,6 +69,7 @@ pub struct HostProbes {
     netfilter: Netlink,
     programs: Programs,
     conditions: Conditions,
+    lock: KeptLock,
     /// No other backend holds any of it: that was looked at, and seen to.
     alone: bool,
 }
@@ -172,7 +173,15 @@ impl HostProbes {
         debug!(backend = kind.name(), ?prober, "probes of ambient pods");
         let variant = if kind == BackendKind::IptablesNft { Variant::Nft } else { Variant::Legacy };
         let plan = build::host(options.families, prober);
-        Ok(Self { kind, plan, netfilter, programs: programs(variant), conditions, alone: false })
+        Ok(Self {
+            kind,
+            plan,
+            netfilter,
+            programs: programs(variant),
+            conditions,
+            lock: KeptLock::default(),
+            alone: false,
+        })
     }
 
     /// The backend that holds the rules, or is to.
@@ -259,7 +268,7 @@ impl HostProbes {
     /// What kept it from it.
     pub fn remove(&mut self) -> Result<bool, HostError> {
         self.repeatedly(|this| {
-            let _lock = lock::acquire(this.conditions.lock_timeout)?;
+            let _lock = this.lock.acquire(this.conditions.lock_timeout)?;
             let there = this.survey()?;
             let mut removed = false;
             if there.nftables.is_some() {
@@ -304,7 +313,7 @@ impl HostProbes {
     }
 
     fn make(&mut self, rules: bool, entries: &Entries) -> Result<bool, HostError> {
-        let _lock = lock::acquire(self.conditions.lock_timeout)?;
+        let _lock = self.lock.acquire(self.conditions.lock_timeout)?;
         // Who only changes entries does so in sets that were set up. And no probe is to be
         // without its set, nor meet two rules, where a backend takes the place of another.
         let moves = rules && !self.alone;

@@ -102,6 +102,11 @@ pub(super) fn to_the_nodes_agent() {
     privilege::keep_only(Keep::RULES.and_namespaces().and(CAP_SYS_PTRACE).and(CAP_DAC_READ_SEARCH));
 }
 
+/// What the agent leaves on a node is removed: files of root's, and the node's rules.
+pub(super) fn to_uninstalling() {
+    privilege::keep_only(programming(BackendChoice::Auto));
+}
+
 /// Who only asks the agent.
 pub(super) fn to_asking() {
     privilege::keep_only(Keep::NOTHING);

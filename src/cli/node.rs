@@ -136,7 +136,8 @@ pub(super) fn command() -> Command {
             .value_parser(value_parser!(PathBuf)),
     ]);
     let uninstall = with_places(
-        Command::new("uninstall").about("Remove the plugin from this node; pods that run keep their rules"),
+        Command::new("uninstall")
+            .about("Remove the plugin, and ambient mode's rules of the node; pods that run keep their rules"),
     );
     let status =
         Command::new("status").about("Whether pods on this node are intercepted").args([run_dir(), json_flag()]);
@@ -170,7 +171,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {
             Ok(node::run(settings(matches)?)?)
         }
         Some(("uninstall", matches)) => {
-            confine::to_asking();
+            confine::to_uninstalling();
             Ok(node::uninstall(&installation(matches, Value::Null)?, &path_of(matches, "run-dir"))?)
         }
         Some(("status", matches)) => ask::status(matches),

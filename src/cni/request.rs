@@ -160,7 +160,8 @@ pub(crate) fn read_input(deadline: &Deadline) -> Result<Vec<u8>, CniError> {
             Ok(_) => {}
             Err(errno) => return Err(failed(errno.into())),
         }
-        let mut buffer = [0; 64 << 10];
+        // A page: a netconf is hardly longer, and every start has this on its stack.
+        let mut buffer = [0; 4 << 10];
         match stdin.read(&mut buffer) {
             Ok(0) => return Ok(input),
             Ok(read) => input.extend_from_slice(&buffer[..read]),

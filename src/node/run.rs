@@ -299,12 +299,15 @@ async fn is_removed(client: &kube::Client, name: &ObjectName) -> bool {
     }
 }
 
-/// `podweir node uninstall`: takes everything off the node. Pods that run keep their rules.
+/// `podweir node uninstall`: takes everything off the node. Pods that run keep their rules, and
+/// as long as some are in ambient mode the node keeps its rules for their probes.
 ///
 /// # Errors
 /// What could not be removed; the rest is gone.
 pub fn uninstall(installation: &Installation, run_dir: &Path) -> Result<(), RunError> {
-    remove(installation, run_dir)
+    let removed = remove(installation, run_dir);
+    ambient::leave_node_by_hand();
+    removed
 }
 
 fn remove(installation: &Installation, run_dir: &Path) -> Result<(), RunError> {

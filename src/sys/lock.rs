@@ -24,6 +24,7 @@
 use std::fs::{DirEntry, File, Metadata};
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use netlink_sys::{Socket, SocketAddr};
@@ -39,7 +40,43 @@ const GROUP: u32 = 31;
 
 /// A held lock; released when dropped, or when the process ends in any way.
 pub struct Lock {
-    _member: Option<Socket>,
+    member: Option<Socket>,
+    /// Where the socket goes afterwards, out of the group.
+    spare: Option<Spare>,
+}
+
+/// A socket to take the lock of one network namespace with, when nobody holds it.
+type Spare = Arc<Mutex<Option<Socket>>>;
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let Some((spare, member)) = self.spare.take().zip(self.member.take()) else { return };
+        // What does not leave the group is closed, which leaves it as well.
+        if member.drop_membership(GROUP).is_ok() {
+            *spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(member);
+        }
+    }
+}
+
+/// The lock of one network namespace for who takes it again and again: by one socket, which
+/// leaves the group and stays open. Closing one of `NETLINK_NETFILTER` waits until the kernel
+/// has freed what a transaction took away (`nft_rcv_nl_event`, net/netfilter/nf_tables_api.c),
+/// which is a grace period of RCU, 10 ms and more.
+#[derive(Default)]
+pub struct KeptLock {
+    spare: Spare,
+}
+
+impl KeptLock {
+    /// As [`acquire`]; the calling thread is to be in the same network namespace each time.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`acquire`].
+    pub fn acquire(&self, deadline: Duration) -> Result<Lock, LockError> {
+        let kept = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok(Lock { member: join(kept, deadline)?, spare: Some(self.spare.clone()) })
+    }
 }
 
 /// Why the lock could not be had.
@@ -74,22 +111,33 @@ struct Member {
 ///
 /// That the process may not take it, or that somebody held it all the time.
 pub fn acquire(deadline: Duration) -> Result<Lock, LockError> {
+    Ok(Lock { member: join(None, deadline)?, spare: None })
+}
+
+/// The socket that holds the lock: the one `kept`, which is in no group, or a new one.
+fn join(mut kept: Option<Socket>, deadline: Duration) -> Result<Option<Socket>, LockError> {
     let failed = |source: io::Error| LockError::Lock { source };
     let start = Instant::now();
     let mut members = Members::open();
     let mut pause = Duration::from_micros(200);
     loop {
-        let mut socket = match Socket::new(Netlink::NETFILTER) {
+        let socket = match kept.take() {
+            Some(socket) => socket.add_membership(GROUP).map(|()| socket),
+            None => Socket::new(Netlink::NETFILTER).and_then(|mut socket| {
+                // One call gives the socket a port and joins.
+                socket.bind(&SocketAddr::new(0, 1 << (GROUP - 1)))?;
+                Ok(socket)
+            }),
+        };
+        let socket = match socket {
             Ok(socket) => socket,
-            Err(e) if is_unsupported(&e) => return Ok(Lock { _member: None }),
+            Err(e) if is_unsupported(&e) => return Ok(None),
             Err(e) => return Err(failed(e)),
         };
-        // One call gives the socket a port and joins.
-        socket.bind(&SocketAddr::new(0, 1 << (GROUP - 1))).map_err(failed)?;
         let own = fstat(&socket).map_err(|e| failed(e.into()))?.st_ino;
         let others = members.list().map_err(failed)?;
         let Some(mut other) = others.into_iter().find(|member| member.inode != own) else {
-            return Ok(Lock { _member: Some(socket) });
+            return Ok(Some(socket));
         };
         drop(socket);
         // Whoever waits stays out, so that others who try do not see each other only.

@@ -23,7 +23,7 @@ use crate::backend::connections::{self, Ended, Kernel, TcpConnection};
 use crate::backend::routing;
 use crate::config::interception::Interception;
 use crate::config::types::{Family, Interface, OlderConnections};
-use crate::plan::model::{Plan, Verdict, protocol};
+use crate::plan::model::{Cond, Plan, Verdict, protocol};
 use crate::sys::conntrack::{Ends, Tracked};
 use crate::sys::inet_diag::{self, TcpSocket, TcpState};
 use crate::sys::netlink::Netlink;
@@ -66,15 +66,15 @@ pub fn look(kernel: &mut Kernel, ruleset: &Ruleset, pod: &Surroundings) -> io::R
 /// Whether rules divert what comes in by some interface and may be meant for others, as a
 /// virtual machine's packets are.
 fn takes_forwarded(ruleset: &Ruleset) -> bool {
-    let rules = Family::BOTH.into_iter().flat_map(|family| &ruleset.family(family).chains).flat_map(|c| &c.rules);
-    rules.into_iter().any(|rule| {
-        let by_name = rule
-            .matches
-            .in_interface
-            .as_ref()
-            .is_some_and(|cond| !cond.negated && cond.value.iter().any(|interface| *interface != Interface::lo()));
-        by_name && matches!(rule.verdict, Verdict::Jump(_) | Verdict::Goto(_) | Verdict::Redirect(_))
-    })
+    let mut chains = Family::BOTH.into_iter().flat_map(|family| &ruleset.family(family).chains);
+    chains.any(|chain| chain.rules.iter().any(|rule| diverts_by_interface(&rule.matches.in_interface, &rule.verdict)))
+}
+
+/// Whether a rule diverts what comes in by an interface that it names, loopback apart.
+fn diverts_by_interface(in_interface: &Option<Cond<Vec<Interface>>>, verdict: &Verdict) -> bool {
+    let names_another = |cond: &Cond<Vec<Interface>>| cond.value.iter().any(|name| *name != Interface::lo());
+    in_interface.as_ref().is_some_and(|cond| !cond.negated && names_another(cond))
+        && matches!(verdict, Verdict::Jump(_) | Verdict::Goto(_) | Verdict::Redirect(_))
 }
 
 /// A connection that the pod forwards: it has no socket here.
@@ -107,10 +107,13 @@ fn judge_forwarded(ruleset: &Ruleset, pod: &Surroundings, tracked: Tracked) -> O
 /// # Errors
 /// Those of listing sockets, addresses and routes.
 pub fn look_for(plan: &Plan) -> io::Result<Option<(Kernel, Established)>> {
-    let ruleset = Ruleset::of_plan(plan);
-    if !possible(&ruleset) {
+    let mut rules = plan.chains.iter().flat_map(|chain| &chain.rules);
+    let may_forward = rules.any(|rule| diverts_by_interface(&rule.matches.in_interface, &rule.verdict));
+    // Rules are made ready for walking only where there is something to walk through them.
+    if !connections::possible() && !may_forward {
         return Ok(None);
     }
+    let ruleset = Ruleset::of_plan(plan);
     let mut route = Netlink::open(Netlink::ROUTE)?;
     let addresses = routing::addresses(&mut route)?;
     let pod = live::surroundings(&mut route, addresses).map_err(io::Error::other)?;

@@ -54,7 +54,7 @@ use figures::Figures;
 use member::{Member, Where};
 pub use real::Real;
 use standing::{Policy, Standing};
-pub use start::{Given, leave_node, start};
+pub use start::{Given, leave_node, leave_node_by_hand, start};
 use world::World;
 use zds::book::Book;
 use zds::message::WorkloadInfo;

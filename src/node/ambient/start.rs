@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use crate::backend::conditions::Conditions;
+use crate::backend::host::{HostError, HostProbes};
 use crate::backend::iptables::programs::ProgramEnvironment;
 use crate::config::ambient::HostOptions;
 use crate::config::given::process_environment;
@@ -45,14 +46,7 @@ pub fn start(agent: &Arc<Agent>, given: &Given, client: kube::Client) -> Result<
         ),
     }
     let host_options = HostOptions { kubelet_uid: kubelet_uid.unwrap_or(0), ..HostOptions::default() };
-    // In the node's namespace others change rules, too: they go by the same lock.
-    let of_node = ProgramEnvironment {
-        path: process_environment("PATH").unwrap_or_default().into(),
-        host_network: true,
-        ..ProgramEnvironment::default()
-    };
-    let conditions = Conditions { rule_comments: false, lock_timeout: LOCK_TIMEOUT, programs: of_node };
-    let host = Arc::new(Host::new(given.backend, host_options, conditions));
+    let host = Arc::new(Host::new(given.backend, host_options, of_node()));
     let policy = Policy { exclude_namespaces: agent.policy.exclude_namespaces.clone(), dns: given.dns };
     let settings = Settings { policy, heal: agent.settings.heal, verify_interval: agent.settings.verify_interval };
     let world = Real::new(agent.clone(), host.clone(), given.backend);
@@ -73,14 +67,51 @@ pub fn start(agent: &Arc<Agent>, given: &Given, client: kube::Client) -> Result<
 /// Takes the node's rules away with the agent, unless pods are in ambient mode still: these keep
 /// their own rules and their ztunnel, and the kubelet could not probe them any more.
 pub async fn leave_node(ambient: &Ambient<Real>) {
-    const BY_HAND: &str = "podweir ambient-host --remove takes them away";
-    if !ambient.entries().is_empty() {
-        warn!("the node's rules for probes stay, since there are pods in ambient mode: {BY_HAND}");
-        return;
+    let is_used = !ambient.entries().is_empty();
+    told(if is_used { Ok(Left::Used) } else { ambient.world.host().remove().await.map(Left::removed) });
+}
+
+/// As [`leave_node`] without an agent: the pods that are in ambient mode are those in the node's
+/// sets. It works in the network namespace that the process is in.
+pub fn leave_node_by_hand() {
+    let remove = || {
+        let mut probes = HostProbes::open(BackendChoice::Auto, HostOptions::default(), of_node())?;
+        let is_used = !probes.entries()?.is_empty();
+        if is_used { Ok(Left::Used) } else { probes.remove().map(Left::removed) }
+    };
+    told(remove().map_err(|problem: HostError| problem.to_string()));
+}
+
+/// What became of the node's rules for probes.
+enum Left {
+    Nothing,
+    Removed,
+    /// Pods in ambient mode need them.
+    Used,
+}
+
+impl Left {
+    fn removed(there_were: bool) -> Self {
+        if there_were { Self::Removed } else { Self::Nothing }
     }
-    match ambient.world.host().remove().await {
-        Ok(true) => info!("the node's rules for probes are gone"),
-        Ok(false) => {}
+}
+
+fn told(left: Result<Left, String>) {
+    const BY_HAND: &str = "podweir ambient-host --remove takes them away";
+    match left {
+        Ok(Left::Nothing) => {}
+        Ok(Left::Removed) => info!("the node's rules for probes are gone"),
+        Ok(Left::Used) => warn!("the node's rules for probes stay, since there are pods in ambient mode: {BY_HAND}"),
         Err(problem) => warn!("the node's rules for probes stay: {problem}; {BY_HAND}"),
     }
+}
+
+/// In the node's namespace others change rules, too: whoever does so goes by the same lock.
+fn of_node() -> Conditions {
+    let programs = ProgramEnvironment {
+        path: process_environment("PATH").unwrap_or_default().into(),
+        host_network: true,
+        ..ProgramEnvironment::default()
+    };
+    Conditions { rule_comments: false, lock_timeout: LOCK_TIMEOUT, programs }
 }

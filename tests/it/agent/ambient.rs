@@ -231,6 +231,32 @@ fn flips_of_a_label_leave_exactly_what_is_wanted() {
 }
 
 #[test]
+fn uninstalling_by_hand_leaves_the_nodes_rules_to_pods_in_ambient_mode_only() {
+    let one = pod(1);
+    let mut node = node(&[&one]);
+    let before = node.namespace.everything();
+    node.server.set_ambient("shop", true);
+    start(&mut node, &[]);
+    let ztunnel = Ztunnel::start(&socket(&node), Duration::ZERO);
+    wait_until_exact(&node, &ztunnel, &[&one], &[]);
+    node.kill();
+    let with_rules = node.namespace.everything();
+    let folders = ["cni-bin-dir=bin", "cni-conf-dir=net.d"]
+        .map(|pair| pair.split_once('=').unwrap())
+        .map(|(flag, name)| format!("--{flag}={}", node.path(name).display()));
+    let uninstall = || node.person(&["uninstall", &folders[0], &folders[1]]);
+    let (code, said) = uninstall();
+    assert!(code == Some(0) && said.contains("stay, since there are pods in ambient mode"), "{said}");
+    assert_eq!(node.namespace.everything(), with_rules, "probes of a pod in ambient mode go on");
+    node.namespace.ok(&["ambient-host", "--flush"]);
+    for _ in 0..2 {
+        let (code, said) = uninstall();
+        assert!(code == Some(0) && !said.contains("stay"), "{said}");
+        assert_eq!(node.namespace.everything(), before, "nothing is left");
+    }
+}
+
+#[test]
 fn agent_and_ztunnel_end_during_fifty_starts() {
     let pods: Vec<Pod> = (0..50).map(pod).collect();
     let mut node = node(&[]);
