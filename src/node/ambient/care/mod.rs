@@ -217,10 +217,14 @@ impl<W: World> Care<W> {
         let (known, gone) = (self.member.known(), self.member.is_gone());
         // Which namespaces have the label is not known yet.
         let Some(want) = self.want(&known, gone) else { return Turn::Wait(self.ambient.settings.verify_interval) };
-        if let (Want::In { options, .. }, true, Some(place)) = (&want, self.look, self.place.clone()) {
+        let next = step(&want, &self.is(&known, &want));
+        // Making its rules is heard of, too. While a pod's start waits for a ztunnel, the answer comes
+        // before another look at them, unless it keeps one waiting.
+        let is_new = self.announced.as_ref().is_none_or(|announced| announced.since.elapsed() < SILENCE);
+        let hurries = is_new && matches!(self.member.whereabouts(), Where::Joining | Where::Pending(..));
+        if let (Want::In { options, .. }, true, Some(place)) = (&want, self.look && !hurries, self.place.clone()) {
             return self.look(&known, &place, options).await;
         }
-        let next = step(&want, &self.is(&known, &want));
         match next {
             Step::Find => self.find(&want).await,
             Step::Program(options) => self.program(&known, &options).await,
@@ -339,6 +343,8 @@ impl<W: World> Care<W> {
                 Some(ears) => W::heard(ears).await,
                 None => std::future::pending().await,
             }
+            self.look = true;
+            tokio::time::sleep(BURST).await;
         };
         let told = async {
             let Some(announced) = &mut self.announced else { return std::future::pending().await };
@@ -347,15 +353,11 @@ impl<W: World> Care<W> {
                 std::future::pending().await
             }
         };
-        let changed = tokio::select! {
-            () = heard => true,
-            () = told => false,
-            () = member.woken() => false,
-            () = tokio::time::sleep(recheck.map_or(longest, |soon| soon.min(longest))) => false,
-        };
-        if changed {
-            tokio::time::sleep(BURST).await;
-            self.look = true;
+        tokio::select! {
+            () = heard => {}
+            () = told => {}
+            () = member.woken() => {}
+            () = tokio::time::sleep(recheck.map_or(longest, |soon| soon.min(longest))) => {}
         }
     }
 }

@@ -177,6 +177,26 @@ async fn a_pod_joins_and_leaves_in_order() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn a_start_does_not_wait_for_a_look_at_what_was_just_made() {
+    let world = Fake::default();
+    let agent = start(&world, true, &[]).await;
+    let ztunnel = Ztunnel::start(&agent, 0);
+    let pod = known(&world, 1, None);
+    agent.consider(&pod);
+    run(&world, 1);
+    assert_eq!(agent.join(&pod, place(1001), LONG).await, Ok(Joined::Enrolled));
+    assert_eq!(world.with(|played| played.looks.clone()), Vec::<String>::new());
+    // But it is looked at, since somebody else may have changed something at the same time.
+    until("looked at", &agent, || world.with(|played| !played.looks.is_empty())).await;
+    assert!(
+        world.with(|played| played.looks[0].contains("enrolled")),
+        "{:?}",
+        world.with(|played| played.looks.clone())
+    );
+    assert!(exactly(&agent, &ztunnel, &[1]));
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn a_start_waits_for_the_ack_and_fails_closed() {
     let world = Fake::default();
     let agent = start(&world, true, &[]).await;

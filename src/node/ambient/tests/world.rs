@@ -27,6 +27,8 @@ pub(super) struct Played {
     pub done: Vec<String>,
     /// What is to fail, and how often.
     pub fail: BTreeMap<&'static str, usize>,
+    /// The states of pods when their namespaces were looked at, in order.
+    pub looks: Vec<String>,
 }
 
 /// A world whose state outlives an agent.
@@ -81,6 +83,8 @@ impl World for Fake {
         self.does("program", &place.identity.1.to_string())?;
         let changed =
             self.with(|played| played.rules.insert(place.identity.1, options.clone())) != Some(options.clone());
+        // A kernel tells of it like of any other change.
+        self.changes.notify_one();
         Ok(Programmed { backend: "nftables".into(), changed, warnings: Vec::new() })
     }
 
@@ -88,7 +92,10 @@ impl World for Fake {
         if !self.is_there(place) {
             return Err("no such namespace".into());
         }
-        let same = self.with(|played| played.rules.get(&place.identity.1) == Some(options));
+        let same = self.with(|played| {
+            played.looks.push(format!("{:?}", played.states));
+            played.rules.get(&place.identity.1) == Some(options)
+        });
         Ok(if same { Vec::new() } else { vec!["missing rule".into()] })
     }
 
