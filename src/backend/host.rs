@@ -21,7 +21,7 @@ use crate::sys::netlink::Netlink;
 use super::BackendKind;
 use super::conditions::Conditions;
 use super::iptables::programs::{ProgramError, Programs, Variant};
-use super::nftables::probes::{self, Wanted};
+use super::nftables::probes::{self, WantedProbes};
 use super::nftables::transaction::TransactionError;
 use super::survey::{self, Survey};
 
@@ -323,7 +323,7 @@ impl HostProbes {
                 let held = self.read_native()?;
                 let have = elsewhere.into_iter().chain(held.entries()).collect();
                 let entries = entries.of(&self.plan, have);
-                let wanted = Wanted { plan: &self.plan, rules, entries: &entries };
+                let wanted = WantedProbes { plan: &self.plan, rules, entries: &entries };
                 probes::write(&mut self.netfilter, &held, &wanted)?
             }
             _ => self.make_iptables(rules, entries, &elsewhere)?,
@@ -335,7 +335,7 @@ impl HostProbes {
         Ok(written)
     }
 
-    fn read_native(&mut self) -> Result<probes::Held, HostError> {
+    fn read_native(&mut self) -> Result<probes::HeldProbes, HostError> {
         probes::read(&mut self.netfilter)
             .map_err(|source| HostError::List { what: "nf_tables' rules and sets", source })
     }

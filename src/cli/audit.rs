@@ -19,7 +19,7 @@ use crate::config::pod::manifest::Manifest;
 
 use super::error::CliError;
 use super::manifest::Asked;
-use super::source::Found;
+use super::source::LiveRules;
 use super::{confine, fleet, manifest, output, source};
 
 const HELP: &str = "\
@@ -180,7 +180,7 @@ fn sources(
     matches: &ArgMatches,
     has_options: bool,
     asked: Option<&Asked>,
-    mut found: Option<Found>,
+    mut found: Option<LiveRules>,
 ) -> Result<(Source, Option<Source>), CliError> {
     if let (Some(found), Some(asked)) = (&mut found, asked) {
         asked.complete(&mut found.source);

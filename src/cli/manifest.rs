@@ -16,7 +16,7 @@ use crate::config::types::Families;
 use crate::sys::file;
 
 use super::error::CliError;
-use super::source::{self, Found};
+use super::source::{self, LiveRules};
 
 /// The most bytes of a manifest and of the files next to it.
 const LARGEST: u64 = 8 << 20;
@@ -98,7 +98,7 @@ impl Asked {
     /// # Errors
     ///
     /// That it asks for none, or for what makes no sense.
-    pub(super) fn wanted(&self, matches: &ArgMatches, found: Option<&Found>) -> Result<Source, CliError> {
+    pub(super) fn wanted(&self, matches: &ArgMatches, found: Option<&LiveRules>) -> Result<Source, CliError> {
         let mut known = self.known(source::known(matches, found)?);
         // A manifest from a repository or an injector has no status with addresses. A dump has
         // no others than of the families that it is about.

@@ -16,7 +16,7 @@ use crate::config::value;
 use crate::node::credentials::Credentials;
 use crate::node::http::Listen;
 use crate::node::installer::{ChainMode, Installation, TYPE};
-use crate::node::settings::{ObjectName, OnFailure, Settings};
+use crate::node::settings::{AgentSettings, ObjectName, OnFailure};
 use crate::node::{self, Policy, ambient};
 
 use super::error::CliError;
@@ -214,7 +214,7 @@ fn installation(matches: &ArgMatches, entry: Value) -> Result<Installation, CliE
     })
 }
 
-fn settings(matches: &ArgMatches) -> Result<Settings, CliError> {
+fn settings(matches: &ArgMatches) -> Result<AgentSettings, CliError> {
     let run_dir = path_of(matches, "run-dir");
     let exclude: Vec<String> = matches
         .get_many::<String>("exclude-namespaces")
@@ -257,7 +257,7 @@ fn settings(matches: &ArgMatches) -> Result<Settings, CliError> {
         })?),
     };
     let on_failure = text_of(matches, "on-failure").unwrap_or_default();
-    Ok(Settings {
+    Ok(AgentSettings {
         node: text_or_variable(matches, "node-name", "NODE_NAME")?,
         run_dir,
         host_proc: path_of(matches, "host-proc"),
@@ -277,7 +277,7 @@ fn settings(matches: &ArgMatches) -> Result<Settings, CliError> {
     })
 }
 
-fn ambient_given(matches: &ArgMatches) -> Result<ambient::Given, CliError> {
+fn ambient_given(matches: &ArgMatches) -> Result<ambient::AmbientFlags, CliError> {
     let backend = text_of(matches, "ambient-backend").unwrap_or_default();
     let backend = crate::config::ambient::backend(&backend).map_err(|invalid| {
         CliError::Usage(format!(
@@ -285,7 +285,7 @@ fn ambient_given(matches: &ArgMatches) -> Result<ambient::Given, CliError> {
             invalid.item, invalid.problem, invalid.expected
         ))
     })?;
-    Ok(ambient::Given {
+    Ok(ambient::AmbientFlags {
         socket: path_of(matches, "ztunnel-socket"),
         dns: matches.get_one("ambient-dns-capture").copied().unwrap_or(true),
         backend,

@@ -127,7 +127,7 @@ pub fn warn(source: &Source) {
 }
 
 /// The rules that are there, and the files that name the pod's users and groups.
-pub struct Found {
+pub struct LiveRules {
     pub source: Source,
     passwd: String,
     group: String,
@@ -158,9 +158,9 @@ pub fn read(matches: &ArgMatches) -> Result<Source, CliError> {
 /// # Errors
 ///
 /// A source that cannot be read, or more than one.
-pub fn found(matches: &ArgMatches) -> Result<Found, CliError> {
+pub fn found(matches: &ArgMatches) -> Result<LiveRules, CliError> {
     let mut found = match matches.get_many::<String>("dump") {
-        Some(names) => Found {
+        Some(names) => LiveRules {
             source: dump::read(&read::texts(names.map(String::as_str))?)?,
             passwd: String::new(),
             group: String::new(),
@@ -191,7 +191,7 @@ pub fn name_uplink(matches: &ArgMatches, source: &mut Source) {
 /// # Errors
 ///
 /// Options that are not right, or a pod of which too little is known for them.
-pub fn wanted(matches: &ArgMatches, found: Option<&Found>) -> Result<Source, CliError> {
+pub fn wanted(matches: &ArgMatches, found: Option<&LiveRules>) -> Result<Source, CliError> {
     wanted_for(matches, &known(matches, found)?)
 }
 
@@ -213,14 +213,14 @@ pub fn wanted_for(matches: &ArgMatches, known: &KnownPod) -> Result<Source, CliE
 /// # Errors
 ///
 /// What was given about the pod is not right.
-pub fn known(matches: &ArgMatches, found: Option<&Found>) -> Result<KnownPod, CliError> {
+pub fn known(matches: &ArgMatches, found: Option<&LiveRules>) -> Result<KnownPod, CliError> {
     Ok(match found {
         None => KnownPod {
             addresses: addresses(matches, "pod-ip"),
             dns_servers: dns_servers(matches)?,
             ..KnownPod::default()
         },
-        Some(Found { source, passwd, group }) => KnownPod {
+        Some(LiveRules { source, passwd, group }) => KnownPod {
             addresses: source.pod.addresses.clone(),
             dns_servers: source.pod.dns_servers.clone(),
             passwd: passwd.clone(),

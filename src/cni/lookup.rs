@@ -47,7 +47,7 @@ const REASONS: [&str; 15] = [
 
 /// Why one try gave no pod.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+enum TryError {
     #[error(transparent)]
     Kubeconfig(#[from] KubeconfigError),
     /// The API server answered, and no.
@@ -61,7 +61,7 @@ enum Failure {
     Another(String),
 }
 
-impl patience::Failure for Failure {
+impl patience::Failure for TryError {
     fn tries(&self, most: u32) -> u32 {
         match self {
             // Forbidden may pass: an API server that just started knows no roles yet.
@@ -75,7 +75,7 @@ impl patience::Failure for Failure {
     }
 }
 
-impl Failure {
+impl TryError {
     fn refused(HttpAnswer { status, body }: &HttpAnswer, kubeconfig: &str) -> Self {
         let told = serde_json::from_slice::<Status>(body).unwrap_or_default().reason;
         let reason = match REASONS.contains(&told.as_str()) {
@@ -119,14 +119,14 @@ pub(crate) fn pod(wanted: &PodId, place: &KubeconfigPlace, deadline: &Deadline) 
     let found = runtime.block_on(patience::ask(&what, PATIENCE, deadline, async |limit| {
         once(wanted, place, limit, &mut confined).await
     }));
-    found.map_err(|gave_up: GaveUp<Failure>| {
+    found.map_err(|gave_up: GaveUp<TryError>| {
         let error =
             CniError::new(gave_up.failure.code(), format!("podweir cannot read pod {wanted}: {}", gave_up.failure));
         error.details(gave_up.effort().unwrap_or_default())
     })
 }
 
-async fn once(wanted: &PodId, place: &KubeconfigPlace, limit: Duration, confined: &mut bool) -> Result<Pod, Failure> {
+async fn once(wanted: &PodId, place: &KubeconfigPlace, limit: Duration, confined: &mut bool) -> Result<Pod, TryError> {
     // Everything anew for each try: the token may be another one.
     let (path, access) = kubeconfig::load(place)?;
     if !std::mem::replace(confined, true) {
@@ -138,15 +138,17 @@ async fn once(wanted: &PodId, place: &KubeconfigPlace, limit: Duration, confined
     let late = |_| NoAnswer::Failed(format!("nothing came within {}", rounded(limit)));
     let answer = answer.unwrap_or_else(|e| Err(late(e))).map_err(|error| match error {
         NoAnswer::Unusable(problem) => KubeconfigError::Invalid { path: path.clone(), problem }.into(),
-        NoAnswer::Failed(problem) => Failure::NoAnswer { server: server(), problem },
-        NoAnswer::TooLong => Failure::Nonsense { server: server(), problem: "it is longer than any pod may be".into() },
+        NoAnswer::Failed(problem) => TryError::NoAnswer { server: server(), problem },
+        NoAnswer::TooLong => {
+            TryError::Nonsense { server: server(), problem: "it is longer than any pod may be".into() }
+        }
     })?;
     match answer.status {
         200 => understand(wanted, &answer.body).map_err(|mismatch| match mismatch {
-            Mismatch::Uid => Failure::Another(wanted.uid.clone().unwrap_or_default()),
-            Mismatch::NoPod(problem) => Failure::Nonsense { server: server(), problem },
+            Mismatch::Uid => TryError::Another(wanted.uid.clone().unwrap_or_default()),
+            Mismatch::NoPod(problem) => TryError::Nonsense { server: server(), problem },
         }),
-        _ => Err(Failure::refused(&answer, &path.display().to_string())),
+        _ => Err(TryError::refused(&answer, &path.display().to_string())),
     }
 }
 

@@ -15,7 +15,7 @@ use super::budget::Budget;
 use super::decide::{Decision, Programmer, decide};
 use super::ears::Ears;
 use super::events::{Happened, Kind};
-use super::inventory::{Place, State, Tracked};
+use super::inventory::{Place, State, TrackedPod};
 use super::look::{self, Drift, Look, Wanted};
 use super::on_failure;
 use super::settings::OnFailure;
@@ -42,7 +42,7 @@ const WAIT_FOR_PROCESS: Duration = Duration::from_secs(2);
 const TOLD_FACTOR: u32 = 10;
 
 /// Looks after a pod until it is forgotten.
-pub(super) async fn look_after(agent: Arc<Agent>, tracked: Arc<Tracked>) {
+pub(super) async fn look_after(agent: Arc<Agent>, tracked: Arc<TrackedPod>) {
     let now = Instant::now();
     let mut care = Care {
         agent,
@@ -62,7 +62,7 @@ pub(super) async fn look_after(agent: Arc<Agent>, tracked: Arc<Tracked>) {
 
 struct Care {
     agent: Arc<Agent>,
-    tracked: Arc<Tracked>,
+    tracked: Arc<TrackedPod>,
     /// Of the namespace with this identity.
     ears: Option<((u64, u64), Ears)>,
     looks: Budget,

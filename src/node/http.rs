@@ -40,7 +40,7 @@ impl Listen {
 }
 
 /// What the port tells.
-pub trait Told: Send + Sync + 'static {
+pub trait Metered: Send + Sync + 'static {
     /// The metrics in OpenMetrics' text.
     fn metrics(&self) -> String;
     /// What keeps pods from being set up; empty when nothing does.
@@ -70,7 +70,7 @@ pub async fn bind(listen: Listen) -> io::Result<TcpListener> {
 }
 
 /// Answers for ever.
-pub async fn serve(listener: TcpListener, told: Arc<dyn Told>) {
+pub async fn serve(listener: TcpListener, told: Arc<dyn Metered>) {
     accept::serve(listener, "for metrics and probes", AT_ONCE, |stream| {
         let told = told.clone();
         async move {
@@ -81,7 +81,7 @@ pub async fn serve(listener: TcpListener, told: Arc<dyn Told>) {
     .await;
 }
 
-async fn connection(stream: TcpStream, told: Arc<dyn Told>) -> hyper::Result<()> {
+async fn connection(stream: TcpStream, told: Arc<dyn Metered>) -> hyper::Result<()> {
     let service = service_fn(move |request| {
         let answer = answer(&request, &*told);
         async move { Ok::<_, Infallible>(answer) }
@@ -91,7 +91,7 @@ async fn connection(stream: TcpStream, told: Arc<dyn Told>) -> hyper::Result<()>
     server.serve_connection(TokioIo::new(stream), service).await
 }
 
-fn answer(request: &Request<Incoming>, told: &dyn Told) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, told: &dyn Metered) -> Response<Full<Bytes>> {
     const PLAIN: &str = "text/plain; charset=utf-8";
     const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let problems = |problems: Vec<String>| match problems.is_empty() {
@@ -119,7 +119,7 @@ mod tests {
 
     struct Fixed(Vec<String>);
 
-    impl Told for Fixed {
+    impl Metered for Fixed {
         fn metrics(&self) -> String {
             "# EOF\n".into()
         }

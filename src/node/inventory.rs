@@ -94,7 +94,7 @@ pub struct Place {
 
 /// A pod that is looked after.
 #[derive(Debug)]
-pub struct Tracked {
+pub struct TrackedPod {
     pub known: Mutex<Arc<Known>>,
     pub inner: Mutex<Inner>,
     /// Wakes the task that looks after it.
@@ -116,7 +116,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Tracked {
+impl TrackedPod {
     pub fn new(known: Arc<Known>) -> Self {
         let inner = Inner {
             state: State::New,
@@ -186,32 +186,32 @@ pub(super) fn timestamp(time: SystemTime) -> String {
 /// Every pod that is looked after, by UID.
 #[derive(Debug, Default)]
 pub struct Inventory {
-    pods: Mutex<HashMap<String, Arc<Tracked>>>,
+    pods: Mutex<HashMap<String, Arc<TrackedPod>>>,
 }
 
 impl Inventory {
-    fn pods(&self) -> MutexGuard<'_, HashMap<String, Arc<Tracked>>> {
+    fn pods(&self) -> MutexGuard<'_, HashMap<String, Arc<TrackedPod>>> {
         lock(&self.pods)
     }
 
     /// A pod by its UID, made if it is not there; whether it was made.
-    pub fn track(&self, known: &Arc<Known>) -> (Arc<Tracked>, bool) {
+    pub fn track(&self, known: &Arc<Known>) -> (Arc<TrackedPod>, bool) {
         let mut pods = self.pods();
         if let Some(tracked) = pods.get(&known.uid) {
             *lock(&tracked.known) = known.clone();
             return (tracked.clone(), false);
         }
-        let tracked = Arc::new(Tracked::new(known.clone()));
+        let tracked = Arc::new(TrackedPod::new(known.clone()));
         pods.insert(known.uid.clone(), tracked.clone());
         (tracked, true)
     }
 
-    pub fn get(&self, uid: &str) -> Option<Arc<Tracked>> {
+    pub fn get(&self, uid: &str) -> Option<Arc<TrackedPod>> {
         self.pods().get(uid).cloned()
     }
 
     /// Forgets a pod: its task ends, and its namespace is let go of.
-    pub fn forget(&self, uid: &str) -> Option<Arc<Tracked>> {
+    pub fn forget(&self, uid: &str) -> Option<Arc<TrackedPod>> {
         let tracked = self.pods().remove(uid)?;
         let mut inner = tracked.inner();
         inner.place = None;
@@ -223,14 +223,14 @@ impl Inventory {
     }
 
     /// The pod that has this attachment.
-    pub fn by_attachment(&self, attachment: &AttachmentName) -> Option<Arc<Tracked>> {
+    pub fn by_attachment(&self, attachment: &AttachmentName) -> Option<Arc<TrackedPod>> {
         let pods = self.pods();
         pods.values().find(|tracked| tracked.inner().attachment.as_ref() == Some(attachment)).cloned()
     }
 
     /// Every pod, in the order of their names.
-    pub fn all(&self) -> Vec<Arc<Tracked>> {
-        let mut all: Vec<Arc<Tracked>> = self.pods().values().cloned().collect();
+    pub fn all(&self) -> Vec<Arc<TrackedPod>> {
+        let mut all: Vec<Arc<TrackedPod>> = self.pods().values().cloned().collect();
         all.sort_by_key(|tracked| {
             let known = tracked.known();
             (known.namespace.clone(), known.name.clone())

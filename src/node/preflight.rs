@@ -15,10 +15,10 @@ use crate::backend::survey;
 use crate::sys::caps;
 use crate::sys::netlink::Netlink;
 
-use super::settings::{OnFailure, Settings};
+use super::settings::{AgentSettings, OnFailure};
 
 /// What this node lacks, in sentences.
-pub(super) fn node(settings: &Settings) -> Vec<String> {
+pub(super) fn node(settings: &AgentSettings) -> Vec<String> {
     let mut problems = Vec::new();
     match caps::missing_for_namespaces() {
         Ok(missing) if missing.is_empty() => {}
@@ -91,7 +91,7 @@ fn is_container() -> bool {
 ///
 /// # Errors
 /// The API server cannot be asked, in words.
-pub(super) async fn account(client: &kube::Client, settings: &Settings) -> Result<Vec<String>, String> {
+pub(super) async fn account(client: &kube::Client, settings: &AgentSettings) -> Result<Vec<String>, String> {
     let mut needed: Vec<(&str, &str, &str, &str)> = vec![
         ("", "pods", "list", ""),
         ("", "pods", "watch", ""),

@@ -27,7 +27,7 @@ use super::events::{self, Teller};
 use super::installer::Installation;
 use super::installer::keeper::Keeper;
 use super::pulse::WatchPulse;
-use super::settings::{ObjectName, Settings};
+use super::settings::{AgentSettings, ObjectName};
 use super::socket::SocketError;
 use super::{ambient, api, http, preflight, reports, socket};
 
@@ -77,7 +77,7 @@ pub enum RunError {
 ///
 /// # Errors
 /// It cannot start.
-pub fn run(settings: Settings) -> Result<(), RunError> {
+pub fn run(settings: AgentSettings) -> Result<(), RunError> {
     // Three for each pod: its namespace, and two in which the kernel tells of changes there.
     if let Err(e) = process::raise_descriptor_limit(MOST_DESCRIPTORS) {
         warn!("the limit of open files stays as it is: {e}");
@@ -87,7 +87,7 @@ pub fn run(settings: Settings) -> Result<(), RunError> {
     runtime.map_err(RunError::Start)?.block_on(agent(settings))
 }
 
-async fn agent(settings: Settings) -> Result<(), RunError> {
+async fn agent(settings: AgentSettings) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Start)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
     let lock = only_one(&settings.run_dir);

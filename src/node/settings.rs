@@ -41,7 +41,7 @@ pub struct ObjectName {
 }
 
 /// The settings of an agent.
-pub struct Settings {
+pub struct AgentSettings {
     pub node: String,
     /// Where the socket, the attachments and the log are.
     pub run_dir: PathBuf,
@@ -67,5 +67,5 @@ pub struct Settings {
     /// Keep PolicyReport objects.
     pub policy_reports: bool,
     /// Ambient mode, where that is on.
-    pub ambient: Option<ambient::Given>,
+    pub ambient: Option<ambient::AmbientFlags>,
 }

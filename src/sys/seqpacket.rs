@@ -18,7 +18,7 @@ const BACKLOG: i32 = 16;
 
 /// A packet that was received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Received {
+pub enum Reception {
     /// A packet of so many bytes. Of one that is longer than the buffer the rest is lost.
     Packet(usize),
     /// The other side has closed the connection.
@@ -111,12 +111,12 @@ impl Connection {
     ///
     /// # Errors
     /// The kernel's (recv(2)).
-    pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
+    pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<Reception> {
         let receive = |socket: &OwnedFd| {
             // With MSG_TRUNC the length is that of the packet, not of what had room.
             match sys::recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT) {
-                Ok(0) | Err(Errno::ECONNRESET) => Ok(Received::End),
-                Ok(length) => Ok(Received::Packet(length)),
+                Ok(0) | Err(Errno::ECONNRESET) => Ok(Reception::End),
+                Ok(length) => Ok(Reception::Packet(length)),
                 Err(errno) => Err(errno.into()),
             }
         };
@@ -142,7 +142,7 @@ impl Connection {
     ///
     /// recvmsg(2)'s.
     #[cfg(test)]
-    pub async fn receive_with_descriptors(&self, buffer: &mut [u8]) -> io::Result<(Received, Vec<OwnedFd>)> {
+    pub async fn receive_with_descriptors(&self, buffer: &mut [u8]) -> io::Result<(Reception, Vec<OwnedFd>)> {
         let receive = |socket: &OwnedFd| {
             let mut iov = [io::IoSliceMut::new(buffer)];
             let mut space = nix::cmsg_space!([std::os::fd::RawFd; 4]);
@@ -156,8 +156,8 @@ impl Connection {
                 }
             }
             match message.bytes {
-                0 => Ok((Received::End, descriptors)),
-                length => Ok((Received::Packet(length), descriptors)),
+                0 => Ok((Reception::End, descriptors)),
+                length => Ok((Reception::Packet(length), descriptors)),
             }
         };
         self.0.async_io(tokio::io::Interest::READABLE, receive).await
@@ -180,14 +180,14 @@ mod tests {
         one.send(b"first", None).await.unwrap();
         one.send(b"second", None).await.unwrap();
         let mut buffer = [0; 5];
-        assert_eq!(other.receive(&mut buffer).await.unwrap(), Received::Packet(5));
+        assert_eq!(other.receive(&mut buffer).await.unwrap(), Reception::Packet(5));
         assert_eq!(&buffer, b"first");
         // Longer than the buffer: its length is told.
-        assert_eq!(other.receive(&mut buffer).await.unwrap(), Received::Packet(6));
+        assert_eq!(other.receive(&mut buffer).await.unwrap(), Reception::Packet(6));
         let waits = tokio::time::timeout(std::time::Duration::from_millis(5), other.receive(&mut buffer)).await;
         assert!(waits.is_err());
         drop(one);
-        assert_eq!(other.receive(&mut buffer).await.unwrap(), Received::End);
+        assert_eq!(other.receive(&mut buffer).await.unwrap(), Reception::End);
         assert!(other.send(b"x", None).await.is_err());
         assert_eq!(other.peer().unwrap().0, nix::unistd::getuid().as_raw());
     }

@@ -13,7 +13,7 @@ use crate::audit::report::html::begin;
 use super::compare::{ChangedFinding, Comparison};
 use super::sum::{FindingGroup, FleetAnswer, Summed};
 use super::text::{counted, meaning, owner, scope, summary};
-use super::{FleetFinding, Standing};
+use super::{FleetFinding, PodOutcome};
 
 const STYLE: &str = include_str!("fleet.css");
 /// The most lines of one list.
@@ -295,8 +295,8 @@ fn workload(out: &mut String, answer: &FleetAnswer, summed: &Summed) {
     let mut stands: Vec<String> = Vec::new();
     for variant in &summed.variants {
         let text = match variant.standing {
-            Standing::Intercepted(at) if at < DRAWINGS => format!("<a href=\"#i{0}\">intercepted ({0})</a>", at + 1),
-            Standing::Intercepted(at) => format!("intercepted ({})", at + 1),
+            PodOutcome::Intercepted(at) if at < DRAWINGS => format!("<a href=\"#i{0}\">intercepted ({0})</a>", at + 1),
+            PodOutcome::Intercepted(at) => format!("intercepted ({})", at + 1),
             _ => variant.standing.name().into(),
         };
         if !stands.contains(&text) {
@@ -330,7 +330,7 @@ fn drawings(out: &mut String, answer: &FleetAnswer) {
         let who = answer
             .workloads
             .iter()
-            .filter(|summed| summed.variants.iter().any(|variant| variant.standing == Standing::Intercepted(at)));
+            .filter(|summed| summed.variants.iter().any(|variant| variant.standing == PodOutcome::Intercepted(at)));
         let names: Vec<String> = who.map(|summed| summed.workload.to_string()).collect();
         let pods = answer.pods_of.get(at).copied().unwrap_or_default();
         let pods = if answer.live { format!(", {}", counted(pods, "pod")) } else { String::new() };

@@ -8,7 +8,7 @@ use crate::audit::report::Acceptance;
 
 use super::compare::{ChangedFinding, Comparison, FORMAT, VERSION};
 use super::sum::{FleetAnswer, Summed};
-use super::{FleetFinding, Standing, Variant};
+use super::{FleetFinding, PodOutcome, Variant};
 
 pub fn write(answer: &FleetAnswer, comparison: Option<&Comparison>) -> String {
     let mut summary: Map<String, Value> =
@@ -117,7 +117,7 @@ fn of_variant(answer: &FleetAnswer, variant: &Variant) -> Value {
         "why": variant.standing.why(),
         "known_by": variant.origin.name(),
     });
-    if let Standing::Intercepted(at) = variant.standing {
+    if let PodOutcome::Intercepted(at) = variant.standing {
         value["interception"] = at.into();
     }
     if answer.live {

@@ -64,7 +64,7 @@ impl FleetFinding {
 
 /// What became of pods.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Standing {
+pub enum PodOutcome {
     /// Its traffic is diverted, as this of all distinct interceptions says.
     Intercepted(usize),
     /// It has a sidecar, and nothing diverts its traffic.
@@ -79,7 +79,7 @@ pub enum Standing {
     Unknown(String),
 }
 
-impl Standing {
+impl PodOutcome {
     /// Every name there is, in the order in which people want them.
     pub const NAMES: [&str; 8] = [
         "intercepted",
@@ -139,7 +139,7 @@ impl KnownBy {
 /// Pods of one workload that are alike.
 #[derive(Debug, Clone)]
 pub struct Variant {
-    pub standing: Standing,
+    pub standing: PodOutcome,
     pub origin: KnownBy,
     pub count: u64,
     /// Their names, where they are there.

@@ -10,7 +10,7 @@ use crate::audit::escapes::kind::Severity;
 use crate::config::pod::owner::Workload;
 
 use super::shapes::{Shape, Shapes};
-use super::{Collected, FleetFinding, KnownBy, Members, Missed, Standing, Variant};
+use super::{Collected, FleetFinding, KnownBy, Members, Missed, PodOutcome, Variant};
 
 /// The answer.
 pub struct FleetAnswer {
@@ -71,7 +71,7 @@ impl FleetAnswer {
         let mut pods_of = vec![0; shapes.all.len()];
         for (workload, members) in collected.workloads {
             for variant in &members.variants {
-                if let Standing::Intercepted(shape) = variant.standing
+                if let PodOutcome::Intercepted(shape) = variant.standing
                     && let Some(count) = pods_of.get_mut(shape)
                 {
                     *count += variant.count;
@@ -143,7 +143,8 @@ impl FleetAnswer {
         for (at, summed) in self.workloads.iter().enumerate() {
             for variant in &summed.variants {
                 let name = variant.standing.name();
-                let order = Standing::NAMES.iter().position(|known| *known == name).unwrap_or(Standing::NAMES.len());
+                let order =
+                    PodOutcome::NAMES.iter().position(|known| *known == name).unwrap_or(PodOutcome::NAMES.len());
                 let why = variant.standing.why().map(str::to_owned);
                 let stand = out.entry((order, why.clone())).or_insert_with(|| Stand {
                     name,
@@ -179,11 +180,11 @@ fn summed(workload: Workload, members: Members, shapes: &mut Shapes) -> Summed {
     };
     for variant in &variants {
         match &variant.standing {
-            Standing::Intercepted(shape) => {
+            PodOutcome::Intercepted(shape) => {
                 let found = shapes.all.get(*shape).map(|shape| shape.findings.clone()).unwrap_or_default();
                 found.into_iter().for_each(|found| add(found, variant.count));
             }
-            Standing::NotIntercepted(why) | Standing::Refused(why) => {
+            PodOutcome::NotIntercepted(why) | PodOutcome::Refused(why) => {
                 let found = shapes.of_pods(&subject, variant.standing.name(), vec![why.clone()]);
                 add(Arc::new(found), variant.count);
             }
@@ -205,9 +206,9 @@ fn summed(workload: Workload, members: Members, shapes: &mut Shapes) -> Summed {
 fn differences(variants: &[Variant], shapes: &[Shape]) -> Option<Vec<String>> {
     let mut kinds: BTreeMap<(KnownBy, String), (u64, &str)> = BTreeMap::new();
     let mut sidecars: BTreeSet<bool> = BTreeSet::new();
-    for variant in variants.iter().filter(|variant| !matches!(variant.standing, Standing::Unknown(_))) {
+    for variant in variants.iter().filter(|variant| !matches!(variant.standing, PodOutcome::Unknown(_))) {
         let kind = match &variant.standing {
-            Standing::Intercepted(at) => {
+            PodOutcome::Intercepted(at) => {
                 let shape = shapes.get(*at);
                 let digest = shape.map(|shape| shape.digest.trim_start_matches("sha256:")).unwrap_or_default();
                 let families = shape.map(|shape| shape.families.to_string()).unwrap_or_default();
@@ -234,8 +235,8 @@ fn differences(variants: &[Variant], shapes: &[Shape]) -> Option<Vec<String>> {
 /// none, and only a node's agent may know of it.
 fn has_sidecar(variant: &Variant) -> Option<bool> {
     match (&variant.standing, variant.origin) {
-        (Standing::Ambient | Standing::Unknown(_), _) => None,
-        (Standing::Intercepted(_) | Standing::Refused(_), _) | (Standing::NotIntercepted(_), KnownBy::Kernel) => {
+        (PodOutcome::Ambient | PodOutcome::Unknown(_), _) => None,
+        (PodOutcome::Intercepted(_) | PodOutcome::Refused(_), _) | (PodOutcome::NotIntercepted(_), KnownBy::Kernel) => {
             Some(true)
         }
         _ => Some(false),
@@ -247,7 +248,7 @@ mod tests {
     use super::*;
     use crate::config::types::Families;
 
-    fn variant(standing: Standing, origin: KnownBy) -> Variant {
+    fn variant(standing: PodOutcome, origin: KnownBy) -> Variant {
         Variant { standing, origin, count: 2, pods: vec!["a/b".into()], place: None, own: Vec::new() }
     }
 
@@ -256,19 +257,19 @@ mod tests {
         use KnownBy::{Kernel, Manifest};
         let shapes: Vec<Shape> =
             ["sha256:1", "sha256:2"].map(|digest| Shape::empty(digest, Families::BOTH)).into_iter().collect();
-        let one = || Standing::Intercepted(0);
-        let other = || Standing::Intercepted(1);
-        let none = || Standing::NotIntercepted(String::new());
+        let one = || PodOutcome::Intercepted(0);
+        let other = || PodOutcome::Intercepted(1);
+        let none = || PodOutcome::NotIntercepted(String::new());
         for (list, differ) in [
             (vec![(one(), Kernel), (other(), Manifest)], false),
             (vec![(none(), Kernel), (one(), Manifest)], false),
-            (vec![(Standing::Ambient, Kernel), (Standing::Outside(String::new()), Manifest)], false),
-            (vec![(one(), Kernel), (Standing::Unknown(String::new()), Kernel)], false),
+            (vec![(PodOutcome::Ambient, Kernel), (PodOutcome::Outside(String::new()), Manifest)], false),
+            (vec![(one(), Kernel), (PodOutcome::Unknown(String::new()), Kernel)], false),
             (vec![(one(), Kernel), (other(), Kernel)], true),
             (vec![(one(), Manifest), (other(), Manifest)], true),
             (vec![(one(), Kernel), (none(), Kernel)], true),
             (vec![(one(), Kernel), (none(), Manifest)], true),
-            (vec![(one(), Manifest), (Standing::LeftAlone(String::new()), Manifest)], true),
+            (vec![(one(), Manifest), (PodOutcome::LeftAlone(String::new()), Manifest)], true),
         ] {
             let variants: Vec<Variant> = list.iter().map(|(s, origin)| variant(s.clone(), *origin)).collect();
             let found = differences(&variants, &shapes);

@@ -183,7 +183,7 @@ pub fn meaning(name: &str) -> &'static str {
 fn standings(out: &mut String, answer: &FleetAnswer, all: bool) {
     out.push('\n');
     let stands = answer.standings();
-    for name in super::Standing::NAMES {
+    for name in super::PodOutcome::NAMES {
         let of: Vec<&Stand> = stands.iter().filter(|stand| stand.name == name).collect();
         if of.is_empty() {
             continue;

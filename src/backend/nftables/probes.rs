@@ -25,7 +25,7 @@ use super::{list, names, survey};
 
 /// What the kernel holds.
 #[derive(Debug, Default)]
-pub struct Held {
+pub struct HeldProbes {
     /// Changes with every transaction of anybody.
     generation: u32,
     /// Whether the table is there.
@@ -40,7 +40,7 @@ pub struct Held {
 }
 
 /// What it is to hold.
-pub struct Wanted<'a> {
+pub struct WantedProbes<'a> {
     pub plan: &'a Plan,
     /// Whether the rules are to be there, too; otherwise they stay as they are.
     pub rules: bool,
@@ -71,9 +71,9 @@ fn bytes(ip: IpAddr) -> Vec<u8> {
 /// # Errors
 ///
 /// The kernel's; `Interrupted` when it changed meanwhile.
-pub fn read(netlink: &mut Netlink) -> io::Result<Held> {
+pub fn read(netlink: &mut Netlink) -> io::Result<HeldProbes> {
     let tables = survey::tables(netlink)?;
-    let mut out = Held { generation: tables.generation, ..Held::default() };
+    let mut out = HeldProbes { generation: tables.generation, ..HeldProbes::default() };
     out.exists = tables.ours(Dataplane::Node).any(|kind| kind == Table::Nat);
     if !out.exists {
         return Ok(out);
@@ -133,7 +133,7 @@ fn bare(exprs: &[Expr]) -> Vec<Expr> {
     exprs.iter().map(one).collect()
 }
 
-impl Held {
+impl HeldProbes {
     /// The addresses of the sets, with the pods that they belong to.
     pub fn entries(&self) -> BTreeMap<IpAddr, String> {
         self.sets.values().flatten().flat_map(|set| set.clone()).collect()
@@ -175,7 +175,7 @@ impl Held {
 /// # Errors
 ///
 /// The kernel's refusal; it then holds what it held before.
-pub fn write(netlink: &mut Netlink, held: &Held, wanted: &Wanted) -> Result<bool, TransactionError> {
+pub fn write(netlink: &mut Netlink, held: &HeldProbes, wanted: &WantedProbes) -> Result<bool, TransactionError> {
     let mut transaction = Transaction::new(Some(held.generation));
     let families = wanted.plan.families;
     let as_it_is = match wanted.rules {
@@ -231,7 +231,7 @@ fn of_family(entries: &BTreeMap<IpAddr, String>, family: Family) -> Vec<(Vec<u8>
 /// # Errors
 ///
 /// The kernel's refusal.
-pub fn remove(netlink: &mut Netlink, held: &Held) -> Result<bool, TransactionError> {
+pub fn remove(netlink: &mut Netlink, held: &HeldProbes) -> Result<bool, TransactionError> {
     if held.exists {
         let mut transaction = Transaction::new(Some(held.generation));
         transaction.delete_table(table());

@@ -17,7 +17,7 @@ use crate::config::pod::NodeOptions;
 use crate::config::pod::documents::Documents;
 use crate::config::pod::injector::Injector;
 
-use super::kubectl::{Kubectl, Refusal, again};
+use super::kubectl::{Kubectl, KubectlRefusal, again};
 use super::pods::Eye;
 use crate::cli::error::CliError;
 
@@ -49,7 +49,7 @@ pub(super) fn collect(
 ) -> Result<Collected, CliError> {
     let kubectl = Kubectl::new(matches);
     let timeout = Duration::from_secs(matches.get_one::<u64>("node-timeout").copied().unwrap_or(30));
-    let failed = |what: &str, refusal: Refusal| CliError::Failed(format!("cannot list {what}: {}", refusal.why));
+    let failed = |what: &str, refusal: KubectlRefusal| CliError::Failed(format!("cannot list {what}: {}", refusal.why));
     let mut agents = Vec::new();
     let mut collected = Collected { about: "the cluster".into(), live: true, ..Collected::default() };
     let listed = kubectl.list("/api/v1/pods", &[("labelSelector", AGENTS)], &mut |pod| agents.extend(agent(pod)));
@@ -196,7 +196,12 @@ fn ask_all(kubectl: &Kubectl, agents: &[Agent], timeout: Duration) -> Facts {
 }
 
 /// Asks an agent. One that is gone, as in an upgrade, has a successor on its node.
-fn ask_latest(kubectl: &Kubectl, agent: &mut Agent, timeout: Duration, facts: &Mutex<Facts>) -> Result<(), Refusal> {
+fn ask_latest(
+    kubectl: &Kubectl,
+    agent: &mut Agent,
+    timeout: Duration,
+    facts: &Mutex<Facts>,
+) -> Result<(), KubectlRefusal> {
     let refusal = match ask(kubectl, agent, timeout, facts) {
         Err(refusal) if refusal.is_gone => refusal,
         asked => return asked,
@@ -211,11 +216,13 @@ fn ask_latest(kubectl: &Kubectl, agent: &mut Agent, timeout: Duration, facts: &M
             *agent = other;
             ask(kubectl, agent, timeout, facts)
         }
-        None => Err(Refusal { why: format!("{}; no other agent runs on this node by now", refusal.why), ..refusal }),
+        None => {
+            Err(KubectlRefusal { why: format!("{}; no other agent runs on this node by now", refusal.why), ..refusal })
+        }
     }
 }
 
-fn ask(kubectl: &Kubectl, agent: &Agent, timeout: Duration, facts: &Mutex<Facts>) -> Result<(), Refusal> {
+fn ask(kubectl: &Kubectl, agent: &Agent, timeout: Duration, facts: &Mutex<Facts>) -> Result<(), KubectlRefusal> {
     let mut telling = Telling::default();
     let mut lines = 0;
     let mut each = |line: &str| {
@@ -225,6 +232,6 @@ fn ask(kubectl: &Kubectl, agent: &Agent, timeout: Duration, facts: &Mutex<Facts>
     kubectl.exec((&agent.namespace, &agent.name), &ASK, timeout, &mut each)?;
     match telling.is_over() && lines > 0 {
         true => Ok(()),
-        false => Err(Refusal::new("its answer ends before its last line")),
+        false => Err(KubectlRefusal::new("its answer ends before its last line")),
     }
 }

@@ -31,7 +31,7 @@ pub(super) struct Kubectl {
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct KubectlRefusal {
     pub why: String,
     /// Trying again is of no use.
     pub is_final: bool,
@@ -39,7 +39,7 @@ pub(super) struct Refusal {
     pub(super) is_gone: bool,
 }
 
-impl Refusal {
+impl KubectlRefusal {
     pub(super) fn new(why: impl Into<String>) -> Self {
         Self { why: why.into(), is_final: false, is_gone: false }
     }
@@ -95,7 +95,7 @@ impl Kubectl {
         Self { arguments }
     }
 
-    fn start(&self, words: &[&str]) -> Result<Child, Refusal> {
+    fn start(&self, words: &[&str]) -> Result<Child, KubectlRefusal> {
         let mut command = Command::new("kubectl");
         command.args(&self.arguments).args(words);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -106,7 +106,7 @@ impl Kubectl {
                 }
                 _ => format!("cannot start kubectl: {e}"),
             };
-            Refusal::last(why)
+            KubectlRefusal::last(why)
         })
     }
 
@@ -116,14 +116,14 @@ impl Kubectl {
         &self,
         words: &[&str],
         deadline: Duration,
-        take: impl FnOnce(&mut dyn BufRead) -> Result<T, Refusal> + Send,
-    ) -> Result<T, Refusal> {
+        take: impl FnOnce(&mut dyn BufRead) -> Result<T, KubectlRefusal> + Send,
+    ) -> Result<T, KubectlRefusal> {
         let mut child = self.start(words)?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         std::thread::scope(|scope| {
             let taken = scope.spawn(move || match stdout {
                 Some(stdout) => take(&mut BufReader::new(stdout)),
-                None => Err(Refusal::new("kubectl has no standard output")),
+                None => Err(KubectlRefusal::new("kubectl has no standard output")),
             });
             let complaint = scope.spawn(move || {
                 let mut bytes = Vec::new();
@@ -135,16 +135,16 @@ impl Kubectl {
                 String::from_utf8_lossy(&bytes).into_owned()
             });
             let ended = process::wait(&mut child, deadline);
-            let lost = |_| Refusal::new("a thread ended without an answer");
-            let taken = taken.join().unwrap_or_else(|_| Err(Refusal::new("a thread ended without an answer")));
+            let lost = |_| KubectlRefusal::new("a thread ended without an answer");
+            let taken = taken.join().unwrap_or_else(|_| Err(KubectlRefusal::new("a thread ended without an answer")));
             let complaint = complaint.join().map_err(lost)?;
             match ended {
                 Ok(status) if status.success() => taken,
-                Ok(_) => Err(Refusal::of(&complaint)),
+                Ok(_) => Err(KubectlRefusal::of(&complaint)),
                 Err(e) if e.kind() == std::io::ErrorKind::TimedOut => {
-                    Err(Refusal::new(format!("no whole answer within {} s", deadline.as_secs())))
+                    Err(KubectlRefusal::new(format!("no whole answer within {} s", deadline.as_secs())))
                 }
-                Err(e) => Err(Refusal::new(format!("kubectl: {e}"))),
+                Err(e) => Err(KubectlRefusal::new(format!("kubectl: {e}"))),
             }
         })
     }
@@ -159,7 +159,7 @@ impl Kubectl {
         path: &str,
         selectors: &[(&str, &str)],
         each: &mut dyn FnMut(&Value),
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), KubectlRefusal> {
         let mut next = String::new();
         loop {
             let mut query = format!("{path}?limit={PAGE}");
@@ -171,7 +171,7 @@ impl Kubectl {
             }
             let read = |out: &mut dyn BufRead| {
                 serde_json::from_reader(out.take(LARGEST_PAGE))
-                    .map_err(|e| Refusal::new(format!("the API server's answer makes no sense: {e}")))
+                    .map_err(|e| KubectlRefusal::new(format!("the API server's answer makes no sense: {e}")))
             };
             let page: Value = again(|| self.run(&["get", "--raw", &query], PAGE_TIMEOUT, read))?;
             page["items"].as_array().into_iter().flatten().for_each(&mut *each);
@@ -192,7 +192,7 @@ impl Kubectl {
         program: &[&str],
         timeout: Duration,
         each: &mut (dyn FnMut(&str) -> Result<(), String> + Send),
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), KubectlRefusal> {
         let (namespace, pod) = place;
         let words = [&["exec", "--namespace", namespace, pod, "--container", "agent", "--"], program].concat();
         self.run(&words, timeout, |out| {
@@ -203,10 +203,10 @@ impl Kubectl {
                 match read {
                     Ok(0) => return problem,
                     Ok(_) if problem.is_ok() && !line.trim().is_empty() => {
-                        problem = each(&line).map_err(Refusal::last);
+                        problem = each(&line).map_err(KubectlRefusal::last);
                     }
                     Ok(_) => {}
-                    Err(e) => return problem.and(Err(Refusal::new(format!("its answer is no text: {e}")))),
+                    Err(e) => return problem.and(Err(KubectlRefusal::new(format!("its answer is no text: {e}")))),
                 }
             }
         })
@@ -214,7 +214,7 @@ impl Kubectl {
 }
 
 /// Tries three times, with a pause, what may go well the next time.
-pub(super) fn again<T>(mut what: impl FnMut() -> Result<T, Refusal>) -> Result<T, Refusal> {
+pub(super) fn again<T>(mut what: impl FnMut() -> Result<T, KubectlRefusal>) -> Result<T, KubectlRefusal> {
     const TRIES: u32 = 3;
     let mut tried = 1;
     loop {
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_right_that_is_missing_and_what_is_gone() {
-        let of = |text: &str| Refusal::of(text);
+        let of = |text: &str| KubectlRefusal::of(text);
         let exec = of(
             "Warning: x\nError from server (Forbidden): pods \"a\" is forbidden: User \"eve\" cannot create resource \"pods/exec\" in API group \"\" in the namespace \"mesh\"\n",
         );

@@ -7,7 +7,7 @@ use crate::audit::accept::Subject;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::fleet::facts::{Fact, Facts};
 use crate::audit::fleet::shapes::{Asked, Shapes};
-use crate::audit::fleet::{FleetFinding, KnownBy, Looked, Standing, Variant};
+use crate::audit::fleet::{FleetFinding, KnownBy, Looked, PodOutcome, Variant};
 use crate::config::facts::families_of;
 use crate::config::pod::documents::PodTemplate;
 use crate::config::pod::injector::{Injector, InjectorVerdict};
@@ -54,18 +54,18 @@ impl Eye<'_> {
         subject: &Subject,
         shapes: &mut Shapes,
         own: &mut Vec<Arc<FleetFinding>>,
-    ) -> Standing {
+    ) -> PodOutcome {
         match standing {
-            InjectorVerdict::HostNetwork => Standing::HostNetwork,
-            InjectorVerdict::Ambient => Standing::Ambient,
-            InjectorVerdict::LeftAlone(why) => Standing::LeftAlone(why),
-            InjectorVerdict::Outside(why) => Standing::Outside(why),
+            InjectorVerdict::HostNetwork => PodOutcome::HostNetwork,
+            InjectorVerdict::Ambient => PodOutcome::Ambient,
+            InjectorVerdict::LeftAlone(why) => PodOutcome::LeftAlone(why),
+            InjectorVerdict::Outside(why) => PodOutcome::Outside(why),
             InjectorVerdict::AsItIs => self.intercepted(template.pod.clone(), subject, shapes, own),
             // A pod that is there has been at the injector, or will not be.
             InjectorVerdict::Injected { assumed: true } if template.node.is_some() => {
-                Standing::Outside("it has no sidecar; what its namespace asks for is not known".into())
+                PodOutcome::Outside("it has no sidecar; what its namespace asks for is not known".into())
             }
-            InjectorVerdict::Injected { .. } if template.node.is_some() => Standing::NotIntercepted(
+            InjectorVerdict::Injected { .. } if template.node.is_some() => PodOutcome::NotIntercepted(
                 "it or its namespace asks for a sidecar, and it has none: it is older than the label, or the injector was away".into(),
             ),
             InjectorVerdict::Injected { .. } => {
@@ -83,9 +83,9 @@ impl Eye<'_> {
         subject: &Subject,
         shapes: &mut Shapes,
         own: &mut Vec<Arc<FleetFinding>>,
-    ) -> Option<Standing> {
+    ) -> Option<PodOutcome> {
         if ["enrolled", "pending"].contains(&fact.state.as_str()) {
-            return Some(Standing::Ambient);
+            return Some(PodOutcome::Ambient);
         }
         let number = fact.rules?;
         let found = self.facts.source(number)?;
@@ -94,7 +94,7 @@ impl Eye<'_> {
             let wants = *standing == InjectorVerdict::AsItIs && manifest.wanted(self.node).is_ok();
             let why = || fact.why.clone().unwrap_or_else(|| "the kernel has no rules of an interception".into());
             // Without rules a pod is what its manifest says that it is to be.
-            return wants.then(|| Standing::NotIntercepted(why()));
+            return wants.then(|| PodOutcome::NotIntercepted(why()));
         }
         let asked = Asked {
             key: format!("kernel {number}"),
@@ -105,9 +105,9 @@ impl Eye<'_> {
             Ok(shape) => {
                 own.extend(shapes.of_containers(subject, shape, &manifest));
                 own.extend((fact.state == "drifted").then(|| Arc::new(drift(fact))));
-                Some(Standing::Intercepted(shape))
+                Some(PodOutcome::Intercepted(shape))
             }
-            Err(problem) => Some(Standing::Unknown(problem)),
+            Err(problem) => Some(PodOutcome::Unknown(problem)),
         }
     }
 
@@ -118,19 +118,19 @@ impl Eye<'_> {
         subject: &Subject,
         shapes: &mut Shapes,
         own: &mut Vec<Arc<FleetFinding>>,
-    ) -> Standing {
+    ) -> PodOutcome {
         let manifest = match Manifest::of(pod) {
             Ok(manifest) => manifest,
-            Err(e) => return Standing::Refused(e.to_string()),
+            Err(e) => return PodOutcome::Refused(e.to_string()),
         };
         let (given, face, notes) = match manifest.wanted(self.node) {
             Ok(PodOptions::Init { arguments, variables }) => match source::given_of_init(&arguments, &variables) {
                 Ok((given, face)) => (given, face, Vec::new()),
-                Err(e) => return Standing::Refused(e.to_string()),
+                Err(e) => return PodOutcome::Refused(e.to_string()),
             },
             Ok(PodOptions::Annotations(given, notes)) => (given, Face::Init, notes),
-            Err(ManifestError::LeftAlone(why)) => return Standing::LeftAlone(why.to_string()),
-            Err(e) => return Standing::Refused(e.to_string()),
+            Err(ManifestError::LeftAlone(why)) => return PodOutcome::LeftAlone(why.to_string()),
+            Err(e) => return PodOutcome::Refused(e.to_string()),
         };
         let families = families_of(&manifest.addresses);
         let servers = manifest.dns_servers.clone();
@@ -138,9 +138,9 @@ impl Eye<'_> {
         match shapes.find(subject, asked) {
             Ok(shape) => {
                 own.extend(shapes.of_containers(subject, shape, &manifest));
-                Standing::Intercepted(shape)
+                PodOutcome::Intercepted(shape)
             }
-            Err(problem) => Standing::Refused(problem),
+            Err(problem) => PodOutcome::Refused(problem),
         }
     }
 }

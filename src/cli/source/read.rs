@@ -14,7 +14,7 @@ use crate::sys::{file, netns};
 
 use super::super::error::CliError;
 use super::super::{confine, session};
-use super::Found;
+use super::LiveRules;
 
 /// The most bytes of a dump that are read.
 const LARGEST_DUMP: u64 = 256 << 20;
@@ -48,7 +48,7 @@ pub(super) fn texts<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<Text
 }
 
 /// The rules of the kernel, and the files of the pod that tell what they mean.
-pub(super) fn from_kernel(matches: &ArgMatches) -> Result<Found, CliError> {
+pub(super) fn from_kernel(matches: &ArgMatches) -> Result<LiveRules, CliError> {
     let files = root_of(matches);
     // Files belong to the mount namespace, which stays as it is.
     let resolv_conf = files.read("etc/resolv.conf");
@@ -62,7 +62,7 @@ pub(super) fn from_kernel(matches: &ArgMatches) -> Result<Found, CliError> {
     confine::entered();
     let lock_timeout = std::time::Duration::from_secs(5);
     let live = Live { programs: session::programs(), lock_timeout, resolv_conf: resolv_conf.as_deref() };
-    Ok(Found { source: live::read(&live)?, passwd, group })
+    Ok(LiveRules { source: live::read(&live)?, passwd, group })
 }
 
 /// Where the pod's files are, if that can be known.

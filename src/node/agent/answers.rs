@@ -18,8 +18,8 @@ use crate::node::ambient::{Ambient, Joined, Real};
 use crate::node::api;
 use crate::node::cache::{Found, Known};
 use crate::node::decide::{Decision, Programmer, decide};
-use crate::node::http::Told;
-use crate::node::inventory::{State, Tracked, timestamp};
+use crate::node::http::Metered;
+use crate::node::inventory::{State, TrackedPod, timestamp};
 use crate::node::socket::Answers;
 use crate::sys::text::shortened;
 
@@ -154,7 +154,7 @@ impl Agent {
     fn list(&self) -> Value {
         let pods = self.inventory.all();
         // A line holds some hundred pods; who wants more of one asks why.
-        let short = |tracked: &Arc<Tracked>| {
+        let short = |tracked: &Arc<TrackedPod>| {
             let (known, inner) = (tracked.known(), tracked.inner());
             let (why, escapes) = match &inner.state {
                 State::Drifted { first, escapes } => (Some(shortened(first, LONGEST_REASON)), *escapes),

@@ -18,20 +18,20 @@ use super::caretaker;
 use super::condition::{Condition, TellError};
 use super::decide::{Decision, Policy, decide};
 use super::events::Teller;
-use super::http::Told;
-use super::installer::keeper::Look;
-use super::inventory::{Inventory, Place, State, Tracked};
+use super::http::Metered;
+use super::installer::keeper::Inspection;
+use super::inventory::{Inventory, Place, State, TrackedPod};
 use super::metrics::Metrics;
 use super::on_failure::Evictions;
 use super::pulse::{self, Pulse, WatchPulse};
-use super::settings::Settings;
+use super::settings::AgentSettings;
 use super::worker::Workers;
 pub(super) use answers::OnSocket;
 use places::Places;
 
 /// The agent.
 pub struct Agent {
-    pub settings: Settings,
+    pub settings: AgentSettings,
     pub policy: Policy,
     pub cache: Arc<Cache>,
     pub inventory: Inventory,
@@ -54,7 +54,7 @@ pub struct Agent {
 /// What the installer told last, and what came of it.
 #[derive(Default)]
 struct Installed {
-    look: Option<Look>,
+    look: Option<Inspection>,
     /// Since when the chain has had our entry.
     effective: Option<SystemTime>,
     /// A pod that should have been intercepted and for which no ADD came, since then.
@@ -68,7 +68,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Agent {
-    pub fn new(settings: Settings, client: kube::Client, watch: Arc<WatchPulse>, events: Teller) -> Self {
+    pub fn new(settings: AgentSettings, client: kube::Client, watch: Arc<WatchPulse>, events: Teller) -> Self {
         let places = Arc::new(Places::new(&settings.run_dir, &settings.host_proc));
         Self {
             policy: settings.policy.clone(),
@@ -105,7 +105,7 @@ impl Agent {
     }
 
     /// Hears of a look of the installer.
-    pub fn installed(&self, look: &Look) {
+    pub fn installed(&self, look: &Inspection) {
         let effective = matches!(&look.chain, Ok(state) if state.is_effective());
         self.metrics.chain(effective, look.rewritten);
         for (part, problem) in [("chain", look.chain.is_err()), ("binary", look.binary.is_err())] {
@@ -127,7 +127,7 @@ impl Agent {
 
     /// Hears of a pod that runs without rules though it should have them: if the chain had
     /// our entry when it was made and no ADD came for it, the runtime uses another chain.
-    pub fn missed(&self, tracked: &Tracked) {
+    pub fn missed(&self, tracked: &TrackedPod) {
         let known = tracked.known();
         let mut installed = lock(&self.installed);
         let Some(effective) = installed.effective else { return };
@@ -187,7 +187,7 @@ impl Agent {
     }
 
     /// Looks after a pod from now on, or looks again.
-    fn track(self: &Arc<Self>, known: &Arc<Known>) -> Arc<Tracked> {
+    fn track(self: &Arc<Self>, known: &Arc<Known>) -> Arc<TrackedPod> {
         let (tracked, _) = self.inventory.track(known);
         match decide(known, &self.policy) {
             Decision::LeaveAlone(why) => {
@@ -218,7 +218,7 @@ impl Agent {
 
     /// The namespace of a pod: as ADD told it, as it was kept on disk while there was no agent,
     /// or that of one of its processes.
-    pub async fn place_of(&self, tracked: &Tracked) -> Option<Place> {
+    pub async fn place_of(&self, tracked: &TrackedPod) -> Option<Place> {
         if let Some(place) = tracked.inner().place.clone() {
             return Some(place);
         }
@@ -325,7 +325,7 @@ impl Agent {
     }
 }
 
-impl Told for Agent {
+impl Metered for Agent {
     fn metrics(&self) -> String {
         self.metrics.cache(self.watch_age(), self.cache.len());
         if let Some(ambient) = self.ambient.get() {

@@ -25,7 +25,7 @@ pub(super) enum Where {
 
 /// What is told of a pod's sandbox.
 #[derive(Debug, Clone)]
-pub(super) enum Sandbox {
+pub(super) enum SandboxEvent {
     /// The plugin was called to set this namespace up.
     Made(Place),
     /// The plugin was called to take it down.
@@ -37,7 +37,7 @@ struct Shared {
     known: Arc<Known>,
     /// The pod is gone from the API server.
     gone: bool,
-    sandbox: Option<Sandbox>,
+    sandbox: Option<SandboxEvent>,
     /// Its namespace, while that is open.
     place: Option<Place>,
     task: Option<AbortHandle>,
@@ -88,14 +88,14 @@ impl Member {
     /// The plugin sets this namespace up. Gives how far that is.
     pub(super) fn sandbox_made(&self, place: Place) -> watch::Receiver<Where> {
         let receiver = self.whereabouts.subscribe();
-        self.lock().sandbox = Some(Sandbox::Made(place));
+        self.lock().sandbox = Some(SandboxEvent::Made(place));
         self.wake.notify_one();
         receiver
     }
 
     /// The plugin takes the namespace down.
     pub(super) fn sandbox_gone(&self) {
-        self.lock().sandbox = Some(Sandbox::Gone);
+        self.lock().sandbox = Some(SandboxEvent::Gone);
         self.wake.notify_one();
     }
 
@@ -136,7 +136,7 @@ impl Member {
     }
 
     /// What the plugin has told since this was last asked.
-    pub(super) fn take_sandbox(&self) -> Option<Sandbox> {
+    pub(super) fn take_sandbox(&self) -> Option<SandboxEvent> {
         self.lock().sandbox.take()
     }
 

@@ -53,8 +53,8 @@ pub use claims::{Difference, Entries};
 use figures::Figures;
 use member::{Member, Where};
 pub use real::Real;
-use standing::{Policy, Standing};
-pub use start::{Given, leave_node, leave_node_by_hand, start};
+use standing::{EnrolmentPolicy, Standing};
+pub use start::{AmbientFlags, leave_node, leave_node_by_hand, start};
 use world::World;
 use zds::book::Book;
 use zds::message::WorkloadInfo;
@@ -64,8 +64,8 @@ const LOOKING: Duration = Duration::from_secs(10);
 
 /// What ambient mode is told.
 #[derive(Debug, Clone)]
-pub struct Settings {
-    pub policy: Policy,
+pub struct AmbientSettings {
+    pub policy: EnrolmentPolicy,
     /// Repair what is not as it should be.
     pub heal: bool,
     /// How often pods are looked at of which the kernel does not tell.
@@ -100,7 +100,7 @@ pub enum Joined {
 /// Ambient mode.
 pub struct Ambient<W: World> {
     pub world: W,
-    pub settings: Settings,
+    pub settings: AmbientSettings,
     pub book: Arc<Book>,
     pub figures: Arc<Figures>,
     namespaces: Mutex<Namespaces>,
@@ -123,7 +123,7 @@ fn info(known: &Known) -> WorkloadInfo {
 }
 
 impl<W: World> Ambient<W> {
-    pub fn new(world: W, settings: Settings, figures: Arc<Figures>) -> Self {
+    pub fn new(world: W, settings: AmbientSettings, figures: Arc<Figures>) -> Self {
         Self {
             world,
             settings,

@@ -55,7 +55,7 @@ impl kube::Resource for WatchedNamespace {
 
 /// What an event of the watch says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum LabelNews {
     /// One namespace has the label, or has it no more.
     One(String, bool),
     /// These are all.
@@ -64,11 +64,11 @@ pub(super) enum Told {
 
 /// Takes a list that comes in pieces together.
 #[derive(Debug, Default)]
-pub(super) struct Listing(Mutex<HashSet<String>>);
+pub(super) struct LabelList(Mutex<HashSet<String>>);
 
-impl Listing {
+impl LabelList {
     /// What an event says.
-    pub(super) fn told(&self, event: Event<WatchedNamespace>) -> Option<Told> {
+    pub(super) fn told(&self, event: Event<WatchedNamespace>) -> Option<LabelNews> {
         match event {
             Event::Init => {
                 lock(&self.0).clear();
@@ -78,9 +78,9 @@ impl Listing {
                 lock(&self.0).extend(namespace.metadata.name);
                 None
             }
-            Event::InitDone => Some(Told::All(std::mem::take(&mut *lock(&self.0)))),
-            Event::Apply(namespace) => namespace.metadata.name.map(|name| Told::One(name, true)),
-            Event::Delete(namespace) => namespace.metadata.name.map(|name| Told::One(name, false)),
+            Event::InitDone => Some(LabelNews::All(std::mem::take(&mut *lock(&self.0)))),
+            Event::Apply(namespace) => namespace.metadata.name.map(|name| LabelNews::One(name, true)),
+            Event::Delete(namespace) => namespace.metadata.name.map(|name| LabelNews::One(name, false)),
         }
     }
 }
@@ -89,18 +89,18 @@ impl Listing {
 pub(super) async fn watch(agent: Arc<Agent>, ambient: Arc<Ambient<Real>>, client: kube::Client) {
     let all: Api<WatchedNamespace> = Api::all(client);
     let config = watcher::Config::default().labels(SELECTOR).any_semantic();
-    let listing = Listing::default();
+    let listing = LabelList::default();
     let take = |event| {
         let changed = match listing.told(event) {
             None => return,
-            Some(Told::One(name, labelled)) => {
+            Some(LabelNews::One(name, labelled)) => {
                 if ambient.namespace_is(&name, labelled) {
                     vec![name]
                 } else {
                     Vec::new()
                 }
             }
-            Some(Told::All(names)) => ambient.namespaces_are(names),
+            Some(LabelNews::All(names)) => ambient.namespaces_are(names),
         };
         agent.namespaces_changed(&changed);
     };
@@ -115,17 +115,17 @@ mod tests {
     fn a_list_is_told_when_it_is_whole() {
         let namespace =
             |name: &str| WatchedNamespace { metadata: ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() } };
-        let listing = Listing::default();
+        let listing = LabelList::default();
         for event in [Event::Init, Event::InitApply(namespace("a")), Event::InitApply(namespace("b"))] {
             assert_eq!(listing.told(event), None);
         }
-        assert_eq!(listing.told(Event::InitDone), Some(Told::All(["a", "b"].map(str::to_owned).into())));
-        assert_eq!(listing.told(Event::Apply(namespace("c"))), Some(Told::One("c".into(), true)));
-        assert_eq!(listing.told(Event::Delete(namespace("a"))), Some(Told::One("a".into(), false)));
+        assert_eq!(listing.told(Event::InitDone), Some(LabelNews::All(["a", "b"].map(str::to_owned).into())));
+        assert_eq!(listing.told(Event::Apply(namespace("c"))), Some(LabelNews::One("c".into(), true)));
+        assert_eq!(listing.told(Event::Delete(namespace("a"))), Some(LabelNews::One("a".into(), false)));
         // One that was interrupted says nothing of what it had.
         listing.told(Event::Init);
         listing.told(Event::InitApply(namespace("x")));
         listing.told(Event::Init);
-        assert_eq!(listing.told(Event::InitDone), Some(Told::All(HashSet::new())));
+        assert_eq!(listing.told(Event::InitDone), Some(LabelNews::All(HashSet::new())));
     }
 }

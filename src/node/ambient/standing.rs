@@ -21,7 +21,7 @@ const SIDECAR: &str = "sidecar.istio.io/status";
 
 /// What the agent is told about ambient mode.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Policy {
+pub struct EnrolmentPolicy {
     /// Namespaces of Kubernetes whose pods are left alone.
     pub exclude_namespaces: Vec<String>,
     /// Whether DNS is taken of a pod that does not say.
@@ -55,7 +55,7 @@ impl Standing {
 }
 
 /// Decides about a pod. `namespace`: its namespace has the label.
-pub fn standing(known: &Known, namespace: bool, policy: &Policy) -> Standing {
+pub fn standing(known: &Known, namespace: bool, policy: &EnrolmentPolicy) -> Standing {
     let out = |why: &str| Standing::Out { why: why.into() };
     if known.host_network {
         return out("it is in the node's own network namespace");
@@ -115,8 +115,8 @@ mod tests {
 
     use super::*;
 
-    fn policy() -> Policy {
-        Policy { exclude_namespaces: vec!["kube-system".into()], dns: true }
+    fn policy() -> EnrolmentPolicy {
+        EnrolmentPolicy { exclude_namespaces: vec!["kube-system".into()], dns: true }
     }
 
     fn pod(change: impl FnOnce(&mut Value)) -> Known {
@@ -167,12 +167,12 @@ mod tests {
 
     #[test]
     fn annotations_are_read_as_go_reads_them_and_nonsense_is_told() {
-        let options = |annotations: Value, policy: &Policy| {
+        let options = |annotations: Value, policy: &EnrolmentPolicy| {
             let known = pod(|pod| pod["metadata"]["annotations"] = annotations);
             let Standing::In { options, warnings, .. } = standing(&known, true, policy) else { panic!() };
             (options, warnings)
         };
-        let no_dns = Policy { dns: false, ..policy() };
+        let no_dns = EnrolmentPolicy { dns: false, ..policy() };
         let (plain, warnings) = options(json!({}), &policy());
         assert_eq!((plain, warnings.len()), (Options { dns: true, ..Options::default() }, 0));
         assert!(!options(json!({}), &no_dns).0.dns);

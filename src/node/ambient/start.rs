@@ -15,13 +15,13 @@ use crate::config::settings::BackendChoice;
 use super::super::Agent;
 use super::host::Host;
 use super::real::{LOCK_TIMEOUT, Real};
-use super::standing::Policy;
+use super::standing::EnrolmentPolicy;
 use super::zds::{self, ListenError};
-use super::{Ambient, Settings, host, kubelet, namespaces, probe};
+use super::{Ambient, AmbientSettings, host, kubelet, namespaces, probe};
 
 /// What the agent is told about ambient mode.
 #[derive(Debug, Clone)]
-pub struct Given {
+pub struct AmbientFlags {
     /// Where ztunnels connect to.
     pub socket: PathBuf,
     /// Whether DNS is taken of a pod that does not say.
@@ -36,7 +36,7 @@ pub struct Given {
 /// # Errors
 ///
 /// Ztunnels cannot be listened for.
-pub fn start(agent: &Arc<Agent>, given: &Given, client: kube::Client) -> Result<(), ListenError> {
+pub fn start(agent: &Arc<Agent>, given: &AmbientFlags, client: kube::Client) -> Result<(), ListenError> {
     let kubelet_uid = given.kubelet_uid.or_else(|| kubelet::uid(&agent.settings.host_proc));
     match kubelet_uid {
         Some(uid) => info!(uid, "the kubelet's user, by which probes are told"),
@@ -47,8 +47,9 @@ pub fn start(agent: &Arc<Agent>, given: &Given, client: kube::Client) -> Result<
     }
     let host_options = HostOptions { kubelet_uid: kubelet_uid.unwrap_or(0), ..HostOptions::default() };
     let host = Arc::new(Host::new(given.backend, host_options, of_node()));
-    let policy = Policy { exclude_namespaces: agent.policy.exclude_namespaces.clone(), dns: given.dns };
-    let settings = Settings { policy, heal: agent.settings.heal, verify_interval: agent.settings.verify_interval };
+    let policy = EnrolmentPolicy { exclude_namespaces: agent.policy.exclude_namespaces.clone(), dns: given.dns };
+    let settings =
+        AmbientSettings { policy, heal: agent.settings.heal, verify_interval: agent.settings.verify_interval };
     let world = Real::new(agent.clone(), host.clone(), given.backend);
     let ambient = Arc::new(Ambient::new(world, settings, agent.metrics.ambient.clone()));
     let listener = zds::listen(&given.socket)?;

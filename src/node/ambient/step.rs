@@ -25,7 +25,7 @@ pub(super) enum Want {
 
 /// What is known of the pod's namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum NamespaceState {
     /// It has not been looked for.
     Unknown,
     /// It was looked for and not found.
@@ -44,7 +44,7 @@ pub(super) enum Rules {
 
 /// What ztunnels say of the pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum Acknowledged {
     /// They are not told of it.
     Nothing,
     /// They are told, and none has answered; `long`: for longer than usual.
@@ -58,9 +58,9 @@ pub(super) enum Told {
 /// What is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Is {
-    pub place: Place,
+    pub place: NamespaceState,
     pub rules: Rules,
-    pub told: Told,
+    pub told: Acknowledged,
     /// The addresses that the node's sets have for it.
     pub probed: BTreeSet<IpAddr>,
     /// The annotation that says what was done.
@@ -99,23 +99,23 @@ pub(super) fn step(want: &Want, is: &Is) -> Step {
 
 fn join(options: &Options, addresses: &BTreeSet<IpAddr>, is: &Is) -> Step {
     match is.place {
-        Place::Unknown => return Step::Find,
+        NamespaceState::Unknown => return Step::Find,
         // Whatever an agent before did is still done, as far as anybody knows.
-        Place::Missing => return Step::Wait,
-        Place::Open => {}
+        NamespaceState::Missing => return Step::Wait,
+        NamespaceState::Open => {}
     }
     if is.rules != Rules::Held(options.clone()) {
         return Step::Program(options.clone());
     }
     let annotation = is.annotation.as_deref();
     match is.told {
-        Told::Nothing => return Step::Announce,
+        Acknowledged::Nothing => return Step::Announce,
         // While a ztunnel or the agent starts anew, what was enabled is.
-        Told::Waiting { long } if annotation.is_none() && long => return Step::Annotate(Some(PENDING)),
-        Told::Waiting { .. } => return Step::Wait,
-        Told::Refused if annotation != Some(PENDING) => return Step::Annotate(Some(PENDING)),
-        Told::Refused => return Step::Wait,
-        Told::Taken => {}
+        Acknowledged::Waiting { long } if annotation.is_none() && long => return Step::Annotate(Some(PENDING)),
+        Acknowledged::Waiting { .. } => return Step::Wait,
+        Acknowledged::Refused if annotation != Some(PENDING) => return Step::Annotate(Some(PENDING)),
+        Acknowledged::Refused => return Step::Wait,
+        Acknowledged::Taken => {}
     }
     if is.probed != *addresses {
         return Step::LetProbesBy(addresses.clone());
@@ -132,13 +132,13 @@ fn leave(runs: bool, exists: bool, is: &Is) -> Step {
     }
     if runs && is.rules != Rules::None {
         match is.place {
-            Place::Unknown => return Step::Find,
-            Place::Open => return Step::Unprogram,
+            NamespaceState::Unknown => return Step::Find,
+            NamespaceState::Open => return Step::Unprogram,
             // What has no process has nobody who could be cut off.
-            Place::Missing => {}
+            NamespaceState::Missing => {}
         }
     }
-    if is.told != Told::Nothing {
+    if is.told != Acknowledged::Nothing {
         return Step::Withdraw;
     }
     if exists && is.annotation.is_some() {
@@ -173,13 +173,14 @@ mod tests {
     }
 
     fn is() -> impl Strategy<Value = Is> {
-        let place = prop_oneof![Just(Place::Unknown), Just(Place::Missing), Just(Place::Open)];
+        let place =
+            prop_oneof![Just(NamespaceState::Unknown), Just(NamespaceState::Missing), Just(NamespaceState::Open)];
         let rules = prop_oneof![Just(Rules::Unknown), Just(Rules::None), options().prop_map(Rules::Held)];
         let told = prop_oneof![
-            Just(Told::Nothing),
-            any::<bool>().prop_map(|long| Told::Waiting { long }),
-            Just(Told::Refused),
-            Just(Told::Taken)
+            Just(Acknowledged::Nothing),
+            any::<bool>().prop_map(|long| Acknowledged::Waiting { long }),
+            Just(Acknowledged::Refused),
+            Just(Acknowledged::Taken)
         ];
         let annotation = prop_oneof![Just(None), Just(Some(ENABLED)), Just(Some(PENDING)), Just(Some("odd"))];
         (place, rules, told, 0u8..3, annotation).prop_map(|(place, rules, told, n, annotation)| Is {
@@ -194,15 +195,15 @@ mod tests {
     /// Does a step, as a world does it in which everything works.
     fn done(step: &Step, is: &mut Is) {
         match step {
-            Step::Find => is.place = Place::Open,
+            Step::Find => is.place = NamespaceState::Open,
             Step::Program(options) => is.rules = Rules::Held(options.clone()),
-            Step::Announce => is.told = Told::Waiting { long: false },
+            Step::Announce => is.told = Acknowledged::Waiting { long: false },
             Step::LetProbesBy(addresses) => is.probed = addresses.clone(),
             Step::Annotate(value) => is.annotation = value.map(str::to_owned),
             Step::Unprogram => is.rules = Rules::None,
-            Step::Withdraw => is.told = Told::Nothing,
-            Step::Wait if is.place == Place::Missing => is.place = Place::Open,
-            Step::Wait => is.told = Told::Taken,
+            Step::Withdraw => is.told = Acknowledged::Nothing,
+            Step::Wait if is.place == NamespaceState::Missing => is.place = NamespaceState::Open,
+            Step::Wait => is.told = Acknowledged::Taken,
             Step::Done => {}
         }
     }
@@ -223,7 +224,7 @@ mod tests {
                     }
                     (Want::In { options, addresses }, Step::Annotate(Some(ENABLED))) => {
                         prop_assert_eq!(&is.rules, &Rules::Held(options.clone()));
-                        prop_assert_eq!(is.told, Told::Taken);
+                        prop_assert_eq!(is.told, Acknowledged::Taken);
                         prop_assert_eq!(&is.probed, addresses);
                     }
                     (Want::In { .. }, Step::Unprogram | Step::Withdraw | Step::Annotate(None)) => {
@@ -233,12 +234,12 @@ mod tests {
                         prop_assert!(false, "a pod that is out is not taken in: {:?}", next);
                     }
                     (Want::Out { runs, .. }, Step::Unprogram) => {
-                        prop_assert!(*runs && is.place == Place::Open && is.probed.is_empty());
+                        prop_assert!(*runs && is.place == NamespaceState::Open && is.probed.is_empty());
                     }
                     (Want::Out { .. }, Step::Withdraw) => prop_assert!(is.probed.is_empty()),
                     (Want::Out { exists, .. }, Step::Annotate(None)) => {
                         prop_assert!(*exists);
-                        prop_assert_eq!(is.told, Told::Nothing);
+                        prop_assert_eq!(is.told, Acknowledged::Nothing);
                     }
                     _ => {}
                 }
@@ -251,12 +252,12 @@ mod tests {
             match &want {
                 Want::In { options, addresses } => {
                     prop_assert_eq!(&is.rules, &Rules::Held(options.clone()));
-                    prop_assert_eq!((is.told, &is.probed), (Told::Taken, addresses));
+                    prop_assert_eq!((is.told, &is.probed), (Acknowledged::Taken, addresses));
                     prop_assert_eq!(is.annotation.as_deref(), Some(ENABLED));
                 }
                 Want::Out { runs, exists } => {
-                    prop_assert!(!runs || is.place == Place::Missing || is.rules == Rules::None);
-                    prop_assert_eq!((is.told, is.probed.is_empty()), (Told::Nothing, true));
+                    prop_assert!(!runs || is.place == NamespaceState::Missing || is.rules == Rules::None);
+                    prop_assert_eq!((is.told, is.probed.is_empty()), (Acknowledged::Nothing, true));
                     prop_assert!(!exists || is.annotation.is_none());
                 }
             }
@@ -281,9 +282,9 @@ mod tests {
             }
         };
         let mut is = Is {
-            place: Place::Unknown,
+            place: NamespaceState::Unknown,
             rules: Rules::Unknown,
-            told: Told::Nothing,
+            told: Acknowledged::Nothing,
             probed: BTreeSet::new(),
             annotation: None,
         };
@@ -304,18 +305,18 @@ mod tests {
     fn what_was_enabled_stays_so_while_nobody_answers_and_not_when_refused() {
         let want = Want::In { options: Options::default(), addresses: addresses(1) };
         let is = |told, annotation: Option<&str>| Is {
-            place: Place::Open,
+            place: NamespaceState::Open,
             rules: Rules::Held(Options::default()),
             told,
             probed: BTreeSet::new(),
             annotation: annotation.map(str::to_owned),
         };
-        let (soon, late) = (Told::Waiting { long: false }, Told::Waiting { long: true });
+        let (soon, late) = (Acknowledged::Waiting { long: false }, Acknowledged::Waiting { long: true });
         assert_eq!(step(&want, &is(soon, None)), Step::Wait);
         assert_eq!(step(&want, &is(late, None)), Step::Annotate(Some(PENDING)));
         assert_eq!(step(&want, &is(late, Some(ENABLED))), Step::Wait);
         assert_eq!(step(&want, &is(late, Some(PENDING))), Step::Wait);
-        assert_eq!(step(&want, &is(Told::Refused, Some(ENABLED))), Step::Annotate(Some(PENDING)));
-        assert_eq!(step(&want, &is(Told::Refused, Some(PENDING))), Step::Wait);
+        assert_eq!(step(&want, &is(Acknowledged::Refused, Some(ENABLED))), Step::Annotate(Some(PENDING)));
+        assert_eq!(step(&want, &is(Acknowledged::Refused, Some(PENDING))), Step::Wait);
     }
 }

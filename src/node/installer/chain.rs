@@ -44,7 +44,7 @@ pub(super) enum Form {
 
 /// How our entry stands in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum EntryState {
     /// There is none.
     Absent,
     /// There is one, with the right content, behind everything that it has to be behind.
@@ -55,7 +55,7 @@ pub(super) enum Standing {
     Displaced { behind: Vec<String> },
 }
 
-impl fmt::Display for Standing {
+impl fmt::Display for EntryState {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Absent => f.write_str("the entry is not in the list"),
@@ -159,16 +159,16 @@ impl Chain {
     }
 
     /// How our entry stands in the list. `entry`: what it should be.
-    pub(super) fn standing(&self, entry: &Value) -> Standing {
+    pub(super) fn standing(&self, entry: &Value) -> EntryState {
         let mut ours = self.plugins.iter().enumerate().filter(|(_, plugin)| plugin.kind == TYPE);
-        let Some((at, found)) = ours.next() else { return Standing::Absent };
+        let Some((at, found)) = ours.next() else { return EntryState::Absent };
         let behind = self.plugins[at + 1..].iter().map(|plugin| plugin.kind.clone());
         let behind: Vec<String> = behind.filter(|kind| !MAY_FOLLOW.contains(&kind.as_str())).collect();
         let same = serde_json::from_str::<Value>(found.text.get()).is_ok_and(|found| found == *entry);
         match (ours.next(), same, behind.is_empty()) {
-            (None, true, true) => Standing::Effective,
-            (None, true, false) => Standing::Displaced { behind },
-            _ => Standing::Different,
+            (None, true, true) => EntryState::Effective,
+            (None, true, false) => EntryState::Displaced { behind },
+            _ => EntryState::Different,
         }
     }
 
@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(list(LIST).render(), LIST);
         let with = list(LIST).with(&entry()).render();
         assert!(with.contains("1450.0") && with.contains("123456789012345678901234567890"), "{with}");
-        assert_eq!(list(&with).standing(&entry()), Standing::Effective);
+        assert_eq!(list(&with).standing(&entry()), EntryState::Effective);
         assert_eq!(list(&with).without().render(), LIST);
         assert_eq!(list(&with).with(&entry()).render(), with);
         let order = |needle| with.find(needle).unwrap();
@@ -254,14 +254,14 @@ mod tests {
     #[test]
     fn the_standing_of_the_entry() {
         let standing = |kinds: &[&str]| of(kinds).standing(&entry());
-        assert_eq!(standing(&["bridge"]), Standing::Absent);
-        assert_eq!(standing(&["bridge", "podweir"]), Standing::Effective);
-        assert_eq!(standing(&["bridge", "podweir", "istio-cni"]), Standing::Effective);
-        assert_eq!(standing(&["podweir", "bridge"]), Standing::Displaced { behind: vec!["bridge".into()] });
-        assert_eq!(standing(&["bridge", "podweir", "podweir"]), Standing::Different);
+        assert_eq!(standing(&["bridge"]), EntryState::Absent);
+        assert_eq!(standing(&["bridge", "podweir"]), EntryState::Effective);
+        assert_eq!(standing(&["bridge", "podweir", "istio-cni"]), EntryState::Effective);
+        assert_eq!(standing(&["podweir", "bridge"]), EntryState::Displaced { behind: vec!["bridge".into()] });
+        assert_eq!(standing(&["bridge", "podweir", "podweir"]), EntryState::Different);
         let other = json!({ "type": "podweir" });
-        assert_eq!(of(&["bridge", "podweir"]).standing(&other), Standing::Different);
-        assert_eq!(of(&["podweir", "bridge", "podweir"]).with(&entry()).standing(&entry()), Standing::Effective);
+        assert_eq!(of(&["bridge", "podweir"]).standing(&other), EntryState::Different);
+        assert_eq!(of(&["podweir", "bridge", "podweir"]).with(&entry()).standing(&entry()), EntryState::Effective);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::atomic::{self, Attributes, UNFINISHED, named};
-use super::chain::{Chain, Standing};
+use super::chain::{Chain, EntryState};
 use super::folder;
 use super::state::ChainState;
 
@@ -40,7 +40,7 @@ pub(super) fn keep(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
     if chain.only_inlined() {
         return broken("its loadOnlyInlinedPlugins is true, so drop-ins are not read; use --chain merge".into());
     }
-    if chain.standing(entry) != Standing::Absent {
+    if chain.standing(entry) != EntryState::Absent {
         return broken(
             "it has an entry of podweir, which with the drop-in would make two; remove it, or use --chain merge".into(),
         );

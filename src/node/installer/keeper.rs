@@ -24,7 +24,7 @@ const NOTABLE: u32 = 3;
 
 /// What a look found and did.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Look {
+pub struct Inspection {
     /// The state of the chain, or why it could not be looked at or written.
     pub chain: Result<ChainState, String>,
     /// What was done about the binary, or why it could not be placed.
@@ -35,7 +35,7 @@ pub struct Look {
     pub rewritten_in_a_row: u32,
 }
 
-impl Look {
+impl Inspection {
     /// Why pods on this node would not be intercepted; `None` if they are.
     pub fn problem(&self) -> Option<String> {
         let binary = self.binary.as_ref().err().map(|e| format!("the plugin's binary cannot be placed: {e}"));
@@ -65,7 +65,7 @@ impl Keeper {
     ///
     /// # Errors
     /// No thread can be started.
-    pub fn start(installation: Installation, report: impl Fn(&Look) + Send + 'static) -> std::io::Result<Self> {
+    pub fn start(installation: Installation, report: impl Fn(&Inspection) + Send + 'static) -> std::io::Result<Self> {
         let (wake, woken) = channel();
         let events = wake.clone();
         let thread = std::thread::Builder::new().name("installer".into()).spawn(move || {
@@ -110,7 +110,7 @@ struct Looks {
     installation: Installation,
     pauses: Pauses,
     was_effective: bool,
-    last: Option<Look>,
+    last: Option<Inspection>,
     /// Other meshes' plugins that have been named.
     other_meshes: Vec<String>,
 }
@@ -127,7 +127,7 @@ impl Looks {
     }
 
     /// Looks, mends, and says how long to let others have their way before the next look.
-    fn look(&mut self, now: Instant) -> (Look, Duration) {
+    fn look(&mut self, now: Instant) -> (Inspection, Duration) {
         // The binary first: a chain must never name a plugin that is not there.
         let binary = self.installation.keep_binary().map_err(|e| e.to_string());
         let chain = match &binary {
@@ -139,13 +139,13 @@ impl Looks {
         let pause = if rewritten { self.pauses.after(now) } else { Duration::ZERO };
         self.was_effective |= matches!(&chain, Ok(state) if state.is_effective());
         let rewritten_in_a_row = if rewritten { self.pauses.in_a_row() } else { 0 };
-        let look = Look { chain, binary, rewritten, rewritten_in_a_row };
+        let look = Inspection { chain, binary, rewritten, rewritten_in_a_row };
         self.tell(&look, pause);
         (look, pause)
     }
 
     /// Says what is new, once.
-    fn tell(&mut self, look: &Look, pause: Duration) {
+    fn tell(&mut self, look: &Inspection, pause: Duration) {
         let before = self.last.replace(look.clone());
         match &look.binary {
             Ok(Placed::New | Placed::Replaced) => {
@@ -317,7 +317,7 @@ mod tests {
         let (sender, looks) = mpsc::channel();
         let keeper = Keeper::start(installation.clone(), move |look| drop(sender.send(look.clone()))).unwrap();
         // Each look is waited for; the deadline only ends a test that would wait for ever.
-        let until = |done: &dyn Fn(&Look) -> bool| loop {
+        let until = |done: &dyn Fn(&Inspection) -> bool| loop {
             let look = looks.recv_timeout(Duration::from_secs(60)).unwrap();
             if done(&look) {
                 return;

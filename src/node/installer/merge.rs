@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::atomic::{self, Attributes, named};
-use super::chain::{Chain, Form, Standing, TYPE};
+use super::chain::{Chain, EntryState, Form, TYPE};
 use super::folder;
 use super::state::ChainState;
 
@@ -68,7 +68,7 @@ pub(super) fn look(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
         Current::Not(state) => return Ok(state),
     };
     Ok(match chain.standing(entry) {
-        Standing::Effective => ChainState::Effective { file: path, written: false },
+        EntryState::Effective => ChainState::Effective { file: path, written: false },
         other => ChainState::Broken {
             file: path,
             reason: format!("{other}; --chain none leaves the chain to somebody else, who has to put it right"),
@@ -95,7 +95,7 @@ pub(super) fn keep(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
             Current::Usable { path, form, text, chain } => (path, form, text, chain),
             Current::Not(state) => return Ok(state),
         };
-        if form == Form::List && chain.standing(entry) == Standing::Effective {
+        if form == Form::List && chain.standing(entry) == EntryState::Effective {
             return Ok(ChainState::Effective { file: path, written: false });
         }
         let new = chain.with(entry).render();
@@ -190,7 +190,7 @@ fn remove_from(path: &Path, form: Form, entry: &Value) -> io::Result<bool> {
         let text = folder::read(path).map_err(|e| named(path, e))?;
         // A file that nobody understands has no entry of ours: we would not have written it.
         let Ok(chain) = Chain::parse(&text, form) else { return Ok(false) };
-        if chain.standing(entry) == Standing::Absent {
+        if chain.standing(entry) == EntryState::Absent {
             return Ok(false);
         }
         let without = chain.without();

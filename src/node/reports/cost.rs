@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::object::{Owner, reports};
+use super::object::{NodeReference, reports};
 use super::view::View;
 use super::view::tests::{intercepted, pod, policy};
 
@@ -16,7 +16,7 @@ const CHANGES_A_DAY: usize = 2;
 /// How large an object is as JSON, with what the API server adds to it: who it is, and which fields
 /// the agent has set.
 fn size(namespaces: usize, pods: usize) -> usize {
-    let owner = Owner { node: "ip-10-1-2-3.eu-central-1.compute.internal".into(), uid: "u".repeat(36) };
+    let owner = NodeReference { node: "ip-10-1-2-3.eu-central-1.compute.internal".into(), uid: "u".repeat(36) };
     let pods: Vec<_> = (0..pods)
         .map(|at| {
             let name = format!("checkout-{at:0>3}-7d4b9c6f5d-x2{:0>3}", at % 1000);

@@ -55,7 +55,7 @@ use super::agent::Agent;
 use super::cache::Known;
 use super::decide::Policy;
 use super::inventory::State;
-use object::{DIGEST, Owner, Report, object_name, reports};
+use object::{DIGEST, NodeReference, ReportObject, object_name, reports};
 use view::View;
 
 /// How often it is looked whether there is something else to tell.
@@ -87,7 +87,7 @@ type Looked = (Arc<Known>, State);
 /// Keeps this node's objects, for ever.
 pub(super) async fn keep(agent: Arc<Agent>) {
     let started = Instant::now();
-    let mut keeper = Keeper {
+    let mut keeper = ReportKeeper {
         agent,
         owner: None,
         there: HashMap::new(),
@@ -108,10 +108,10 @@ pub(super) async fn keep(agent: Arc<Agent>) {
     }
 }
 
-struct Keeper {
+struct ReportKeeper {
     agent: Arc<Agent>,
     /// The Node, and what it has in the cluster, once that was asked for.
-    owner: Option<Owner>,
+    owner: Option<NodeReference>,
     /// By namespace: the digest of the object that is there, and when it was written.
     there: HashMap<String, (String, Option<Instant>)>,
     /// Namespaces whose object could not be written or removed: the others' are not kept from it.
@@ -123,7 +123,7 @@ struct Keeper {
     said: Option<String>,
 }
 
-impl Keeper {
+impl ReportKeeper {
     /// Writes what changed.
     async fn round(&mut self, is_starting: bool) -> Result<(), String> {
         if !self.agent.cache.is_synced() {
@@ -185,11 +185,11 @@ impl Keeper {
     }
 
     /// Finds out who owns the objects, and which are there from before.
-    async fn begin(&mut self) -> Result<Owner, String> {
+    async fn begin(&mut self) -> Result<NodeReference, String> {
         let nodes: Api<Node> = Api::all(self.agent.client.clone());
         let name = self.agent.settings.node.clone();
         let node = answer("read its own Node", nodes.get(&name)).await?;
-        let owner = Owner { uid: node.metadata.uid.unwrap_or_default(), node: name };
+        let owner = NodeReference { uid: node.metadata.uid.unwrap_or_default(), node: name };
         let all: Api<DynamicObject> = Api::all_with(self.agent.client.clone(), &resource());
         // From the API server's memory, and without what they tell.
         let params = ListParams::default().fields(&format!("metadata.name={}", object_name(&owner.node))).at("0");
@@ -205,7 +205,11 @@ impl Keeper {
     }
 
     /// The objects that there should be, by namespace. Auditing is work for another thread.
-    async fn wanted(&mut self, pods: Vec<Looked>, owner: Owner) -> Result<BTreeMap<String, Report>, String> {
+    async fn wanted(
+        &mut self,
+        pods: Vec<Looked>,
+        owner: NodeReference,
+    ) -> Result<BTreeMap<String, ReportObject>, String> {
         let mut view = std::mem::take(&mut self.view);
         let policy: Policy = self.agent.policy.clone();
         let work = move || {
@@ -222,7 +226,7 @@ impl Keeper {
         Api::namespaced_with(self.agent.client.clone(), namespace, &resource())
     }
 
-    async fn write(&self, namespace: &str, report: &Report) -> Result<(), String> {
+    async fn write(&self, namespace: &str, report: &ReportObject) -> Result<(), String> {
         let name = object_name(&self.agent.settings.node);
         // One request, whether it is there or not.
         let params = PatchParams::apply(MANAGER).force();

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::audit::escapes::kind::Severity;
 use crate::node::cache::Known;
 
-use super::view::{Found, PASSES, Told};
+use super::view::{PASSES, PodFinding, PodFindings};
 
 /// The annotation with the digest of what an object tells.
 pub(super) const DIGEST: &str = "podweir.dev/digest";
@@ -24,14 +24,14 @@ const LONGEST_NAME: usize = 253;
 
 /// The Node that an agent is on.
 #[derive(Debug, Clone)]
-pub(super) struct Owner {
+pub(super) struct NodeReference {
     pub(super) node: String,
     pub(super) uid: String,
 }
 
 /// An object, and the digest of what it tells.
 #[derive(Debug, Clone)]
-pub(super) struct Report {
+pub(super) struct ReportObject {
     pub(super) digest: String,
     pub(super) object: Value,
 }
@@ -51,11 +51,11 @@ fn hex(text: &str) -> String {
 }
 
 /// The objects of a node, by namespace.
-pub(super) fn reports(owner: &Owner, told: &[Told]) -> BTreeMap<String, Report> {
-    let mut namespaces: BTreeMap<&str, BTreeMap<Reverse<Found>, Vec<&Known>>> = BTreeMap::new();
-    for Told { pod, found } in told {
+pub(super) fn reports(owner: &NodeReference, told: &[PodFindings]) -> BTreeMap<String, ReportObject> {
+    let mut namespaces: BTreeMap<&str, BTreeMap<Reverse<PodFinding>, Vec<&Known>>> = BTreeMap::new();
+    for PodFindings { pod, found } in told {
         let results = namespaces.entry(&pod.namespace).or_default();
-        let passes = Found {
+        let passes = PodFinding {
             severity: Severity::Info,
             rule: PASSES.into(),
             items: Vec::new(),
@@ -78,7 +78,7 @@ pub(super) fn reports(owner: &Owner, told: &[Told]) -> BTreeMap<String, Report> 
 const NOT_AS_ASKED: [&str; 2] = ["not-intercepted", "drift"];
 
 /// The word of the format for what was found. `warn` is what its options let out by name.
-fn outcome(found: &Found) -> &'static str {
+fn outcome(found: &PodFinding) -> &'static str {
     match found.severity {
         _ if found.is_error => "error",
         Severity::High => "fail",
@@ -87,7 +87,7 @@ fn outcome(found: &Found) -> &'static str {
     }
 }
 
-fn result(found: &Found, pods: &[&Known]) -> Value {
+fn result(found: &PodFinding, pods: &[&Known]) -> Value {
     let resource = |pod: &&Known| json!({ "apiVersion": "v1", "kind": "Pod", "namespace": pod.namespace, "name": pod.name, "uid": pod.uid });
     let items = found.items.join(", ");
     let mut message = if items.is_empty() { found.message.clone() } else { format!("{items}: {}", found.message) };
@@ -113,7 +113,7 @@ fn result(found: &Found, pods: &[&Known]) -> Value {
     out
 }
 
-fn report(owner: &Owner, namespace: &str, results: Vec<Value>) -> Report {
+fn report(owner: &NodeReference, namespace: &str, results: Vec<Value>) -> ReportObject {
     let count = |word: &str| results.iter().filter(|result| result["result"] == word).count();
     let words = ["pass", "fail", "warn", "error", "skip"];
     let summary: BTreeMap<&str, usize> = words.into_iter().map(|word| (word, count(word))).collect();
@@ -137,7 +137,7 @@ fn report(owner: &Owner, namespace: &str, results: Vec<Value>) -> Report {
         "summary": summary,
         "results": results,
     });
-    Report { digest, object }
+    ReportObject { digest, object }
 }
 
 #[cfg(test)]
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn objects_are_as_the_crd_says_and_tell_each_finding_once_with_its_pods() {
-        let owner = Owner { node: "node1".into(), uid: "u".into() };
+        let owner = NodeReference { node: "node1".into(), uid: "u".into() };
         let failed = State::Failed { why: "its rules cannot be verified".into() };
         let pods = [
             (pod("shop", "web-0", "3306"), intercepted()),

@@ -20,7 +20,7 @@ pub(super) const PASSES: &str = "intercepted";
 
 /// Something that was found.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Found {
+pub(super) struct PodFinding {
     pub(super) severity: Severity,
     pub(super) rule: String,
     /// What tells it from others of its class.
@@ -32,26 +32,26 @@ pub(super) struct Found {
 
 /// A pod with what was found; nothing: it is as it should be.
 #[derive(Debug, Clone)]
-pub(super) struct Told {
+pub(super) struct PodFindings {
     pub(super) pod: Arc<Known>,
-    pub(super) found: Arc<[Found]>,
+    pub(super) found: Arc<[PodFinding]>,
 }
 
 /// What is known of the interceptions that pods ask for: each is audited once.
 #[derive(Default)]
 pub(super) struct View {
-    known: HashMap<String, Arc<[Found]>>,
+    known: HashMap<String, Arc<[PodFinding]>>,
 }
 
 impl View {
     /// What there is to tell of pods. Of those that are left alone on purpose, that are not
     /// looked at yet or that have ended it is nothing.
-    pub(super) fn of(&mut self, pods: &[Looked], policy: &Policy) -> Vec<Told> {
+    pub(super) fn of(&mut self, pods: &[Looked], policy: &Policy) -> Vec<PodFindings> {
         let mut used = HashMap::new();
         let mut out = Vec::new();
         for (pod, state) in pods.iter().filter(|(pod, _)| pod.phase != Phase::Ended && !pod.ending) {
             if let Some(found) = self.pod(pod, state, policy, &mut used) {
-                out.push(Told { pod: pod.clone(), found });
+                out.push(PodFindings { pod: pod.clone(), found });
             }
         }
         // Of what no pod asks for any more nothing is kept.
@@ -64,10 +64,10 @@ impl View {
         pod: &Known,
         state: &State,
         policy: &Policy,
-        used: &mut HashMap<String, Arc<[Found]>>,
-    ) -> Option<Arc<[Found]>> {
+        used: &mut HashMap<String, Arc<[PodFinding]>>,
+    ) -> Option<Arc<[PodFinding]>> {
         let one = |severity, rule: &str, message: String, is_error| {
-            let found = Found { severity, rule: rule.into(), items: Vec::new(), message, is_error };
+            let found = PodFinding { severity, rule: rule.into(), items: Vec::new(), message, is_error };
             Some(Arc::from([found]))
         };
         match state {
@@ -86,8 +86,8 @@ impl View {
         &mut self,
         pod: &Known,
         policy: &Policy,
-        used: &mut HashMap<String, Arc<[Found]>>,
-    ) -> Option<Arc<[Found]>> {
+        used: &mut HashMap<String, Arc<[PodFinding]>>,
+    ) -> Option<Arc<[PodFinding]>> {
         let Decision::Intercept { options, face, .. } = decide(pod, policy) else { return None };
         let proxy_user = pod.pod.proxy().and_then(|proxy| pod.pod.user_of(proxy));
         let asked = Asked::of_options(&options, face, families_of(&pod.ips), None, proxy_user, Vec::new());
@@ -103,7 +103,7 @@ impl View {
 
 /// Audits an interception. What takes intent or a special program, and every pod has alike,
 /// is left to `podweir audit`.
-fn audited(asked: Asked) -> Arc<[Found]> {
+fn audited(asked: Asked) -> Arc<[PodFinding]> {
     let accepted = Accepted::default();
     let mut shapes = Shapes::new(&accepted, Date::default());
     let nobody = Subject { namespace: "", workload: ("", ""), labels: &Default::default() };
@@ -111,11 +111,11 @@ fn audited(asked: Asked) -> Arc<[Found]> {
         Ok(number) => shapes.all.swap_remove(number).findings,
         Err(message) => {
             let rule = "not-looked-at".into();
-            return [Found { severity: Severity::High, rule, items: Vec::new(), message, is_error: true }].into();
+            return [PodFinding { severity: Severity::High, rule, items: Vec::new(), message, is_error: true }].into();
         }
     };
     let counts = findings.into_iter().filter(|found| found.severity >= Severity::Medium);
-    let found = counts.map(|found| Found {
+    let found = counts.map(|found| PodFinding {
         severity: found.severity,
         rule: found.id.clone(),
         items: found.items.clone(),

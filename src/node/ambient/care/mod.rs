@@ -18,9 +18,9 @@ use super::super::cache::{Known, Phase};
 use super::super::inventory::{self, State};
 use super::Ambient;
 use super::annotation::Annotation;
-use super::member::{Member, Sandbox, Where};
+use super::member::{Member, SandboxEvent, Where};
 use super::standing::{ENABLED, Standing};
-use super::step::{Is, Place, Rules, Step, Told, Want, step};
+use super::step::{Acknowledged, Is, NamespaceState, Rules, Step, Want, step};
 use super::world::World;
 use super::zds::book::Progress;
 use super::zds::{PATIENCE, Uid, pause};
@@ -58,7 +58,7 @@ struct Care<W: World> {
     ambient: Arc<Ambient<W>>,
     member: Arc<Member>,
     place: Option<inventory::Place>,
-    place_is: Place,
+    place_is: NamespaceState,
     /// The plugin has taken the sandbox down, and none has been made since.
     taken_down: bool,
     rules: Rules,
@@ -88,7 +88,7 @@ pub(super) async fn look_after<W: World>(ambient: Arc<Ambient<W>>, member: Arc<M
         ambient,
         member,
         place: None,
-        place_is: Place::Unknown,
+        place_is: NamespaceState::Unknown,
         taken_down: false,
         rules: Rules::Unknown,
         announced: None,
@@ -120,7 +120,7 @@ impl<W: World> Care<W> {
         &self.member.uid
     }
 
-    fn close(&mut self, is: Place) {
+    fn close(&mut self, is: NamespaceState) {
         self.place = None;
         self.place_is = is;
         self.ears = None;
@@ -131,7 +131,7 @@ impl<W: World> Care<W> {
     }
 
     fn open(&mut self, place: inventory::Place) {
-        self.close(Place::Open);
+        self.close(NamespaceState::Open);
         self.place = Some(place);
         self.member.set_place(self.place.clone());
         self.searches = 0;
@@ -141,7 +141,7 @@ impl<W: World> Care<W> {
     /// Takes up what the plugin told.
     fn sandbox(&mut self) {
         match self.member.take_sandbox() {
-            Some(Sandbox::Made(place)) => {
+            Some(SandboxEvent::Made(place)) => {
                 self.taken_down = false;
                 self.addresses.clear();
                 if self.place.as_ref().is_none_or(|known| known.identity != place.identity) {
@@ -150,10 +150,10 @@ impl<W: World> Care<W> {
                 self.worked();
                 self.member.set(Where::Joining);
             }
-            Some(Sandbox::Gone) => {
+            Some(SandboxEvent::Gone) => {
                 self.taken_down = true;
                 self.addresses.clear();
-                self.close(Place::Missing);
+                self.close(NamespaceState::Missing);
             }
             None => {}
         }
@@ -193,13 +193,13 @@ impl<W: World> Care<W> {
         let told = match &self.announced {
             // It may be in the book by another namespace, or before it was found.
             None => match want {
-                Want::Out { .. } if self.ambient.book.contains(self.uid()) => Told::Waiting { long: false },
-                _ => Told::Nothing,
+                Want::Out { .. } if self.ambient.book.contains(self.uid()) => Acknowledged::Waiting { long: false },
+                _ => Acknowledged::Nothing,
             },
             Some(announced) => match &*announced.progress.borrow() {
-                Progress::Waiting => Told::Waiting { long: announced.since.elapsed() >= SILENCE },
-                Progress::Refused(_) => Told::Refused,
-                Progress::Taken => Told::Taken,
+                Progress::Waiting => Acknowledged::Waiting { long: announced.since.elapsed() >= SILENCE },
+                Progress::Refused(_) => Acknowledged::Refused,
+                Progress::Taken => Acknowledged::Taken,
             },
         };
         Is {
@@ -241,7 +241,7 @@ impl<W: World> Care<W> {
                     Turn::Wait(self.ambient.settings.verify_interval * TOLD_FACTOR)
                 }
                 Want::Out { .. } => {
-                    self.close(Place::Unknown);
+                    self.close(NamespaceState::Unknown);
                     if let Where::Out(why) = self.member.whereabouts() {
                         self.ambient.world.show(self.uid(), State::LeftAlone { why });
                     }
@@ -253,7 +253,7 @@ impl<W: World> Care<W> {
 
     fn announce(&mut self, known: &Arc<Known>) -> Turn {
         let Some(place) = self.place.clone() else {
-            self.place_is = Place::Unknown;
+            self.place_is = NamespaceState::Unknown;
             return Turn::Again;
         };
         let progress = self.ambient.book.announce(self.uid(), super::info(known), place);
@@ -307,10 +307,10 @@ impl<W: World> Care<W> {
 
     /// There is nothing to do but wait for others.
     fn waiting(&mut self) -> Turn {
-        if self.place_is == Place::Missing {
+        if self.place_is == NamespaceState::Missing {
             self.searches = self.searches.saturating_add(1);
             let pause = self.search_pause();
-            self.place_is = Place::Unknown;
+            self.place_is = NamespaceState::Unknown;
             return Turn::Wait(pause);
         }
         self.show_pending();

@@ -7,7 +7,7 @@ use super::super::super::cache::Known;
 use super::super::super::inventory::State;
 use super::super::member::Where;
 use super::super::standing::Options;
-use super::super::step::{Place, Rules, Want};
+use super::super::step::{NamespaceState, Rules, Want};
 use super::super::world::World;
 use super::{Care, Turn};
 
@@ -17,7 +17,7 @@ impl<W: World> Care<W> {
         match self.ambient.world.find(self.uid()).await {
             Some(place) => self.open(place),
             None => {
-                self.close(Place::Missing);
+                self.close(NamespaceState::Missing);
                 if matches!(want, Want::In { .. }) {
                     self.ambient.book.not_found(self.uid());
                     self.ambient.world.show(self.uid(), State::NoNamespace);
@@ -30,7 +30,7 @@ impl<W: World> Care<W> {
     /// Gives its namespace the rules.
     pub(super) async fn program(&mut self, known: &Arc<Known>, options: &Options) -> Turn {
         let Some(place) = self.place.clone() else {
-            self.place_is = Place::Unknown;
+            self.place_is = NamespaceState::Unknown;
             return Turn::Again;
         };
         // Heard from before the rules are there, so that no change is missed.
@@ -64,7 +64,7 @@ impl<W: World> Care<W> {
 
     /// The namespace is gone: its sandbox may have been made anew.
     pub(super) fn lost(&mut self) -> Turn {
-        self.close(Place::Unknown);
+        self.close(NamespaceState::Unknown);
         self.searches += 1;
         match self.searches {
             1 => Turn::Again,
@@ -75,7 +75,7 @@ impl<W: World> Care<W> {
     /// Takes the rules away again.
     pub(super) async fn unprogram(&mut self, known: &Arc<Known>) -> Turn {
         let Some(place) = self.place.clone() else {
-            self.place_is = Place::Missing;
+            self.place_is = NamespaceState::Missing;
             return Turn::Again;
         };
         match self.ambient.world.unprogram(&place).await {
@@ -90,7 +90,7 @@ impl<W: World> Care<W> {
                 Turn::Again
             }
             Err(_) if !self.ambient.world.is_there(&place) => {
-                self.close(Place::Missing);
+                self.close(NamespaceState::Missing);
                 Turn::Again
             }
             Err(why) => self.failed(known, format!("its rules cannot be removed: {why}")),

@@ -17,7 +17,7 @@ use super::zds::Identity;
 use super::zds::message::{Request, WorkloadRequest};
 use super::zds::{self, PATIENCE};
 use super::*;
-use crate::sys::seqpacket::{Connection, Received};
+use crate::sys::seqpacket::{Connection, Reception};
 use world::{Fake, place};
 
 const LONG: Duration = Duration::from_secs(30);
@@ -25,8 +25,8 @@ const LONG: Duration = Duration::from_secs(30);
 type Agent = Arc<Ambient<Fake>>;
 
 fn agent(world: &Fake) -> Agent {
-    let policy = Policy { exclude_namespaces: Vec::new(), dns: true };
-    let settings = Settings { policy, heal: true, verify_interval: Duration::from_secs(60) };
+    let policy = EnrolmentPolicy { exclude_namespaces: Vec::new(), dns: true };
+    let settings = AmbientSettings { policy, heal: true, verify_interval: Duration::from_secs(60) };
     Arc::new(Ambient::new(world.clone(), settings, Arc::default()))
 }
 
@@ -51,7 +51,8 @@ impl Ztunnel {
         let task = tokio::spawn(async move {
             theirs.send(b"\x08\x01", None).await.unwrap();
             let (mut refuses, mut buffer, mut snapshot) = (refuses, [0; 1024], false);
-            while let Ok((Received::Packet(length), descriptors)) = theirs.receive_with_descriptors(&mut buffer).await {
+            while let Ok((Reception::Packet(length), descriptors)) = theirs.receive_with_descriptors(&mut buffer).await
+            {
                 let request = WorkloadRequest::decode(&buffer[..length]).unwrap().payload.unwrap();
                 let mut answer: &[u8] = b"\x0a\x00";
                 match request {

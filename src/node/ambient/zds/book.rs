@@ -25,7 +25,7 @@ pub enum Progress {
 }
 
 #[derive(Debug)]
-struct Workload {
+struct Announced {
     info: WorkloadInfo,
     place: Option<Place>,
     settled: bool,
@@ -35,7 +35,7 @@ struct Workload {
     progress: watch::Sender<Progress>,
 }
 
-impl Workload {
+impl Announced {
     fn new(info: WorkloadInfo) -> Self {
         let progress = watch::Sender::new(Progress::Waiting);
         Self { info, place: None, settled: false, lost: 0, not_before: None, progress }
@@ -54,7 +54,7 @@ impl Workload {
 
 #[derive(Debug, Default)]
 struct Workloads {
-    pods: HashMap<Uid, Workload>,
+    pods: HashMap<Uid, Announced>,
     unsettled: usize,
     complete: bool,
 }
@@ -72,7 +72,7 @@ impl Pods for Workloads {
 }
 
 #[derive(Debug)]
-struct Line {
+struct Subscriber {
     ledger: Ledger,
     wake: Arc<Notify>,
 }
@@ -80,7 +80,7 @@ struct Line {
 #[derive(Debug, Default)]
 struct Inner {
     workloads: Workloads,
-    lines: BTreeMap<u64, Line>,
+    lines: BTreeMap<u64, Subscriber>,
     /// How many connections there have been.
     count: u64,
 }
@@ -153,7 +153,7 @@ impl Book {
     pub fn expect(&self, uid: &Uid, info: WorkloadInfo) {
         let mut inner = self.lock();
         if !inner.workloads.pods.contains_key(uid) {
-            inner.workloads.pods.insert(uid.clone(), Workload::new(info));
+            inner.workloads.pods.insert(uid.clone(), Announced::new(info));
             inner.workloads.unsettled += 1;
         }
     }
@@ -173,7 +173,7 @@ impl Book {
         if !workloads.pods.contains_key(uid) {
             workloads.unsettled += 1;
         }
-        let pod = workloads.pods.entry(uid.clone()).or_insert_with(|| Workload::new(info));
+        let pod = workloads.pods.entry(uid.clone()).or_insert_with(|| Announced::new(info));
         if pod.place.as_ref().is_none_or(|known| known.identity != place.identity) {
             pod.progress.send_replace(Progress::Waiting);
             (pod.lost, pod.not_before) = (0, None);
@@ -252,7 +252,7 @@ impl Book {
         inner.count += 1;
         let (number, wake) = (inner.count, Arc::new(Notify::new()));
         let ledger = Ledger::new(inner.workloads.pods.keys());
-        inner.lines.insert(number, Line { ledger, wake: wake.clone() });
+        inner.lines.insert(number, Subscriber { ledger, wake: wake.clone() });
         drop(inner);
         self.tell_news();
         (number, wake)

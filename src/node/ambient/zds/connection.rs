@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
-use crate::sys::seqpacket::{Connection, Received};
+use crate::sys::seqpacket::{Connection, Reception};
 
 use super::super::figures::Figures;
 use super::book::{Book, Do, Letter};
@@ -21,7 +21,7 @@ const LONGEST_QUOTE: usize = 300;
 
 /// Why a connection came to its end.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Ended {
+pub(super) enum ConnectionEnd {
     #[error("it closed the connection")]
     Closed,
     #[error("it has not {what} within {} s", .within.as_secs_f64())]
@@ -59,7 +59,7 @@ pub(super) async fn serve(connection: Connection, shared: Shared) {
     let (number, wake) = shared.book.join();
     shared.figures.connected();
     info!(pid, ztunnel = number, "a ztunnel is connected");
-    let mut line = Line { connection, shared, number, buffer, in_flight: None, since: Instant::now() };
+    let mut line = Client { connection, shared, number, buffer, in_flight: None, since: Instant::now() };
     let ended = loop {
         if let Err(ended) = line.step(&wake).await {
             break ended;
@@ -68,7 +68,7 @@ pub(super) async fn serve(connection: Connection, shared: Shared) {
     line.shared.book.leave(number, line.in_flight.as_ref(), &ended.to_string(), Instant::now());
     line.shared.figures.left(word(&ended));
     match ended {
-        Ended::Closed => info!(pid, ztunnel = number, "a ztunnel has gone: {ended}"),
+        ConnectionEnd::Closed => info!(pid, ztunnel = number, "a ztunnel has gone: {ended}"),
         _ => {
             warn!(pid, ztunnel = number, "the connection to a ztunnel is closed: {ended}; it connects again by itself")
         }
@@ -76,23 +76,26 @@ pub(super) async fn serve(connection: Connection, shared: Shared) {
 }
 
 /// The cause of an end as a word for the metrics.
-fn word(ended: &Ended) -> &'static str {
+fn word(ended: &ConnectionEnd) -> &'static str {
     match ended {
-        Ended::Closed => "closed",
-        Ended::Late { .. } => "late",
-        Ended::OtherVersion { .. } | Ended::Nonsense { .. } | Ended::Unasked { .. } => "nonsense",
-        Ended::Snapshot(_) => "snapshot",
-        Ended::Io(_) => "io",
+        ConnectionEnd::Closed => "closed",
+        ConnectionEnd::Late { .. } => "late",
+        ConnectionEnd::OtherVersion { .. } | ConnectionEnd::Nonsense { .. } | ConnectionEnd::Unasked { .. } => {
+            "nonsense"
+        }
+        ConnectionEnd::Snapshot(_) => "snapshot",
+        ConnectionEnd::Io(_) => "io",
     }
 }
 
-async fn greeting(connection: &Connection, shared: &Shared, buffer: &mut [u8]) -> Result<(), Ended> {
+async fn greeting(connection: &Connection, shared: &Shared, buffer: &mut [u8]) -> Result<(), ConnectionEnd> {
     let received = within(shared.patience, "greeted", connection.receive(buffer)).await?;
     let packet = whole(received, buffer, "greeting")?;
-    let version = message::hello(packet).map_err(|e| Ended::Nonsense { what: "greeting", problem: e.to_string() })?;
+    let version =
+        message::hello(packet).map_err(|e| ConnectionEnd::Nonsense { what: "greeting", problem: e.to_string() })?;
     match version == Version::V1 as i32 {
         true => Ok(()),
-        false => Err(Ended::OtherVersion { version }),
+        false => Err(ConnectionEnd::OtherVersion { version }),
     }
 }
 
@@ -101,18 +104,18 @@ async fn within<T>(
     patience: Duration,
     what: &'static str,
     work: impl Future<Output = io::Result<T>>,
-) -> Result<T, Ended> {
+) -> Result<T, ConnectionEnd> {
     match tokio::time::timeout(patience, work).await {
         Ok(result) => Ok(result?),
-        Err(_) => Err(Ended::Late { what, within: patience }),
+        Err(_) => Err(ConnectionEnd::Late { what, within: patience }),
     }
 }
 
 /// The bytes of a packet that was received whole.
-fn whole<'a>(received: Received, buffer: &'a [u8], what: &'static str) -> Result<&'a [u8], Ended> {
+fn whole<'a>(received: Reception, buffer: &'a [u8], what: &'static str) -> Result<&'a [u8], ConnectionEnd> {
     match received {
-        Received::End => Err(Ended::Closed),
-        Received::Packet(length) => buffer.get(..length).ok_or_else(|| Ended::Nonsense {
+        Reception::End => Err(ConnectionEnd::Closed),
+        Reception::Packet(length) => buffer.get(..length).ok_or_else(|| ConnectionEnd::Nonsense {
             what,
             problem: format!("it has {length} bytes, and at most {LONGEST_RESPONSE} are read"),
         }),
@@ -120,7 +123,7 @@ fn whole<'a>(received: Received, buffer: &'a [u8], what: &'static str) -> Result
 }
 
 /// A ztunnel that has greeted.
-struct Line {
+struct Client {
     connection: Connection,
     shared: Shared,
     number: u64,
@@ -131,9 +134,9 @@ struct Line {
     since: Instant,
 }
 
-impl Line {
+impl Client {
     /// Tells the next thing and hears the answer, or waits for something to tell.
-    async fn step(&mut self, wake: &tokio::sync::Notify) -> Result<(), Ended> {
+    async fn step(&mut self, wake: &tokio::sync::Notify) -> Result<(), ConnectionEnd> {
         match self.shared.book.next(self.number, Instant::now()) {
             Do::Send(letter) => self.tell(letter).await,
             Do::Wait(until) => {
@@ -145,8 +148,8 @@ impl Line {
                 };
                 tokio::select! {
                     received = self.connection.receive(&mut self.buffer) => match received? {
-                        Received::End => Err(Ended::Closed),
-                        Received::Packet(bytes) => Err(Ended::Unasked { bytes }),
+                        Reception::End => Err(ConnectionEnd::Closed),
+                        Reception::Packet(bytes) => Err(ConnectionEnd::Unasked { bytes }),
                     },
                     () = wake.notified() => Ok(()),
                     () = alarm => Ok(()),
@@ -155,7 +158,7 @@ impl Line {
         }
     }
 
-    async fn tell(&mut self, letter: Letter) -> Result<(), Ended> {
+    async fn tell(&mut self, letter: Letter) -> Result<(), ConnectionEnd> {
         let Letter { tell, packet, netns } = letter;
         let started = Instant::now();
         if packet.len() > LONGEST_REQUEST {
@@ -172,13 +175,14 @@ impl Line {
         within(patience, "read what it was told", self.connection.send(&packet, descriptor)).await?;
         let received = within(patience, "acknowledged", self.connection.receive(&mut self.buffer)).await?;
         let packet = whole(received, &self.buffer, "acknowledgement")?;
-        let result = message::ack(packet).map_err(|problem| Ended::Nonsense { what: "acknowledgement", problem })?;
+        let result =
+            message::ack(packet).map_err(|problem| ConnectionEnd::Nonsense { what: "acknowledgement", problem })?;
         // From here on the namespace is no business of ours.
         drop(netns);
         self.in_flight = None;
         let result = result.map_err(|error| shortened(&error));
         if let (Tell::SnapshotSent, Err(error)) = (&tell, &result) {
-            return Err(Ended::Snapshot(error.clone()));
+            return Err(ConnectionEnd::Snapshot(error.clone()));
         }
         self.acknowledged(&tell, result, started);
         Ok(())

@@ -32,7 +32,7 @@ pub(super) enum Next {
 
 /// What a ztunnel knows of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
+enum LastSent {
     Added(Identity),
     Kept,
     /// It was told to add it and could not; it keeps trying by itself.
@@ -49,7 +49,7 @@ struct Failed {
 /// [`Ledger::acknowledged`] before the next is asked for.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    told: HashMap<Uid, Told>,
+    told: HashMap<Uid, LastSent>,
     /// Pods to look at, each once.
     queue: VecDeque<Uid>,
     queued: HashSet<Uid>,
@@ -115,7 +115,7 @@ impl Ledger {
             // What is being looked for may be found in a moment.
             return (can_keep && pod.settled).then(|| Tell::Keep(uid.clone()));
         };
-        if told == Some(Told::Added(identity)) {
+        if told == Some(LastSent::Added(identity)) {
             self.failed.remove(uid);
             return None;
         }
@@ -135,16 +135,16 @@ impl Ledger {
     pub(super) fn acknowledged(&mut self, tell: &Tell, done: bool, now: Instant) {
         match tell {
             Tell::Add(uid, identity) if done => {
-                self.told.insert(uid.clone(), Told::Added(*identity));
+                self.told.insert(uid.clone(), LastSent::Added(*identity));
                 self.failed.remove(uid);
             }
             Tell::Add(uid, _) => {
-                self.told.insert(uid.clone(), Told::Tried);
+                self.told.insert(uid.clone(), LastSent::Tried);
                 let times = self.failed.get(uid).map_or(0, |failed| failed.times).saturating_add(1);
                 self.failed.insert(uid.clone(), Failed { times, again: now + pause(times) });
             }
             Tell::Keep(uid) => {
-                self.told.insert(uid.clone(), Told::Kept);
+                self.told.insert(uid.clone(), LastSent::Kept);
                 // It may have been found meanwhile.
                 self.changed(uid);
             }

@@ -18,7 +18,7 @@ use super::super::message::{Ack, Request, Response, WorkloadInfo, WorkloadReques
 use super::super::{Identity, Shared, connection};
 use super::{DONE, LONG};
 use crate::sys::netns::Netns;
-use crate::sys::seqpacket::{Connection, Received};
+use crate::sys::seqpacket::{Connection, Reception};
 
 /// The agent's side.
 pub(super) struct Side {
@@ -68,8 +68,8 @@ impl Ztunnel {
     pub(super) async fn packet(&self) -> Option<(Request, Vec<OwnedFd>)> {
         let mut buffer = [0; 1024];
         match self.end.receive_with_descriptors(&mut buffer).await.unwrap() {
-            (Received::End, _) => None,
-            (Received::Packet(length), descriptors) => {
+            (Reception::End, _) => None,
+            (Reception::Packet(length), descriptors) => {
                 let request = WorkloadRequest::decode(&buffer[..length]).unwrap();
                 Some((request.payload.unwrap(), descriptors))
             }
