@@ -37,8 +37,9 @@ use super::world::{Programmed, World};
 
 /// How long to wait for somebody else who is changing a pod's rules.
 pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many annotations are written at once, and how long one may take.
-const PATCHES: usize = 4;
+/// How many annotations are written at once: what a request takes for a moment lies between what
+/// stays, and more at once leave more of the heap in holes. How long one may take, with its turn.
+const PATCHES: usize = 2;
 const PATCH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The real world.
@@ -207,7 +208,6 @@ impl World for Real {
     }
 
     async fn annotate(&self, known: &Known, value: Option<&'static str>) -> Result<(), String> {
-        let Ok(_place) = self.patches.acquire().await else { return Ok(()) };
         let pods: Api<WatchedPod> = Api::namespaced(self.agent.client.clone(), &known.namespace);
         let mut patch = json!({ "metadata": { "annotations": { REDIRECTION: value } } });
         if !known.mirror {
@@ -215,9 +215,12 @@ impl World for Real {
             patch["metadata"]["uid"] = known.uid.clone().into();
         }
         let params = PatchParams::default();
-        let asked =
-            tokio::time::timeout(PATCH_PATIENCE, pods.patch_status(&known.name, &params, &Patch::Merge(&patch))).await;
-        match asked {
+        let asked = async {
+            // The semaphore is never closed.
+            let _turn = self.patches.acquire().await;
+            pods.patch_status(&known.name, &params, &Patch::Merge(&patch)).await
+        };
+        match tokio::time::timeout(PATCH_PATIENCE, asked).await {
             Ok(Ok(_)) => Ok(()),
             // It is gone, or another one has its name.
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Ok(()),
