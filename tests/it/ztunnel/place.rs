@@ -234,20 +234,25 @@ fn app(name: &str) {
 
 /// Connects, reads a line.
 fn ask(to: IpAddr) -> Result<String, String> {
-    connect(to).map(|(_, line)| line)
+    first_line(&mut connect(to)?)
 }
 
-/// A connection, and the line that came first.
-pub fn connect(to: IpAddr) -> Result<(TcpStream, String), String> {
-    let mut stream =
+/// A connection to an app.
+pub fn connect(to: IpAddr) -> Result<TcpStream, String> {
+    let stream =
         TcpStream::connect_timeout(&SocketAddr::new(to, PORT), TIMEOUT).map_err(|e| format!("connect: {e}"))?;
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    Ok(stream)
+}
+
+/// What an app says first.
+pub fn first_line(stream: &mut TcpStream) -> Result<String, String> {
     let mut line = Vec::new();
     let mut byte = [0];
     loop {
         match stream.read(&mut byte) {
             Ok(0) => return Err(format!("closed after {:?}", String::from_utf8_lossy(&line))),
-            Ok(_) if byte[0] == b'\n' => return Ok((stream, String::from_utf8_lossy(&line).into_owned())),
+            Ok(_) if byte[0] == b'\n' => return Ok(String::from_utf8_lossy(&line).into_owned()),
             Ok(_) => line.push(byte[0]),
             Err(e) => return Err(format!("read: {e}")),
         }
