@@ -58,6 +58,16 @@ pub enum Evidence {
     },
 }
 
+impl Evidence {
+    /// Whether a pod with virtual machines may look like this, too: its eth0 leads to its node, and another pair to
+    /// the machines' network. On a node both links lead to pods, and its eth0 is no pair, unless the node is a
+    /// container itself (kind) and has no more than one pod.
+    #[must_use]
+    pub fn fits_a_pod_with_machines(&self) -> bool {
+        matches!(self, Self::Neighbours { count: 2, links } if links.iter().any(|name| name == "eth0"))
+    }
+}
+
 impl std::fmt::Display for Evidence {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         match self {
@@ -163,7 +173,15 @@ mod tests {
         let lo = link(1, "", 0, None);
         let address = |index: u32| (index, "10.244.0.1".parse().unwrap());
         let node_of_two = [lo.clone(), link(2, "veth", 0, Some(0)), link(3, "netkit", 0, Some(1))];
-        assert!(matches!(of_links(&node_of_two, &[]), Some(Evidence::Neighbours { count: 2, .. })));
+        let found = of_links(&node_of_two, &[]).unwrap();
+        assert!(matches!(found, Evidence::Neighbours { count: 2, .. }) && !found.fits_a_pod_with_machines());
+        // Three interfaces of one network of virtual machines, beside the one to the node.
+        let uplink = Link { name: "eth0".into(), ..link(2, "veth", 0, Some(0)) };
+        let machines = [3, 4, 5].map(|index| link(index, "veth", 0, Some(1)));
+        let pod = [&[lo.clone(), uplink.clone()], &machines[..]].concat();
+        assert!(of_links(&pod, &[]).unwrap().fits_a_pod_with_machines());
+        let node = [&pod[..], &[link(6, "veth", 0, Some(2))]].concat();
+        assert!(!of_links(&node, &[]).unwrap().fits_a_pod_with_machines());
         let node_of_one = [lo.clone(), link(2, "", 0, None), link(3, "bridge", 0, None), link(4, "veth", 3, Some(0))];
         assert!(matches!(of_links(&node_of_one, &[address(3)]), Some(Evidence::Gateway { .. })));
         let pods: [&[Link]; 5] = [

@@ -242,10 +242,11 @@ fn refuse_node(named: bool) -> Result<(), CliError> {
     // What the kubelet writes there is about the container's own network.
     let hosts = (!named).then_some(Path::new("/etc/hosts"));
     match node::evidence(inode, hosts, &mut netlink, &addresses).map_err(unknown)? {
-        // By its eth0 to its node, and to one more: a pod with virtual machines leads to their network
-        // (istio.io/reroute-virtual-interfaces).
-        Some(node::Evidence::Neighbours { count: 2, links }) if links.iter().any(|name| name == "eth0") => Ok(()),
         None => Ok(()),
+        Some(evidence) if evidence.fits_a_pod_with_machines() => {
+            warn!("this is taken for a pod with virtual machines: {evidence}; a node's part is podweir ambient-host");
+            Ok(())
+        }
         Some(evidence) => Err(CliError::Failed(format!(
             "this is a node's own network namespace: {evidence}; an ambient pod has one of its own: name it with --network-namespace; the node's part is podweir ambient-host"
         ))),

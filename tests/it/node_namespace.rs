@@ -80,6 +80,28 @@ fn who_connects_several_others_is_a_node() {
 }
 
 #[test]
+fn a_pod_may_have_virtual_machines_behind_interfaces() {
+    let (node, pod, machines) = (node(), Namespace::bare(RESOLV), Namespace::bare(RESOLV));
+    connect(&node, &pod, 6);
+    for tap in ["tap0", "tap1"] {
+        let path = format!("/proc/{}/fd/{}", std::process::id(), machines.net().as_raw_fd());
+        pod.print("ip", &["link", "add", tap, "type", "veth", "peer", "name", &format!("of-{tap}"), "netns", &path]);
+    }
+    let bare = pod.everything();
+    let output = pod.podweir(&["ambient", "--virtual-interfaces", "tap+"]);
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{log}");
+    assert!(log.contains("taken for a pod with virtual machines"), "{log}");
+    assert!(log.contains("tap0") && log.contains("eth0"), "{log}");
+    pod.ok(&["ambient", "--remove"]);
+    assert_eq!(pod.everything(), bare);
+    // A third network is one too many for a pod.
+    let other = Namespace::bare(RESOLV);
+    connect(&pod, &other, 7);
+    refused(&pod, &["eth0", "tap0", "3 other network namespaces"]);
+}
+
+#[test]
 fn the_gateway_of_another_is_a_node() {
     let (node, pod) = (node(), Namespace::bare(RESOLV));
     connect(&node, &pod, 6);
