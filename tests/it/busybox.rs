@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::archive;
+use crate::fixture::program;
 
 /// Where the program is.
 pub fn path() -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|folder| folder.join("busybox")).find(|file| file.exists());
-    found.expect("busybox not found: run ./scripts/packages busybox-static")
+    program("busybox").expect("busybox not found: run ./scripts/packages busybox-static")
 }
 
 /// An image of one program, which sleeps if nothing else is asked of it.

@@ -6,6 +6,7 @@ use podweir::audit::explain::{NoTrace, explain};
 use podweir::audit::flow::{Flow, Surroundings, Taker};
 use podweir::audit::ruleset::Ruleset;
 use podweir::audit::space::Space;
+use podweir::audit::space::cube::NOBODY;
 use podweir::config::facts::Facts;
 use podweir::config::given::{Given, Origin};
 use podweir::config::options::Opt;
@@ -49,7 +50,9 @@ proptest! {
             for part in &escape.parts {
                 for near in [false, true] {
                     let point = corner(&part.flows, &ways[at % 48..], near);
-                    if space.whole(part.family, part.scope).holds(&point) {
+                    // What has no user has no group.
+                    let occurs = (point.uid == NOBODY) == (point.gid == NOBODY);
+                    if occurs && space.whole(part.family, part.scope).holds(&point) {
                         all.push(space.flow(part.family, part.scope, &point));
                     }
                 }

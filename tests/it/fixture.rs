@@ -23,6 +23,12 @@ pub const V4: &str = "10.244.0.6/24";
 pub const V6: &str = "fd00:10:244::6/64";
 pub const RESOLV: &str = "nameserver 10.96.0.10\nsearch default.svc.cluster.local\n";
 
+/// Where a program is that PATH leads to, and which stands for itself where it is a path.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
 /// A namespace with lo and eth0 up.
 pub struct Namespace {
     net: File,
@@ -118,7 +124,8 @@ impl Namespace {
     pub fn feed(&self, program: &str, arguments: &[&str], variables: &[(&str, &str)], input: &str) -> Output {
         let lock = self.lock_file();
         self.run(|| {
-            let mut command = Command::new(program);
+            // By its path: with a PATH of its own, a name would have all memory of this process copied by fork(2).
+            let mut command = Command::new(self::program(program).unwrap_or_else(|| program.into()));
             command.args(arguments).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
             command.env("XTABLES_LOCKFILE", lock).envs(variables.iter().copied());
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -17,7 +17,7 @@ use crate::cri::{
     PortMapping, RunSandbox, SandboxConfig, SandboxId, SandboxMetadata, SandboxSecurity, SandboxStatusResponse,
     StatusResponse,
 };
-use crate::fixture::{Namespace, PODWEIR};
+use crate::fixture::{self, Namespace, PODWEIR};
 use crate::plugin::UID;
 use crate::pod::{Probe, Server, ask, serve};
 use crate::{busybox, image};
@@ -329,12 +329,10 @@ fn remove_cgroups(folder: &Path) {
 
 /// There is no skipping: a node without a runtime proves nothing.
 fn need_programs() {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = |name: &str| std::env::split_paths(&path).any(|folder| folder.join(name).exists());
     let mut missing: Vec<&str> =
         ["containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox", "unshare", "strip"]
             .into_iter()
-            .filter(|name| !found(name))
+            .filter(|name| fixture::program(name).is_none())
             .collect();
     missing.extend(["bridge", "portmap"].into_iter().filter(|name| !Path::new(PLUGINS).join(name).exists()));
     assert!(missing.is_empty(), "{} not found: run ./scripts/packages {PACKAGES}", missing.join(", "));

@@ -68,9 +68,10 @@ impl Eye<'_> {
             InjectorVerdict::Injected { .. } if template.node.is_some() => PodOutcome::NotIntercepted(
                 "it or its namespace asks for a sidecar, and it has none: it is older than the label, or the injector was away".into(),
             ),
-            InjectorVerdict::Injected { .. } => {
-                self.intercepted(self.injector.inject(&template.pod), subject, shapes, own)
-            }
+            InjectorVerdict::Injected { .. } => match self.injector.inject(&template.pod) {
+                Ok(pod) => self.intercepted(pod, subject, shapes, own),
+                Err(problem) => PodOutcome::Refused(problem),
+            },
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::machine::{ADDRESS, Machine};
+use crate::fixture::program;
 
 /// What a cluster is made of, in the order in which it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,11 +52,9 @@ pub fn missing() -> Option<String> {
             if programs.as_os_str().is_empty() { "is not set".into() } else { format!("is {}", programs.display()) };
         return Some(format!("KUBEBUILDER_ASSETS {folder}, which lacks {}", absent.join(", ")));
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = |name: &str| std::env::split_paths(&path).any(|folder| folder.join(name).exists());
     let absent: Vec<&str> = ["runc", "busybox", "unshare", "nsenter", "nft", "jq", "strip"]
         .into_iter()
-        .filter(|name| !found(name))
+        .filter(|name| program(name).is_none())
         .collect();
     (!absent.is_empty()).then(|| format!("{} not found: ./scripts/test installs what Debian has", absent.join(", ")))
 }

@@ -22,10 +22,13 @@ const PROXY_ID: i64 = 1337;
 
 impl Injector {
     /// The pod as it is when the injector has been there.
-    pub fn inject(&self, pod: &Pod) -> Pod {
+    ///
+    /// # Errors
+    ///
+    /// For what the injector refuses the pod.
+    pub fn inject(&self, pod: &Pod) -> Result<Pod, String> {
         let mut pod = pod.clone();
-        let (configured, metadata) = self.config_of(&pod);
-        let mode = pod.annotation(MODE).map_or(configured, str::to_owned);
+        let (mode, metadata) = self.config_of(&pod)?;
         let said = |name: &str, default: &str| pod.annotation(name).unwrap_or(default).to_owned();
         let status = said(STATUS_PORT, &self.status_port);
         let excluded = with_port(&status, &said(EXCLUDE_INBOUND, &self.exclude_inbound));
@@ -76,7 +79,7 @@ impl Injector {
         }
         add_proxy(&mut pod, mode == "TPROXY", &metadata);
         pod.metadata.annotations.get_or_insert_default().insert(STATUS.into(), "{}".into());
-        pod
+        Ok(pod)
     }
 }
 

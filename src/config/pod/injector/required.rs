@@ -112,22 +112,33 @@ impl Injector {
                 "the injector's policy is disabled, and it does not ask ({INJECT})"
             ));
         }
-        match self.mode_of(pod).as_str() {
-            "NONE" => InjectorVerdict::LeftAlone("its interception mode is NONE".into()),
+        match self.config_of(pod) {
+            Ok((mode, _)) if mode == "NONE" => InjectorVerdict::LeftAlone("its interception mode is NONE".into()),
+            // Why it cannot be injected where its configuration is none, `inject` tells.
             _ => InjectorVerdict::Injected { assumed: !known },
         }
     }
 
-    /// The pod's mode and its proxy's variables.
-    pub(super) fn config_of(&self, pod: &Pod) -> (String, Labels) {
+    /// The pod's interception mode and its proxy's variables.
+    ///
+    /// # Errors
+    ///
+    /// That the pod's own configuration of its proxy is none; Istio's injector refuses such a pod.
+    pub(super) fn config_of(&self, pod: &Pod) -> Result<(String, Labels), String> {
         let (mut mode, mut metadata) = (self.mode.clone(), self.metadata.clone());
-        let own = pod.annotation(PROXY_CONFIG).and_then(|text| serde_saphyr::from_str::<Value>(text).ok());
-        own.iter().for_each(|config| proxy_config(config, &mut mode, &mut metadata));
-        (mode, metadata)
-    }
-
-    fn mode_of(&self, pod: &Pod) -> String {
-        pod.annotation(MODE).map_or_else(|| self.config_of(pod).0, str::to_owned)
+        if let Some(text) = pod.annotation(PROXY_CONFIG) {
+            let config = serde_saphyr::from_str::<Value>(text).ok();
+            match config.filter(|config| config.is_object() || config.is_null()) {
+                Some(config) => proxy_config(&config, &mut mode, &mut metadata),
+                None => {
+                    let text = shortened(text, LONGEST_QUOTE);
+                    return Err(format!(
+                        "annotation {PROXY_CONFIG}: '{text}' is no YAML object; expected a ProxyConfig, such as interceptionMode: TPROXY"
+                    ));
+                }
+            }
+        }
+        Ok((pod.annotation(MODE).map_or(mode, str::to_owned), metadata))
     }
 }
 

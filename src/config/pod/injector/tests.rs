@@ -70,7 +70,7 @@ fn ambient_is_where_no_sidecar_is() {
 }
 
 fn options(injector: &Injector, pod: &Pod) -> Vec<(Opt, String)> {
-    let manifest = Manifest::of(injector.inject(pod)).unwrap();
+    let manifest = Manifest::of(injector.inject(pod).unwrap()).unwrap();
     match manifest.wanted(&NodeOptions::default()).unwrap() {
         PodOptions::Annotations(given, _) => given.iter().map(|(opt, _, text)| (opt, text.to_owned())).collect(),
         PodOptions::Init { .. } => panic!("annotations were expected"),
@@ -113,7 +113,7 @@ fn a_configmap_of_the_injector_without_the_plugin_makes_an_init_container() {
     assert!(matches!(injector.decide(&pod(json!({}), json!({})), Some(&enabled)), InjectorVerdict::Outside(_)));
     let build = pod(json!({ "openshift.io/build.name": "1" }), json!({}));
     assert!(matches!(injector.decide(&build, Some(&enabled)), InjectorVerdict::LeftAlone(_)));
-    let injected = injector.inject(&pod(json!({}), json!({})));
+    let injected = injector.inject(&pod(json!({}), json!({}))).unwrap();
     let (arguments, _) = injected.init_arguments().unwrap();
     let line = arguments.join(" ");
     assert!(line.contains("-i * -x  -b * -d 15090,15021,15020 -o 3306"), "{line}");
@@ -125,4 +125,20 @@ fn a_file_that_says_nothing_about_injection_is_refused() {
         assert!(Injector::parse(text).unwrap_err().contains("istio-sidecar-injector"), "{text}");
     }
     assert!(Injector::parse("kind: ConfigMap\ndata: {values: '{'}").is_err());
+}
+
+#[test]
+fn a_pod_whose_configuration_of_its_proxy_is_none_is_refused_as_the_injector_refuses_it() {
+    let injector = Injector::default();
+    let enabled = labelled(&[("istio-injection", "enabled")]);
+    let configured = |text: &str| pod(json!({}), json!({ "proxy.istio.io/config": text }));
+    for text in ["interceptionMode: [TPROXY", "TPROXY", "[]"] {
+        let pod = configured(text);
+        assert_eq!(injector.decide(&pod, Some(&enabled)), InjectorVerdict::Injected { assumed: false }, "{text}");
+        let problem = injector.inject(&pod).unwrap_err();
+        assert!(problem.contains("proxy.istio.io/config") && problem.contains(text), "{problem}");
+    }
+    let mode = injector.inject(&configured("interceptionMode: TPROXY")).unwrap();
+    assert_eq!(mode.annotation("sidecar.istio.io/interceptionMode"), Some("TPROXY"));
+    assert!(injector.inject(&configured("")).is_ok());
 }
