@@ -48,7 +48,7 @@
 //! |---|---|---|
 //! | an option | `config/options.rs` (its row), `config/interception.rs` (its field), `config/settings.rs` (how it is read), `plan/build/` (what it decides), `plan/why.rs` (the reason), `plan/recover.rs` and `plan/infer.rs` (the way back from rules), `config/pod/annotations.rs` if pods may say it | the struct's literals; `bad_input` and `readme` walk all options, `reasons` the way back |
 //! | a match | `plan/model.rs` (`Matches`), `plan/{canon_rule,lower,fold,words}.rs`, `backend/nftables/{encode,condition,script}.rs` and its readers of text and JSON, `backend/iptables/{render,rule}.rs`, `audit/schema/`, `audit/space/dimensions.rs` and `audit/digest.rs` if flows differ by it | not the compiler: the tests `properties` and `dumps`, which render and parse every variant, once `tests/it/arbitrary.rs` makes it |
-//! | a backend | a variant of [`backend::Kind`] and a module beside `backend/nftables` that implements `backend::Backend` (six functions); `backend/install/` and `cli/dry_run.rs` | the compiler: ten places in four files |
+//! | a backend | a variant of [`backend::BackendKind`] and a module beside `backend/nftables` that implements `backend::Backend` (six functions); `backend/install/`, `backend/host.rs` (the node's sets in ambient mode) and `cli/dry_run.rs` | the compiler: ten places in five files |
 //! | a finding about traffic | a variant in `audit/escapes/kind.rs`, with severity, sentence and cure, and where it belongs in `audit/escapes/classify.rs` | the compiler; `escapes` demands an example that the kernel agrees with |
 //! | a finding of another kind | a file in `audit/lints/`, its row in `LINTS`, one line in `audit/report/mod.rs` | `--accept` knows it by its row; `lints` has a pod for each |
 

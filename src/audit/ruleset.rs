@@ -18,7 +18,7 @@ use crate::plan::model::{ChainName, Masked, Plan, Rule, Table, Verdict};
 use super::flow::Taker;
 pub use crate::backend::hook::{Base, Hook, Order};
 use crate::plan::effect::Effect;
-pub use listeners::{Listener, redirect_taker};
+pub use listeners::{ProxyListener, redirect_taker};
 
 /// A rule and where it stands.
 #[derive(Debug, Clone, Copy)]
@@ -117,7 +117,7 @@ pub struct FamilyRules {
     /// Whether a rule asks for a connection before conntrack knows it.
     pub asks_before_conntrack: bool,
     /// Ports that connections are redirected to, and who listens there.
-    pub listeners: Vec<Listener>,
+    pub listeners: Vec<ProxyListener>,
 }
 
 impl FamilyRules {

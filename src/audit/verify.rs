@@ -19,7 +19,7 @@ use super::undo::Undoing;
 use super::verification::{Finding, TrafficChange, Verification, What};
 use crate::backend::listing::Holder;
 use crate::backend::ours::Holding;
-use crate::plan::diff::{self, Beside, Difference, Side};
+use crate::plan::diff::{self, BesideRules, Difference, Side};
 use crate::plan::effect;
 
 /// The most pairs of sets of flows that are compared.
@@ -86,8 +86,8 @@ fn findings(want: &Canon, found: &Source, report: &mut Verification) -> Vec<Diff
         let What::Difference(difference) = &finding.what else { continue };
         if let Difference { side: Side::Missing, beside: Some(beside), .. } = &**difference {
             finding.consequence = Some(match beside {
-                Beside::MeshAddress => "the proxy has no address from which it can connect to the app over IPv6",
-                Beside::MarkRouting => WITHOUT_MARK_ROUTING,
+                BesideRules::MeshAddress => "the proxy has no address from which it can connect to the app over IPv6",
+                BesideRules::MarkRouting => WITHOUT_MARK_ROUTING,
             });
         }
     }

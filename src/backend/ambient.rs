@@ -2,10 +2,6 @@
 //! everything away. The rest is the same as for a sidecar ([`super::install`]).
 
 use std::io;
-use std::os::fd::BorrowedFd;
-use std::panic;
-
-use nix::sched::{CloneFlags, setns};
 
 use crate::config::settings::BackendChoice;
 use crate::plan::diff;
@@ -138,48 +134,4 @@ impl Namespace {
         let readings = self.session()?.read(&Routing::default())?;
         Ok(readings.into_iter().map(|(kind, _)| kind).collect())
     }
-
-    /// [`Namespace::apply`] in another namespace.
-    ///
-    /// # Errors
-    ///
-    /// As there, and that the namespace cannot be entered.
-    pub fn apply_in(&self, netns: BorrowedFd, plan: &Plan) -> Result<Outcome, InstallError> {
-        inside(netns, || self.apply(plan))
-    }
-
-    /// [`Namespace::verify`] in another namespace.
-    ///
-    /// # Errors
-    ///
-    /// As there, and that the namespace cannot be entered.
-    pub fn verify_in(&self, netns: BorrowedFd, plan: &Plan) -> Result<Vec<String>, InstallError> {
-        inside(netns, || self.verify(plan))
-    }
-
-    /// [`Namespace::remove`] in another namespace.
-    ///
-    /// # Errors
-    ///
-    /// As there, and that the namespace cannot be entered.
-    pub fn remove_in(&self, netns: BorrowedFd) -> Result<Outcome, InstallError> {
-        inside(netns, || self.remove())
-    }
-}
-
-/// Works in another namespace, on a thread that ends with the work.
-fn inside<T: Send>(
-    netns: BorrowedFd,
-    work: impl FnOnce() -> Result<T, InstallError> + Send,
-) -> Result<T, InstallError> {
-    std::thread::scope(|scope| {
-        let worker = std::thread::Builder::new().name("namespace".into()).spawn_scoped(scope, move || {
-            setns(netns, CloneFlags::CLONE_NEWNET).map_err(|errno| InstallError::Enter(errno.into()))?;
-            work()
-        });
-        match worker.map_err(InstallError::Enter)?.join() {
-            Ok(result) => result,
-            Err(panicked) => panic::resume_unwind(panicked),
-        }
-    })
 }

@@ -46,7 +46,7 @@ pub struct Kernel {
 
 impl Kernel {
     /// # Errors
-    /// Those of opening the sockets.
+    /// The kernel's, when the sockets cannot be opened.
     pub fn open() -> io::Result<Self> {
         let tracks = !matches!(conntrack::count(), Ok(0));
         let conntrack = tracks.then(|| Netlink::open(Netlink::NETFILTER)).transpose()?;
@@ -56,7 +56,7 @@ impl Kernel {
     /// Every TCP socket of the namespace.
     ///
     /// # Errors
-    /// Those of [`inet_diag::tcp_sockets`].
+    /// The errors of [`inet_diag::tcp_sockets`].
     pub fn sockets(&mut self) -> io::Result<Vec<TcpSocket>> {
         inet_diag::tcp_sockets(&mut self.diag)
     }
@@ -64,7 +64,7 @@ impl Kernel {
     /// What connection tracking knows of the connection with packets between these ends.
     ///
     /// # Errors
-    /// Those of [`conntrack::find`].
+    /// The errors of [`conntrack::find`].
     pub fn tracked(&mut self, ends: Ends) -> io::Result<Option<Tracked>> {
         match &mut self.conntrack {
             Some(netlink) => conntrack::find(netlink, ends),
@@ -75,7 +75,7 @@ impl Kernel {
     /// Every TCP connection that is tracked. Takes a walk through the table of the whole node.
     ///
     /// # Errors
-    /// Those of [`conntrack::list`].
+    /// The errors of [`conntrack::list`].
     pub fn all_tracked(&mut self) -> io::Result<Vec<Tracked>> {
         self.conntrack.as_mut().map_or(Ok(Vec::new()), conntrack::list)
     }

@@ -23,10 +23,10 @@ use super::nftables::transaction::{Transaction, TransactionError};
 use super::survey::Survey;
 use super::{BackendKind, Backup, Reading};
 
-/// Of a guard that holds back every packet: before connection tracking (-200) and
+/// The priority of a guard that holds back every packet: before connection tracking (-200) and
 /// everything of ours, so that no connection is remembered that began while it was up.
 const FIRST: i32 = -500;
-/// Of one that holds back what begins: right behind connection tracking, which tells. A
+/// The priority of a guard that holds back what begins: right behind connection tracking, which tells. A
 /// connection is remembered once its first packet gets through.
 const BEHIND_TRACKING: i32 = -199;
 

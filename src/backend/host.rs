@@ -249,18 +249,6 @@ impl HostProbes {
         })
     }
 
-    /// Whether sets and rules are there, in force.
-    ///
-    /// # Errors
-    ///
-    /// That they cannot be listed.
-    pub fn is_set_up(&mut self) -> Result<bool, HostError> {
-        self.repeatedly(|this| match this.kind {
-            BackendKind::Nftables => Ok(this.read_native()?.holds(&this.plan)),
-            _ => this.holds_iptables(),
-        })
-    }
-
     /// Takes rules and sets away, of every backend; tells whether there were any.
     ///
     /// # Errors

@@ -20,7 +20,6 @@ use crate::plan::build;
 use crate::plan::model::Plan;
 use crate::sys::netlink::Netlink;
 use crate::sys::netns;
-use crate::sys::text::shortened;
 
 use super::error::CliError;
 use super::{confine, dry_run, logging, output, session};
@@ -117,9 +116,7 @@ pub(super) fn read<T>(
     parse: impl FnOnce(&str) -> Result<T, Invalid>,
 ) -> Result<Option<T>, CliError> {
     let Some(text) = matches.get_one::<String>(name) else { return Ok(None) };
-    parse(text).map(Some).map_err(|Invalid { item, problem, expected }| {
-        CliError::Usage(format!("--{name}: '{}' {problem}; expected {expected}", shortened(&item, 80)))
-    })
+    parse(text).map(Some).map_err(|invalid| CliError::Usage(invalid.of_option(&format!("--{name}"))))
 }
 
 impl Shared {

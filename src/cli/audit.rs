@@ -18,7 +18,7 @@ use crate::backend::connections::Kernel;
 use crate::config::pod::manifest::Manifest;
 
 use super::error::CliError;
-use super::manifest::Asked;
+use super::manifest::ManifestArguments;
 use super::source::LiveRules;
 use super::{confine, fleet, manifest, output, source};
 
@@ -179,7 +179,7 @@ fn established(matches: &ArgMatches, source: &mut Source) -> Option<Established>
 fn sources(
     matches: &ArgMatches,
     has_options: bool,
-    asked: Option<&Asked>,
+    asked: Option<&ManifestArguments>,
     mut found: Option<LiveRules>,
 ) -> Result<(Source, Option<Source>), CliError> {
     if let (Some(found), Some(asked)) = (&mut found, asked) {

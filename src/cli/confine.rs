@@ -33,18 +33,18 @@ pub(super) fn begin(matches: &ArgMatches) {
     }
 }
 
-/// A kernel is looked at, in a namespace that has to be entered first perhaps.
+/// Keeps what looking at a kernel takes, and what entering a namespace first takes.
 pub(super) fn to_looking() {
     privilege::keep_only(LOOKING.and_namespaces());
 }
 
-/// The namespace to look at is entered.
+/// Keeps what looking at a kernel takes, once its namespace has been entered.
 pub(super) fn entered() {
     privilege::keep_only(LOOKING);
 }
 
-/// From here on nothing is written, no program started, nobody talked to, and nothing read
-/// but the files that the arguments name.
+/// Gives up writing, starting programs, talking to anybody, and reading anything but the files
+/// that the arguments name.
 pub(super) fn to_named_files(matches: &ArgMatches) {
     privilege::keep_only(READING);
     let sandbox = named(matches).into_iter().fold(Sandbox::new(), Sandbox::read);
@@ -87,7 +87,7 @@ pub(super) fn to_programming(run: &Run) {
     privilege::keep_only(keep);
 }
 
-/// The same for what ambient mode makes, in a pod's namespace or the node's.
+/// Gives up what making rules for ambient mode does not take, in a pod's namespace or the node's.
 pub(super) fn to_programming_for_ambient(choice: BackendChoice) {
     privilege::keep_only(programming(choice));
 }

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::net::IpAddr;
 
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Value, json};
 
 use crate::audit::answer;
@@ -51,6 +51,14 @@ Examples:
       Many flows, one answer a line.
 ";
 
+fn address(text: &str) -> Result<IpAddr, &'static str> {
+    text.parse().map_err(|_| "expected an IPv4 or IPv6 address")
+}
+
+fn port(text: &str) -> Result<u16, &'static str> {
+    text.parse().map_err(|_| "expected a number from 0 to 65535")
+}
+
 /// The `explain` subcommand.
 pub(super) fn command() -> Command {
     let about = "Say who gets a connection or datagram, by which rule and why";
@@ -66,12 +74,11 @@ pub(super) fn command() -> Command {
             arg("uid", "UID", "Who sends it; none: no process [default: a user that no rule names]"),
             arg("gid", "GID", "In which group; none: no process [default: one that no rule names]"),
             arg("source", "ADDRESS", "Where it comes from [default: what the kernel would choose]")
-                .value_parser(value_parser!(IpAddr)),
-            arg("source-port", "PORT", "From which port [default: any of those clients get]")
-                .value_parser(value_parser!(u16)),
+                .value_parser(address),
+            arg("source-port", "PORT", "From which port [default: any of those clients get]").value_parser(port),
             arg("destination", "ADDRESS", "Where it goes to [default of an inbound one: the pod]")
-                .value_parser(value_parser!(IpAddr)),
-            arg("port", "PORT", "To which port").value_parser(value_parser!(u16)),
+                .value_parser(address),
+            arg("port", "PORT", "To which port").value_parser(port),
             arg(
                 "interface",
                 "NAME",

@@ -33,7 +33,7 @@ pub(super) fn with_manifest(command: Command) -> Command {
 }
 
 /// A manifest, and what the pod's node has to say.
-pub(super) struct Asked {
+pub(super) struct ManifestArguments {
     pub manifest: Manifest,
     node: NodeOptions,
 }
@@ -43,7 +43,7 @@ pub(super) struct Asked {
 /// # Errors
 ///
 /// That a file cannot be read or makes no sense, naming it.
-pub(super) fn asked(matches: &ArgMatches) -> Result<Option<Asked>, CliError> {
+pub(super) fn asked(matches: &ArgMatches) -> Result<Option<ManifestArguments>, CliError> {
     let path = |name| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
     let Some(manifest) = path("pod-manifest") else {
         return match path("netconf") {
@@ -57,7 +57,7 @@ pub(super) fn asked(matches: &ArgMatches) -> Result<Option<Asked>, CliError> {
         None => NodeOptions::default(),
         Some(path) => node_options(path)?,
     };
-    Ok(Some(Asked { manifest, node }))
+    Ok(Some(ManifestArguments { manifest, node }))
 }
 
 /// What a node's configuration says, which `--netconf` names.
@@ -71,7 +71,7 @@ pub(super) fn node_options(path: &Path) -> Result<NodeOptions, CliError> {
     options.map_err(|e| CliError::Usage(format!("--netconf: {}: {}", shown(path), e.msg)))
 }
 
-impl Asked {
+impl ManifestArguments {
     /// Adds to what was found about the pod what only its manifest tells.
     pub(super) fn complete(&self, found: &mut Source) {
         if found.pod.addresses.is_empty() {

@@ -17,7 +17,7 @@ use crate::audit::source::{Source, dump, options};
 use crate::config::given::{Environment, Given, process_environment};
 use crate::config::settings::{Face, Run};
 use crate::config::types::Families;
-use crate::sys::text::printable;
+use crate::config::value;
 
 use super::error::CliError;
 use super::{args, confine, logging};
@@ -71,6 +71,7 @@ pub fn with_source(command: Command) -> Command {
             .help("The pod's own addresses, where the source does not tell them"),
         arg("uplink")
             .value_name("NAME")
+            .value_parser(one_interface)
             .conflicts_with_all(["live", "netns", "pid"])
             .help("The interface by which the pod reaches others, where the source does not tell it [default: eth0]"),
         arg("dns-server")
@@ -89,6 +90,14 @@ pub fn with_source(command: Command) -> Command {
 
 fn addresses(matches: &ArgMatches, name: &str) -> Vec<IpAddr> {
     matches.get_many(name).map(|all| all.copied().collect()).unwrap_or_default()
+}
+
+/// The name of one interface, in the form in which clap wants it.
+fn one_interface(text: &str) -> Result<String, String> {
+    match value::interfaces(text).as_deref() {
+        Ok([one]) if !one.any_ending => Ok(one.name.to_string()),
+        _ => Err("expected the name of one interface, such as eth0".into()),
+    }
 }
 
 /// An address that a pod can have; IPv4's as such, also where it is written as one of IPv6.
@@ -182,7 +191,7 @@ pub fn found(matches: &ArgMatches) -> Result<LiveRules, CliError> {
 /// Takes the interface that the arguments name as the pod's way to others.
 pub fn name_uplink(matches: &ArgMatches, source: &mut Source) {
     if let Some(name) = matches.get_one::<String>("uplink") {
-        source.pod.uplink = printable(name).into();
+        source.pod.uplink = name.as_str().into();
     }
 }
 

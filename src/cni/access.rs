@@ -270,7 +270,7 @@ impl<'a> Key<'a> {
         key.value.as_bool().map_or_else(|| key.expected("true or false"), Ok)
     }
 
-    /// Of a list of things with names, what the one holds that a key elsewhere names.
+    /// What the member of a list holds whose name a key elsewhere gives.
     fn named_by(&self, by: &Key, key: &str, list: &str, inner: &str) -> Result<Key<'a>, Problem> {
         let wanted = by.needed(key)?;
         let missing = |name: &str| Problem::new(format!("{name} is missing"));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::sys::text::rounded;
 
-use super::protocol::{self, CniError, Code, Version};
+use super::protocol::{self, CniError, CniVersion, Code};
 use super::request::Deadline;
 
 /// How long work may take to put everything back after the deadline.
@@ -17,7 +17,7 @@ const GRACE: Duration = Duration::from_secs(3);
 pub(crate) struct Reply {
     /// Held while an answer is written, so that whoever comes second finds it whole.
     said: Mutex<Said>,
-    version: OnceLock<Version>,
+    version: OnceLock<CniVersion>,
     watched: AtomicBool,
 }
 
@@ -40,12 +40,12 @@ pub(crate) enum Delivery {
 
 impl Reply {
     /// From now on the netconf's version is known.
-    pub(crate) fn speak(&self, version: Version) {
+    pub(crate) fn speak(&self, version: CniVersion) {
         let _ = self.version.set(version);
     }
 
-    pub(crate) fn version(&self) -> Version {
-        self.version.get().copied().unwrap_or(Version::LATEST)
+    pub(crate) fn version(&self) -> CniVersion {
+        self.version.get().copied().unwrap_or(CniVersion::LATEST)
     }
 
     fn say(&self, what: Said, text: &str) -> Delivery {

@@ -42,7 +42,7 @@ use crate::sys::start;
 use answer::{Delivery, Reply};
 use log::Caller;
 use netconf::RawNetconf;
-use protocol::{CniError, Code, Verb, Version};
+use protocol::{CniError, CniVersion, Code, Verb};
 use request::{DEFAULT_TIMEOUT, Deadline, Variables};
 use verbs::Call;
 
@@ -151,8 +151,8 @@ fn start_log(verb: Verb, variables: &Variables, raw: &RawNetconf) {
 /// VERSION asks what is spoken, so no version is a wrong one, and none is needed.
 fn version(input: &[u8], answer: &Reply) -> Result<(), CniError> {
     let spoken = match input.iter().all(u8::is_ascii_whitespace) {
-        true => Version::LATEST,
-        false => RawNetconf::parse(input)?.version().unwrap_or(Version::LATEST),
+        true => CniVersion::LATEST,
+        false => RawNetconf::parse(input)?.version().unwrap_or(CniVersion::LATEST),
     };
     match answer.give(&protocol::version_result(spoken)) {
         Delivery::Failed(error) => Err(error),

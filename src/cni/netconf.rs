@@ -17,7 +17,7 @@ use crate::config::pod::NodeOptions;
 use crate::config::settings::{Face, Settings, SettingsError};
 use crate::config::value;
 
-use super::protocol::{CniError, Code, VERSIONS, Version};
+use super::protocol::{CniError, CniVersion, Code, VERSIONS};
 use super::request::DEFAULT_TIMEOUT;
 
 /// Where the agent keeps what the plugin needs, and the plugin its state.
@@ -37,7 +37,7 @@ pub(crate) struct ValidAttachment {
 /// The checked netconf.
 #[derive(Debug)]
 pub(crate) struct Netconf {
-    pub version: Version,
+    pub version: CniVersion,
     /// The network's name.
     pub name: String,
     /// Where the kubeconfig is, and the plugin keeps its state.
@@ -87,12 +87,12 @@ impl RawNetconf {
     }
 
     /// The version, whatever else is wrong.
-    pub(crate) fn version(&self) -> Result<Version, CniError> {
+    pub(crate) fn version(&self) -> Result<CniVersion, CniError> {
         let text: Option<String> = get(&self.keys, "cniVersion")?;
         match text.as_deref() {
             None | Some("") => Err(CniError::new(Code::Netconf, "the netconf has no cniVersion")
                 .details(format!("add one of {}", VERSIONS.join(", ")))),
-            Some(text) => Version::parse(text).ok_or_else(|| {
+            Some(text) => CniVersion::parse(text).ok_or_else(|| {
                 CniError::new(Code::IncompatibleVersion, format!("cniVersion {text:?} is not supported"))
                     .details(format!("supported are {}", VERSIONS.join(", ")))
             }),
@@ -116,7 +116,7 @@ impl RawNetconf {
     }
 
     /// Makes sense of the keys.
-    pub(crate) fn check(mut self, version: Version) -> Result<Netconf, CniError> {
+    pub(crate) fn check(mut self, version: CniVersion) -> Result<Netconf, CniError> {
         let keys = &self.keys;
         let timeout: Option<Value> = get(keys, "timeout")?;
         let agent_timeout: Option<Value> = get(keys, "agent_timeout")?;
@@ -198,7 +198,7 @@ pub fn node_options(text: &[u8]) -> Result<NodeOptions, CniError> {
     };
     // Neither decides anything here; the list has the version, and a runtime adds the result.
     let netconf = RawNetconf { keys: ours.keys.into_iter().filter(|(key, _)| key != "prevResult").collect() };
-    let netconf = netconf.check(Version::LATEST)?;
+    let netconf = netconf.check(CniVersion::LATEST)?;
     Ok(NodeOptions { options: netconf.options, exclude_namespaces: netconf.exclude_namespaces })
 }
 
@@ -238,7 +238,7 @@ struct Dns {
     nameservers: Vec<String>,
 }
 
-fn prev_result(keys: &Keys, version: Version) -> Result<Option<PrevResult>, CniError> {
+fn prev_result(keys: &Keys, version: CniVersion) -> Result<Option<PrevResult>, CniError> {
     let result: Option<PrevResult> = get(keys, "prevResult")?;
     match result.as_ref().and_then(|result| result.version.as_deref()) {
         Some(other) if other != version.name() => Err(wrong(

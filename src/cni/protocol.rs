@@ -19,9 +19,9 @@ pub(crate) const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4
 
 /// One of [`VERSIONS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version(usize);
+pub struct CniVersion(usize);
 
-impl Version {
+impl CniVersion {
     pub const LATEST: Self = Self(VERSIONS.len() - 1);
     /// The first with CHECK.
     const WITH_CHECK: Self = Self(4);
@@ -73,11 +73,11 @@ impl Verb {
     }
 
     /// The oldest version of the specification that has it.
-    pub(crate) fn since(self) -> Version {
+    pub(crate) fn since(self) -> CniVersion {
         match self {
-            Self::Check => Version::WITH_CHECK,
-            Self::Gc | Self::Status => Version::WITH_GC,
-            _ => Version(0),
+            Self::Check => CniVersion::WITH_CHECK,
+            Self::Gc | Self::Status => CniVersion::WITH_GC,
+            _ => CniVersion(0),
         }
     }
 }
@@ -181,7 +181,7 @@ impl CniError {
     }
 
     /// The error object, in the netconf's version where that is known.
-    pub fn object(&self, version: Version) -> String {
+    pub fn object(&self, version: CniVersion) -> String {
         let [msg, details] = [&self.msg, &self.details].map(|text| one_line(text, LONGEST));
         let code = self.code.number();
         let object = json!({ "cniVersion": version.name(), "code": code, "msg": msg, "details": details });
@@ -196,12 +196,12 @@ impl From<PodError> for CniError {
 }
 
 /// The answer to VERSION.
-pub(crate) fn version_result(version: Version) -> String {
+pub(crate) fn version_result(version: CniVersion) -> String {
     format!("{}\n", json!({ "cniVersion": version.name(), "supportedVersions": VERSIONS }))
 }
 
 /// The result of an ADD without a plugin before it.
-pub(crate) fn empty_result(version: Version) -> String {
+pub(crate) fn empty_result(version: CniVersion) -> String {
     json!({ "cniVersion": version.name() }).to_string()
 }
 
@@ -233,25 +233,27 @@ mod tests {
 
     #[test]
     fn versions_are_in_order_and_verbs_have_names() {
-        let parsed: Vec<Version> = VERSIONS.iter().map(|text| Version::parse(text).unwrap()).collect();
-        assert!(parsed.is_sorted() && parsed.last() == Some(&Version::LATEST));
+        let parsed: Vec<CniVersion> = VERSIONS.iter().map(|text| CniVersion::parse(text).unwrap()).collect();
+        assert!(parsed.is_sorted() && parsed.last() == Some(&CniVersion::LATEST));
         assert_eq!(Verb::Check.since().name(), "0.4.0");
         assert_eq!(Verb::Status.since().name(), "1.1.0");
         for verb in [Verb::Add, Verb::Check, Verb::Del, Verb::Gc, Verb::Status, Verb::Version] {
             assert_eq!(Verb::parse(verb.name()), Some(verb));
         }
-        assert!(Version::parse("1.2.0").is_none() && Version::parse("").is_none() && Verb::parse("add").is_none());
+        assert!(
+            CniVersion::parse("1.2.0").is_none() && CniVersion::parse("").is_none() && Verb::parse("add").is_none()
+        );
     }
 
     #[test]
     fn an_error_object_has_what_the_specification_asks_for() {
         let error = CniError::new(Code::Netconf, "no").details("so");
-        let object: serde_json::Value = serde_json::from_str(&error.object(Version::LATEST)).unwrap();
+        let object: serde_json::Value = serde_json::from_str(&error.object(CniVersion::LATEST)).unwrap();
         assert_eq!(object, json!({ "cniVersion": "1.1.0", "code": 7, "msg": "no", "details": "so" }));
         assert_eq!(error.to_string(), "no; so");
         // Events are shown on terminals: no text of a pod's may write over what is there.
         let error = CniError::new(Code::Pod, format!("a\u{9b}2J\u{202e}\n{}", "x".repeat(9999)));
-        let object = error.object(Version::LATEST);
+        let object = error.object(CniVersion::LATEST);
         assert!(!object.contains(['\u{9b}', '\u{202e}']) && object.len() < 1200, "{object}");
     }
 }

@@ -25,7 +25,7 @@ fn owner(line: &str) -> &str {
     NAMES.into_iter().find_map(named).unwrap_or_default()
 }
 
-/// Of lines in their order, those that stay: the last of each owner up to its share, and
+/// Which of the lines, in their order, stay: the last of each owner up to its share, and
 /// of these the last that fit.
 fn fold(lines: &[&str], longest: u64) -> Vec<usize> {
     let mut shares: HashMap<&str, u64> = HashMap::new();

@@ -5,7 +5,7 @@ use super::options::Opt;
 pub use super::value::LONGEST_QUOTE;
 use super::value::{self, Invalid, Parsed};
 
-/// Of warnings that are alike, about the items of one list, so many are given.
+/// How many warnings that are alike, about the items of one list, are given.
 const MOST_ALIKE: usize = 3;
 
 /// Why the options make no interception.

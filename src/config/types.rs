@@ -265,7 +265,7 @@ impl RouteTable {
         Self::literal(table)
     }
 
-    /// The same, for one known when this is compiled.
+    /// A table whose number is known when this is compiled, and right.
     pub const fn literal(table: u32) -> Self {
         Self(table)
     }

@@ -41,7 +41,8 @@ const LINK_LOCAL: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2)
 /// is mounted.
 ///
 /// # Errors
-/// Those of `line`.
+///
+/// What `line` fails with.
 pub fn tell<E>(
     status: &Value,
     list: &Value,
@@ -110,8 +111,8 @@ fn read(path: &Path) -> Result<Source, String> {
     })
 }
 
-/// The same without what differs from pod to pod and changes no finding: addresses, counters,
-/// handles.
+/// A pod's rules as JSON, without what differs from pod to pod and changes no finding: addresses,
+/// counters, handles.
 fn normal(mut source: Source) -> Value {
     let families = families_of(&source.pod.addresses);
     let mut addresses: Vec<IpAddr> = Vec::new();

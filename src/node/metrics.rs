@@ -41,7 +41,7 @@ pub struct Metrics {
     events: Family<Labels, Counter>,
     errors: Family<Labels, Counter>,
     socket_requests: Family<Labels, Counter>,
-    /// Those of ambient mode.
+    /// The figures of ambient mode.
     pub ambient: Arc<Figures>,
 }
 

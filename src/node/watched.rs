@@ -53,7 +53,7 @@ fn what_decides<'de, D: Deserializer<'de>>(reader: D) -> Result<ObjectMeta, D::E
     })
 }
 
-/// Of annotations or labels those that decide.
+/// The annotations or labels that decide about a pod; all others are not kept.
 struct Deciding(BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for Deciding {

@@ -33,17 +33,17 @@ pub struct Difference {
     pub what: String,
     /// The reason for it, where one is known.
     pub why: Option<String>,
-    /// Of a rule that differs in a list only what differs.
+    /// The rule that is missing or unexpected; of one that differs in a list, with just what differs.
     pub rule: Option<CanonRule>,
     /// What would take the difference back where it was found; `None`: not about a rule.
     pub undo: Option<Undo>,
     /// What stands next to the rules that it is about; `None`: it is about a rule.
-    pub beside: Option<Beside>,
+    pub beside: Option<BesideRules>,
 }
 
 /// What an interception has next to its rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Beside {
+pub enum BesideRules {
     /// The routing of marked packets to the pod itself.
     MarkRouting,
     /// The address from which the proxy connects to the app over IPv6.
@@ -221,15 +221,19 @@ fn routing(want: &Routing, have: &Routing, out: &mut Vec<Difference>) {
         for rule in a.rules.iter().filter(|r| !b.rules.contains(r)) {
             push(
                 side,
-                Beside::MarkRouting,
+                BesideRules::MarkRouting,
                 format!("the {} rule 'fwmark {} lookup {}'", rule.family, rule.mark, rule.table),
             );
         }
         for route in a.routes.iter().filter(|r| !b.routes.contains(r)) {
-            push(side, Beside::MarkRouting, format!("the {} route 'local default dev lo table {}'", route.0, route.1));
+            push(
+                side,
+                BesideRules::MarkRouting,
+                format!("the {} route 'local default dev lo table {}'", route.0, route.1),
+            );
         }
         if a.mesh_address && !b.mesh_address {
-            push(side, Beside::MeshAddress, "the address ::6/128 on lo".into());
+            push(side, BesideRules::MeshAddress, "the address ::6/128 on lo".into());
         }
     };
     both(want, have, Side::Missing);

@@ -2,7 +2,7 @@
 //! istio-iptables never do.
 //!
 //! Nothing is decided here a second time. The rules tell what a builder must have been given
-//! to write them ([`recover`]); the builder writes its plan for that; the plan is aligned
+//! to write them (`recover`); the builder writes its plan for that; the plan is aligned
 //! with what is there, and a rule that has a counterpart in the plan gets its reason. What
 //! has none is somebody else's: it asks for more or less than the plan's rule, or stands in
 //! another place. In a table whose other rules say their reasons, one that says nothing is

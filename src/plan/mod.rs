@@ -1,5 +1,5 @@
 //! The plan: what a kernel must hold for an interception. [`model`] is the vocabulary,
-//! [`build`] the decision tree, [`lower`] the form iptables needs, [`canon`] the form
+//! [`mod@build`] the decision tree, [`lower`] the form iptables needs, [`canon`] the form
 //! in which plans are compared and hashed whichever backend holds them, [`diff`] how two
 //! of them differ, [`infer`] what tells the reasons of rules that were found, [`words`] how
 //! rules are told to people.

@@ -85,7 +85,7 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
     pub const ICMPV6: u8 = 58;
-    /// Those whose packets have ports.
+    /// The protocols whose packets have ports.
     pub const WITH_PORTS: [u8; 5] = [TCP, UDP, 33, 132, 136];
 
     const NAMES: [(u8, &str); 7] = [

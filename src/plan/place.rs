@@ -83,15 +83,15 @@ pub enum ChainName {
     Divert,
     Tproxy,
     Drop,
-    /// Of ambient rules: what comes in. What is sent goes to [`ChainName::OutputMain`].
+    /// What comes in to an ambient pod. What it sends goes to [`ChainName::OutputMain`].
     AmbientIn,
-    /// Of a node's rules for probes.
+    /// What a node sends to ambient pods: its rules for probes.
     NodeOut,
     Other(Box<str>),
 }
 
 impl ChainName {
-    /// Those that the kernel enters by itself.
+    /// The chains that the kernel enters by itself.
     pub const HOOKS: [ChainName; 3] = [ChainName::Prerouting, ChainName::Output, ChainName::Postrouting];
 
     /// The chains that belong to rules of ours, in the order they are written.

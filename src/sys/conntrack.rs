@@ -48,9 +48,9 @@ pub struct Ends {
 /// A TCP connection that is tracked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tracked {
-    /// Of the packet that began it.
+    /// The ends of the packet that began the connection.
     pub original: Ends,
-    /// Of the answers to it, as they start out: where a destination was rewritten they come
+    /// The ends of the answers to it, as they start out: where a destination was rewritten they come
     /// from the other one.
     pub reply: Ends,
     pub mark: u32,
@@ -154,7 +154,7 @@ fn parse(payload: &[u8]) -> Option<Tracked> {
     Some(Tracked { original: original?, reply: reply?, mark, established, id: id? })
 }
 
-/// Of TCP.
+/// The addresses and ports of a TCP connection's tuple.
 fn ends(tuple: &[u8]) -> Option<Ends> {
     let (mut addresses, mut ports) = ([None, None], [None, None]);
     for (kind, value) in attributes(tuple) {

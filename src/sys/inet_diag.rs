@@ -73,7 +73,7 @@ pub struct TcpSocket {
 /// Lists the sockets of both families.
 ///
 /// # Errors
-/// Those of the socket and the kernel; `NotFound` where the kernel has no tcp_diag.
+/// The kernel's (sock_diag(7)); `NotFound` where it has no tcp_diag.
 pub fn tcp_sockets(netlink: &mut Netlink) -> io::Result<Vec<TcpSocket>> {
     let mut out = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
@@ -96,7 +96,7 @@ pub fn end(netlink: &mut Netlink, socket: &TcpSocket) -> io::Result<()> {
 /// calling thread begins, of both families (ip_local_port_range, ip-sysctl.rst).
 ///
 /// # Errors
-/// Those of reading; `InvalidData` for something else than two ports.
+/// What kept the file from being read; `InvalidData` where it holds something else than two ports.
 pub fn source_ports() -> io::Result<RangeInclusive<u16>> {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
     let ports = text.split_whitespace().map(str::parse).collect::<Result<Vec<u16>, _>>();

@@ -72,7 +72,7 @@ impl KeptLock {
     ///
     /// # Errors
     ///
-    /// Those of [`acquire`].
+    /// The errors of [`acquire`].
     pub fn acquire(&self, deadline: Duration) -> Result<Lock, LockError> {
         let kept = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
         Ok(Lock { member: join(kept, deadline)?, spare: Some(self.spare.clone()) })

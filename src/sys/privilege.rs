@@ -63,7 +63,7 @@ struct Half {
     inheritable: u32,
 }
 
-/// Gives up all capabilities but those to keep, as [`try_keep_only`] does. A process that
+/// Gives up all capabilities but those to keep, as `try_keep_only` does. A process that
 /// cannot give them up (a sandbox that knows nothing of it) goes on with what it has.
 pub fn keep_only(keep: Keep) {
     if let Err(e) = try_keep_only(keep) {
@@ -77,7 +77,7 @@ pub fn keep_only(keep: Keep) {
 /// security/commoncap.c). So the bounding set, which takes a system call for each of some 40
 /// capabilities (0.05 ms, as much as all the rest), says no more than that and stays.
 ///
-/// Of the calling thread: no other may be running yet.
+/// Only the calling thread gives them up: no other may be running yet.
 ///
 /// # Errors
 ///

@@ -27,7 +27,7 @@ pub fn is_without_ipv6(interface: &str) -> bool {
 /// Reads one of them, such as `sockstat`.
 ///
 /// # Errors
-/// Those of opening and reading it; `NotFound` where the kernel has no such file.
+/// What kept the file from being opened or read; `NotFound` where the kernel has no such file.
 pub fn read(name: &str) -> io::Result<String> {
     OPEN.with(|cell| {
         let directory = match cell.get() {

@@ -44,7 +44,7 @@ pub fn owners(wanted: &HashSet<u32>) -> HashMap<u32, SocketOwner> {
     out
 }
 
-/// Of a link such as `socket:[12345]`.
+/// The inode in the text of a link such as `socket:[12345]`.
 fn inode(link: &Path) -> Option<u32> {
     link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }

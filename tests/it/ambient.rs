@@ -124,7 +124,7 @@ fn kernel(namespace: &Namespace, backend: &str) -> Kernel {
         let named = |family| Some((family, ipset::list(&mut netlink, family, probe_set(family)).unwrap()?));
         let sets: Vec<_> = Family::BOTH.into_iter().filter_map(named).collect();
         assert!(sets.iter().all(|(_, set)| set.usual), "{sets:?}");
-        let text = |set: ipset::Set| set.entries.into_iter().map(|(ip, uid)| (ip.to_string(), uid)).collect();
+        let text = |set: ipset::IpSet| set.entries.into_iter().map(|(ip, uid)| (ip.to_string(), uid)).collect();
         sets.into_iter().map(|(family, set)| (probe_set(family).to_owned(), text(set))).collect()
     });
     let listing = namespace.print("nft", &["-s", "list", "ruleset"]);

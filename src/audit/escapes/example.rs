@@ -12,7 +12,7 @@ use crate::config::types::Family;
 use crate::plan::canon::{address, number};
 use crate::plan::model::protocol;
 
-/// Of so many sets of a class the most ordinary flow is looked for.
+/// The most sets of a class among whose flows the most ordinary one is looked for.
 const MOST_SETS: usize = 100;
 
 /// The most ordinary flow of several sets: TCP if any of them has it, of an ordinary user,

@@ -46,7 +46,7 @@ pub fn possible(ruleset: &Ruleset) -> bool {
 /// Looks at the connections of the network namespace that the calling thread is in.
 ///
 /// # Errors
-/// Those of listing the sockets.
+/// The kernel's, when the sockets cannot be listed.
 pub fn look(kernel: &mut Kernel, ruleset: &Ruleset, pod: &Surroundings) -> io::Result<Established> {
     let sockets = kernel.sockets()?;
     let inodes: HashSet<u32> = sockets.iter().filter(|s| s.state != TcpState::Listening).map(|s| s.inode).collect();
@@ -105,7 +105,7 @@ fn judge_forwarded(ruleset: &Ruleset, pod: &Surroundings, tracked: Tracked) -> O
 /// plan that has just been installed there. `None`: there can be none.
 ///
 /// # Errors
-/// Those of listing sockets, addresses and routes.
+/// The kernel's, when sockets, addresses or routes cannot be listed.
 pub fn look_for(plan: &Plan) -> io::Result<Option<(Kernel, Established)>> {
     let mut rules = plan.chains.iter().flat_map(|chain| &chain.rules);
     let may_forward = rules.any(|rule| diverts_by_interface(&rule.matches.in_interface, &rule.verdict));

@@ -30,7 +30,7 @@ pub struct Fact {
 
 /// What all agents told.
 #[derive(Debug, Default)]
-pub struct Facts {
+pub struct ClusterFacts {
     pods: HashMap<String, Fact>,
     known: HashMap<String, usize>,
     sources: Vec<Source>,
@@ -74,7 +74,7 @@ impl Telling {
     }
 }
 
-impl Facts {
+impl ClusterFacts {
     /// What was told of a pod, by its UID.
     pub fn of(&self, uid: &str) -> Option<&Fact> {
         self.pods.get(uid)
@@ -166,7 +166,7 @@ mod tests {
     const HEAD: &str = r#"{"format":"podweir-node-facts","version":1,"podweir":"0.1.0","node":"n1"}"#;
 
     fn missed(text: &str) -> String {
-        let mut facts = Facts::default();
+        let mut facts = ClusterFacts::default();
         facts.text("f", text);
         facts.missed.first().map(|missed| format!("{}: {}", missed.what, missed.why)).unwrap_or_default()
     }

@@ -8,7 +8,7 @@ use crate::audit::report::Acceptance;
 
 use super::compare::{ChangedFinding, Comparison, FORMAT, VERSION};
 use super::sum::{FleetAnswer, Summed};
-use super::{FleetFinding, PodOutcome, Variant};
+use super::{FleetFinding, PodOutcome, WorkloadVariant};
 
 pub fn write(answer: &FleetAnswer, comparison: Option<&Comparison>) -> String {
     let mut summary: Map<String, Value> =
@@ -111,7 +111,7 @@ fn of_workload(answer: &FleetAnswer, summed: &Summed) -> Value {
     Value::Object(out)
 }
 
-fn of_variant(answer: &FleetAnswer, variant: &Variant) -> Value {
+fn of_variant(answer: &FleetAnswer, variant: &WorkloadVariant) -> Value {
     let mut value = json!({
         "standing": variant.standing.name(),
         "why": variant.standing.why(),

@@ -138,7 +138,7 @@ impl KnownBy {
 
 /// Pods of one workload that are alike.
 #[derive(Debug, Clone)]
-pub struct Variant {
+pub struct WorkloadVariant {
     pub standing: PodOutcome,
     pub origin: KnownBy,
     pub count: u64,
@@ -154,7 +154,7 @@ pub struct Variant {
 pub struct Looked {
     pub workload: Workload,
     pub labels: BTreeMap<String, String>,
-    pub variant: Variant,
+    pub variant: WorkloadVariant,
 }
 
 /// What could not be looked at.
@@ -182,10 +182,10 @@ pub struct Collected {
 #[derive(Debug, Default)]
 pub struct Members {
     pub labels: BTreeMap<String, String>,
-    pub variants: Vec<Variant>,
+    pub variants: Vec<WorkloadVariant>,
 }
 
-/// Of how many pods of one variant the names are kept.
+/// The most names of pods that are kept for one variant.
 const MOST_NAMES: usize = 50;
 
 impl Collected {
@@ -196,7 +196,7 @@ impl Collected {
             members.labels = looked.labels;
         }
         let new = looked.variant;
-        let alike = |known: &&mut Variant| {
+        let alike = |known: &&mut WorkloadVariant| {
             let own = |list: &[Arc<FleetFinding>]| list.iter().map(|f| f.name()).collect::<Vec<_>>();
             known.standing == new.standing && known.origin == new.origin && own(&known.own) == own(&new.own)
         };

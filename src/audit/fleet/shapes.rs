@@ -34,7 +34,7 @@ pub const V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2)
 /// A distinct interception.
 #[derive(Debug)]
 pub struct Shape {
-    /// Of the plan that it is.
+    /// The digest of this interception's plan.
     pub digest: String,
     pub families: Families,
     pub findings: Vec<Arc<FleetFinding>>,

@@ -10,7 +10,7 @@ use crate::audit::escapes::kind::Severity;
 use crate::config::pod::owner::Workload;
 
 use super::shapes::{Shape, Shapes};
-use super::{Collected, FleetFinding, KnownBy, Members, Missed, PodOutcome, Variant};
+use super::{Collected, FleetFinding, KnownBy, Members, Missed, PodOutcome, WorkloadVariant};
 
 /// The answer.
 pub struct FleetAnswer {
@@ -32,7 +32,7 @@ pub struct FleetAnswer {
 pub struct Summed {
     pub workload: Workload,
     pub labels: BTreeMap<String, String>,
-    pub variants: Vec<Variant>,
+    pub variants: Vec<WorkloadVariant>,
     /// Each with the number of pods that it is about.
     pub findings: Vec<(Arc<FleetFinding>, u64)>,
 }
@@ -203,7 +203,7 @@ fn summed(workload: Workload, members: Members, shapes: &mut Shapes) -> Summed {
 /// could not be looked at differs from nothing. What a kernel has is compared with what other
 /// kernels have, and what a manifest asks for with what others do: where one node tells and
 /// another does not, that alone is no difference.
-fn differences(variants: &[Variant], shapes: &[Shape]) -> Option<Vec<String>> {
+fn differences(variants: &[WorkloadVariant], shapes: &[Shape]) -> Option<Vec<String>> {
     let mut kinds: BTreeMap<(KnownBy, String), (u64, &str)> = BTreeMap::new();
     let mut sidecars: BTreeSet<bool> = BTreeSet::new();
     for variant in variants.iter().filter(|variant| !matches!(variant.standing, PodOutcome::Unknown(_))) {
@@ -233,7 +233,7 @@ fn differences(variants: &[Variant], shapes: &[Shape]) -> Option<Vec<String>> {
 
 /// Whether pods have a sidecar, which their manifests say wherever they are; ambient mode needs
 /// none, and only a node's agent may know of it.
-fn has_sidecar(variant: &Variant) -> Option<bool> {
+fn has_sidecar(variant: &WorkloadVariant) -> Option<bool> {
     match (&variant.standing, variant.origin) {
         (PodOutcome::Ambient | PodOutcome::Unknown(_), _) => None,
         (PodOutcome::Intercepted(_) | PodOutcome::Refused(_), _) | (PodOutcome::NotIntercepted(_), KnownBy::Kernel) => {
@@ -248,8 +248,8 @@ mod tests {
     use super::*;
     use crate::config::types::Families;
 
-    fn variant(standing: PodOutcome, origin: KnownBy) -> Variant {
-        Variant { standing, origin, count: 2, pods: vec!["a/b".into()], place: None, own: Vec::new() }
+    fn variant(standing: PodOutcome, origin: KnownBy) -> WorkloadVariant {
+        WorkloadVariant { standing, origin, count: 2, pods: vec!["a/b".into()], place: None, own: Vec::new() }
     }
 
     #[test]
@@ -271,7 +271,7 @@ mod tests {
             (vec![(one(), Kernel), (none(), Manifest)], true),
             (vec![(one(), Manifest), (PodOutcome::LeftAlone(String::new()), Manifest)], true),
         ] {
-            let variants: Vec<Variant> = list.iter().map(|(s, origin)| variant(s.clone(), *origin)).collect();
+            let variants: Vec<WorkloadVariant> = list.iter().map(|(s, origin)| variant(s.clone(), *origin)).collect();
             let found = differences(&variants, &shapes);
             assert_eq!(found.is_some(), differ, "{list:?}: {found:?}");
         }

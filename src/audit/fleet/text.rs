@@ -8,7 +8,7 @@ use crate::audit::escapes::kind::Severity;
 use super::compare::Comparison;
 use super::sum::{FindingGroup, FleetAnswer, Stand, WITH_REASON};
 
-/// Of one finding, how many workloads are named on a screen.
+/// How many workloads with one finding are named on a screen.
 const NAMED: usize = 3;
 /// How many findings of one severity are on a screen, and how many of one class.
 const FINDINGS: usize = 8;

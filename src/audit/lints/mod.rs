@@ -63,7 +63,7 @@ pub const LINTS: &[(&str, Severity, &str)] = &[
     ("host-network", Severity::High, "a pod without a network of its own"),
 ];
 
-/// The same of what is found where many pods are looked at.
+/// Id, severity and title of each finding that is about many pods.
 pub const OF_MANY: &[(&str, Severity, &str)] = &[
     ("not-intercepted", Severity::High, "a pod that is to be in the mesh, and whose traffic nothing diverts"),
     ("refused", Severity::Medium, "a pod that asks for what makes no sense, and does not start"),

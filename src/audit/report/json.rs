@@ -1,29 +1,4 @@
-//! The report as JSON: everything, for programs.
-//!
-//! ```text
-//! { "format": "podweir-audit", "version": 1,
-//!   "about": "…", "pod": { "addresses": […], "uplink": "eth0" }, "families": ["IPv4"],
-//!   "summary": { "high": 0, "medium": 3, "low": 8, "info": 3, "accepted": 0 },
-//!   "escapes": [ {
-//!     "id": "outbound-quic", "kind": "quic", "scope": "outbound", "severity": "medium",
-//!     "title": "…", "meaning": "…", "closes": "…",
-//!     "accepted": { "reason": "…", "expires": "2027-06-30" or null } or null,
-//!     "rules": [ { "place": "…", "number": 2, "handle": 7, "rule": "…", "listed": "…", "why": "…" } ],
-//!     "falls_through": true,
-//!     "example": { a flow as `podweir explain --flows` reads it }, "explain": [ its arguments ],
-//!     "flows": [ { "family": "IPv4", "protocol": ["17"], "interface": ["eth0"], "user": …, "group": …,
-//!                  "destination": ["0.0.0.0-9.255.255.255"], "port": ["443"], "source": …, "source_port": … } ] } ],
-//!   "lints": [ { "id", "severity", "subject", "message", "advice", "accepted" } ],
-//!   "drift": [ { "severity", "place", "how": "missing", "what", "why", "effects": […] } ] or null,
-//!   "notices": [ "…" ] }
-//! ```
-//!
-//! In `flows` a dimension that is left out may be anything; a user or group `none` is a
-//! packet that no process sent; an interface ending in `+` stands for all whose names begin
-//! so, and `*` for all that no rule names.
-//!
-//! A rule's `number` in its chain, its `handle` and how it was `listed` are told of rules
-//! that are somebody else's or not understood.
+//! The report as JSON: everything, for programs. `scripts/schemas/audit.schema.json` says what each member means.
 
 use serde_json::{Map, Value, json};
 

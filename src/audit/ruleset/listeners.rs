@@ -14,14 +14,14 @@ use crate::audit::flow::Taker;
 
 /// A port on which the proxy listens.
 #[derive(Debug, Clone)]
-pub struct Listener {
+pub struct ProxyListener {
     pub port: u16,
     pub taker: Taker,
     /// The conditions that packets addressed to it meet.
     pub asked: CanonMatches,
 }
 
-impl Listener {
+impl ProxyListener {
     fn all_of(ports: &[(u16, Taker)], family: Family) -> Vec<Self> {
         let listener = |&(port, taker): &(u16, Taker)| {
             let ports = Some(Cond::is(RangeList::of([port])));
@@ -114,8 +114,8 @@ impl Ruleset {
     }
 
     fn set_listeners(&mut self, ports: &[(u16, Taker)]) {
-        self.v4.listeners = Listener::all_of(ports, Family::V4);
-        self.v6.listeners = Listener::all_of(ports, Family::V6);
+        self.v4.listeners = ProxyListener::all_of(ports, Family::V4);
+        self.v6.listeners = ProxyListener::all_of(ports, Family::V6);
     }
 
     /// Readies both for a comparison: the proxy listens where these rules say, whether the

@@ -71,7 +71,7 @@ pub fn read(live: &Live) -> Result<Source, SourceError> {
 /// What routing tells about the pod; `addresses`: with the index of the interface.
 ///
 /// # Errors
-/// Those of listing the routes.
+/// The kernel's, when the routes cannot be listed.
 pub fn surroundings(route: &mut Netlink, addresses: Vec<(u32, IpAddr)>) -> Result<Surroundings, SourceError> {
     let routes = routes(route)?;
     Ok(Surroundings {

@@ -45,8 +45,8 @@ macro_rules! define {
                 self.overlaps(other).then(|| Self { $($name: self.$name.intersection(&other.$name),)* })
             }
 
-            /// Those packets of the set that meet a rule's conditions; `None` if none do. Of
-            /// dimensions with a known value only that counts, and the set keeps its own.
+            /// The packets of the set that meet a rule's conditions; `None` if none do. Where a
+            /// dimension has a known value only that counts, and the set keeps its own.
             pub(in crate::audit) fn inside(
                 &self,
                 known: &KnownFields,
@@ -129,7 +129,7 @@ impl Cube {
         make_known_as(&mut self.gid, nobody);
     }
 
-    /// Those of its packets that there can be: who has no user has no group.
+    /// The packets of the set that can occur: who has no user has no group.
     pub(crate) fn occurring(mut self) -> Option<Self> {
         let nobody: Owners = RangeList::of([NOBODY]);
         if self.uid == nobody || self.gid == nobody {

@@ -133,7 +133,7 @@ pub(crate) fn known_as(owner: u64, nobody: u64) -> u64 {
     if owner >= NOBODY { nobody } else { owner }
 }
 
-/// The same of a set of owners.
+/// Replaces "no owner" in a set by `nobody`, which is [`NOBODY`] or [`NO_ANSWER`].
 pub(crate) fn make_known_as(owners: &mut Owners, nobody: u64) {
     let other = if nobody == NOBODY { NO_ANSWER } else { NOBODY };
     if owners.holds(other) {

@@ -1,4 +1,4 @@
-//! The space of packets: the dimensions in which they differ ([`dimensions`]), sets of them
+//! The space of packets: the dimensions in which they differ (`dimensions`), sets of them
 //! as products of intervals ([`cube`]), and those of its sets that flows start from.
 //!
 //! The flows are those that can occur: what a process sends to the pod's own addresses leaves

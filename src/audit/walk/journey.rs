@@ -22,7 +22,7 @@ pub(crate) struct CallFrame<'a> {
     pub chain: &'a ChainRules,
     /// The number of the rule that comes next.
     pub rule: usize,
-    /// Of its parts those from this one on; the packets meet none before.
+    /// The first of the rule's parts that the packets may meet; they meet none before it.
     pub part: usize,
     /// The rules that they may meet, where that are few of many.
     pub ahead: Option<Rc<[u32]>>,
@@ -78,8 +78,8 @@ pub(crate) struct Journey<'a, 'n, T> {
     pub decider: Option<Cause<'a>>,
     /// The rule that had decided before the base chain that they are in.
     pub(super) decided_before: Option<Cause<'a>>,
-    /// Of the rules of which it is not known whether they apply, the last one that was taken
-    /// to; `None`: all were taken not to.
+    /// The last rule that was taken to apply although that is not known; `None`: each of those was
+    /// taken not to.
     pub assumed: Option<Cause<'a>>,
     /// The rule that comes next is taken to apply.
     pub(super) assume_next: bool,

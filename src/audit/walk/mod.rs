@@ -29,7 +29,7 @@ use trace::Trace;
 
 /// What travels together: one packet, or a set of packets that a rule may cut in two.
 pub(super) trait Traffic: Clone {
-    /// Those of it that meet a rule's conditions on what is not known; `None` if none do.
+    /// The part of this traffic that meets a rule's conditions on unknown fields; `None` if no packet does.
     fn inside(&self, known: &KnownFields, asked: &CanonMatches) -> Option<Self>;
 
     /// Whether a part of it is all of it.
@@ -298,7 +298,7 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
 /// The name of the loopback interface.
 const LO: Name<'static> = Some("lo");
 
-/// Those of some packets that meet conditions, on what is known of them and on what is not.
+/// The part of some traffic that meets conditions, on known fields and on unknown ones.
 fn inside_of<T: Traffic>(traffic: &T, known: &KnownFields, asked: &CanonMatches) -> Option<T> {
     (known.meets(asked) != Meets::No).then(|| traffic.inside(known, asked)).flatten()
 }

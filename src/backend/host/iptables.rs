@@ -118,7 +118,7 @@ impl HostProbes {
         Ok(written)
     }
 
-    fn set(&mut self, family: Family) -> Result<Option<ipset::Set>, HostError> {
+    fn set(&mut self, family: Family) -> Result<Option<ipset::IpSet>, HostError> {
         let set = probe_set(family);
         ipset::list(&mut self.netfilter, family, set).map_err(|source| HostError::Set { verb: "list", set, source })
     }
@@ -200,16 +200,6 @@ impl HostProbes {
             source,
         })?;
         Ok(!gone.is_empty())
-    }
-
-    pub(super) fn holds_iptables(&mut self) -> Result<bool, HostError> {
-        for family in self.plan.families.iter() {
-            if !self.set(family)?.is_some_and(|set| set.usual) {
-                return Ok(false);
-            }
-        }
-        let tables = self.tables()?;
-        Ok(same(&self.plan, &list(&self.programs, tables)?, self.kind))
     }
 
     /// Takes the rules of both variants away, and the sets, but for what is to stay.

@@ -144,7 +144,7 @@ impl Session {
         Self::open_for(Dataplane::Sidecar, conditions, route)
     }
 
-    /// The same, to work on rules for a dataplane.
+    /// Takes the current namespace's lock and opens sockets, to work on the rules of a dataplane.
     ///
     /// # Errors
     ///

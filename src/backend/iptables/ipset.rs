@@ -59,7 +59,7 @@ const NO_ELEMENT: i32 = 4103;
 
 /// A set as it is listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Set {
+pub struct IpSet {
     /// Whether it is of the kind that is made here.
     pub usual: bool,
     /// Addresses, each with its comment.
@@ -116,10 +116,10 @@ fn error(errno: i32) -> io::Error {
 /// # Errors
 ///
 /// The kernel's refusal: it may lack ipset.
-pub fn list(netlink: &mut Netlink, family: Family, name: &str) -> io::Result<Option<Set>> {
+pub fn list(netlink: &mut Netlink, family: Family, name: &str) -> io::Result<Option<IpSet>> {
     let mut messages = Messages::default();
     push(&mut messages, LIST, NLM_F_DUMP, family, name, |_| ());
-    let mut out = Set { usual: true, entries: BTreeMap::new() };
+    let mut out = IpSet { usual: true, entries: BTreeMap::new() };
     let mut headers = 0;
     let listed = netlink.dump(messages.bytes(), |message: Received| {
         let attributes_of = message.payload.get(4..).unwrap_or_default();

@@ -93,7 +93,7 @@ impl Programs {
         Self { variant, environment, lock_timeout, known: RefCell::default() }
     }
 
-    /// The same for a variant.
+    /// The programs of a variant, with this environment and time for locks.
     pub fn of(&self, variant: Variant) -> Self {
         Self::new(variant, self.environment.clone(), self.lock_timeout)
     }

@@ -11,7 +11,7 @@ use super::parse;
 /// The tables that a text shows, and what it says that it does not.
 #[derive(Default)]
 pub struct Dump {
-    /// Those that it would show tables of.
+    /// The families of which it would show tables.
     pub families: Vec<Family>,
     pub tables: Vec<ListedTable>,
     /// Tables that iptables-nft cannot show, or not all of: the line that says so.

@@ -25,7 +25,7 @@ pub struct Listed {
     pub exprs: Vec<Expr>,
     pub comment: Option<String>,
     pub handle: Option<u64>,
-    /// Of text: what it says.
+    /// What the listing says, where the rule was read from text.
     pub text: Option<Box<str>>,
 }
 

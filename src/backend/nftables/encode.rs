@@ -27,7 +27,7 @@ pub enum SetKey {
     InterfaceName,
 }
 
-impl Set {
+impl NewSet {
     /// Whether its keys are as the host has them; those of intervals are turned around.
     pub fn in_host_order(&self) -> bool {
         matches!(self.key, SetKey::Uid | SetKey::Gid | SetKey::InterfaceName) && !self.interval
@@ -75,7 +75,7 @@ pub fn split(rule: &Rule, families: Families, in_hook: bool) -> Vec<(Matches, Op
 
 /// An anonymous set, to be made in the transaction that uses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Set {
+pub struct NewSet {
     /// Unique within the transaction.
     pub id: u32,
     pub key: SetKey,
@@ -104,7 +104,7 @@ const MANY: usize = 300;
 pub struct Encoder {
     /// The families that pass the rules at all.
     families: Families,
-    sets: Vec<Set>,
+    sets: Vec<NewSet>,
     next_id: u32,
 }
 
@@ -129,7 +129,7 @@ impl Encoder {
     }
 
     /// The sets that the rules encoded since the last call look into.
-    pub fn take_sets(&mut self) -> Vec<Set> {
+    pub fn take_sets(&mut self) -> Vec<NewSet> {
         std::mem::take(&mut self.sets)
     }
 
@@ -263,7 +263,7 @@ impl Encoder {
                 self.next_id += 1;
                 let many = key.length() <= 2 && elements.len() > MANY;
                 let interval = many || elements.iter().any(|(first, last)| first != last);
-                self.sets.push(Set { id, key, elements, interval });
+                self.sets.push(NewSet { id, key, elements, interval });
                 out.push(Expr::Lookup { set: ANONYMOUS.into(), id: Some(id), negated });
             }
         }

@@ -20,7 +20,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Of a table as a plan wants it.
+    /// The frame of a table as a plan wants it.
     pub fn of(table: Table, chains: &[&Chain]) -> Self {
         let hook = |chain: &Chain| names::base(table, &chain.name);
         Self { chains: chains.iter().map(|c| (names::chain(&c.name), hook(c))).collect(), odd: false }

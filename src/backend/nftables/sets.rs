@@ -17,7 +17,7 @@ pub type MapVerdict = (i32, Option<String>);
 pub struct VerdictMap {
     /// Each verdict with all keys that have it, in the order in which they were listed.
     pub groups: Vec<(Elements, MapVerdict)>,
-    /// Of all other keys.
+    /// The verdict for keys that no group lists.
     pub rest: Option<MapVerdict>,
 }
 

@@ -8,7 +8,7 @@ use crate::plan::model::{Chain, Plan, Table};
 use crate::sys::netlink::Netlink;
 
 use super::comment::comment;
-use super::encode::{ANONYMOUS, Encoder, NftRule, Set, SetKey};
+use super::encode::{ANONYMOUS, Encoder, NewSet, NftRule, SetKey};
 use super::errors;
 use super::expr_bytes;
 use super::frame::Frame;
@@ -25,7 +25,7 @@ use super::wire::{
 const SUBSYSTEM: u16 = 10;
 /// Attributes hold at most 64 KiB; a set with more elements takes several messages.
 const ELEMENTS_PER_MESSAGE: usize = 700;
-/// The same for elements with a comment, of up to 250 bytes.
+/// The most elements with a comment, of up to 250 bytes, that one message holds.
 const COMMENTED_PER_MESSAGE: usize = 200;
 
 /// Why the kernel did not take a transaction. It then holds what it held before.
@@ -278,7 +278,7 @@ impl Transaction {
         self.next_set = encoder.next_id();
     }
 
-    fn add_set(&mut self, table: &'static str, set: &Set) {
+    fn add_set(&mut self, table: &'static str, set: &NewSet) {
         let about = About::Set { table, elements: set.elements.len() };
         self.push(Msg::NewSet, NLM_F_CREATE | NLM_F_EXCL, about, |a| {
             a.string(NFTA_SET_TABLE, table);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 use serde_json::Value;
 
-use crate::audit::fleet::facts::{Facts, Telling};
+use crate::audit::fleet::facts::{ClusterFacts, Telling};
 use crate::audit::fleet::shapes::Shapes;
 use crate::audit::fleet::{Collected, Missed};
 use crate::config::pod::NodeOptions;
@@ -154,8 +154,8 @@ fn agent(pod: &Value) -> Option<Agent> {
 }
 
 /// Asks every agent what its node's kernel has.
-fn ask_all(kubectl: &Kubectl, agents: &[Agent], timeout: Duration) -> Facts {
-    let facts = Mutex::new(Facts::default());
+fn ask_all(kubectl: &Kubectl, agents: &[Agent], timeout: Duration) -> ClusterFacts {
+    let facts = Mutex::new(ClusterFacts::default());
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let shows = std::io::stderr().is_terminal();
     let work = || {
@@ -200,7 +200,7 @@ fn ask_latest(
     kubectl: &Kubectl,
     agent: &mut Agent,
     timeout: Duration,
-    facts: &Mutex<Facts>,
+    facts: &Mutex<ClusterFacts>,
 ) -> Result<(), KubectlRefusal> {
     let refusal = match ask(kubectl, agent, timeout, facts) {
         Err(refusal) if refusal.is_gone => refusal,
@@ -222,7 +222,7 @@ fn ask_latest(
     }
 }
 
-fn ask(kubectl: &Kubectl, agent: &Agent, timeout: Duration, facts: &Mutex<Facts>) -> Result<(), KubectlRefusal> {
+fn ask(kubectl: &Kubectl, agent: &Agent, timeout: Duration, facts: &Mutex<ClusterFacts>) -> Result<(), KubectlRefusal> {
     let mut telling = Telling::default();
     let mut lines = 0;
     let mut each = |line: &str| {

@@ -15,7 +15,7 @@ use jiff::tz::TimeZone;
 use crate::audit::accept::Accepted;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::fleet::compare::{Baseline, Comparison};
-use crate::audit::fleet::facts::Facts;
+use crate::audit::fleet::facts::ClusterFacts;
 use crate::audit::fleet::shapes::Shapes;
 use crate::audit::fleet::sum::FleetAnswer;
 use crate::audit::fleet::{self, Collected, Missed};
@@ -197,7 +197,7 @@ fn from_manifests(
             documents.passed_over
         )));
     }
-    let mut facts = Facts::default();
+    let mut facts = ClusterFacts::default();
     if let Some(path) = matches.get_one::<PathBuf>("facts") {
         facts.text(&manifest::shown(path), &manifest::read_up_to(LARGEST, "--facts", path)?);
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use crate::audit::accept::Subject;
 use crate::audit::escapes::kind::Severity;
-use crate::audit::fleet::facts::{Fact, Facts};
+use crate::audit::fleet::facts::{ClusterFacts, Fact};
 use crate::audit::fleet::shapes::{Asked, Shapes};
-use crate::audit::fleet::{FleetFinding, KnownBy, Looked, PodOutcome, Variant};
+use crate::audit::fleet::{FleetFinding, KnownBy, Looked, PodOutcome, WorkloadVariant};
 use crate::config::facts::families_of;
 use crate::config::pod::documents::PodTemplate;
 use crate::config::pod::injector::{Injector, InjectorVerdict};
@@ -21,7 +21,7 @@ use crate::cli::source;
 pub(super) struct Eye<'a> {
     pub injector: &'a Injector,
     pub node: &'a NodeOptions,
-    pub facts: &'a Facts,
+    pub facts: &'a ClusterFacts,
 }
 
 impl Eye<'_> {
@@ -43,7 +43,7 @@ impl Eye<'_> {
         let is_there = template.node.is_some();
         let pods = is_there.then(|| template.pod.full_name()).into_iter().collect();
         let place = (!is_there).then_some(template.place);
-        let variant = Variant { standing, origin, count: template.pods, pods, place, own };
+        let variant = WorkloadVariant { standing, origin, count: template.pods, pods, place, own };
         Looked { workload: template.workload, labels, variant }
     }
 

@@ -67,7 +67,7 @@ pub(super) fn from_kernel(matches: &ArgMatches) -> Result<LiveRules, CliError> {
 
 /// Where the pod's files are, if that can be known.
 enum Root {
-    /// Those of a process: what is there is the pod's doing, and it is read by root.
+    /// The files of a process: what is there is the pod's doing, and it is read by root.
     Process(u32),
     Own,
     Unknown,

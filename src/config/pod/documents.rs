@@ -42,7 +42,7 @@ pub struct PodTemplate {
     /// How many pods there are to be, where that is told: one of itself is 1.
     pub pods: u64,
     pub place: DocumentPlace,
-    /// Of a pod that is there: its UID, and the node it is on.
+    /// The UID, and the node, of a pod that is there; a template has neither.
     pub uid: Option<String>,
     pub node: Option<String>,
 }
@@ -69,14 +69,14 @@ pub struct Documents {
 /// There are more documents than are read.
 #[derive(Debug, thiserror::Error)]
 #[error("there are more than {MOST} documents: give fewer at a time")]
-pub struct TooMany;
+pub struct TooManyDocuments;
 
 impl Documents {
     /// Adds those of a file. `namespace`: where objects are that do not say so.
     ///
     /// # Errors
     /// When there are too many.
-    pub fn add(&mut self, file: &str, text: &str, namespace: &str) -> Result<(), TooMany> {
+    pub fn add(&mut self, file: &str, text: &str, namespace: &str) -> Result<(), TooManyDocuments> {
         for (at, (line, chunk)) in split(text).into_iter().enumerate() {
             let place = DocumentPlace { file: file.into(), document: at + 1, line };
             match parse(&chunk) {
@@ -95,7 +95,7 @@ impl Documents {
     ///
     /// # Errors
     /// When there are too many.
-    pub fn add_object(&mut self, from: &str, value: &Value, namespace: &str) -> Result<(), TooMany> {
+    pub fn add_object(&mut self, from: &str, value: &Value, namespace: &str) -> Result<(), TooManyDocuments> {
         self.object(value, &DocumentPlace { file: from.into(), document: 1, line: 1 }, namespace, 1)
     }
 
@@ -104,17 +104,23 @@ impl Documents {
         self.namespaces.insert(name(value), labels(value));
     }
 
-    fn counted(&mut self) -> Result<(), TooMany> {
+    fn counted(&mut self) -> Result<(), TooManyDocuments> {
         self.count += 1;
-        if self.count > MOST { Err(TooMany) } else { Ok(()) }
+        if self.count > MOST { Err(TooManyDocuments) } else { Ok(()) }
     }
 
-    fn refuse(&mut self, place: DocumentPlace, problem: String) -> Result<(), TooMany> {
+    fn refuse(&mut self, place: DocumentPlace, problem: String) -> Result<(), TooManyDocuments> {
         self.broken.push(Broken { place, problem: one_line(&problem, LONGEST_PROBLEM) });
         self.counted()
     }
 
-    fn object(&mut self, value: &Value, place: &DocumentPlace, namespace: &str, depth: usize) -> Result<(), TooMany> {
+    fn object(
+        &mut self,
+        value: &Value,
+        place: &DocumentPlace,
+        namespace: &str,
+        depth: usize,
+    ) -> Result<(), TooManyDocuments> {
         if !value.is_object() {
             return self.refuse(place.clone(), "is no object of Kubernetes: expected kind, metadata and spec".into());
         }

@@ -55,7 +55,7 @@ pub struct PodSpec {
     pub(super) init_containers: Option<Vec<Container>>,
     #[serde(default)]
     pub(super) containers: Option<Vec<Container>>,
-    /// Those added while the pod runs (kubectl debug); a mesh adds none.
+    /// Containers that were added while the pod runs (kubectl debug); a mesh adds none.
     #[serde(default)]
     ephemeral_containers: Option<Vec<Container>>,
     #[serde(default)]

@@ -34,7 +34,7 @@ impl Attributes {
         Self { mode, owner: None, label: None }
     }
 
-    /// Those of a file that is to be replaced.
+    /// The owner, mode and label of a file that is to be replaced.
     ///
     /// # Errors
     /// The file cannot be looked at.

@@ -253,8 +253,12 @@ fn is_same(pods: &[Looked], told: &[Looked]) -> bool {
     !told.is_empty() && pods.len() == told.len() && pods.iter().zip(told).all(same)
 }
 
+/// Whether an answer says that the namespace is going, or gone: `NamespaceTerminating` among its causes (apimachinery's
+/// `NamespaceTerminatingCause`), or "not found" of a namespace.
 fn is_of_going_namespace(status: &kube::core::Status) -> bool {
-    status.message.contains("being terminated") || status.message.contains("namespaces \"")
+    let Some(details) = &status.details else { return false };
+    let terminating = details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating");
+    terminating || status.code == 404 && details.kind == "namespaces"
 }
 
 async fn answer<T>(what: &str, asked: impl Future<Output = kube::Result<T>>) -> Result<T, String> {

@@ -1,6 +1,6 @@
 //! `build`: the one place where it is decided what happens to a pod's traffic: for a pod
-//! with a sidecar by [`build`], for an ambient pod by [`ambient`], and for the probes of one
-//! on its node by [`host`].
+//! with a sidecar by [`build`], for an ambient pod by [`ambient()`], and for the probes of one
+//! on its node by [`host()`].
 //!
 //! Pure: what is asked for in, a plan out. Each rule is written once for both IP
 //! families; a family-specific part of it (loopback, DNS servers, ranges) carries

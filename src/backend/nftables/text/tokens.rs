@@ -53,7 +53,7 @@ pub struct Words<'a> {
     line: usize,
     /// Looked at and not yet taken.
     next: Option<Token<'a>>,
-    /// Of the last `# handle 7` behind a line.
+    /// The number in the last `# handle 7` behind a line.
     handle: Option<u64>,
 }
 

@@ -24,7 +24,7 @@ pub enum Field {
     Gid,
     Source(Family),
     Destination(Family),
-    /// Of this protocol, or of any with ports.
+    /// The port of this protocol, or of any that has ports.
     SourcePort(Option<u8>),
     DestinationPort(Option<u8>),
 }
