@@ -1,7 +1,7 @@
 //! Routing and addresses next to the rules: policy rules for marked packets, their
 //! routing table, and `::6` on lo (rtnetlink(7), ip-rule(8)).
 
-mod changes;
+pub mod changes;
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
@@ -16,8 +16,6 @@ use crate::config::ambient::{ANSWER_MARK, MARK_MASK, ROUTE_TABLE};
 use crate::config::types::{Family, Mark, RouteTable};
 use crate::plan::model::{Dataplane, MarkRoute, Masked, Routing};
 use crate::sys::netlink::{Netlink, Received};
-
-pub use changes::Changes;
 
 const RTM_GETADDR: u16 = 22;
 pub(super) const RTM_GETROUTE: u16 = 26;

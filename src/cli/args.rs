@@ -1,5 +1,7 @@
 //! The command line of the interception faces, made from the option table.
 
+use std::path::PathBuf;
+
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::config::given::{Environment, Given, Origin};
@@ -43,4 +45,14 @@ pub(super) fn given(matches: &ArgMatches, environment: Environment) -> Given {
         }
     }
     given
+}
+
+/// An option's path, or none at all.
+pub(super) fn path_of(matches: &ArgMatches, name: &str) -> PathBuf {
+    matches.get_one::<PathBuf>(name).cloned().unwrap_or_default()
+}
+
+/// An option's text, where it was given.
+pub(super) fn text_of(matches: &ArgMatches, name: &str) -> Option<String> {
+    matches.get_one::<String>(name).cloned()
 }

@@ -19,6 +19,7 @@ use crate::node::installer::{ChainMode, Installation, TYPE};
 use crate::node::settings::{AgentSettings, ObjectName, OnFailure};
 use crate::node::{self, Policy, ambient};
 
+use super::args::{path_of, text_of};
 use super::error::CliError;
 use super::{confine, source};
 
@@ -180,14 +181,6 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {
         Some(("audit", matches)) => ask::audit(matches),
         _ => Err(CliError::Usage("node: no such command".into())),
     }
-}
-
-fn path_of(matches: &ArgMatches, name: &str) -> PathBuf {
-    matches.get_one::<PathBuf>(name).cloned().unwrap_or_default()
-}
-
-fn text_of(matches: &ArgMatches, name: &str) -> Option<String> {
-    matches.get_one::<String>(name).cloned()
 }
 
 fn duration(matches: &ArgMatches, name: &str) -> Result<Duration, CliError> {

@@ -19,6 +19,8 @@ use crate::config::settings::{Face, Run};
 use crate::config::types::Families;
 use crate::config::value;
 
+pub use read::LiveRules;
+
 use super::error::CliError;
 use super::{args, confine, logging};
 
@@ -133,13 +135,6 @@ pub fn warn(source: &Source) {
     for note in &source.notes {
         warn!("{note}");
     }
-}
-
-/// The rules that are there, and the files that name the pod's users and groups.
-pub struct LiveRules {
-    pub source: Source,
-    passwd: String,
-    group: String,
 }
 
 /// The one source that the arguments name; from here on only files that they name are read.

@@ -13,7 +13,8 @@ use super::space::known::KnownFields;
 use super::walk::journey::{Cause, Journey};
 use super::walk::limits::{Limits, MOST_RULES};
 pub use super::walk::trace::{NoTrace, Trace};
-use super::walk::{Arrived, OnePacket, Uncertain, Walk};
+use super::walk::traffic::OnePacket;
+use super::walk::{Arrived, Uncertain, Walk};
 pub use following::LostPackets;
 
 /// Who gets a flow, and the rule that decided.

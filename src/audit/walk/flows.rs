@@ -9,7 +9,7 @@ use crate::audit::space::interfaces::Interfaces;
 use crate::audit::space::known::KnownFields;
 use crate::plan::canon::CanonMatches;
 
-use super::Traffic;
+use super::traffic::Traffic;
 
 /// A family's chains, with what it takes to hold sets of packets against their rules.
 pub(crate) struct Chains<'s> {

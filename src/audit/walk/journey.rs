@@ -11,7 +11,7 @@ use crate::audit::space::known::KnownFields;
 use crate::plan::model::{Masked, Verdict};
 use crate::plan::why::Why;
 
-use super::Traffic;
+use super::traffic::Traffic;
 
 /// A rule that decides, and the reason for that part of it that is met.
 pub(crate) type Cause<'a> = (Decider<'a>, &'a Why);

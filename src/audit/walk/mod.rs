@@ -11,11 +11,12 @@ pub(super) mod journey;
 pub(super) mod limits;
 mod step;
 pub(super) mod trace;
+pub(super) mod traffic;
 
 use std::net::IpAddr;
 
 use crate::audit::flow::Taker;
-use crate::audit::ruleset::{ChainRules, FamilyRules, Hook, Order};
+use crate::audit::ruleset::{FamilyRules, Hook, Order};
 use crate::audit::space::dimensions::{NOBODY, Name};
 use crate::audit::space::known::{KnownFields, Meets};
 use crate::config::types::Family;
@@ -26,53 +27,7 @@ use journey::{Cause, Journey};
 use limits::{Exceeded, Limits};
 use step::End;
 use trace::Trace;
-
-/// What travels together: one packet, or a set of packets that a rule may cut in two.
-pub(super) trait Traffic: Clone {
-    /// The part of this traffic that meets a rule's conditions on unknown fields; `None` if no packet does.
-    fn inside(&self, known: &KnownFields, asked: &CanonMatches) -> Option<Self>;
-
-    /// Whether a part of it is all of it.
-    fn is_all(&self, part: &Self) -> bool;
-
-    /// What is left of it around a part: pieces that share nothing.
-    fn around(&self, part: &Self) -> Vec<Self>;
-
-    /// The rules of a chain, from number `from` on, that any of it may meet, where these are
-    /// much fewer than `left`.
-    fn ahead(&self, _known: &KnownFields, _chain: &ChainRules, _from: usize, _left: usize) -> Option<Vec<u32>> {
-        None
-    }
-
-    /// Makes of packets without an owner what the rules that come next take them for, where it
-    /// is not known of all of it.
-    fn nobody_is(&mut self, _nobody: u64) {}
-
-    /// What it costs to make and to keep it.
-    fn size(&self) -> usize;
-}
-
-/// A single packet: nothing of it is not known.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct OnePacket;
-
-impl Traffic for OnePacket {
-    fn inside(&self, _: &KnownFields, _: &CanonMatches) -> Option<Self> {
-        Some(Self)
-    }
-
-    fn is_all(&self, _: &Self) -> bool {
-        true
-    }
-
-    fn around(&self, _: &Self) -> Vec<Self> {
-        Vec::new()
-    }
-
-    fn size(&self) -> usize {
-        0
-    }
-}
+use traffic::Traffic;
 
 /// What is done about a rule of which it is not known whether it applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

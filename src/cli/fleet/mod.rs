@@ -21,7 +21,8 @@ use crate::audit::fleet::sum::FleetAnswer;
 use crate::audit::fleet::{self, Collected, Missed};
 use crate::config::pod::NodeOptions;
 use crate::config::pod::documents::Documents;
-use crate::config::pod::injector::{Injector, InjectorVerdict};
+use crate::config::pod::injector::Injector;
+use crate::config::pod::injector::required::InjectorVerdict;
 
 use super::error::CliError;
 use super::{confine, manifest, output};

@@ -9,9 +9,9 @@ use serde_json::Value;
 use crate::cni::agent::{self, message};
 use crate::node;
 
+use super::super::args::{path_of, text_of};
 use super::super::error::CliError;
 use super::super::{confine, output};
-use super::{path_of, text_of};
 
 /// How long an agent may take to answer a person.
 const PATIENCE: Duration = Duration::from_secs(6);

@@ -6,15 +6,21 @@ use std::path::{Path, PathBuf};
 use clap::ArgMatches;
 use tracing::warn;
 
-use crate::audit::source::SourceError;
 use crate::audit::source::dump::Text;
 use crate::audit::source::live::{self, Live};
+use crate::audit::source::{Source, SourceError};
 use crate::config::types::Family;
 use crate::sys::{file, netns};
 
 use super::super::error::CliError;
 use super::super::{confine, session};
-use super::LiveRules;
+
+/// The rules that are there, and the files that name the pod's users and groups.
+pub struct LiveRules {
+    pub source: Source,
+    pub(super) passwd: String,
+    pub(super) group: String,
+}
 
 /// The most bytes of a dump that are read.
 const LARGEST_DUMP: u64 = 256 << 20;

@@ -3,7 +3,7 @@
 //! as its ConfigMaps or a chart's values hold it.
 
 mod add;
-mod required;
+pub mod required;
 mod selector;
 
 use std::collections::BTreeMap;
@@ -11,8 +11,6 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use selector::Selector;
-
-pub use required::InjectorVerdict;
 
 /// What an injector was told.
 #[derive(Debug, Clone)]

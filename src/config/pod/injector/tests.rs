@@ -1,5 +1,6 @@
 use serde_json::json;
 
+use super::required::InjectorVerdict;
 use super::*;
 use crate::config::options::Opt;
 use crate::config::pod::NodeOptions;

@@ -1,0 +1,52 @@
+//! What walks through rules: anything that a rule's conditions can cut in two.
+
+use crate::audit::ruleset::ChainRules;
+use crate::audit::space::known::KnownFields;
+use crate::plan::canon::CanonMatches;
+
+/// What travels together: one packet, or a set of packets that a rule may cut in two.
+pub(in crate::audit) trait Traffic: Clone {
+    /// The part of this traffic that meets a rule's conditions on unknown fields; `None` if no packet does.
+    fn inside(&self, known: &KnownFields, asked: &CanonMatches) -> Option<Self>;
+
+    /// Whether a part of it is all of it.
+    fn is_all(&self, part: &Self) -> bool;
+
+    /// What is left of it around a part: pieces that share nothing.
+    fn around(&self, part: &Self) -> Vec<Self>;
+
+    /// The rules of a chain, from number `from` on, that any of it may meet, where these are
+    /// much fewer than `left`.
+    fn ahead(&self, _known: &KnownFields, _chain: &ChainRules, _from: usize, _left: usize) -> Option<Vec<u32>> {
+        None
+    }
+
+    /// Makes of packets without an owner what the rules that come next take them for, where it
+    /// is not known of all of it.
+    fn nobody_is(&mut self, _nobody: u64) {}
+
+    /// What it costs to make and to keep it.
+    fn size(&self) -> usize;
+}
+
+/// A single packet: nothing of it is not known.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::audit) struct OnePacket;
+
+impl Traffic for OnePacket {
+    fn inside(&self, _: &KnownFields, _: &CanonMatches) -> Option<Self> {
+        Some(Self)
+    }
+
+    fn is_all(&self, _: &Self) -> bool {
+        true
+    }
+
+    fn around(&self, _: &Self) -> Vec<Self> {
+        Vec::new()
+    }
+
+    fn size(&self) -> usize {
+        0
+    }
+}
