@@ -21,8 +21,9 @@ use crate::config::settings::BackendChoice;
 use crate::config::types::{Families, Family, Mark};
 use crate::plan::model::{Dataplane, Plan};
 
+use super::Session;
 use super::error::{self, InstallError};
-use super::{Action, Prospect, Session};
+use super::outcome::{Action, Prospect};
 
 /// The most rules and elements of others' that an installation looks at: reading them takes
 /// milliseconds.

@@ -10,9 +10,10 @@ mod error;
 mod execute;
 mod forsaken;
 mod look;
+mod outcome;
 
 use std::borrow::Cow;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tracing::{Level, debug, enabled, warn};
 
@@ -26,7 +27,6 @@ use crate::backend::nftables::survey::Tables;
 use crate::backend::routing::FoundRouting;
 use crate::backend::routing::changes::Changes;
 use crate::backend::{Backend, BackendError, BackendKind, Reading};
-use crate::config::settings::BackendChoice;
 use crate::config::types::{Families, Family, RouteTable};
 use crate::plan::diff;
 use crate::plan::model::{Dataplane, Plan, Routing};
@@ -39,52 +39,10 @@ pub use error::InstallError;
 use forsaken::{Lost, Marks};
 pub use look::choose_unseen;
 use look::{KernelState, marks};
+pub use outcome::{Action, InstallRequest, Outcome, Prospect};
 
 /// How often to begin again when others change the rules at the same time.
 const ATTEMPTS: usize = 20;
-
-/// What to install, and how.
-pub struct InstallRequest<'a> {
-    pub plan: &'a Plan,
-    pub choice: BackendChoice,
-    pub reconcile: bool,
-    pub force: bool,
-    /// Whether rules of others that interfere are an error rather than a warning.
-    pub strict: bool,
-}
-
-/// What was done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    Installed,
-    Replaced,
-    /// The kernel held the plan already: nothing was written.
-    Unchanged,
-    Removed,
-    /// There was nothing to remove.
-    Nothing,
-}
-
-/// What came of it.
-#[derive(Debug, Clone)]
-pub struct Outcome {
-    pub action: Action,
-    pub backend: BackendKind,
-    /// Other backends from which rules were removed.
-    pub removed_from: Vec<BackendKind>,
-    pub warnings: Vec<String>,
-    /// How long it took to read what was there.
-    pub read: Duration,
-}
-
-/// What an install would do, as far as looking tells.
-#[derive(Debug)]
-pub struct Prospect {
-    pub backend: BackendKind,
-    /// What would be done, or what it would fail for.
-    pub would: Result<Action, InstallError>,
-    pub warnings: Vec<String>,
-}
 
 /// What an install has to do, and from where it starts.
 struct InstallDecision {
