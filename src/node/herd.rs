@@ -3,11 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-use kube::runtime::watcher::DefaultBackoff;
+use kube::runtime::watcher::Event;
 
+use super::backoff::WatchBackoff;
 use super::wire::Watches;
 
 const NODES: usize = 5_000;
+
+/// What a watch tells.
+type Told = Result<Event<()>, ()>;
 
 /// A generator of which the next run makes the same numbers (xorshift32).
 struct Random(u32);
@@ -33,18 +37,46 @@ fn after_a_restart(away: Duration) -> Vec<usize> {
         watches.began = Some(start);
         // It had gone on for a minute.
         let mut at = watches.next(start + Duration::from_secs(60), random.next());
-        let mut backoff = DefaultBackoff::default();
+        let mut backoff = WatchBackoff::default();
         loop {
-            let second = at.as_secs() as usize;
-            seconds.resize(seconds.len().max(second + 1), 0);
-            seconds[second] += 1;
+            count(&mut seconds, at);
             if at >= away {
                 break;
             }
-            at += backoff.next().unwrap() + watches.next(start, random.next());
+            at += backoff.after(&Told::Err(())) + watches.next(start, random.next());
         }
     }
     seconds
+}
+
+fn count(seconds: &mut Vec<usize>, at: Duration) {
+    let second = at.as_secs() as usize;
+    seconds.resize(seconds.len().max(second + 1), 0);
+    seconds[second] += 1;
+}
+
+/// Everybody has to list again, spread over 5 s, and every list is refused: how many there are
+/// in each second.
+fn lists_that_are_refused(until: Duration) -> Vec<usize> {
+    let mut seconds = Vec::new();
+    for node in 0..NODES {
+        let mut at = Duration::from_secs(5) * node as u32 / NODES as u32;
+        let mut backoff = WatchBackoff::default();
+        while at < until {
+            count(&mut seconds, at);
+            at += backoff.after(&Told::Ok(Event::Init)) + backoff.after(&Told::Err(()));
+        }
+    }
+    seconds
+}
+
+#[test]
+fn five_thousand_agents_whose_lists_are_refused_ask_ever_more_seldom() {
+    let seconds = lists_that_are_refused(Duration::from_secs(300));
+    // Each asks every 45 s on the average, when the pauses have grown.
+    let busiest = seconds[150..].iter().max().copied().unwrap_or_default();
+    println!("busiest second: {:?} at first, {busiest} at last", seconds.iter().max());
+    assert!(busiest <= 200, "{busiest} lists in a second: {seconds:?}");
 }
 
 #[test]

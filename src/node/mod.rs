@@ -14,7 +14,7 @@
 //! | module | what it owns |
 //! |---|---|
 //! | `installer` | the plugin's binary and its entry in the chain |
-//! | `api`, `wire`, `watched`, `cache` | the watch, the way to the API server, a pod as it comes, and what is known of each |
+//! | `api`, `backoff`, `wire`, `watched`, `cache` | the watch and its pauses, the way to the API server, a pod as it comes, and what is known of each |
 //! | `decide` | what is to be done with a pod: pure |
 //! | `socket` | requests of the plugin and of people |
 //! | `inventory`, `caretaker`, `look` | each pod's state; looking after it; looking and mending |
@@ -30,8 +30,9 @@
 //! # A cluster of 5,000 nodes and 150,000 pods
 //!
 //! Each agent has one watch with a field selector (`spec.nodeName`) and bookmarks. It lists once,
-//! at its start, from the API server's memory (`resourceVersion=0`), and again only when that has
-//! forgotten its version (410): never because nothing happened, or because a watch was dropped.
+//! at its start, from the API server's memory (`resourceVersion=0`, and whole: pages come from its
+//! database), and again only when that has forgotten its version (410): never because nothing
+//! happened, or because a watch was dropped.
 //! With pods of 20 KiB, watches that end after 290 s, and 10 changes in the life of a pod, which
 //! is a day, all agents together ask for, and are sent, by calculation:
 //!
@@ -44,8 +45,9 @@
 //! | an agent's start: one list of 30 pods, 600 KiB; `maxUnavailable: 1` has them one by one | – | – |
 //!
 //! When an API server ends, all its watches end together. Those cut off in the middle of their
-//! life are begun again spread over 5 s; refused connections are followed by kube's back-off
-//! with jitter (0.8 s to 30 s). Simulated with these pauses (`herd`, one of the unit tests):
+//! life are begun again spread over 5 s; whatever is refused, a list or a watch, is followed by
+//! pauses that grow from 0.8 s to 30 s, each with as much again by chance, until the API server
+//! has told something (`backoff`). Simulated with these pauses (`herd`, one of the unit tests):
 //!
 //! | all 5,000 cut off, the API server is away for | requests in the busiest second after its return | all watch again after |
 //! |---|---:|---:|
@@ -56,12 +58,14 @@
 //! because of that. But a server that restarted knows no version from before its start, and
 //! answers 410 to who has heard of nothing since (seen: 1.36, "too old resource version"): each of
 //! these lists once, from the server's memory and spread as above, up to 5,000 × 600 KiB in 40 s. Where
-//! another server takes over, which has been there all the time, there is no list.
+//! another server takes over, which has been there all the time, there is no list. Where lists
+//! are refused for minutes, all agents together ask for some 160 a second at last.
 
 mod accept;
 mod agent;
 pub mod ambient;
 pub mod api;
+mod backoff;
 mod budget;
 mod cache;
 mod caretaker;

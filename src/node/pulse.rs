@@ -1,7 +1,9 @@
 //! Heartbeats: when something last came round that has to come round again, or hangs.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// When something last came round, whatever it found.
 #[derive(Debug)]
@@ -23,7 +25,8 @@ impl Pulse {
     }
 }
 
-/// The watch's: that it came round, and that the API server said something on it.
+/// The watch's: that it came round, be it to a refusal, and that the API server said something
+/// on it.
 #[derive(Debug, Default)]
 pub struct WatchPulse {
     pub round: Pulse,
@@ -31,8 +34,9 @@ pub struct WatchPulse {
 }
 
 /// The longest time between two beats of a watch that does not hang: a silent one is given up
-/// after 295 s (kube's watcher), the next is begun after a pause of at most 30 s, and its
-/// answer has to begin within 20 s.
+/// after 295 s (kube's watcher), the next is begun after a pause of at most 60 s, and its
+/// answer has to begin within 20 s. An API server that is away is no hang: whatever is refused
+/// or is given up, a list as well, is tried again, and each try counts.
 pub(super) const LONGEST_WATCH: Duration = Duration::from_secs(420);
 /// The longest time between two beats of a verifier that does not hang: it is asked every ten
 /// seconds, behind two repairs at most that may take 20 s each.

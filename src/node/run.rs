@@ -256,7 +256,8 @@ async fn watch(agent: Arc<Agent>) {
         move |change| agent.changed(change)
     };
     let (client, node) = (agent.client.clone(), agent.settings.node.clone());
-    api::watch_pods(client, node, agent.cache.clone(), agent.metrics.clone(), changed).await;
+    let (cache, metrics, pulse) = (agent.cache.clone(), agent.metrics.clone(), agent.watch.clone());
+    api::watch_pods(client, node, cache, metrics, pulse, changed).await;
 }
 
 async fn tell_condition(agent: Arc<Agent>) {

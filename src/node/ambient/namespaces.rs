@@ -88,7 +88,7 @@ impl LabelList {
 /// Watches the namespaces that have the label, for ever.
 pub(super) async fn watch(agent: Arc<Agent>, ambient: Arc<Ambient<Real>>, client: kube::Client) {
     let all: Api<WatchedNamespace> = Api::all(client);
-    let config = watcher::Config::default().labels(SELECTOR).any_semantic();
+    let config = watcher::Config::default().labels(SELECTOR);
     let listing = LabelList::default();
     let take = |event| {
         let changed = match listing.told(event) {
@@ -104,7 +104,7 @@ pub(super) async fn watch(agent: Arc<Agent>, ambient: Arc<Ambient<Real>>, client
         };
         agent.namespaces_changed(&changed);
     };
-    api::watch_all(all, config, "namespaces", &agent.metrics, take).await;
+    api::watch_all(all, config, "namespaces", &agent.metrics, &agent.namespaces_watch, take).await;
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::server::{What, parameter};
 use super::ztunnel::Ztunnel;
 use super::{Node, Pod, uid};
 use crate::plugin::{self, Plugin};
@@ -154,6 +155,8 @@ fn pods_join_and_leave_with_their_labels_and_those_of_their_namespace() {
     let ztunnel = Ztunnel::start(&socket(&node), Duration::ZERO);
     node.wait("a snapshot", || (ztunnel.snapshots() == 1).then_some(()));
     wait_until_exact(&node, &ztunnel, &[], &[a, b, c]);
+    let list = node.server.asked(What::Namespaces)[0].uri.clone();
+    assert_eq!((parameter(&list, "resourceVersion"), parameter(&list, "limit")), (Some("0"), None), "{list}");
     node.server.label("shop", "web-0", MODE, Some("ambient"));
     wait_until_exact(&node, &ztunnel, &[a], &[b, c]);
     assert_eq!(node.state(a), "enrolled");

@@ -44,6 +44,9 @@ fn a_watch_that_is_dropped_again_and_again_goes_on_where_it_was_and_lists_nothin
         assert_eq!(of("allowWatchBookmarks"), Some("true"), "{}", asked.uri);
         assert_eq!(of("fieldSelector"), Some("spec.nodeName%3Dnode1"), "{}", asked.uri);
     }
+    let list = &node.server.asked(What::List)[0].uri;
+    assert_eq!(parameter(list, "resourceVersion"), Some("0"), "from the server's memory: {list}");
+    assert_eq!(parameter(list, "limit"), None, "a page would come from its database: {list}");
     // Nothing of this is a reason for a restart, or for a pod's event.
     assert_eq!(node.ask("/healthz").unwrap().0, 200);
     assert_eq!(node.server.count(What::Event), 0);
@@ -178,9 +181,30 @@ fn five_thousand_pods_are_known_and_a_pods_start_waits_for_none_of_them() {
     node.add(&pod).call().ok();
     assert!(pod.has_rules());
     assert_eq!(node.server.asked(What::Get).len() + node.server.count(What::List), before);
-    let status = std::fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
-    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    let rss: u64 = rss.trim().trim_end_matches(" kB").trim().parse().unwrap();
     // The chart's limit; the program that is tested is not even a release build.
+    let rss = memory(&node, "VmRSS:");
     assert!(rss < 64 << 10, "{rss} KiB");
+}
+
+#[test]
+fn a_list_of_many_large_pods_comes_whole_and_takes_no_more_than_the_chart_allows() {
+    let mut node = Node::new();
+    for number in 0..500 {
+        let mut pod = plain(&format!("p{number}"), number);
+        pod["metadata"]["managedFields"] =
+            json!([{ "manager": "kubelet", "fieldsV1": { "f:x": "x".repeat(20 << 10) } }]);
+        node.server.set_unseen(&pod);
+    }
+    node.start(&[]);
+    node.wait_until_ready();
+    assert_eq!((known(&node), node.server.count(What::List)), (500, 1));
+    let most = memory(&node, "VmHWM:");
+    assert!(most < 64 << 10, "{most} KiB");
+}
+
+/// A number of KiB that the kernel tells of the agent.
+fn memory(node: &Node, what: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(what)).unwrap();
+    line.trim().trim_end_matches(" kB").trim().parse().unwrap()
 }
