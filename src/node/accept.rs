@@ -48,8 +48,21 @@ impl Accept for Listener {
     }
 }
 
-/// Has every connection answered, for ever, at most `at_once` at a time. `what` they are for is
-/// said where one cannot be taken.
+/// The next connection, however often none can be taken before. `what` it is for is said where
+/// that is so.
+pub(super) async fn next<L: Accept>(listener: &L, what: &str) -> L::Stream {
+    loop {
+        match listener.next().await {
+            Ok(stream) => return stream,
+            Err(error) => {
+                warn!("cannot take a connection {what}: {error}");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Has every connection answered, for ever, at most `at_once` at a time; `what` they are for.
 pub(super) async fn serve<L: Accept, F>(listener: L, what: &str, at_once: usize, answer: impl Fn(L::Stream) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -57,15 +70,7 @@ where
     let places = Arc::new(Semaphore::new(at_once));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
-        let stream = match listener.next().await {
-            Ok(stream) => stream,
-            Err(error) => {
-                warn!("cannot take a connection {what}: {error}");
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
-        };
-        let answered = answer(stream);
+        let answered = answer(next(&listener, what).await);
         tokio::spawn(async move {
             answered.await;
             drop(place);

@@ -14,11 +14,13 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tracing::debug;
 
 use super::accept;
+use super::guests::{Guest, Guests};
 
-/// How many may ask at once, and how long one may take to ask.
-const AT_ONCE: usize = 32;
+/// How long one may take to ask, and to ask and be answered.
+const ASKS: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where to listen.
@@ -71,14 +73,28 @@ pub async fn bind(listen: Listen) -> io::Result<TcpListener> {
 
 /// Answers for ever.
 pub async fn serve(listener: TcpListener, told: Arc<dyn Metered>) {
-    accept::serve(listener, "for metrics and probes", AT_ONCE, |stream| {
+    let guests = Arc::<Guests>::default();
+    loop {
+        let stream = accept::next(&listener, "for metrics and probes").await;
+        // Who has no place is let go at once: while it waited, others would wait behind it.
+        let Some(guest) = admit(&guests, &stream) else { continue };
         let told = told.clone();
-        async move {
+        tokio::spawn(async move {
             // Who asks and goes is not missed.
             let _ = tokio::time::timeout(PATIENCE, connection(stream, told)).await;
-        }
-    })
-    .await;
+            drop(guest);
+        });
+    }
+}
+
+fn admit(guests: &Arc<Guests>, stream: &TcpStream) -> Option<Guest> {
+    // One without addresses has gone already.
+    let (peer, here) = (stream.peer_addr().ok()?, stream.local_addr().ok()?);
+    let guest = guests.admit(peer.ip(), here.ip());
+    if guest.is_none() {
+        debug!(%peer, "too many ask for metrics and probes: this one is let go");
+    }
+    guest
 }
 
 async fn connection(stream: TcpStream, told: Arc<dyn Metered>) -> hyper::Result<()> {
@@ -87,7 +103,7 @@ async fn connection(stream: TcpStream, told: Arc<dyn Metered>) -> hyper::Result<
         async move { Ok::<_, Infallible>(answer) }
     });
     let mut server = http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(16 << 10).keep_alive(false);
+    server.timer(TokioTimer::new()).header_read_timeout(ASKS).max_buf_size(16 << 10).keep_alive(false);
     server.serve_connection(TokioIo::new(stream), service).await
 }
 
@@ -133,8 +149,19 @@ mod tests {
         }
     }
 
+    /// Connects from an address of this computer.
+    async fn connect(from: [u8; 4], to: SocketAddr) -> TcpStream {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        socket.connect(to).await.unwrap()
+    }
+
     async fn ask(address: SocketAddr, request: &str) -> String {
-        let mut stream = TcpStream::connect(address).await.unwrap();
+        ask_from([127, 0, 0, 1], address, request).await
+    }
+
+    async fn ask_from(from: [u8; 4], address: SocketAddr, request: &str) -> String {
+        let mut stream = connect(from, address).await;
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
@@ -156,5 +183,49 @@ mod tests {
         assert!(ask(address, "\0\0\r\n\r\n").await.starts_with("HTTP/1.1 400"));
         let taken = bind(Listen::Address(address)).await.unwrap_err().to_string();
         assert!(taken.contains(&address.to_string()) && taken.contains("--listen"), "{taken}");
+    }
+
+    #[tokio::test(flavor = "current_thread", start_paused = true)]
+    async fn requests_that_do_not_end_keep_nobody_else_from_being_answered() {
+        // Time stands still as long as this waits, which is until the test is over.
+        let (over, stands_still) = std::sync::mpsc::channel::<()>();
+        let hung = tokio::task::spawn_blocking(move || stands_still.recv_timeout(Duration::from_secs(120)));
+        let listener = bind(Listen::parse("127.0.0.1:0").unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, Arc::new(Fixed(Vec::new()))));
+        let test = async {
+            let mut held = Vec::new();
+            for _ in 0..200 {
+                let mut stream = connect([127, 0, 0, 2], address).await;
+                // One that was let go already cannot be written to.
+                let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\n").await;
+                held.push(stream);
+            }
+            let request = "GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n";
+            for from in [[127, 0, 0, 1], [127, 0, 0, 3]] {
+                assert!(ask_from(from, address, request).await.starts_with("HTTP/1.1 200"), "{from:?}");
+            }
+            // Those that were let go have ended; four are still waited for.
+            let mut waiting = Vec::new();
+            for mut stream in held {
+                match stream.try_read(&mut [0; 64]) {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => waiting.push(stream),
+                    _ => drop(stream.shutdown().await),
+                }
+            }
+            assert_eq!(waiting.len(), 4);
+            tokio::time::advance(ASKS + Duration::from_millis(1)).await;
+            for mut stream in waiting {
+                let mut text = Vec::new();
+                // With an answer or without one: it ends.
+                let _ = stream.read_to_end(&mut text).await;
+            }
+            assert!(ask_from([127, 0, 0, 2], address, request).await.starts_with("HTTP/1.1 200"));
+        };
+        tokio::select! {
+            () = test => {}
+            _ = hung => panic!("somebody was not answered"),
+        }
+        drop(over);
     }
 }

@@ -21,7 +21,7 @@
 //! | `facts` | what the kernel has in pods' namespaces, for an audit of the cluster |
 //! | `worker`, `processes`, `ears` | threads in pods' namespaces; finding these; hearing of changes there |
 //! | `pulse` | heartbeats, by which something that hangs shows |
-//! | `events`, `metrics`, `http`, `condition` | saying what happens |
+//! | `events`, `metrics`, `http`, `guests`, `condition` | saying what happens, and to whom |
 //! | `reports` | what was found, as objects that policy tools show |
 //! | `ambient` | pods without a proxy of their own: telling ztunnel, and keeping that true |
 //! | `preflight`, `on_failure` | what is looked at first; what becomes of a pod that cannot be repaired |
@@ -75,6 +75,7 @@ mod decide;
 mod ears;
 mod events;
 pub mod facts;
+mod guests;
 #[cfg(test)]
 mod herd;
 pub mod http;
