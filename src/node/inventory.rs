@@ -228,12 +228,12 @@ impl Inventory {
         pods.values().find(|tracked| tracked.inner().attachment.as_ref() == Some(attachment)).cloned()
     }
 
-    /// Every pod, in the order of their names.
+    /// Every pod, in the order of their names; of two of one name, by their UIDs.
     pub fn all(&self) -> Vec<Arc<TrackedPod>> {
         let mut all: Vec<Arc<TrackedPod>> = self.pods().values().cloned().collect();
         all.sort_by_key(|tracked| {
             let known = tracked.known();
-            (known.namespace.clone(), known.name.clone())
+            (known.namespace.clone(), known.name.clone(), known.uid.clone())
         });
         all
     }

@@ -139,7 +139,7 @@ fn word(request: &Request) -> &'static str {
         Request::Done(_) => "done",
         Request::Forget(_) => "forget",
         Request::Status {} => "status",
-        Request::List {} => "list",
+        Request::List { .. } => "list",
         Request::Why { .. } => "why",
     }
 }
@@ -157,7 +157,7 @@ mod tests {
             match request {
                 Request::Status {} => Answer::Heard {},
                 // Too much for a line.
-                Request::List {} => Answer::LeaveAlone { why: "x".repeat(LONGEST_LINE) },
+                Request::List { .. } => Answer::LeaveAlone { why: "x".repeat(LONGEST_LINE) },
                 _ => Answer::LeaveAlone { why: "it is a test".into() },
             }
         }
@@ -203,7 +203,9 @@ mod tests {
             assert!(matches!(answer, Answer::Error { code: 6, .. }), "{answer:?}");
         }
         assert!(ask(&path, b"").await.is_empty());
-        let answer = message::decode::<Answer>(&ask(&path, &message::encode(Request::List {}).unwrap()).await).unwrap();
+        let answer =
+            message::decode::<Answer>(&ask(&path, &message::encode(Request::List { from: None }).unwrap()).await)
+                .unwrap();
         assert!(matches!(answer, Answer::Error { code: 999, .. }), "{answer:?}");
         fs::remove_dir_all(folder).unwrap();
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ArgMatches;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cni::agent::{self, message};
 use crate::node;
@@ -32,6 +32,32 @@ fn answer(matches: &ArgMatches, request: message::Request) -> Result<Value, CliE
         Err(error) => Err(CliError::Failed(format!(
             "no agent answers on this node: {error}; kubectl get pods -A -o wide -l app.kubernetes.io/name=podweir shows the agents"
         ))),
+    }
+}
+
+/// Every pod of the node, page by page.
+fn pods(matches: &ArgMatches) -> Result<Value, CliError> {
+    whole(|from| answer(matches, message::Request::List { from: Some(from) }))
+}
+
+/// Asks for pages until there is none any more. An agent of an older release knows of none, and
+/// its one answer, in which no next one is named, is all.
+fn whole(mut page: impl FnMut(String) -> Result<Value, CliError>) -> Result<Value, CliError> {
+    let (mut pods, mut from) = (Vec::new(), String::new());
+    loop {
+        let mut report = page(from.clone())?;
+        let before = pods.len();
+        if let Some(rows) = report["pods"].as_array_mut() {
+            pods.append(rows);
+        }
+        match report["next"].as_str() {
+            None => return Ok(json!({ "pods": pods })),
+            Some(next) if pods.len() > before && next != from => from = next.to_owned(),
+            Some(_) => {
+                let problem = "the agent's list does not end: a page of it leads to itself; is it of another release?";
+                return Err(CliError::Failed(problem.into()));
+            }
+        }
     }
 }
 
@@ -74,7 +100,7 @@ pub(super) fn status(matches: &ArgMatches) -> Result<(), CliError> {
 pub(super) fn audit(matches: &ArgMatches) -> Result<(), CliError> {
     confine::to_the_nodes_agent();
     let status = answer(matches, message::Request::Status {})?;
-    let list = answer(matches, message::Request::List {})?;
+    let list = pods(matches)?;
     let proc = matches.get_one::<PathBuf>("host-proc").cloned().unwrap_or_else(|| {
         let mounted = PathBuf::from("/host/proc");
         if mounted.join("1").exists() { mounted } else { "/proc".into() }
@@ -84,7 +110,8 @@ pub(super) fn audit(matches: &ArgMatches) -> Result<(), CliError> {
 
 /// The pods of the node, a line each.
 pub(super) fn list(matches: &ArgMatches) -> Result<(), CliError> {
-    let report = ask(matches, message::Request::List {})?;
+    confine::to_asking();
+    let report = pods(matches)?;
     if matches.get_flag("json") {
         return output::print(&format!("{report:#}\n"));
     }
@@ -137,5 +164,36 @@ pub(super) fn why(matches: &ArgMatches) -> Result<(), CliError> {
     match report["state"].as_str() {
         Some("intercepted" | "enrolled" | "left-alone" | "ended") => Ok(()),
         _ => Err(CliError::Failed(format!("pod {pod} is not as it should be"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_put_together_and_an_older_agents_one_answer_is_all() {
+        let mut asked = Vec::new();
+        let list = whole(|from| {
+            asked.push(from);
+            Ok(match asked.len() {
+                1 => json!({ "pods": [["a", "1"], ["a", "2"]], "next": "a/3/u" }),
+                2 => json!({ "pods": [["a", "3"]], "next": "b/1/u" }),
+                _ => json!({ "pods": [["b", "1"]] }),
+            })
+        });
+        assert_eq!(list.unwrap(), json!({ "pods": [["a", "1"], ["a", "2"], ["a", "3"], ["b", "1"]] }));
+        assert_eq!(asked, ["", "a/3/u", "b/1/u"]);
+        let old = json!({ "pods": [["a", "1"]] });
+        assert_eq!(whole(|_| Ok(old.clone())).unwrap(), old);
+        // What would never end is an error, and so is what an agent refuses in the middle.
+        for endless in [json!({ "pods": [], "next": "a/1/u" }), json!({ "pods": [["a", "1"]], "next": "a/1/u" })] {
+            assert!(whole(|_| Ok(endless.clone())).unwrap_err().to_string().contains("does not end"));
+        }
+        let refuses = |from: String| match from.as_str() {
+            "" => Ok(json!({ "pods": [["a", "1"]], "next": "a/2/u" })),
+            _ => Err(CliError::Failed("no".into())),
+        };
+        assert_eq!(whole(refuses).unwrap_err().to_string(), "no");
     }
 }

@@ -79,8 +79,14 @@ pub enum Request {
     Forget(AttachmentName),
     /// Whether the agent does its work.
     Status {},
-    /// Every pod of the node, as the agent knows it.
-    List {},
+    /// Every pod of the node, as the agent knows it. Without `from`, as older releases ask, all
+    /// of them or an error; with it as many as fit into a line, from that one on, which is the
+    /// empty text at first and then the `next` of the answer before. An answer without `next`
+    /// is the last one.
+    List {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
+    },
     /// Everything that is known about one pod.
     Why { namespace: String, name: String },
 }
@@ -208,7 +214,8 @@ mod tests {
             Request::Done(done),
             Request::Forget(attachment),
             Request::Status {},
-            Request::List {},
+            Request::List { from: None },
+            Request::List { from: Some("shop/web-0/7f".into()) },
             Request::Why { namespace: "a".into(), name: "b\n".into() },
         ] {
             assert_eq!(decode::<Request>(&encode(request.clone()).unwrap()).unwrap(), request);
@@ -229,6 +236,10 @@ mod tests {
     fn what_a_later_release_adds_is_passed_over_and_another_version_is_named() {
         let more = br#"{"version":1,"request":"status","colour":"blue"}"#;
         assert_eq!(decode::<Request>(more).unwrap(), Request::Status {});
+        // What an older release asks, byte for byte.
+        let list = "{\"version\":1,\"request\":\"list\"}\n";
+        assert_eq!(String::from_utf8(encode(Request::List { from: None }).unwrap()).unwrap(), list);
+        assert_eq!(decode::<Request>(list.as_bytes()).unwrap(), Request::List { from: None });
         let later = br#"{"version":2,"request":"divine"}"#;
         assert_eq!(decode::<Request>(later).unwrap_err(), LineError::OtherVersion(2));
         for garbage in [&b""[..], b"\0", b"[]", b"{}", br#"{"version":"1"}"#, br#"{"version":1,"request":"x"}"#] {

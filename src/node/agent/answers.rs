@@ -23,6 +23,7 @@ use crate::node::inventory::{State, TrackedPod, timestamp};
 use crate::node::socket::Answers;
 use crate::sys::text::shortened;
 
+use super::pages::{self, Position};
 use super::{Agent, lock};
 
 /// How long the plugin waits for the watch to bring a pod, and then for the API server.
@@ -150,12 +151,12 @@ impl Agent {
         })
     }
 
-    /// Every pod with its state.
-    fn list(&self) -> Value {
+    /// Every pod with its state, or a page of them.
+    fn list(&self, from: Option<&str>) -> Value {
         let pods = self.inventory.all();
         // A line holds some hundred pods; who wants more of one asks why.
-        let short = |tracked: &Arc<TrackedPod>| {
-            let (known, inner) = (tracked.known(), tracked.inner());
+        let short = |known: &Known, tracked: &TrackedPod| {
+            let inner = tracked.inner();
             let (why, escapes) = match &inner.state {
                 State::Drifted { first, escapes } => (Some(shortened(first, LONGEST_REASON)), *escapes),
                 State::Failed { why } | State::Pending { why } => (Some(shortened(why, LONGEST_REASON)), false),
@@ -163,7 +164,15 @@ impl Agent {
             };
             json!([known.namespace, known.name, inner.state.word(), known.uid, why, escapes])
         };
-        json!({ "pods": pods.iter().map(short).collect::<Vec<Value>>() })
+        let rows = pods.iter().map(|tracked| {
+            let known = tracked.known();
+            (Position::of(&known), short(&known, tracked))
+        });
+        match from {
+            Some(from) => pages::page(rows, &Position::parse(from)),
+            // Who does not know of pages would take the first for all.
+            None => json!({ "pods": rows.map(|(_, row)| row).collect::<Vec<Value>>() }),
+        }
     }
 
     fn why(&self, namespace: &str, name: &str) -> Answer {
@@ -232,7 +241,7 @@ impl Answers for OnSocket {
                 Answer::Heard {}
             }
             Request::Status {} => Answer::Report { report: self.0.status() },
-            Request::List {} => Answer::Report { report: self.0.list() },
+            Request::List { from } => Answer::Report { report: self.0.list(from.as_deref()) },
             Request::Why { namespace, name } => self.0.why(&namespace, &name),
         }
     }

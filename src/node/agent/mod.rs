@@ -1,6 +1,7 @@
 //! The agent: what its parts share, and its answers.
 
 mod answers;
+mod pages;
 mod places;
 
 use std::path::Path;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::server::{Fault, What};
-use super::{LIST, Node, Pod};
+use super::{LIST, Node, Pod, uid};
 
 /// Nothing was installed.
 fn is_untouched(node: &Node) -> bool {
@@ -134,7 +134,7 @@ fn the_plugin_of_an_older_release_is_understood() {
     let decide = |name: &str| {
         format!(
             r#"{{"version":1,"request":"decide","namespace":"shop","name":"{name}","uid":"{}","container":"c1","interface":"eth0","netns":"/var/run/netns/cni-1"}}"#,
-            super::uid(1)
+            uid(1)
         ) + "\n"
     };
     let answer = line(&node, decide("web").as_bytes());
@@ -154,6 +154,43 @@ fn the_plugin_of_an_older_release_is_understood() {
     assert_eq!(line(&node, later.as_bytes())["answer"], "intercept");
     let other = line(&node, b"{\"version\":2,\"request\":\"divine\"}\n");
     assert!(other["message"].as_str().unwrap().contains("version 2"), "{other}");
+}
+
+#[test]
+fn a_thousand_pods_with_long_names_are_listed_and_audited_and_an_older_program_is_not_told_half_of_them() {
+    let mut node = Node::new();
+    let name = |number: u32| format!("{}-{number:04}", "x".repeat(70));
+    for number in 0..1000 {
+        node.server.set_unseen(&json!({ "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": name(number), "namespace": "shop", "uid": uid(number) },
+            "spec": { "containers": [{ "name": "app", "image": "x" }] }, "status": { "phase": "Running" } }));
+    }
+    node.start(&[]);
+    node.wait_until_ready();
+    let (status, text) = node.person(&["list"]);
+    let wanted: Vec<String> = (0..1000).map(|number| format!("{:<14} shop/{}", "left-alone", name(number))).collect();
+    assert_eq!(status, Some(0), "{text}");
+    assert!(text.lines().eq(wanted.iter().map(String::as_str)), "{} lines", text.lines().count());
+    let (status, text) = node.person(&["list", "--json"]);
+    let list: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((status, list["pods"].as_array().unwrap().len(), &list["next"]), (Some(0), 1000, &Value::Null));
+    let (status, text) = node.person(&["audit", &format!("--host-proc={}", node.path("proc").display())]);
+    let facts: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((status, &facts.last().unwrap()["end"]["pods"]), (Some(0), &json!(1000)));
+    assert!(facts.iter().filter_map(|fact| fact["name"].as_str()).eq((0..1000).map(name)));
+    // Who knows of no pages is told all or nothing.
+    let old = line(&node, b"{\"version\":1,\"request\":\"list\"}\n");
+    assert!(old["answer"] == "error" && old["message"].as_str().unwrap().contains("longer than 65536"), "{old}");
+    let page = line(&node, b"{\"version\":1,\"request\":\"list\",\"from\":\"\"}\n");
+    assert!(page["report"]["next"].is_string(), "{page}");
+    for number in 100..1000 {
+        node.server.delete("shop", &name(number));
+    }
+    let old = node.wait("the others to go", || {
+        let old = line(&node, b"{\"version\":1,\"request\":\"list\"}\n");
+        old["report"]["pods"].as_array().filter(|pods| pods.len() == 100).map(|_| old.clone())
+    });
+    assert_eq!(old["report"]["next"], Value::Null);
 }
 
 #[test]
