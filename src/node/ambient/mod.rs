@@ -56,6 +56,7 @@ pub use real::Real;
 use standing::{EnrolmentPolicy, Standing};
 pub use start::{AmbientFlags, leave_node, leave_node_by_hand, start};
 use world::World;
+use zds::Identity;
 use zds::book::Book;
 use zds::message::WorkloadInfo;
 
@@ -308,7 +309,9 @@ impl<W: World> Ambient<W> {
 
     /// How many namespaces of pods are kept open.
     pub fn open_namespaces(&self) -> usize {
-        lock(&self.members).values().filter(|member| member.place().is_some()).count()
+        let mut open: HashSet<Identity> = self.book.namespaces().into_iter().collect();
+        open.extend(lock(&self.members).values().filter_map(|member| member.place()).map(|place| place.identity));
+        open.len()
     }
 
     /// An enrolled pod that is probed, for each family.

@@ -55,8 +55,7 @@ impl<W: World> Care<W> {
             Err(_) if !self.ambient.world.is_there(&place) => self.lost(),
             Err(why) => {
                 self.member.set(Where::Failed(place.identity, why.clone()));
-                // ztunnels are told of what they have already, and nothing of what they have not.
-                self.ambient.book.not_found(self.uid());
+                self.ambient.book.has_no_rules(self.uid(), place.identity);
                 self.failed(known, why)
             }
         }

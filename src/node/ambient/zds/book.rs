@@ -11,7 +11,7 @@ use crate::sys::netns::Netns;
 use super::super::super::inventory::Place;
 use super::ledger::{Ledger, Next, pause};
 use super::message::{self, AddWorkload, DelWorkload, KeepWorkload, Request, SnapshotSent, WorkloadInfo};
-use super::tell::{Pod, Pods, Tell, Uid};
+use super::tell::{Identity, Pod, Pods, Tell, Uid};
 
 /// How far a pod is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,12 +41,10 @@ impl Announced {
         Self { info, place: None, settled: false, lost: 0, not_before: None, progress }
     }
 
-    fn refused(&self, why: String) {
+    fn becomes(&self, now: Progress) {
         self.progress.send_if_modified(|progress| {
-            let news = !matches!(progress, Progress::Taken) && *progress != Progress::Refused(why.clone());
-            if news {
-                *progress = Progress::Refused(why);
-            }
+            let news = *progress != now;
+            *progress = now;
             news
         });
     }
@@ -93,6 +91,11 @@ impl Inner {
         }
     }
 
+    /// Whether a ztunnel that is connected has a pod, in this namespace.
+    fn has(&self, uid: &Uid, identity: Identity) -> bool {
+        self.lines.values().any(|line| line.ledger.has(uid, identity))
+    }
+
     fn wake_all(&self) {
         self.lines.values().for_each(|line| line.wake.notify_one());
     }
@@ -129,7 +132,7 @@ pub enum Do {
 #[derive(Debug)]
 pub struct Book {
     inner: Mutex<Inner>,
-    /// Counts acknowledgements and connections.
+    /// Counts acknowledgements, connections and pods that are new here.
     news: watch::Sender<u64>,
 }
 
@@ -152,30 +155,51 @@ impl Book {
     /// found, or not found, no snapshot is complete.
     pub fn expect(&self, uid: &Uid, info: WorkloadInfo) {
         let mut inner = self.lock();
-        if !inner.workloads.pods.contains_key(uid) {
-            inner.workloads.pods.insert(uid.clone(), Announced::new(info));
-            inner.workloads.unsettled += 1;
+        if inner.workloads.pods.contains_key(uid) {
+            return;
         }
+        inner.workloads.pods.insert(uid.clone(), Announced::new(info));
+        inner.workloads.unsettled += 1;
+        drop(inner);
+        // Somebody may wait until it is let go of, which it is not any more.
+        self.tell_news();
     }
 
-    /// The namespace of a pod was not found, or is not as it should be (yet).
+    /// The namespace of a pod was not found (yet). One that it was in before is let go of here;
+    /// ztunnels that have it keep it.
     pub fn not_found(&self, uid: &Uid) {
+        self.not_announced(uid, None);
+    }
+
+    /// The rules of a pod's namespace cannot be made (yet): ztunnels are told of this namespace if they
+    /// were before, and of no other one.
+    pub fn has_no_rules(&self, uid: &Uid, identity: Identity) {
+        self.not_announced(uid, Some(identity));
+    }
+
+    fn not_announced(&self, uid: &Uid, found: Option<Identity>) {
         let mut inner = self.lock();
+        if let Some(pod) = inner.workloads.pods.get_mut(uid)
+            && pod.place.as_ref().map(|place| place.identity) != found
+        {
+            pod.place = None;
+        }
         inner.settle(uid);
         inner.changed(uid);
     }
 
     /// Has every ztunnel take a pod's traffic, in this namespace, which has its rules. Gives
-    /// how far it is.
+    /// how far it is: a ztunnel that was not told to let go of it since has it still.
     pub fn announce(&self, uid: &Uid, info: WorkloadInfo, place: Place) -> watch::Receiver<Progress> {
         let mut inner = self.lock();
+        let is_taken = inner.has(uid, place.identity);
         let Inner { workloads, .. } = &mut *inner;
         if !workloads.pods.contains_key(uid) {
             workloads.unsettled += 1;
         }
         let pod = workloads.pods.entry(uid.clone()).or_insert_with(|| Announced::new(info));
         if pod.place.as_ref().is_none_or(|known| known.identity != place.identity) {
-            pod.progress.send_replace(Progress::Waiting);
+            pod.becomes(if is_taken { Progress::Taken } else { Progress::Waiting });
             (pod.lost, pod.not_before) = (0, None);
             pod.place = Some(place);
         }
@@ -193,10 +217,14 @@ impl Book {
         inner.changed(uid);
     }
 
-    /// Waits until every ztunnel has let go of a pod that was removed, or is gone itself.
+    /// Waits until every ztunnel has let go of a pod that was removed, or is gone itself; or until the
+    /// pod is here again.
     pub async fn let_go(&self, uid: &Uid) {
         let mut news = self.news.subscribe();
-        while self.lock().lines.values().any(|line| line.ledger.knows(uid)) {
+        let is_held = |inner: &Inner| {
+            !inner.workloads.pods.contains_key(uid) && inner.lines.values().any(|line| line.ledger.knows(uid))
+        };
+        while is_held(&self.lock()) {
             if news.changed().await.is_err() {
                 return;
             }
@@ -237,6 +265,11 @@ impl Book {
         self.lock().workloads.pods.contains_key(uid)
     }
 
+    /// The namespaces that are kept open for ztunnels.
+    pub fn namespaces(&self) -> Vec<Identity> {
+        self.lock().workloads.pods.values().filter_map(|pod| pod.place.as_ref()).map(|place| place.identity).collect()
+    }
+
     /// How many pods there are.
     pub fn len(&self) -> usize {
         self.lock().workloads.pods.len()
@@ -268,7 +301,11 @@ impl Book {
         {
             pod.lost = pod.lost.saturating_add(1);
             pod.not_before = Some(now + pause(pod.lost));
-            pod.refused(format!("the connection to ztunnel was lost while it was told of the pod: {why}"));
+            // What another one has, or had before all of them ended, stays so.
+            if *pod.progress.borrow() != Progress::Taken {
+                let why = format!("the connection to ztunnel was lost while it was told of the pod: {why}");
+                pod.becomes(Progress::Refused(why));
+            }
         }
         drop(inner);
         self.tell_news();
@@ -301,10 +338,11 @@ impl Book {
     /// What a ztunnel said to what it was told.
     pub(super) fn acknowledged(&self, number: u64, tell: &Tell, result: Result<(), String>, now: Instant) {
         let mut inner = self.lock();
-        let Inner { workloads, lines, .. } = &mut *inner;
-        if let Some(line) = lines.get_mut(&number) {
+        if let Some(line) = inner.lines.get_mut(&number) {
             line.ledger.acknowledged(tell, result.is_ok(), now);
         }
+        let is_taken = matches!(tell, Tell::Add(uid, identity) if inner.has(uid, *identity));
+        let Inner { workloads, .. } = &mut *inner;
         if let Tell::Add(uid, identity) = tell
             && let Some(pod) = workloads.pods.get_mut(uid)
             && pod.place.as_ref().is_some_and(|place| place.identity == *identity)
@@ -312,10 +350,11 @@ impl Book {
             match result {
                 Ok(()) => {
                     (pod.lost, pod.not_before) = (0, None);
-                    pod.progress
-                        .send_if_modified(|progress| std::mem::replace(progress, Progress::Taken) != Progress::Taken);
+                    pod.becomes(Progress::Taken);
                 }
-                Err(why) => pod.refused(why),
+                // Also of a pod that ztunnels had that are gone: whoever is here now does not take it.
+                Err(why) if !is_taken => pod.becomes(Progress::Refused(why)),
+                Err(_) => {}
             }
         }
         drop(inner);

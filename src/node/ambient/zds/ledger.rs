@@ -35,8 +35,9 @@ pub(super) enum Next {
 enum LastSent {
     Added(Identity),
     Kept,
-    /// It was told to add it and could not; it keeps trying by itself.
-    Tried,
+    /// It was told to add it, or to let go of it, and has not said that it did; what it could not
+    /// add it keeps trying by itself.
+    Unsure,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +76,11 @@ impl Ledger {
         self.told.contains_key(uid)
     }
 
+    /// Whether it has said that it took a pod in this namespace, and was told nothing else since.
+    pub(super) fn has(&self, uid: &Uid, identity: Identity) -> bool {
+        self.told.get(uid) == Some(&LastSent::Added(identity))
+    }
+
     /// Something about a pod is new.
     pub(super) fn changed(&mut self, uid: &Uid) {
         if self.queued.insert(uid.clone()) {
@@ -88,6 +94,9 @@ impl Ledger {
         while let Some(uid) = self.queue.pop_front() {
             self.queued.remove(&uid);
             if let Some(tell) = self.about(&uid, pods, now) {
+                if matches!(tell, Tell::Add(..) | Tell::Del(_)) {
+                    self.told.insert(uid, LastSent::Unsure);
+                }
                 return Next::Tell(tell);
             }
         }
@@ -112,7 +121,8 @@ impl Ledger {
         };
         let can_keep = !self.snapshot_sent && told.is_none();
         let Some(identity) = pod.identity else {
-            // What is being looked for may be found in a moment.
+            // What is being looked for may be found in a moment; until then there is nothing to try again.
+            self.failed.remove(uid);
             return (can_keep && pod.settled).then(|| Tell::Keep(uid.clone()));
         };
         if told == Some(LastSent::Added(identity)) {
@@ -139,7 +149,6 @@ impl Ledger {
                 self.failed.remove(uid);
             }
             Tell::Add(uid, _) => {
-                self.told.insert(uid.clone(), LastSent::Tried);
                 let times = self.failed.get(uid).map_or(0, |failed| failed.times).saturating_add(1);
                 self.failed.insert(uid.clone(), Failed { times, again: now + pause(times) });
             }
@@ -270,6 +279,35 @@ mod tests {
         assert_eq!(all(&mut ledger, &pods, now, |_| true), ["keep a", "add b", "snapshot-sent "]);
         assert_eq!(ledger.next(&pods, now), Next::Wait(Some(later)));
         assert_eq!(all(&mut ledger, &pods, later, |_| true), ["add a"]);
+    }
+
+    #[test]
+    fn a_pod_that_comes_back_is_told_of_as_it_is_by_then() {
+        let now = Instant::now();
+        let (a, gone): (Uid, Fixed) = ("a".into(), Fixed { pods: BTreeMap::new(), complete: true });
+        let there = Fixed { pods: [(a.clone(), pod(1))].into(), complete: true };
+        let expected = Fixed { pods: [(a.clone(), looked_for(true))].into(), complete: true };
+        let mut ledger = Ledger::new(there.pods.keys());
+        assert_eq!(all(&mut ledger, &there, now, |_| true), ["add a", "snapshot-sent "]);
+        assert!(ledger.has(&a, (1, 1)) && !ledger.has(&a, (1, 2)));
+        // Before it was let go of: it has it still.
+        ledger.changed(&a);
+        assert_eq!(ledger.next(&expected, now), Next::Wait(None));
+        assert!(ledger.has(&a, (1, 1)));
+        // While it is let go of: it has it no more, and does not know nothing of it.
+        ledger.changed(&a);
+        let Next::Tell(del) = ledger.next(&gone, now) else { panic!() };
+        assert!(!ledger.has(&a, (1, 1)) && ledger.knows(&a));
+        ledger.acknowledged(&del, true, now);
+        assert!(!ledger.knows(&a));
+        assert_eq!(all(&mut ledger, &there, now, |_| true), ["add a"]);
+        // One that was refused and has no namespace is not tried again, nor waited for.
+        let mut ledger = Ledger::new(there.pods.keys());
+        assert_eq!(all(&mut ledger, &there, now, |tell| !matches!(tell, Tell::Add(..))), ["add a", "snapshot-sent "]);
+        let Next::Wait(Some(again)) = ledger.next(&there, now) else { panic!() };
+        assert_eq!(ledger.next(&expected, again), Next::Wait(None));
+        ledger.changed(&a);
+        assert_eq!(all(&mut ledger, &there, again, |_| true), ["add a"]);
     }
 
     #[derive(Debug, Clone)]

@@ -111,6 +111,66 @@ async fn a_refusal_is_told_and_tried_again() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn a_pod_that_comes_back_is_taken_if_it_was_not_let_go_of() {
+    let (side, own) = (Side::new(LONG), Space::own());
+    side.book().complete();
+    let ztunnel = side.connect(Some(HELLO)).await;
+    let (uid, add) = ("a".into(), |uid: &str| format!("add {uid} {}", own.inode()));
+    let mut a = announce(side.book(), "a", &own);
+    ztunnel.take(&[&add("a"), "snapshot"]).await;
+    until(&mut a, |p| *p == Progress::Taken).await;
+    // It leaves and comes back while ztunnel is busy with another one.
+    announce(side.book(), "b", &own);
+    assert_eq!(ztunnel.told().await, add("b"));
+    side.book().remove(&uid);
+    let leaving = side.book().let_go(&uid);
+    tokio::pin!(leaving);
+    assert!(tokio::time::timeout(SHORT, &mut leaving).await.is_err());
+    side.book().expect(&uid, info("a"));
+    tokio::time::timeout(LONG, leaving).await.unwrap();
+    let again = announce(side.book(), "a", &own);
+    assert_eq!(*again.borrow(), Progress::Taken);
+    ztunnel.say(DONE).await;
+    // It was told of neither; now it is let go of, and comes back while ztunnel does that.
+    side.book().remove(&uid);
+    assert_eq!(ztunnel.told().await, "del a");
+    side.book().expect(&uid, info("a"));
+    let mut again = announce(side.book(), "a", &own);
+    assert_eq!(*again.borrow(), Progress::Waiting);
+    ztunnel.say(DONE).await;
+    ztunnel.take(&[&add("a")]).await;
+    assert_eq!(until(&mut again, |p| *p != Progress::Waiting).await, Progress::Taken);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn what_a_ztunnel_had_that_is_gone_another_one_can_refuse() {
+    let (side, own) = (Side::new(LONG), Space::own());
+    side.book().complete();
+    let add = format!("add a {}", own.inode());
+    let mut a = announce(side.book(), "a", &own);
+    let (old, new) = (side.connect(Some(HELLO)).await, side.connect(Some(HELLO)).await);
+    old.take(&[&add, "snapshot"]).await;
+    until(&mut a, |p| *p == Progress::Taken).await;
+    assert_eq!(new.told().await, add);
+    new.refuse("in use").await;
+    new.take(&["snapshot"]).await;
+    assert_eq!(*a.borrow(), Progress::Taken, "the old one has it");
+    drop(old.end);
+    tokio::time::timeout(LONG, old.task).await.unwrap().unwrap();
+    // That a ztunnel is gone says nothing, nor that one goes while it is told of the pod.
+    assert_eq!(new.told().await, add);
+    drop(new.end);
+    tokio::time::timeout(LONG, new.task).await.unwrap().unwrap();
+    assert_eq!((side.book().ztunnels(), a.borrow().clone()), ((0, 0), Progress::Taken));
+    let next = side.connect(Some(HELLO)).await;
+    while next.told().await != add {
+        next.say(DONE).await;
+    }
+    next.refuse("in use").await;
+    assert_eq!(until(&mut a, |p| *p != Progress::Taken).await, Progress::Refused("in use".into()));
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn a_pod_over_which_ztunnel_ends_does_not_keep_the_others_out() {
     let (side, own) = (Side::new(LONG), Space::own());
     let (add_a, add_b) = (format!("add a {}", own.inode()), format!("add b {}", own.inode()));
