@@ -7,6 +7,7 @@ use tokio::task::AbortHandle;
 
 use super::super::cache::Known;
 use super::super::inventory::Place;
+use super::annotation::Annotation;
 use super::zds::Identity;
 use super::zds::Uid;
 
@@ -47,6 +48,7 @@ struct Shared {
 #[derive(Debug)]
 pub(super) struct Member {
     pub uid: Uid,
+    pub annotation: Annotation,
     shared: Mutex<Shared>,
     wake: Notify,
     whereabouts: watch::Sender<Where>,
@@ -56,6 +58,7 @@ impl Member {
     pub(super) fn new(known: Arc<Known>) -> Self {
         Self {
             uid: known.uid.as_str().into(),
+            annotation: Annotation::default(),
             shared: Mutex::new(Shared { known, gone: false, sandbox: None, place: None, task: None }),
             wake: Notify::new(),
             whereabouts: watch::Sender::new(Where::Joining),
@@ -70,12 +73,17 @@ impl Member {
         self.lock().known.clone()
     }
 
-    /// The pod is not as it was, or something else has to be looked at.
+    /// The pod is not as it was.
     pub(super) fn changed(&self, known: &Arc<Known>) {
         let mut shared = self.lock();
         shared.known = known.clone();
         shared.gone = false;
         drop(shared);
+        self.wake();
+    }
+
+    /// There is something to look at.
+    pub(super) fn wake(&self) {
         self.wake.notify_one();
     }
 

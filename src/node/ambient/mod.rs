@@ -15,6 +15,7 @@
 //! | `step` | from what is to what is wanted, in order: pure |
 //! | `claims`, `annotation` | who has which address; what the annotation says: pure |
 //! | `member`, `care` | a pod as others see it; looking after it |
+//! | `writer` | writes annotations, beside everything else |
 //! | `world` | what is done to the kernel and the API server, behind a trait |
 //! | `start` | makes all of it |
 //! | `real`, `host`, `namespaces` | the real world; the node's own rules; the watch of namespaces |
@@ -39,6 +40,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 pub mod world;
+mod writer;
 pub mod zds;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -108,6 +110,7 @@ pub struct Ambient<W: World> {
     members: Mutex<HashMap<String, Arc<Member>>>,
     claims: Mutex<claims::Claims>,
     probed: Mutex<Option<Probed>>,
+    writer: writer::Writer,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -134,6 +137,7 @@ impl<W: World> Ambient<W> {
             members: Mutex::default(),
             claims: Mutex::default(),
             probed: Mutex::default(),
+            writer: writer::Writer::default(),
         }
     }
 

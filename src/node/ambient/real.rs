@@ -8,7 +8,6 @@ use std::time::Duration;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
-use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::backend::BackendKind;
@@ -37,10 +36,7 @@ use super::world::{Programmed, World};
 
 /// How long to wait for somebody else who is changing a pod's rules.
 pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many annotations are written at once. What a request takes for a moment lies between what
-/// stays: the more at once, the more of the heap is left in holes, 2.5 MB of 500 pods with four.
-const PATCHES: usize = 1;
-/// How long one may take, and how long to wait for its turn: nothing else is done for the pod then.
+/// How long writing an annotation may take: those of other pods wait for it.
 const PATCH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The real world.
@@ -48,7 +44,6 @@ pub struct Real {
     agent: Arc<Agent>,
     host: Arc<Host>,
     backend: BackendChoice,
-    patches: Semaphore,
 }
 
 /// What is known about iptables' programs on the node.
@@ -93,7 +88,7 @@ fn left_by_another(namespace: &Namespace, plan: &Plan, error: &InstallError) -> 
 impl Real {
     /// The world of an agent, with the rules of its node.
     pub(super) fn new(agent: Arc<Agent>, host: Arc<Host>, backend: BackendChoice) -> Self {
-        Self { agent, host, backend, patches: Semaphore::new(PATCHES) }
+        Self { agent, host, backend }
     }
 
     /// The rules of the agent's node.
@@ -216,10 +211,6 @@ impl World for Real {
             patch["metadata"]["uid"] = known.uid.clone().into();
         }
         let params = PatchParams::default();
-        // The semaphore is never closed.
-        let Ok(_turn) = tokio::time::timeout(PATCH_PATIENCE, self.patches.acquire()).await else {
-            return Err("the API server takes long for those of other pods".into());
-        };
         let patch = Patch::Merge(&patch);
         match tokio::time::timeout(PATCH_PATIENCE, pods.patch_status(&known.name, &params, &patch)).await {
             Ok(Ok(_)) => Ok(()),

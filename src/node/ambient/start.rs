@@ -17,7 +17,7 @@ use super::host::Host;
 use super::real::{LOCK_TIMEOUT, Real};
 use super::standing::EnrolmentPolicy;
 use super::zds::{self, ListenError};
-use super::{Ambient, AmbientSettings, host, kubelet, namespaces, probe};
+use super::{Ambient, AmbientSettings, host, kubelet, namespaces, probe, writer};
 
 /// What the agent is told about ambient mode.
 #[derive(Debug, Clone)]
@@ -59,6 +59,7 @@ pub fn start(agent: &Arc<Agent>, given: &AmbientFlags, client: kube::Client) -> 
     }
     tokio::spawn(zds::serve(listener, shared));
     tokio::spawn(host::keep(ambient.clone(), host));
+    tokio::spawn(writer::write(ambient.clone()));
     tokio::spawn(namespaces::watch(agent.clone(), ambient.clone(), client));
     tokio::spawn(probe::until_seen(ambient, kubelet_uid.unwrap_or(0)));
     info!(socket = %given.socket.display(), "ambient mode is on");

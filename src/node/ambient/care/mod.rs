@@ -17,13 +17,12 @@ use super::super::budget::Budget;
 use super::super::cache::{Known, Phase};
 use super::super::inventory::{self, State};
 use super::Ambient;
-use super::annotation::Annotation;
 use super::member::{Member, SandboxEvent, Where};
 use super::standing::{ENABLED, Standing};
 use super::step::{Acknowledged, Is, NamespaceState, Rules, Step, Want, step};
 use super::world::World;
 use super::zds::book::Progress;
-use super::zds::{PATIENCE, Uid, pause};
+use super::zds::{PATIENCE, Uid};
 
 /// Changes come in bursts: one look for all of them.
 const BURST: Duration = Duration::from_millis(5);
@@ -63,7 +62,6 @@ struct Care<W: World> {
     taken_down: bool,
     rules: Rules,
     announced: Option<Announced>,
-    annotation: Annotation,
     ears: Option<W::Ears>,
     /// The namespace is to be looked at, since something may have changed there.
     look: bool,
@@ -92,7 +90,6 @@ pub(super) async fn look_after<W: World>(ambient: Arc<Ambient<W>>, member: Arc<M
         taken_down: false,
         rules: Rules::Unknown,
         announced: None,
-        annotation: Annotation::default(),
         ears: None,
         look: false,
         looked: now,
@@ -207,7 +204,7 @@ impl<W: World> Care<W> {
             rules: self.rules.clone(),
             told,
             probed: self.ambient.claimed(self.uid()),
-            annotation: self.annotation.value(known),
+            annotation: self.member.annotation.value(known),
         }
     }
 
@@ -217,6 +214,9 @@ impl<W: World> Care<W> {
         let (known, gone) = (self.member.known(), self.member.is_gone());
         // Which namespaces have the label is not known yet.
         let Some(want) = self.want(&known, gone) else { return Turn::Wait(self.ambient.settings.verify_interval) };
+        if let Want::Out { .. } = want {
+            self.member.annotation.take_back();
+        }
         let next = step(&want, &self.is(&known, &want));
         // Making its rules is heard of, too. While a pod's start waits for a ztunnel, the answer comes
         // before another look at them, unless it keeps one waiting.
@@ -230,7 +230,7 @@ impl<W: World> Care<W> {
             Step::Program(options) => self.program(&known, &options).await,
             Step::Announce => self.announce(&known),
             Step::LetProbesBy(addresses) => self.let_probes_by(&known, addresses).await,
-            Step::Annotate(value) => self.annotate(&known, value).await,
+            Step::Annotate(value) => self.annotate(&known, value),
             Step::Unprogram => self.unprogram(&known).await,
             Step::Withdraw => self.withdraw().await,
             Step::Wait => self.waiting(),
@@ -240,11 +240,15 @@ impl<W: World> Care<W> {
                     self.ambient.world.show(self.uid(), State::NoNamespace);
                     Turn::Wait(self.ambient.settings.verify_interval * TOLD_FACTOR)
                 }
-                Want::Out { .. } => {
-                    self.close(NamespaceState::Unknown);
+                Want::Out { exists, .. } => {
                     if let Where::Out(why) = self.member.whereabouts() {
                         self.ambient.world.show(self.uid(), State::LeftAlone { why });
                     }
+                    // Its annotation is about to be removed: if it comes back, that counts as done.
+                    if exists && self.member.annotation.is_ordered() {
+                        return Turn::Wait(self.ambient.settings.verify_interval);
+                    }
+                    self.close(NamespaceState::Unknown);
                     Turn::End
                 }
             },
@@ -274,26 +278,15 @@ impl<W: World> Care<W> {
         }
     }
 
-    async fn annotate(&mut self, known: &Arc<Known>, value: Option<&'static str>) -> Turn {
+    fn annotate(&mut self, known: &Arc<Known>, value: Option<&'static str>) -> Turn {
         if value == Some(ENABLED) {
             self.show_enrolled(known);
         } else if value.is_some() {
             self.show_pending();
         }
-        let written = self.ambient.world.annotate(known, value).await;
-        self.ambient.figures.annotated(written.is_ok());
-        match written {
-            Ok(()) => {
-                self.annotation.wrote(value, known);
-                Turn::Again
-            }
-            Err(why) => {
-                self.failures = self.failures.saturating_add(1);
-                tracing::warn!(pod = %known, "its annotation cannot be written: {why}");
-                // What is true stays true without being written down.
-                Turn::Wait(pause(self.failures).max(SILENCE))
-            }
-        }
+        // What is true stays true without being written down.
+        self.ambient.writer.order(&self.member, value);
+        Turn::Again
     }
 
     async fn withdraw(&mut self) -> Turn {
@@ -337,7 +330,7 @@ impl<W: World> Care<W> {
     /// Waits until there is a reason to go on.
     async fn wait(&mut self, longest: Duration) {
         let member = self.member.clone();
-        let recheck = self.annotation.recheck();
+        let recheck = member.annotation.recheck();
         let heard = async {
             match &self.ears {
                 Some(ears) => W::heard(ears).await,

@@ -2,23 +2,18 @@
 //! ztunnels that end, an agent that starts anew. The end of each is the same: exactly the
 //! enrolled pods have rules, a ztunnel, addresses in the node's sets, and the annotation.
 
+mod hurdles;
 mod world;
+mod ztunnel;
 
-use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
 
-use prost::Message;
 use serde_json::json;
-use tokio::task::JoinHandle;
 
 use super::standing::{AMBIENT, ENABLED, MODE, PENDING, REDIRECTION};
-use super::zds::Identity;
-use super::zds::message::{Request, WorkloadRequest};
-use super::zds::{self, PATIENCE};
 use super::*;
-use crate::sys::seqpacket::{Connection, Reception};
 use world::{Fake, place};
+use ztunnel::Ztunnel;
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -27,67 +22,9 @@ type Agent = Arc<Ambient<Fake>>;
 fn agent(world: &Fake) -> Agent {
     let policy = EnrolmentPolicy { exclude_namespaces: Vec::new(), dns: true };
     let settings = AmbientSettings { policy, heal: true, verify_interval: Duration::from_secs(60) };
-    Arc::new(Ambient::new(world.clone(), settings, Arc::default()))
-}
-
-/// A ztunnel that takes what it is given, and what it has.
-struct Ztunnel {
-    has: Arc<Mutex<BTreeMap<String, Option<Identity>>>>,
-    task: JoinHandle<()>,
-    served: JoinHandle<()>,
-}
-
-fn shared(agent: &Agent) -> zds::Shared {
-    zds::Shared { book: agent.book.clone(), figures: agent.figures.clone(), patience: PATIENCE }
-}
-
-impl Ztunnel {
-    /// Starts one; `refuses` says of how many Adds it takes none.
-    fn start(agent: &Agent, refuses: usize) -> Self {
-        let (ours, theirs) = Connection::pair().unwrap();
-        let served = tokio::spawn(zds::serve_one(ours, shared(agent)));
-        let has: Arc<Mutex<BTreeMap<String, Option<Identity>>>> = Arc::default();
-        let kept = has.clone();
-        let task = tokio::spawn(async move {
-            theirs.send(b"\x08\x01", None).await.unwrap();
-            let (mut refuses, mut buffer, mut snapshot) = (refuses, [0; 1024], false);
-            while let Ok((Reception::Packet(length), descriptors)) = theirs.receive_with_descriptors(&mut buffer).await
-            {
-                let request = WorkloadRequest::decode(&buffer[..length]).unwrap().payload.unwrap();
-                let mut answer: &[u8] = b"\x0a\x00";
-                match request {
-                    Request::Add(_) if refuses > 0 => {
-                        refuses -= 1;
-                        answer = b"\x0a\x04\x0a\x02no";
-                    }
-                    Request::Add(add) => {
-                        let meta = std::fs::File::from(descriptors.into_iter().next().unwrap()).metadata().unwrap();
-                        lock(&kept).insert(add.uid, Some((meta.dev(), meta.ino())));
-                    }
-                    Request::Keep(keep) => {
-                        assert!(!snapshot, "ztunnel would end");
-                        lock(&kept).insert(keep.uid, None);
-                    }
-                    Request::Del(del) => drop(lock(&kept).remove(&del.uid)),
-                    Request::SnapshotSent(_) => assert!(!std::mem::replace(&mut snapshot, true), "ztunnel would end"),
-                }
-                if theirs.send(answer, None).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Self { has, task, served }
-    }
-
-    async fn end(self) {
-        self.task.abort();
-        let _ = self.task.await;
-        tokio::time::timeout(LONG, self.served).await.unwrap().unwrap();
-    }
-
-    fn uids(&self) -> Vec<String> {
-        lock(&self.has).keys().cloned().collect()
-    }
+    let agent = Arc::new(Ambient::new(world.clone(), settings, Arc::default()));
+    tokio::spawn(writer::write(agent.clone()));
+    agent
 }
 
 fn known(world: &Fake, n: usize, label: Option<&str>) -> Arc<Known> {

@@ -20,6 +20,8 @@ pub(super) struct Played {
     /// The namespace of each pod that runs; its inode is its number.
     pub places: BTreeMap<String, u64>,
     pub rules: BTreeMap<u64, Options>,
+    /// Those of namespaces that have another one than the usual.
+    pub addresses: BTreeMap<u64, IpAddr>,
     pub sets: Entries,
     pub annotations: BTreeMap<String, String>,
     pub states: BTreeMap<String, String>,
@@ -27,6 +29,8 @@ pub(super) struct Played {
     pub done: Vec<String>,
     /// What is to fail, and how often.
     pub fail: BTreeMap<&'static str, usize>,
+    /// How many annotations are being written, and the most that there were at once.
+    pub writing: (usize, usize),
     /// The states of pods when their namespaces were looked at, in order.
     pub looks: Vec<String>,
 }
@@ -36,6 +40,8 @@ pub(super) struct Played {
 pub(super) struct Fake {
     state: Arc<Mutex<Played>>,
     pub changes: Arc<Notify>,
+    /// Who holds this keeps the API server from answering.
+    pub api: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Fake {
@@ -89,6 +95,8 @@ impl World for Fake {
     }
 
     async fn verify(&self, place: &Place, options: &Options) -> Result<Vec<String>, String> {
+        // Another thread does it: others get their turn.
+        tokio::task::yield_now().await;
         if !self.is_there(place) {
             return Err("no such namespace".into());
         }
@@ -105,8 +113,9 @@ impl World for Fake {
         Ok(self.with(|played| played.rules.remove(&place.identity.1)).is_some())
     }
 
-    async fn addresses(&self, _: &Place) -> Vec<IpAddr> {
-        vec!["10.9.9.9".parse().unwrap()]
+    async fn addresses(&self, place: &Place) -> Vec<IpAddr> {
+        let own = self.with(|played| played.addresses.get(&place.identity.1).copied());
+        vec![own.unwrap_or_else(|| "10.9.9.9".parse().unwrap())]
     }
 
     async fn listen(&self, _: &Place) -> Option<Arc<Notify>> {
@@ -133,9 +142,17 @@ impl World for Fake {
     async fn annotate(&self, known: &Known, value: Option<&'static str>) -> Result<(), String> {
         tokio::task::yield_now().await;
         self.does("annotate", value.unwrap_or("nothing"))?;
-        self.with(|played| match value {
-            Some(value) => drop(played.annotations.insert(known.uid.clone(), value.into())),
-            None => drop(played.annotations.remove(&known.uid)),
+        self.with(|played| {
+            played.writing.0 += 1;
+            played.writing.1 = played.writing.1.max(played.writing.0);
+        });
+        let _answers = self.api.lock().await;
+        self.with(|played| {
+            played.writing.0 -= 1;
+            match value {
+                Some(value) => drop(played.annotations.insert(known.uid.clone(), value.into())),
+                None => drop(played.annotations.remove(&known.uid)),
+            }
         });
         Ok(())
     }

@@ -1,0 +1,83 @@
+//! A ztunnel that does what it is told, or refuses, as fast as a test has it.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use prost::Message;
+use tokio::task::JoinHandle;
+
+use super::super::lock;
+use super::super::zds::message::{Request, WorkloadRequest};
+use super::super::zds::{self, Identity, PATIENCE};
+use super::{Agent, LONG};
+use crate::sys::seqpacket::{Connection, Reception};
+
+/// A ztunnel that takes what it is given, and what it has.
+pub(super) struct Ztunnel {
+    pub has: Arc<Mutex<BTreeMap<String, Option<Identity>>>>,
+    task: JoinHandle<()>,
+    served: JoinHandle<()>,
+}
+
+fn shared(agent: &Agent) -> zds::Shared {
+    zds::Shared { book: agent.book.clone(), figures: agent.figures.clone(), patience: PATIENCE }
+}
+
+impl Ztunnel {
+    /// Starts one; `refuses` says of how many Adds it takes none.
+    pub(super) fn start(agent: &Agent, refuses: usize) -> Self {
+        Self::slow(agent, refuses, Duration::ZERO)
+    }
+
+    /// One that takes this long for each acknowledgement.
+    pub(super) fn slow(agent: &Agent, refuses: usize, takes: Duration) -> Self {
+        let (ours, theirs) = Connection::pair().unwrap();
+        let served = tokio::spawn(zds::serve_one(ours, shared(agent)));
+        let has: Arc<Mutex<BTreeMap<String, Option<Identity>>>> = Arc::default();
+        let kept = has.clone();
+        let task = tokio::spawn(async move {
+            theirs.send(b"\x08\x01", None).await.unwrap();
+            let (mut refuses, mut buffer, mut snapshot) = (refuses, [0; 1024], false);
+            while let Ok((Reception::Packet(length), descriptors)) = theirs.receive_with_descriptors(&mut buffer).await
+            {
+                let request = WorkloadRequest::decode(&buffer[..length]).unwrap().payload.unwrap();
+                let mut answer: &[u8] = b"\x0a\x00";
+                if !takes.is_zero() {
+                    tokio::time::sleep(takes).await;
+                }
+                match request {
+                    Request::Add(_) if refuses > 0 => {
+                        refuses -= 1;
+                        answer = b"\x0a\x04\x0a\x02no";
+                    }
+                    Request::Add(add) => {
+                        let meta = std::fs::File::from(descriptors.into_iter().next().unwrap()).metadata().unwrap();
+                        lock(&kept).insert(add.uid, Some((meta.dev(), meta.ino())));
+                    }
+                    Request::Keep(keep) => {
+                        assert!(!snapshot, "ztunnel would end");
+                        lock(&kept).insert(keep.uid, None);
+                    }
+                    Request::Del(del) => drop(lock(&kept).remove(&del.uid)),
+                    Request::SnapshotSent(_) => assert!(!std::mem::replace(&mut snapshot, true), "ztunnel would end"),
+                }
+                if theirs.send(answer, None).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self { has, task, served }
+    }
+
+    pub(super) async fn end(self) {
+        self.task.abort();
+        let _ = self.task.await;
+        tokio::time::timeout(LONG, self.served).await.unwrap().unwrap();
+    }
+
+    pub(super) fn uids(&self) -> Vec<String> {
+        lock(&self.has).keys().cloned().collect()
+    }
+}
