@@ -40,6 +40,8 @@ pub(super) enum Rules {
     Unknown,
     None,
     Held(Options),
+    /// They were to be removed, and could not be.
+    Stuck,
 }
 
 /// What ztunnels say of the pod.
@@ -100,6 +102,8 @@ pub(super) fn step(want: &Want, is: &Is) -> Step {
 fn join(options: &Options, addresses: &BTreeSet<IpAddr>, is: &Is) -> Step {
     match is.place {
         NamespaceState::Unknown => return Step::Find,
+        // There is nobody who could be probed, and others may get its addresses.
+        NamespaceState::Missing if !is.probed.is_empty() => return Step::LetProbesBy(BTreeSet::new()),
         // Whatever an agent before did is still done, as far as anybody knows.
         NamespaceState::Missing => return Step::Wait,
         NamespaceState::Open => {}
@@ -127,7 +131,9 @@ fn join(options: &Options, addresses: &BTreeSet<IpAddr>, is: &Is) -> Step {
 }
 
 fn leave(runs: bool, exists: bool, is: &Is) -> Step {
-    if !is.probed.is_empty() {
+    // Rules that stay need the node's probes to be let by, so this time they go first.
+    let are_stuck = runs && is.place == NamespaceState::Open && is.rules == Rules::Stuck;
+    if !is.probed.is_empty() && !are_stuck {
         return Step::LetProbesBy(BTreeSet::new());
     }
     if runs && is.rules != Rules::None {
@@ -175,7 +181,8 @@ mod tests {
     fn is() -> impl Strategy<Value = Is> {
         let place =
             prop_oneof![Just(NamespaceState::Unknown), Just(NamespaceState::Missing), Just(NamespaceState::Open)];
-        let rules = prop_oneof![Just(Rules::Unknown), Just(Rules::None), options().prop_map(Rules::Held)];
+        let rules =
+            prop_oneof![Just(Rules::Unknown), Just(Rules::None), Just(Rules::Stuck), options().prop_map(Rules::Held)];
         let told = prop_oneof![
             Just(Acknowledged::Nothing),
             any::<bool>().prop_map(|long| Acknowledged::Waiting { long }),
@@ -219,6 +226,9 @@ mod tests {
                 let next = step(&want, &is);
                 prop_assert!(steps.len() < 16, "{:?} for {:?} from {:?}", steps, want, start);
                 match (&want, &next) {
+                    (Want::In { .. }, Step::LetProbesBy(none)) if is.place == NamespaceState::Missing => {
+                        prop_assert!(none.is_empty());
+                    }
                     (Want::In { options, .. }, Step::Announce | Step::LetProbesBy(_)) => {
                         prop_assert_eq!(&is.rules, &Rules::Held(options.clone()));
                     }
@@ -234,7 +244,8 @@ mod tests {
                         prop_assert!(false, "a pod that is out is not taken in: {:?}", next);
                     }
                     (Want::Out { runs, .. }, Step::Unprogram) => {
-                        prop_assert!(*runs && is.place == NamespaceState::Open && is.probed.is_empty());
+                        prop_assert!(*runs && is.place == NamespaceState::Open);
+                        prop_assert!(is.probed.is_empty() || is.rules == Rules::Stuck);
                     }
                     (Want::Out { .. }, Step::Withdraw) => prop_assert!(is.probed.is_empty()),
                     (Want::Out { exists, .. }, Step::Annotate(None)) => {
@@ -299,6 +310,24 @@ mod tests {
         assert_eq!(words(&want, &mut is), ["program", "done"]);
         let want = Want::Out { runs: true, exists: true };
         assert_eq!(words(&want, &mut is), ["probes 0", "unprogram", "withdraw", "annotate nothing", "done"]);
+    }
+
+    #[test]
+    fn probes_pass_for_as_long_as_rules_cannot_be_removed() {
+        let want = Want::Out { runs: true, exists: true };
+        let mut is = Is {
+            place: NamespaceState::Open,
+            rules: Rules::Stuck,
+            told: Acknowledged::Taken,
+            probed: addresses(1),
+            annotation: Some(ENABLED.into()),
+        };
+        assert_eq!(step(&want, &is), Step::Unprogram);
+        is.rules = Rules::None;
+        assert_eq!(step(&want, &is), Step::LetProbesBy(BTreeSet::new()));
+        // Its namespace is gone, and with it whoever could be probed.
+        (is.place, is.rules) = (NamespaceState::Missing, Rules::Unknown);
+        assert_eq!(step(&want, &is), Step::LetProbesBy(BTreeSet::new()));
     }
 
     #[test]

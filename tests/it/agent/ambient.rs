@@ -27,6 +27,7 @@ pub fn pod(number: u32) -> Pod {
             "spec": { "serviceAccountName": "account", "containers": [{ "name": "app", "image": "x" }] } }),
     );
     pod.manifest["status"]["podIPs"] = json!([{ "ip": address(number) }]);
+    pod.namespace.batch(&format!("addr add {}/16 dev eth0\n", address(number)));
     pod
 }
 

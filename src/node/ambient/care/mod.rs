@@ -66,8 +66,10 @@ struct Care<W: World> {
     /// The namespace is to be looked at, since something may have changed there.
     look: bool,
     looked: Instant,
-    /// The addresses that the namespace has, for as long as the pod's status has none.
-    addresses: Vec<IpAddr>,
+    /// The addresses that the namespace has, for as long as the pod's status has not told them.
+    listed: Vec<IpAddr>,
+    /// The addresses that the pod's status had when its sandbox was made: those of one before.
+    outdated: Option<Vec<IpAddr>>,
     looks: Budget,
     repairs: Budget,
     /// How many times in a row something failed, or nothing was found.
@@ -93,7 +95,8 @@ pub(super) async fn look_after<W: World>(ambient: Arc<Ambient<W>>, member: Arc<M
         ears: None,
         look: false,
         looked: now,
-        addresses: Vec::new(),
+        listed: Vec::new(),
+        outdated: None,
         looks: Budget::new(LOOKS.0, LOOKS.1, now),
         repairs: Budget::new(REPAIRS.0, REPAIRS.1, now),
         failures: 0,
@@ -124,6 +127,7 @@ impl<W: World> Care<W> {
         self.rules = Rules::Unknown;
         // Of another namespace ztunnels have to be told again; of the same one it is no news.
         self.announced = None;
+        self.listed.clear();
         self.member.set_place(None);
     }
 
@@ -140,7 +144,8 @@ impl<W: World> Care<W> {
         match self.member.take_sandbox() {
             Some(SandboxEvent::Made(place)) => {
                 self.taken_down = false;
-                self.addresses.clear();
+                self.listed.clear();
+                self.outdated = Some(self.member.known().ips.clone());
                 if self.place.as_ref().is_none_or(|known| known.identity != place.identity) {
                     self.open(place);
                 }
@@ -149,14 +154,13 @@ impl<W: World> Care<W> {
             }
             Some(SandboxEvent::Gone) => {
                 self.taken_down = true;
-                self.addresses.clear();
                 self.close(NamespaceState::Missing);
             }
             None => {}
         }
     }
 
-    fn want(&mut self, known: &Arc<Known>, gone: bool) -> Option<Want> {
+    async fn want(&mut self, known: &Arc<Known>, gone: bool) -> Option<Want> {
         if gone {
             return Some(Want::Out { runs: false, exists: false });
         }
@@ -177,11 +181,7 @@ impl<W: World> Care<W> {
                     });
                     self.warned = warnings;
                 }
-                let addresses = match known.ips.is_empty() {
-                    true => self.addresses.iter().copied().collect(),
-                    false => known.ips.iter().copied().collect(),
-                };
-                Some(Want::In { options, addresses })
+                Some(Want::In { options, addresses: self.addresses(known).await })
             }
         }
     }
@@ -213,7 +213,9 @@ impl<W: World> Care<W> {
         self.sandbox();
         let (known, gone) = (self.member.known(), self.member.is_gone());
         // Which namespaces have the label is not known yet.
-        let Some(want) = self.want(&known, gone) else { return Turn::Wait(self.ambient.settings.verify_interval) };
+        let Some(want) = self.want(&known, gone).await else {
+            return Turn::Wait(self.ambient.settings.verify_interval);
+        };
         if let Want::Out { .. } = want {
             self.member.annotation.take_back();
         }

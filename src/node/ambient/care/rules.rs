@@ -1,5 +1,7 @@
 //! A pod's namespace, and the rules in it.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -47,9 +49,6 @@ impl<W: World> Care<W> {
                     let uid = self.uid();
                     self.ambient.world.note(uid, format!("its rules were made in {}", programmed.backend));
                 }
-                if known.ips.is_empty() {
-                    self.addresses = self.ambient.world.addresses(&place).await;
-                }
                 Turn::Again
             }
             Err(_) if !self.ambient.world.is_there(&place) => self.lost(),
@@ -92,7 +91,39 @@ impl<W: World> Care<W> {
                 self.close(NamespaceState::Missing);
                 Turn::Again
             }
-            Err(why) => self.failed(known, format!("its rules cannot be removed: {why}")),
+            Err(why) => {
+                self.rules = Rules::Stuck;
+                let mut why = format!("its rules cannot be removed: {why}");
+                let is_told = self.ambient.book.contains(self.uid());
+                if is_told || self.member.annotation.value(known).is_some() {
+                    // With its rules the pod, or its ztunnel, takes the node's probes for anybody's.
+                    let addresses = self.addresses(known).await;
+                    if let Err(problem) = self.ambient.claim(known, addresses).await {
+                        why = format!("{why}; and the node's probes cannot be let by: {problem}");
+                    }
+                }
+                self.failed(known, why)
+            }
+        }
+    }
+
+    /// Where probes reach it: at the addresses of its status, unless there are none, or only those
+    /// of a sandbox before; then at those of its namespace.
+    pub(super) async fn addresses(&mut self, known: &Known) -> BTreeSet<IpAddr> {
+        if self.outdated.as_ref().is_some_and(|outdated| *outdated != known.ips) {
+            self.outdated = None;
+        }
+        let told = || known.ips.iter().copied().collect();
+        if !known.ips.is_empty() && self.outdated.is_none() {
+            return told();
+        }
+        if let (true, Some(place)) = (self.listed.is_empty(), self.place.clone()) {
+            self.listed = self.ambient.world.addresses(&place).await;
+        }
+        // A sandbox that was made anew may have its address again.
+        match !known.ips.is_empty() && known.ips.iter().all(|ip| self.listed.contains(ip)) {
+            true => told(),
+            false => self.listed.iter().copied().collect(),
         }
     }
 }

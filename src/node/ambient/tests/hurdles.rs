@@ -1,7 +1,11 @@
 //! Pods that come back before they have gone, ztunnels that take their time or change their
-//! mind, an API server that does not answer.
+//! mind, an API server that does not answer, rules that cannot be removed.
 
 use super::*;
+
+fn set_of(world: &Fake) -> Vec<String> {
+    world.with(|played| played.sets.keys().map(ToString::to_string).collect())
+}
 
 fn state_of(world: &Fake, uid: &str) -> String {
     world.with(|played| played.states.get(uid).cloned().unwrap_or_default())
@@ -131,4 +135,78 @@ async fn a_pod_that_leaves_is_never_said_to_be_enrolled() {
     until("exact", &agent, || exactly(&agent, &ztunnel, &[1, 3]) && agent.len() == 2).await;
     let done = world.with(|played| std::mem::take(&mut played.done));
     assert_eq!(done.iter().filter(|line| *line == "annotate enabled").count(), 2, "{done:?}");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_namespace_that_is_gone_is_kept_by_nobody() {
+    let world = Fake::default();
+    (1..=2).for_each(|n| run(&world, n));
+    let agent = start(&world, false, &[1, 2].map(|n| known(&world, n, Some(AMBIENT)))).await;
+    let ztunnel = Ztunnel::start(&agent, 0);
+    until("enrolled", &agent, || exactly(&agent, &ztunnel, &[1, 2])).await;
+    // No DEL is heard of.
+    stop(&world, 2);
+    world.changes.notify_waiters();
+    until("missed", &agent, || state_of(&world, "uid-2") == "no-namespace").await;
+    until("closed", &agent, || agent.open_namespaces() == 1 && set_of(&world) == ["10.0.0.1"]).await;
+    assert_eq!(agent.book.namespaces().len(), 1);
+    ztunnel.end().await;
+    let ztunnel = Ztunnel::start(&agent, 0);
+    until("told everything", &agent, || agent.book.ztunnels() == (1, 1)).await;
+    assert_eq!(lock(&ztunnel.has).get("uid-2"), Some(&None), "it is kept, and not added");
+    // It is made anew, and found by its processes.
+    world.with(|played| played.places.insert("uid-2".into(), 1002));
+    until("back", &agent, || exactly(&agent, &ztunnel, &[1, 2])).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn rules_that_cannot_be_removed_keep_the_probes_that_they_need() {
+    let world = Fake::default();
+    run(&world, 1);
+    let agent = start(&world, false, &[known(&world, 1, Some(AMBIENT))]).await;
+    let ztunnel = Ztunnel::start(&agent, 0);
+    until("enrolled", &agent, || exactly(&agent, &ztunnel, &[1])).await;
+    world.with(|played| {
+        played.done.clear();
+        played.fail.insert("unprogram", usize::MAX);
+    });
+    agent.consider(&known(&world, 1, None));
+    let tries = || world.with(|played| played.done.iter().filter(|line| line.starts_with("unprogram")).count());
+    until("tried again and again", &agent, || tries() > 3).await;
+    assert_eq!((set_of(&world), ztunnel.uids()), (vec!["10.0.0.1".to_owned()], vec!["uid-1".to_owned()]));
+    // Only the first try took the address out.
+    let sets =
+        world.with(|played| played.done.iter().filter(|line| line.starts_with("sets")).cloned().collect::<Vec<_>>());
+    assert_eq!(sets, ["sets +0 -1", "sets +1 -0"]);
+    world.with(|played| played.fail.clear());
+    until("out", &agent, || exactly(&agent, &ztunnel, &[]) && agent.is_empty()).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_sandbox_made_anew_is_probed_at_its_own_address() {
+    let world = Fake::default();
+    run(&world, 1);
+    // The status is of a sandbox before.
+    let pod = known(&world, 1, Some(AMBIENT));
+    let agent = start(&world, false, &[]).await;
+    let ztunnel = Ztunnel::start(&agent, 0);
+    agent.consider(&pod);
+    until("enrolled", &agent, || exactly(&agent, &ztunnel, &[1])).await;
+    assert_eq!(set_of(&world), ["10.0.0.1"]);
+    for inode in [1001, 77] {
+        world.with(|played| played.places.insert("uid-1".into(), inode));
+        assert_eq!(agent.join(&pod, place(inode), LONG).await, Ok(Joined::Enrolled));
+        assert_eq!(set_of(&world), ["10.9.9.9"], "in {inode}");
+        // News of the pod that say nothing of its address change nothing.
+        agent.consider(&known(&world, 1, Some(AMBIENT)));
+    }
+    let mut told = json!({ "metadata": { "namespace": "shop", "name": "web-1", "uid": "uid-1", "labels": { MODE: AMBIENT },
+            "annotations": { REDIRECTION: ENABLED } },
+        "status": { "phase": "Running", "podIPs": [{ "ip": "10.0.0.7" }] } });
+    agent.consider(&Arc::new(Known::of(serde_json::from_value(told.clone()).unwrap()).unwrap()));
+    until("told", &agent, || set_of(&world) == ["10.0.0.7"]).await;
+    // What the status tells after that is believed, whatever it was before.
+    told["status"]["podIPs"] = json!([{ "ip": "10.0.0.1" }]);
+    agent.consider(&Arc::new(Known::of(serde_json::from_value(told).unwrap()).unwrap()));
+    until("told again", &agent, || set_of(&world) == ["10.0.0.1"]).await;
 }
