@@ -20,6 +20,7 @@ use super::condition::{Condition, TellError};
 use super::decide::{Decision, Policy, decide};
 use super::events::Teller;
 use super::http::Metered;
+use super::installer::ChainState;
 use super::installer::keeper::Inspection;
 use super::inventory::{Inventory, Place, State, TrackedPod};
 use super::metrics::Metrics;
@@ -114,6 +115,8 @@ impl Agent {
         }
         let mut installed = lock(&self.installed);
         match (effective, installed.effective) {
+            // While others had taken it out, pods may have started without.
+            (true, _) if look.rewritten => installed.effective = Some(SystemTime::now()),
             (true, None) => installed.effective = Some(SystemTime::now()),
             (false, Some(_)) => installed.effective = None,
             _ => {}
@@ -254,7 +257,8 @@ impl Agent {
             None => return Condition::fails("Starting", "the agent is starting"),
             Some(look) => {
                 if let Some(problem) = look.problem() {
-                    return Condition::fails("NotInstalled", problem);
+                    let taken_out = matches!(look.chain, Ok(ChainState::TakenOut { .. }));
+                    return Condition::fails(if taken_out { "TakenOut" } else { "NotInstalled" }, problem);
                 }
             }
         }

@@ -23,6 +23,27 @@ const FILE: &str = "zz-podweir.conf";
 /// # Errors
 /// The operating system's, naming the file.
 pub(super) fn keep(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
+    let file = match find(conf_dir, entry)? {
+        ChainState::Absent { file } => file,
+        state => return Ok(state),
+    };
+    if let Some(folder) = file.parent() {
+        fs::create_dir_all(folder).map_err(|e| named(folder, e))?;
+    }
+    atomic::replace(&file, content(entry).as_bytes(), &Attributes::of_mode(0o644))?;
+    notice(conf_dir)?;
+    Ok(ChainState::Effective { file, written: true })
+}
+
+fn content(entry: &Value) -> String {
+    format!("{entry:#}\n")
+}
+
+/// Looks whether the folder of drop-ins holds our entry, and writes nothing.
+///
+/// # Errors
+/// The operating system's, naming the file.
+pub(super) fn find(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
     let found = match folder::configurations(conf_dir) {
         Ok(found) => found,
         Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -50,19 +71,12 @@ pub(super) fn keep(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
         return broken(format!("its name {name:?} cannot be the name of a folder; use --chain merge"));
     }
     let file = conf_dir.join(name).join(FILE);
-    let content = format!("{entry:#}\n");
     match fs::read(&file) {
-        Ok(there) if there == content.as_bytes() => return Ok(ChainState::Effective { file, written: false }),
-        Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(named(&file, e)),
+        Ok(there) if there == content(entry).as_bytes() => Ok(ChainState::Effective { file, written: false }),
+        Ok(_) => Ok(ChainState::Absent { file }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(ChainState::Absent { file }),
+        Err(e) => Err(named(&file, e)),
     }
-    if let Some(folder) = file.parent() {
-        fs::create_dir_all(folder).map_err(|e| named(folder, e))?;
-    }
-    atomic::replace(&file, content.as_bytes(), &Attributes::of_mode(0o644))?;
-    notice(conf_dir)?;
-    Ok(ChainState::Effective { file, written: true })
 }
 
 /// Makes the runtime read the folder again: containerd watches the top folder alone, and

@@ -10,12 +10,15 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tracing::{error, info, warn};
 
 use super::pauses::Pauses;
+use super::state::REWRITTEN_CURE;
 use super::{ChainState, Installation, Placed};
 
 /// The longest time between two looks.
 const EVERY: Duration = Duration::from_secs(30);
 /// A program that writes files writes several at once: one look for all of them.
 const BURST: Duration = Duration::from_millis(50);
+/// The shortest time between two looks in a pause.
+const IN_PAUSE: Duration = Duration::from_secs(1);
 /// The pauses before our entry is written again when others keep rewriting the file.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
@@ -74,9 +77,9 @@ impl Keeper {
             loop {
                 // The watches first, so that nothing that changes after the look goes unseen.
                 watcher.watch();
-                let (look, pause) = looks.look(Instant::now());
+                let look = looks.look(Instant::now());
                 report(&look);
-                if !wait(&woken, pause) {
+                if !wait(&woken, looks.left(Instant::now())) {
                     return;
                 }
             }
@@ -92,10 +95,12 @@ impl Keeper {
     }
 }
 
-/// Waits for a change or the next look, and at least `pause`. Whether to go on.
-fn wait(woken: &Receiver<Wake>, pause: Duration) -> bool {
-    let not_before = Instant::now() + pause.max(BURST);
-    let mut until = Instant::now() + EVERY.max(pause);
+/// Waits for a change or the next look, of which there is one at the end of a pause. Whether to go on.
+fn wait(woken: &Receiver<Wake>, pause: Option<Duration>) -> bool {
+    let now = Instant::now();
+    // Who fights for the file wakes often, and each look costs.
+    let not_before = now + if pause.is_some() { IN_PAUSE } else { BURST };
+    let mut until = now + pause.unwrap_or(EVERY).min(EVERY);
     loop {
         match woken.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(Wake::Changed) => until = until.min(not_before.max(Instant::now() + BURST)),
@@ -109,6 +114,8 @@ fn wait(woken: &Receiver<Wake>, pause: Duration) -> bool {
 struct Looks {
     installation: Installation,
     pauses: Pauses,
+    /// Until when others have their way, and how long that is altogether.
+    pause: Option<(Instant, Duration)>,
     was_effective: bool,
     last: Option<Inspection>,
     /// Other meshes' plugins that have been named.
@@ -120,32 +127,49 @@ impl Looks {
         Self {
             installation,
             pauses: Pauses::new(FIRST_PAUSE, LONGEST_PAUSE),
+            pause: None,
             was_effective: false,
             last: None,
             other_meshes: Vec::new(),
         }
     }
 
-    /// Looks, mends, and says how long to let others have their way before the next look.
-    fn look(&mut self, now: Instant) -> (Inspection, Duration) {
+    /// How long others still have their way; `None`: what they take out is written again at once.
+    fn left(&self, now: Instant) -> Option<Duration> {
+        let (until, _) = self.pause?;
+        Some(until.saturating_duration_since(now)).filter(|left| !left.is_zero())
+    }
+
+    /// Looks, and mends. In a pause in which others have their way the chain is only looked at.
+    fn look(&mut self, now: Instant) -> Inspection {
         // The binary first: a chain must never name a plugin that is not there.
         let binary = self.installation.keep_binary().map_err(|e| e.to_string());
-        let chain = match &binary {
-            Ok(_) => self.installation.keep_chain().map_err(|e| e.to_string()),
-            Err(_) => Ok(ChainState::Waiting { reason: "waiting for the plugin's binary to be in its place".into() }),
+        let held = self.pause.filter(|(until, _)| now < *until).map(|(_, pause)| pause);
+        let chain = match (&binary, held) {
+            (Ok(_), None) => self.installation.keep_chain().map_err(|e| e.to_string()),
+            (Ok(_), Some(within)) => match self.installation.look_at_chain() {
+                Ok(ChainState::Absent { file }) => Ok(ChainState::TakenOut { file, within }),
+                looked => looked.map_err(|e| e.to_string()),
+            },
+            (Err(_), _) => {
+                Ok(ChainState::Waiting { reason: "waiting for the plugin's binary to be in its place".into() })
+            }
         };
         let written = matches!(chain, Ok(ChainState::Effective { written: true, .. }));
         let rewritten = written && self.was_effective;
-        let pause = if rewritten { self.pauses.after(now) } else { Duration::ZERO };
+        if rewritten {
+            let pause = self.pauses.after(now);
+            self.pause = Some((now + pause, pause));
+        }
         self.was_effective |= matches!(&chain, Ok(state) if state.is_effective());
         let rewritten_in_a_row = if rewritten { self.pauses.in_a_row() } else { 0 };
         let look = Inspection { chain, binary, rewritten, rewritten_in_a_row };
-        self.tell(&look, pause);
-        (look, pause)
+        self.tell(&look);
+        look
     }
 
     /// Says what is new, once.
-    fn tell(&mut self, look: &Inspection, pause: Duration) {
+    fn tell(&mut self, look: &Inspection) {
         let before = self.last.replace(look.clone());
         match &look.binary {
             Ok(Placed::New | Placed::Replaced) => {
@@ -171,7 +195,7 @@ impl Looks {
             Ok(ChainState::Effective { file, written: true }) if look.rewritten_in_a_row >= NOTABLE => warn!(
                 file = %file.display(),
                 times = look.rewritten_in_a_row,
-                pause_s = pause.as_secs(),
+                pause_s = self.pause.map_or(0, |(_, pause)| pause.as_secs()),
                 "another program keeps rewriting the chain without podweir's entry, and the entry was added again; {}",
                 REWRITTEN_CURE
             ),
@@ -184,6 +208,7 @@ impl Looks {
             Ok(ChainState::Effective { file, .. }) if before.is_none() => {
                 info!(file = %file.display(), "the entry is in the chain");
             }
+            Ok(state @ ChainState::TakenOut { .. }) if is_new => warn!("{state}"),
             Ok(ChainState::Waiting { reason }) if is_new => warn!("{reason}"),
             Ok(state @ ChainState::Broken { .. }) if is_new => error!("{state}"),
             Err(e) if is_new => error!("the chain cannot be kept: {e}"),
@@ -191,9 +216,6 @@ impl Looks {
         }
     }
 }
-
-/// What to do about a program that rewrites the chain again and again.
-pub const REWRITTEN_CURE: &str = "a network plugin that keeps the folder for itself has to be told not to (Cilium: cni.exclusive=false), or use --chain drop-in";
 
 /// The folders that are watched: where binary and chain are, and every folder above them,
 /// since each of these may be replaced.
@@ -278,25 +300,63 @@ mod tests {
     }
 
     #[test]
-    fn rewrites_by_others_are_answered_with_growing_pauses() {
+    fn rewrites_by_others_are_answered_with_growing_pauses_in_which_it_is_said() {
         let installation = installation("pauses");
         let list = installation.conf_dir.join("10-pods.conflist");
         let mut looks = Looks::new(installation.clone());
-        let start = Instant::now();
-        assert!(looks.look(start).0.problem().unwrap().contains("waiting"));
+        let mut now = Instant::now();
+        assert!(looks.look(now).problem().unwrap().contains("waiting"));
         fs::write(&list, LIST).unwrap();
-        let (look, pause) = looks.look(start);
-        assert!(!look.rewritten && pause.is_zero() && look.problem().is_none());
-        assert!(!looks.look(start).0.rewritten);
+        let look = looks.look(now);
+        assert!(!look.rewritten && looks.left(now).is_none() && look.problem().is_none());
+        assert!(!looks.look(now).rewritten);
         let mut pauses = Vec::new();
-        for second in 0..4 {
+        for _ in 0..4 {
             fs::write(&list, LIST).unwrap();
-            let (look, pause) = looks.look(start + Duration::from_secs(second));
-            assert!(look.rewritten && has_entry(&installation));
+            let look = looks.look(now);
+            assert!(look.rewritten && look.problem().is_none() && has_entry(&installation));
+            let pause = looks.left(now).unwrap_or_default();
             pauses.push(pause.as_secs());
+            let end = now + pause;
+            // All the time until the end of the pause.
+            for part in 0..4 {
+                let moment = now + pause * part / 4;
+                if moment == end {
+                    break;
+                }
+                assert!(looks.look(moment).problem().is_none(), "the entry is there still");
+                fs::write(&list, LIST).unwrap();
+                fs::remove_file(installation.bin_dir.join("podweir")).unwrap();
+                let look = looks.look(moment);
+                assert_eq!(look.binary, Ok(Placed::New), "the binary is kept all the same");
+                assert!(!look.rewritten && !has_entry(&installation), "others have their way");
+                let said = look.problem().unwrap();
+                assert!(said.contains("was taken out of") && said.contains("by another program"), "{said}");
+                assert!(said.contains(&format!("written again within {} s", pause.as_secs())), "{said}");
+                // Somebody else puts it back.
+                installation.keep_chain().unwrap();
+            }
+            now = end;
         }
         assert_eq!(pauses, [0, 1, 2, 4]);
         fs::remove_dir_all(installation.conf_dir.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn who_only_looks_says_what_would_be_written_and_writes_nothing() {
+        for mode in [ChainMode::Merge, ChainMode::DropIn, ChainMode::Standalone] {
+            let installation = Installation { mode, ..installation("looks") };
+            fs::write(installation.conf_dir.join("10-pods.conflist"), LIST).unwrap();
+            for _ in 0..2 {
+                assert!(matches!(installation.look_at_chain(), Ok(ChainState::Absent { .. })), "{mode:?}");
+            }
+            assert!(matches!(installation.keep_chain(), Ok(ChainState::Effective { written: true, .. })), "{mode:?}");
+            assert!(
+                matches!(installation.look_at_chain(), Ok(ChainState::Effective { written: false, .. })),
+                "{mode:?}"
+            );
+            fs::remove_dir_all(installation.conf_dir.parent().unwrap()).unwrap();
+        }
     }
 
     #[test]
@@ -304,7 +364,7 @@ mod tests {
         let mut installation = installation("binary");
         fs::write(installation.conf_dir.join("10-pods.conflist"), LIST).unwrap();
         installation.bin_dir = installation.bin_dir.join("gone");
-        let (look, _) = Looks::new(installation.clone()).look(Instant::now());
+        let look = Looks::new(installation.clone()).look(Instant::now());
         assert!(look.problem().unwrap().contains("gone"), "{look:?}");
         assert!(!has_entry(&installation));
         fs::remove_dir_all(installation.conf_dir.parent().unwrap()).unwrap();

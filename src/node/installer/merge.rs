@@ -58,7 +58,21 @@ fn current(conf_dir: &Path) -> io::Result<Current> {
     })
 }
 
-/// Looks whether the chain that the runtime uses has our entry, and writes nothing.
+/// Looks whether the chain that the runtime uses ends with our entry, and writes nothing.
+///
+/// # Errors
+/// The operating system's, naming the file.
+pub(super) fn find(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
+    Ok(match current(conf_dir)? {
+        Current::Usable { path, form: Form::List, chain, .. } if chain.standing(entry) == EntryState::Effective => {
+            ChainState::Effective { file: path, written: false }
+        }
+        Current::Usable { path, .. } => ChainState::Absent { file: path },
+        Current::Not(state) => state,
+    })
+}
+
+/// The same where somebody else manages the chain, who has to put right what is wrong.
 ///
 /// # Errors
 /// The operating system's, naming the file.

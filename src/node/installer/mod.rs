@@ -87,6 +87,20 @@ impl Installation {
         }
     }
 
+    /// Looks how the chain stands, and writes nothing: where [`Installation::keep_chain`] would
+    /// write, the entry is absent.
+    ///
+    /// # Errors
+    /// The operating system's, naming the file.
+    pub fn look_at_chain(&self) -> io::Result<ChainState> {
+        match self.mode {
+            ChainMode::Merge => merge::find(&self.conf_dir, &self.entry),
+            ChainMode::DropIn => drop_in::find(&self.conf_dir, &self.entry),
+            ChainMode::Standalone => own_file::find(&self.conf_dir, &self.entry, &self.own_version),
+            ChainMode::None => merge::look(&self.conf_dir, &self.entry),
+        }
+    }
+
     /// The plugins of other meshes in the chain that the runtime uses.
     pub fn other_meshes(&self) -> Vec<String> {
         merge::other_meshes(&self.conf_dir)

@@ -24,6 +24,24 @@ const FILE: &str = "podweir.conflist";
 /// # Errors
 /// The operating system's, naming the file.
 pub(super) fn keep(conf_dir: &Path, entry: &Value, version: &str) -> io::Result<ChainState> {
+    let file = match find(conf_dir, entry, version)? {
+        ChainState::Absent { file } => file,
+        state => return Ok(state),
+    };
+    atomic::replace(&file, content(entry, version).as_bytes(), &Attributes::of_mode(0o644))?;
+    Ok(ChainState::Effective { file, written: true })
+}
+
+fn content(entry: &Value, version: &str) -> String {
+    let list = json!({ "cniVersion": version, "name": "podweir", "plugins": [entry] });
+    format!("{list:#}\n")
+}
+
+/// Looks whether the folder holds our list, and writes nothing.
+///
+/// # Errors
+/// The operating system's, naming the file.
+pub(super) fn find(conf_dir: &Path, entry: &Value, version: &str) -> io::Result<ChainState> {
     let file = conf_dir.join(FILE);
     let is_multus = conf_dir.components().any(|part| part.as_os_str() == "multus");
     let found = match folder::configurations(conf_dir) {
@@ -42,16 +60,12 @@ pub(super) fn keep(conf_dir: &Path, entry: &Value, version: &str) -> io::Result<
         );
         return Ok(ChainState::Waiting { reason });
     }
-    let list = json!({ "cniVersion": version, "name": "podweir", "plugins": [entry] });
-    let content = format!("{list:#}\n");
     match fs::read(&file) {
-        Ok(there) if there == content.as_bytes() => return Ok(ChainState::Effective { file, written: false }),
-        Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(named(&file, e)),
+        Ok(there) if there == content(entry, version).as_bytes() => Ok(ChainState::Effective { file, written: false }),
+        Ok(_) => Ok(ChainState::Absent { file }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(ChainState::Absent { file }),
+        Err(e) => Err(named(&file, e)),
     }
-    atomic::replace(&file, content.as_bytes(), &Attributes::of_mode(0o644))?;
-    Ok(ChainState::Effective { file, written: true })
 }
 
 /// Takes our list away; it may be gone already.

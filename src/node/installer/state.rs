@@ -2,12 +2,21 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// What to do about a program that rewrites the chain again and again.
+pub(super) const REWRITTEN_CURE: &str = "a network plugin that keeps the folder for itself has to be told not to (Cilium: cni.exclusive=false), or use --chain drop-in";
 
 /// How things stand with the chain after a look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChainState {
     /// The runtime's chain has our entry, in this file. `written`: this look put it there.
     Effective { file: PathBuf, written: bool },
+    /// The runtime's chain, in this file, does not have our entry: who only looks does not write it.
+    Absent { file: PathBuf },
+    /// The same, since another program took it out again and again; it is written again within
+    /// this time.
+    TakenOut { file: PathBuf, within: Duration },
     /// There is nothing yet that the entry could be added to.
     Waiting { reason: String },
     /// Something is there that a person has to mend; it was left as it is.
@@ -24,6 +33,13 @@ impl fmt::Display for ChainState {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Effective { file, .. } => write!(f, "the entry is in {}", file.display()),
+            Self::Absent { file } => write!(f, "the entry is not in {}", file.display()),
+            Self::TakenOut { file, within } => write!(
+                f,
+                "podweir's entry was taken out of {} by another program; it is written again within {} s: {REWRITTEN_CURE}",
+                file.display(),
+                within.as_secs()
+            ),
             Self::Waiting { reason } => f.write_str(reason),
             Self::Broken { file, reason } => write!(f, "{}: {reason}", file.display()),
         }

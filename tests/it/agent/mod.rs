@@ -7,6 +7,7 @@ mod heal;
 mod input;
 mod removal;
 pub mod server;
+mod standing;
 mod watch;
 mod ztunnel;
 
