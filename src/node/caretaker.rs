@@ -157,12 +157,15 @@ impl Care {
             Look::Nothing => {
                 self.agent.metrics.verified("nothing");
                 self.tracked.set(State::Unguarded);
-                self.mend(&place, &wanted, None, (by, why), started).await
+                if by == Programmer::Plugin {
+                    self.agent.has_no_rules(&self.tracked);
+                }
+                self.mend(&place, &wanted, None, why, started).await
             }
             Look::Differs(drift) => {
                 self.agent.metrics.verified("different");
                 self.tracked.set(State::Drifted { first: drift.first.clone(), escapes: drift.escapes });
-                self.mend(&place, &wanted, Some(drift), (by, why), started).await
+                self.mend(&place, &wanted, Some(drift), why, started).await
             }
         }
     }
@@ -187,7 +190,7 @@ impl Care {
         place: &Place,
         wanted: &Wanted,
         drift: Option<Drift>,
-        (by, why): (Programmer, &str),
+        why: &str,
         noticed: Instant,
     ) -> Duration {
         let interval = self.agent.settings.verify_interval;
@@ -241,9 +244,6 @@ impl Care {
             "{what}{effects}; repaired with {} ({} rules, {}){older}{probed}",
             mended.backend, mended.rules, mended.families
         );
-        if drift.is_none() && by == Programmer::Plugin {
-            self.agent.missed(&self.tracked);
-        }
         self.tracked.note(text.clone());
         info!(pod = %self.tracked.known(), backend = mended.backend, ms = since.elapsed().as_micros() as f64 / 1000.0, "{text}");
         for warning in &mended.warnings {

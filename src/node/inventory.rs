@@ -109,6 +109,8 @@ pub struct Inner {
     pub attachment: Option<AttachmentName>,
     pub happenings: Vec<Happening>,
     pub verified: Option<SystemTime>,
+    /// It has been judged whether the plugin missed it.
+    pub judged: bool,
     pub task: Option<AbortHandle>,
 }
 
@@ -125,6 +127,7 @@ impl TrackedPod {
             attachment: None,
             happenings: Vec::new(),
             verified: None,
+            judged: false,
             task: None,
         };
         Self { known: Mutex::new(known), inner: Mutex::new(inner), wake: Notify::new() }

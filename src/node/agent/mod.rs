@@ -2,11 +2,12 @@
 
 mod answers;
 mod pages;
+mod missed;
 mod places;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tracing::info;
 
@@ -29,6 +30,7 @@ use super::pulse::{self, Pulse, WatchPulse};
 use super::settings::AgentSettings;
 use super::worker::Workers;
 pub(super) use answers::OnSocket;
+use missed::Missed;
 use places::Places;
 
 /// The agent.
@@ -60,7 +62,7 @@ struct Installed {
     /// Since when the chain has had our entry.
     effective: Option<SystemTime>,
     /// A pod that should have been intercepted and for which no ADD came, since then.
-    missed: Option<String>,
+    missed: Option<Missed>,
     /// The API server knows no node of the name that the agent was given.
     unknown_node: bool,
 }
@@ -129,16 +131,21 @@ impl Agent {
         lock(&self.installed).unknown_node = unknown;
     }
 
-    /// Hears of a pod that runs without rules though it should have them: if the chain had
-    /// our entry when it was made and no ADD came for it, the runtime uses another chain.
-    pub fn missed(&self, tracked: &TrackedPod) {
+    /// Hears of a pod that a look found without any rules, though the plugin should have made
+    /// them: if the chain had our entry when it was made and no ADD came for it, the runtime
+    /// uses another chain.
+    pub fn has_no_rules(&self, tracked: &TrackedPod) {
         let known = tracked.known();
+        let mut inner = tracked.inner();
         let mut installed = lock(&self.installed);
-        let Some(effective) = installed.effective else { return };
-        let since = effective.duration_since(SystemTime::UNIX_EPOCH).map_or(i64::MAX, |t| t.as_secs() as i64);
-        let after = known.created.is_some_and(|created| created > since);
-        if after && tracked.inner().attachment.is_none() {
-            installed.missed = Some(known.to_string());
+        // A pod is judged once: what is not repaired is looked at again and again.
+        if inner.attachment.is_some() || std::mem::replace(&mut inner.judged, true) {
+            return;
+        }
+        if let (Some(effective), Some(created)) = (installed.effective, known.created)
+            && missed::is_made_after(created, effective)
+        {
+            installed.missed = Some(Missed::new(&known, Instant::now()));
         }
     }
 
@@ -147,6 +154,7 @@ impl Agent {
         match change {
             Change::Set(known) if known.phase == Phase::Ended => {
                 drop(self.inventory.forget(&known.uid));
+                self.is_gone(&known);
                 if let Some(ambient) = self.ambient.get() {
                     ambient.consider(&known);
                 }
@@ -154,6 +162,7 @@ impl Agent {
             Change::Set(known) => drop(self.track(&known)),
             Change::Gone(known) => {
                 drop(self.inventory.forget(&known.uid));
+                self.is_gone(&known);
                 self.places.forget(&known.uid);
                 if let Some(ambient) = self.ambient.get() {
                     ambient.gone(&known.uid);
@@ -164,6 +173,11 @@ impl Agent {
                 self.maybe_complete();
             }
         }
+    }
+
+    /// A pod has ended, or is gone: what was missed of it says nothing of the next one.
+    fn is_gone(&self, known: &Known) {
+        lock(&self.installed).missed.take_if(|missed| missed.is_of(known));
     }
 
     /// Hears of changes of the watch of namespaces: these are in ambient mode now, or are not.
@@ -252,7 +266,7 @@ impl Agent {
 
     /// What keeps pods on this node from being intercepted, as a condition of the node.
     pub fn condition(&self) -> Condition {
-        let installed = lock(&self.installed);
+        let mut installed = lock(&self.installed);
         match &installed.look {
             None => return Condition::fails("Starting", "the agent is starting"),
             Some(look) => {
@@ -262,9 +276,10 @@ impl Agent {
                 }
             }
         }
-        if let Some(pod) = &installed.missed {
+        installed.missed.take_if(|missed| missed.is_old(Instant::now()));
+        if let Some(missed) = &installed.missed {
             let message = format!(
-                "pod {pod} was started without the plugin although the entry is in the chain: the runtime uses another folder or file; compare its configuration with --cni-conf-dir {}",
+                "pod {missed} was started without the plugin although the entry is in the chain: the runtime uses another folder or file; compare its configuration with --cni-conf-dir {}",
                 self.settings.installation.conf_dir.display()
             );
             return Condition::fails("ChainNotUsed", message);

@@ -1,10 +1,11 @@
 //! What the agent says of itself: the node's condition, readiness and `status` at the start, while
 //! others work against it, and while its sockets are lost.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::server::What;
-use super::{LIST, Node};
+use super::{LIST, Node, Pod, uid};
+use crate::plugin::sidecar;
 
 /// What was told of the condition, in order, without the questions what there is.
 fn told(node: &Node) -> Vec<Value> {
@@ -49,4 +50,44 @@ fn while_another_program_has_its_way_nobody_says_that_the_entry_is_there() {
     node.wait("the binary", || node.path("bin/podweir").exists().then_some(()));
     node.wait("the entry", || node.has_entry().then_some(()));
     node.wait_until_ready();
+}
+
+/// A pod that runs without rules, made so many seconds from now.
+fn missed(node: &Node, number: u32, seconds: i64) -> Pod {
+    let mut pod = Pod::of(&format!("web-{number}"), number, sidecar(json!({})));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let made = jiff::Timestamp::from_second(i64::try_from(now).unwrap() + seconds).unwrap();
+    pod.manifest["metadata"]["creationTimestamp"] = made.to_string().into();
+    assert_eq!(pod.manifest["metadata"]["uid"], uid(number));
+    node.process(1000 + number, &pod, &node.path("proc"));
+    pod
+}
+
+#[test]
+fn a_pod_for_which_no_add_came_accuses_the_chain_as_long_as_it_is_there() {
+    for heal in ["true", "false"] {
+        let mut node = Node::new();
+        node.start(&[&format!("--heal={heal}"), "--verify-interval=1s"]);
+        node.wait_until_ready();
+        // The clocks may differ by some seconds.
+        let near = missed(&node, 1, 30);
+        node.server.set(&near.manifest);
+        let looked = |number: f64| {
+            node.wait("a look", || {
+                (node.metric("podweir_verifications_total{result=\"nothing\"}") >= number).then_some(())
+            });
+        };
+        looked(1.0);
+        node.wait_until_ready();
+        assert!(!node.log().contains("ChainNotUsed"));
+        let far = missed(&node, 2, 600);
+        node.server.set(&far.manifest);
+        looked(2.0);
+        let (_, text) = node.wait("what is wrong", || node.ask("/readyz").filter(|(code, _)| *code == 503));
+        assert!(text.contains("shop/web-2 was started without the plugin"), "{text}");
+        node.wait("the condition", || told(&node).into_iter().find(|one| one["reason"] == "ChainNotUsed"));
+        // It goes, and nobody else comes.
+        node.server.delete("shop", "web-2");
+        node.wait_until_ready();
+    }
 }
