@@ -25,6 +25,7 @@
 //! | `reports` | what was found, as objects that policy tools show |
 //! | `ambient` | pods without a proxy of their own: telling ztunnel, and keeping that true |
 //! | `preflight`, `on_failure` | what is looked at first; what becomes of a pod that cannot be repaired |
+//! | `kept_socket` | sockets that stay at their paths |
 //! | `agent`, `run` | all of it together |
 //!
 //! # A cluster of 5,000 nodes and 150,000 pods
@@ -81,6 +82,7 @@ mod herd;
 pub mod http;
 pub mod installer;
 mod inventory;
+mod kept_socket;
 mod labels;
 mod look;
 mod metrics;

@@ -12,6 +12,7 @@ use kube::Api;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
@@ -29,7 +30,7 @@ use super::installer::keeper::Keeper;
 use super::pulse::WatchPulse;
 use super::settings::{AgentSettings, ObjectName};
 use super::socket::SocketError;
-use super::{ambient, api, http, preflight, reports, socket};
+use super::{ambient, api, http, kept_socket, preflight, reports, socket};
 
 /// The socket's name in the run directory.
 pub(super) const SOCKET: &str = "node.sock";
@@ -107,7 +108,7 @@ async fn agent(settings: AgentSettings) -> Result<(), RunError> {
         tokio::spawn(http::serve(listener, agent.clone()));
     }
     let listener = socket::bind(&settings.run_dir.join(SOCKET))?;
-    tokio::spawn(socket::serve(listener, Arc::new(OnSocket(agent.clone()))));
+    tokio::spawn(serve(agent.clone(), listener));
     tokio::spawn(events::send(client.clone(), settings.node.clone(), queue, agent.metrics.clone()));
     agent.places.read_attachments();
     if let Some(given) = &settings.ambient {
@@ -258,6 +259,21 @@ async fn watch(agent: Arc<Agent>) {
     let (client, node) = (agent.client.clone(), agent.settings.node.clone());
     let (cache, metrics, pulse) = (agent.cache.clone(), agent.metrics.clone(), agent.watch.clone());
     api::watch_pods(client, node, cache, metrics, pulse, changed).await;
+}
+
+/// Answers on the agent's socket for ever.
+async fn serve(agent: Arc<Agent>, listener: UnixListener) {
+    let run_dir = &agent.settings.run_dir;
+    let path = run_dir.join(SOCKET);
+    let bind = || {
+        // The folder may have gone with the socket.
+        crate::sys::trust::make_directory(run_dir)
+            .map_err(|e| SocketError::Io { path: path.display().to_string(), source: e.into() })?;
+        socket::bind(&path)
+    };
+    let answers = Arc::new(OnSocket(agent.clone()));
+    let serve = |listener| socket::serve(listener, answers.clone());
+    kept_socket::serve(&path, "the agent's socket", listener, bind, serve, &agent.lost_sockets).await;
 }
 
 async fn tell_condition(agent: Arc<Agent>) {

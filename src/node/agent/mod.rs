@@ -24,6 +24,7 @@ use super::http::Metered;
 use super::installer::ChainState;
 use super::installer::keeper::Inspection;
 use super::inventory::{Inventory, Place, State, TrackedPod};
+use super::kept_socket::LostSockets;
 use super::metrics::Metrics;
 use super::on_failure::Evictions;
 use super::pulse::{self, Pulse, WatchPulse};
@@ -51,6 +52,7 @@ pub struct Agent {
     /// Ambient mode, where that is on.
     pub ambient: OnceLock<Arc<Ambient<Real>>>,
     pub namespaces_watch: Arc<WatchPulse>,
+    pub lost_sockets: LostSockets,
     installed: Mutex<Installed>,
     random: Mutex<u32>,
 }
@@ -89,6 +91,7 @@ impl Agent {
             evictions: Evictions::default(),
             ambient: OnceLock::new(),
             namespaces_watch: Arc::default(),
+            lost_sockets: LostSockets::default(),
             installed: Mutex::default(),
             random: Mutex::new(std::process::id() | 1),
         }
@@ -266,6 +269,9 @@ impl Agent {
 
     /// What keeps pods on this node from being intercepted, as a condition of the node.
     pub fn condition(&self) -> Condition {
+        if let Some(problem) = self.lost_sockets.problem() {
+            return Condition::fails("SocketLost", problem);
+        }
         let mut installed = lock(&self.installed);
         match &installed.look {
             None => return Condition::fails("Starting", "the agent is starting"),

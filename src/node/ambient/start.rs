@@ -12,7 +12,7 @@ use crate::config::ambient::HostOptions;
 use crate::config::given::process_environment;
 use crate::config::settings::BackendChoice;
 
-use super::super::Agent;
+use super::super::{Agent, kept_socket};
 use super::host::Host;
 use super::real::{LOCK_TIMEOUT, Real};
 use super::standing::EnrolmentPolicy;
@@ -57,7 +57,13 @@ pub fn start(agent: &Arc<Agent>, given: &AmbientFlags, client: kube::Client) -> 
     if agent.ambient.set(ambient.clone()).is_err() {
         return Ok(());
     }
-    tokio::spawn(zds::serve(listener, shared));
+    tokio::spawn({
+        let (agent, path) = (agent.clone(), given.socket.clone());
+        async move {
+            let (bind, serve) = (|| zds::listen(&path), |listener| zds::serve(listener, shared.clone()));
+            kept_socket::serve(&path, "the socket for ztunnels", listener, bind, serve, &agent.lost_sockets).await;
+        }
+    });
     tokio::spawn(host::keep(ambient.clone(), host));
     tokio::spawn(writer::write(ambient.clone()));
     tokio::spawn(namespaces::watch(agent.clone(), ambient.clone(), client));

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::server::What;
-use super::{LIST, Node, Pod, uid};
+use super::{LIST, Node, Pod, ambient, uid};
 use crate::plugin::sidecar;
 
 /// What was told of the condition, in order, without the questions what there is.
@@ -49,6 +49,51 @@ fn while_another_program_has_its_way_nobody_says_that_the_entry_is_there() {
     std::fs::remove_file(node.path("bin/podweir")).unwrap();
     node.wait("the binary", || node.path("bin/podweir").exists().then_some(()));
     node.wait("the entry", || node.has_entry().then_some(()));
+    node.wait_until_ready();
+}
+
+#[test]
+fn a_socket_that_is_lost_is_made_again_or_told() {
+    let pod = Pod::new("web", 1);
+    let node = Node::running(&[&pod]);
+    let socket = node.run_dir().join("node.sock");
+    std::fs::remove_file(&socket).unwrap();
+    // A pod that starts waits for it.
+    node.add(&pod).call().ok();
+    assert!(pod.has_rules());
+    node.wait_for_log("the agent's socket is not at");
+    // Its path is taken by something that nobody may remove.
+    std::fs::remove_file(&socket).unwrap();
+    std::fs::create_dir(&socket).unwrap();
+    let (_, text) = node.wait("what is wrong", || {
+        node.ask("/readyz").filter(|(code, text)| *code == 503 && text.contains("the agent's socket is not at"))
+    });
+    assert!(text.contains("is there and is no socket"), "{text}");
+    node.wait("the condition", || told(&node).into_iter().find(|one| one["reason"] == "SocketLost"));
+    std::fs::remove_dir(&socket).unwrap();
+    node.wait_until_ready();
+    // The whole folder goes.
+    std::fs::rename(node.run_dir(), node.path("gone")).unwrap();
+    node.wait("the socket", || socket.exists().then_some(()));
+    node.wait_until_ready();
+}
+
+#[test]
+fn ztunnels_find_their_socket_again() {
+    let mut node = ambient::node(&[]);
+    ambient::start(&mut node, &[]);
+    node.wait_until_ready();
+    let socket = ambient::socket(&node);
+    std::fs::remove_file(&socket).unwrap();
+    let ztunnel = super::ztunnel::Ztunnel::start(&socket, std::time::Duration::ZERO);
+    node.wait("a ztunnel to be told of everything", || (ztunnel.snapshots() == 1).then_some(()));
+    drop(ztunnel);
+    std::fs::remove_file(&socket).unwrap();
+    std::fs::create_dir(&socket).unwrap();
+    node.wait("what is wrong", || {
+        node.ask("/readyz").filter(|(code, text)| *code == 503 && text.contains("the socket for ztunnels is not at"))
+    });
+    std::fs::remove_dir(&socket).unwrap();
     node.wait_until_ready();
 }
 
