@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
+use tracing::debug;
 
 use super::inventory::timestamp;
 
@@ -37,11 +38,15 @@ impl Condition {
         Self { holds: false, reason, message: message.into() }
     }
 
+    fn status(&self) -> &'static str {
+        if self.holds { "True" } else { "False" }
+    }
+
     /// The change of the node's status that tells it. Conditions are merged by their type.
     fn patch(&self, now: SystemTime, since: SystemTime) -> Value {
         json!({ "status": { "conditions": [{
             "type": TYPE,
-            "status": if self.holds { "True" } else { "False" },
+            "status": self.status(),
             "reason": self.reason,
             "message": self.message,
             "lastHeartbeatTime": timestamp(now),
@@ -67,12 +72,20 @@ pub(super) enum TellError {
 pub(super) struct Reporter {
     node: String,
     told: Option<(Condition, SystemTime)>,
-    since: SystemTime,
+    /// The condition's status as the API server has it, and since when.
+    present: Option<(String, SystemTime)>,
+}
+
+/// What the API server has of the condition, told by an agent before this one.
+fn present(node: &Node) -> Option<(String, SystemTime)> {
+    let conditions = node.status.as_ref()?.conditions.as_ref()?;
+    let condition = conditions.iter().find(|condition| condition.type_ == TYPE)?;
+    Some((condition.status.clone(), condition.last_transition_time.as_ref()?.0.into()))
 }
 
 impl Reporter {
     pub(super) fn new(node: String) -> Self {
-        Self { node, told: None, since: SystemTime::now() }
+        Self { node, told: None, present: None }
     }
 
     /// Whether a condition is to be told now.
@@ -92,15 +105,22 @@ impl Reporter {
         if !self.is_due(&condition, now) {
             return Ok(());
         }
-        if self.told.as_ref().is_none_or(|(told, _)| told.holds != condition.holds) {
-            self.since = now;
-        }
-        let nodes: Api<Node> = Api::all(client.clone());
-        let patch = Patch::Strategic(condition.patch(now, self.since));
-        let params = PatchParams::default();
-        let patched = tokio::time::timeout(PATIENCE, nodes.patch_status(&self.node, &params, &patch));
-        match patched.await {
-            Ok(Ok(_)) => {
+        let asked = tokio::time::timeout(PATIENCE, async {
+            let (nodes, params) = (Api::<Node>::all(client.clone()), PatchParams::default());
+            if self.told.is_none() {
+                // A change of nothing is answered with what is there; nodes may not be read.
+                let node = nodes.patch_status(&self.node, &params, &Patch::Strategic(json!({}))).await?;
+                self.present = present(&node);
+            }
+            let present = self.present.as_ref().filter(|(status, _)| status == condition.status());
+            let since = present.map_or(now, |(_, since)| *since);
+            nodes.patch_status(&self.node, &params, &Patch::Strategic(condition.patch(now, since))).await?;
+            Ok(since)
+        });
+        match asked.await {
+            Ok(Ok(since)) => {
+                debug!("the node's condition {TYPE} is {} ({})", condition.status(), condition.reason);
+                self.present = Some((condition.status().into(), since));
                 self.told = Some((condition, now));
                 Ok(())
             }
@@ -128,6 +148,14 @@ mod tests {
         assert!(reporter.is_due(&Condition::fails("ChainMissing", "x"), now));
         // A clock that went back does not make it tell for ever.
         assert!(!reporter.is_due(&Condition::works(), now - Duration::from_secs(60)));
+        let of =
+            |conditions| present(&serde_json::from_value(json!({ "status": { "conditions": conditions } })).unwrap());
+        assert_eq!(
+            of(json!([{ "type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z" }])),
+            None
+        );
+        let there = json!([{ "type": TYPE, "status": "Unknown", "lastTransitionTime": "1970-01-12T13:46:40Z" }]);
+        assert_eq!(of(there), Some(("Unknown".into(), now)));
         let patch = Condition::fails("ChainMissing", "why").patch(now, now);
         let condition = &patch["status"]["conditions"][0];
         assert_eq!(condition["status"], "False");

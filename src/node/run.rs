@@ -53,6 +53,11 @@ const RUNTIME_READS: Duration = Duration::from_secs(2);
 const DAEMON_SET_PATIENCE: Duration = Duration::from_secs(20);
 const DAEMON_SET_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long after its start the agent knows how things stand, or says that it does not.
+const STARTS: Duration = Duration::from_secs(30);
+/// How often it is looked meanwhile whether it does.
+const STARTING: Duration = Duration::from_millis(200);
+
 /// Why the agent could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -276,7 +281,15 @@ async fn serve(agent: Arc<Agent>, listener: UnixListener) {
     kept_socket::serve(&path, "the agent's socket", listener, bind, serve, &agent.lost_sockets).await;
 }
 
+/// Tells the node's condition. An agent that starts knows nothing yet: it leaves what the one
+/// before it told, for whatever follows the condition would take each upgrade for a failure.
 async fn tell_condition(agent: Arc<Agent>) {
+    let starts = async {
+        while !agent.knows_how_things_stand() {
+            tokio::time::sleep(STARTING).await;
+        }
+    };
+    let _ = tokio::time::timeout(STARTS, starts).await;
     let mut reporter = Reporter::new(agent.settings.node.clone());
     let mut said: Option<TellError> = None;
     loop {

@@ -152,6 +152,12 @@ impl Agent {
         }
     }
 
+    /// Whether it is known how things stand: the chain and the binary have been looked at, and
+    /// the node's pods are known.
+    pub fn knows_how_things_stand(&self) -> bool {
+        lock(&self.installed).look.is_some() && self.cache.is_synced()
+    }
+
     /// Hears of changes of the watch.
     pub fn changed(self: &Arc<Self>, change: Change) {
         match change {

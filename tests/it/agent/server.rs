@@ -22,6 +22,8 @@ pub enum What {
     Condition,
     Review,
     DaemonSet,
+    /// A list or watch of the agent's DaemonSet.
+    DaemonSets,
     /// A list or watch of the namespaces in ambient mode.
     Namespaces,
     /// A change of a pod's annotations.
@@ -78,6 +80,10 @@ struct World {
     halves: bool,
     /// What the agent's DaemonSet is, or the refusal.
     daemon_set: Result<Value, (u16, &'static str)>,
+    /// The node's condition.
+    condition: Value,
+    /// Who shows another token is refused.
+    token: String,
 }
 
 /// A server; clones are the same one.
@@ -103,9 +109,9 @@ impl Server {
             hanging: 0,
             asked: Vec::new(),
             halves: false,
-            daemon_set: Ok(
-                json!({ "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": { "name": "podweir-node" } }),
-            ),
+            daemon_set: Ok(daemon_set()),
+            condition: Value::Null,
+            token: TOKEN.into(),
         };
         let inner = Arc::new(Inner {
             world: Mutex::new(world),
@@ -234,6 +240,27 @@ impl Server {
         self.world().daemon_set = answer;
     }
 
+    /// Deletes the agent's DaemonSet, or makes it again, and tells whoever watches it. Who asks for
+    /// it is answered as before.
+    pub fn tell_of_daemon_set(&self, kind: &str) {
+        self.world().tell(kind, daemon_set());
+        self.inner.changed.notify_all();
+    }
+
+    /// What an agent has told of the node, or what one before it has.
+    pub fn condition(&self) -> Value {
+        self.world().condition.clone()
+    }
+
+    pub fn set_condition(&self, condition: Value) {
+        self.world().condition = condition;
+    }
+
+    /// From now on this is the token, in the form in which a request shows it.
+    pub fn set_token(&self, token: &str) {
+        self.world().token = token.into();
+    }
+
     pub fn asked(&self, what: What) -> Vec<Asked> {
         self.world().asked.iter().filter(|asked| asked.what == what).cloned().collect()
     }
@@ -250,7 +277,7 @@ impl Server {
         let asked = Asked { what: what(&method, &uri), uri, body };
         let before = self.count(asked.what);
         self.world().asked.push(asked.clone());
-        let fault = match token == format!("bearer {TOKEN}") {
+        let fault = match token == format!("bearer {}", self.world().token.to_lowercase()) {
             true => self.inner.faults.read().unwrap()(&asked, before),
             false => Some(Fault::Refuse(401, "Unauthorized")),
         };
@@ -304,8 +331,12 @@ impl Server {
                     if world.turn != turn {
                         return Ok(());
                     }
-                    let mine =
-                        |event: &Value| (event["object"]["kind"] == "Namespace") == (asked.what == What::Namespaces);
+                    let kind = match asked.what {
+                        What::Namespaces => "Namespace",
+                        What::DaemonSets => "DaemonSet",
+                        _ => "Pod",
+                    };
+                    let mine = |event: &Value| event["object"]["kind"] == kind;
                     let new = world.log.iter().filter(|(version, event)| *version > seen && mine(event));
                     let events: Vec<(u64, Value)> = new.cloned().collect();
                     if !events.is_empty() {
@@ -368,7 +399,13 @@ impl Server {
                 (404, refusal(404, "NotFound").to_string())
             }
             What::Condition => {
-                let node = json!({ "kind": "Node", "apiVersion": "v1", "metadata": { "name": world.node } });
+                // Merged by their type, of which there is one.
+                for (name, value) in asked.body["status"]["conditions"][0].as_object().into_iter().flatten() {
+                    world.condition[name] = value.clone();
+                }
+                let conditions: Vec<&Value> = Some(&world.condition).filter(|one| !one.is_null()).into_iter().collect();
+                let node = json!({ "kind": "Node", "apiVersion": "v1", "metadata": { "name": world.node },
+                    "status": { "conditions": conditions } });
                 (200, node.to_string())
             }
             What::Event => (201, asked.body.to_string()),
@@ -381,6 +418,12 @@ impl Server {
                 Ok(set) => (200, set.to_string()),
                 Err((code, reason)) => (*code, refusal(*code, reason).to_string()),
             },
+            What::DaemonSets => {
+                let items: Vec<&Value> = world.daemon_set.iter().collect();
+                let list = json!({ "kind": "DaemonSetList", "apiVersion": "apps/v1",
+                    "metadata": { "resourceVersion": world.version.to_string() }, "items": items });
+                (200, list.to_string())
+            }
             What::Watch | What::Other => (404, refusal(404, "NotFound").to_string()),
         }
     }
@@ -425,6 +468,10 @@ fn namespace(name: &str) -> Value {
         "metadata": { "name": name, "labels": { "istio.io/dataplane-mode": "ambient" } } })
 }
 
+fn daemon_set() -> Value {
+    json!({ "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": { "name": "podweir-node" } })
+}
+
 fn is_watch(uri: &str) -> bool {
     parameter(uri, "watch") == Some("true")
 }
@@ -451,6 +498,7 @@ fn what(method: &str, uri: &str) -> What {
         ("POST" | "PATCH", ["apis", "events.k8s.io", "v1", "namespaces", _, "events", ..]) => What::Event,
         ("POST", ["apis", "authorization.k8s.io", ..]) => What::Review,
         ("GET", ["apis", "apps", "v1", "namespaces", _, "daemonsets", _]) => What::DaemonSet,
+        ("GET", ["apis", "apps", "v1", "namespaces", _, "daemonsets"]) => What::DaemonSets,
         _ => What::Other,
     }
 }

@@ -3,14 +3,47 @@
 
 use serde_json::{Value, json};
 
-use super::server::What;
+use super::server::{Fault, What};
 use super::{LIST, Node, Pod, ambient, uid};
 use crate::plugin::sidecar;
+
+const TYPE: &str = "podweir.dev/Intercepting";
+/// Long ago, and a time that no clock tells now.
+const BEFORE: &str = "2020-01-01T00:00:00Z";
 
 /// What was told of the condition, in order, without the questions what there is.
 fn told(node: &Node) -> Vec<Value> {
     let bodies = node.server.asked(What::Condition).into_iter().map(|asked| asked.body);
     bodies.map(|body| body["status"]["conditions"][0].clone()).filter(|one| !one.is_null()).collect()
+}
+
+#[test]
+fn an_agent_that_starts_leaves_the_condition_as_it_is_until_it_knows_better() {
+    for (status, kept) in [("True", true), ("False", false)] {
+        let mut node = Node::new();
+        let present = json!({ "type": TYPE, "status": status, "lastTransitionTime": BEFORE });
+        node.server.set_condition(present);
+        node.server.fault(|asked, _| (asked.what == What::List).then_some(Fault::Hang));
+        node.start(&[]);
+        node.wait("what it waits for", || {
+            node.ask("/readyz").filter(|(code, text)| *code == 503 && text.contains("the API server has not told"))
+        });
+        assert_eq!(node.server.count(What::Condition), 0, "it knows nothing yet");
+        node.server.behave();
+        node.wait_until_ready();
+        let first = node.wait("the condition", || told(&node).into_iter().next());
+        assert_eq!(first["status"], "True", "{first}");
+        assert_eq!(first["lastTransitionTime"] == BEFORE, kept, "{first}");
+    }
+}
+
+#[test]
+fn an_agent_that_cannot_know_says_so_after_a_while() {
+    let mut node = Node::new();
+    node.server.fault(|asked, _| (asked.what == What::List).then_some(Fault::Hang));
+    node.start(&[]);
+    let first = node.wait("the condition", || told(&node).into_iter().next());
+    assert_eq!((&first["status"], &first["reason"]), (&json!("False"), &json!("NotSynced")));
 }
 
 #[test]

@@ -108,7 +108,8 @@ fn every_right_of_the_agents_account_is_needed_and_none_is_missing() {
             cluster.try_kubectl(&can).is_ok().then_some(())
         })
         .unwrap();
-    let text = said(&cluster, &token, "every pod of the node is known");
+    // The last thing that it does at its start, since it has to know its pods for that.
+    let text = said(&cluster, &token, "the node's condition podweir.dev/Intercepting is");
     assert!(!text.contains("may not"), "{text}");
     cluster.wait("the condition", || cluster.intercepting()).unwrap();
     let event = || project.events("web").into_iter().find(|event| event.starts_with("Interception"));
