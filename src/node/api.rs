@@ -139,7 +139,7 @@ fn words(error: &watcher::Error, what: &str) -> String {
             "{text}; the agent's token is not accepted any more: delete the agent's pod, so that it gets a new one"
         ),
         Some(403) => {
-            format!("{text}; the agent's account may not list and watch {what}: apply the chart's ClusterRole again")
+            format!("{text}; the agent's account may not list and watch {what}: apply the chart's roles again")
         }
         _ => text,
     }

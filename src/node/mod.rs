@@ -26,11 +26,12 @@
 //! | `ambient` | pods without a proxy of their own: telling ztunnel, and keeping that true |
 //! | `preflight`, `on_failure` | what is looked at first; what becomes of a pod that cannot be repaired |
 //! | `kept_socket` | sockets that stay at their paths |
-//! | `agent`, `run` | all of it together |
+//! | `agent`, `run`, `removal` | all of it together; whether the agent is being removed, and taking everything away |
 //!
 //! # A cluster of 5,000 nodes and 150,000 pods
 //!
-//! Each agent has one watch with a field selector (`spec.nodeName`) and bookmarks. It lists once,
+//! Each agent has one watch of pods with a field selector (`spec.nodeName`) and bookmarks, and one of
+//! its own DaemonSet, of which only the metadata is asked for. Each lists once,
 //! at its start, from the API server's memory (`resourceVersion=0`, and whole: pages come from its
 //! database), and again only when that has forgotten its version (410): never because nothing
 //! happened, or because a watch was dropped.
@@ -39,16 +40,18 @@
 //!
 //! | what | requests a second | bytes a second |
 //! |---|---:|---:|
-//! | watches begun again: 5,000 / 290 s, some 2 KiB of headers and token each | 17 | 35 KiB |
+//! | watches begun again: 2 × 5,000 / 290 s, some 2 KiB of headers and token each | 34 | 70 KiB |
 //! | changes of pods: 150,000 × 10 / day, 20 KiB each | – | 350 KiB |
-//! | bookmarks, one a minute and watch, 300 bytes | – | 25 KiB |
+//! | bookmarks, one a minute and watch, 300 bytes | – | 50 KiB |
+//! | a roll-out: the DaemonSet's status changes some 3 times a node, here each 30 s, 2 KiB to each agent | – | 1 MiB |
 //! | the node's condition, told every 300 s; the answer is the node, some 15 KiB | 17 | 250 KiB |
 //! | an agent's start: one list of 30 pods, 600 KiB; `maxUnavailable: 1` has them one by one | – | – |
 //!
 //! When an API server ends, all its watches end together. Those cut off in the middle of their
 //! life are begun again spread over 5 s; whatever is refused, a list or a watch, is followed by
 //! pauses that grow from 0.8 s to 30 s, each with as much again by chance, until the API server
-//! has told something (`backoff`). Simulated with these pauses (`herd`, one of the unit tests):
+//! has told something (`backoff`). Simulated with these pauses (`herd`, one of the unit tests) for
+//! the watches of pods; those of the DaemonSet are as many again:
 //!
 //! | all 5,000 cut off, the API server is away for | requests in the busiest second after its return | all watch again after |
 //! |---|---:|---:|
@@ -90,6 +93,7 @@ mod on_failure;
 mod preflight;
 mod processes;
 mod pulse;
+mod removal;
 mod reports;
 mod run;
 pub mod settings;
@@ -101,4 +105,5 @@ mod worker;
 use agent::Agent;
 
 pub use decide::{Policy, ReadInit};
-pub use run::{RunError, run, uninstall};
+pub use removal::uninstall;
+pub use run::{RunError, run};

@@ -120,11 +120,11 @@ pub(super) async fn account(client: &kube::Client, settings: &AgentSettings) -> 
     }
     let mut needed: Vec<ResourceAttributes> = needed.into_iter().map(attributes).collect();
     if let Some(own) = &settings.daemon_set {
-        needed.push(ResourceAttributes {
+        needed.extend(["get", "list", "watch"].map(|verb| ResourceAttributes {
             namespace: Some(own.namespace.clone()),
             name: Some(own.name.clone()),
-            ..attributes(("apps", "daemonsets", "get", ""))
-        });
+            ..attributes(("apps", "daemonsets", verb, ""))
+        }));
     }
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let mut missing = Vec::new();

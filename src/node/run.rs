@@ -2,16 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::DaemonSet;
-use kube::Api;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::libc;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
@@ -23,12 +19,12 @@ use crate::sys::{memory, process};
 use super::agent::{Agent, OnSocket};
 use super::ambient::zds::ListenError;
 use super::cache::Found;
-use super::condition::{Reporter, TellError};
+use super::condition::{Condition, Reporter, TellError};
 use super::events::{self, Teller};
-use super::installer::Installation;
 use super::installer::keeper::Keeper;
 use super::pulse::WatchPulse;
-use super::settings::{AgentSettings, ObjectName};
+use super::removal::{self, OwnDaemonSet};
+use super::settings::AgentSettings;
 use super::socket::SocketError;
 use super::{ambient, api, http, kept_socket, preflight, reports, socket};
 
@@ -36,8 +32,6 @@ use super::{ambient, api, http, kept_socket, preflight, reports, socket};
 pub(super) const SOCKET: &str = "node.sock";
 /// Enough for 20,000 pods.
 const MOST_DESCRIPTORS: u64 = 65_536;
-/// What only one agent on a node holds.
-const LOCK: &str = "node.lock";
 /// How often the condition is looked at.
 const CONDITION_EVERY: Duration = Duration::from_secs(2);
 /// How often it is looked whether the verifier hangs.
@@ -46,17 +40,12 @@ const BEAT_EVERY: Duration = Duration::from_secs(10);
 const COLLECT_EVERY: Duration = Duration::from_secs(600);
 /// How long after the pods of the node are known what that took is given back first.
 const SETTLES: Duration = Duration::from_secs(2);
-/// How long the runtime has to read a chain without our entry before the binary goes.
-const RUNTIME_READS: Duration = Duration::from_secs(2);
-/// How long it may take to find out whether the DaemonSet is still there, and how often it
-/// is asked for: less than the pod has to end in.
-const DAEMON_SET_PATIENCE: Duration = Duration::from_secs(20);
-const DAEMON_SET_PAUSE: Duration = Duration::from_secs(1);
-
 /// How long after its start the agent knows how things stand, or says that it does not.
 const STARTS: Duration = Duration::from_secs(30);
 /// How often it is looked meanwhile whether it does.
 const STARTING: Duration = Duration::from_millis(200);
+/// How long telling the condition may hold the removal up, for which the pod has little time.
+const LAST_WORD: Duration = Duration::from_secs(3);
 
 /// Why the agent could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +64,10 @@ pub enum RunError {
     Listen(io::Error),
     #[error("cannot start: {0}")]
     Start(io::Error),
+    #[error(
+        "podweir's agent runs on this node and would put everything back; nothing was removed. Remove its DaemonSet first (helm uninstall, or kubectl delete daemonset), wait until its pod is gone, and run this again"
+    )]
+    AgentRuns,
     #[error("not everything could be removed: {0}")]
     Uninstall(String),
 }
@@ -131,8 +124,13 @@ async fn agent(settings: AgentSettings) -> Result<(), RunError> {
     tokio::spawn(collect(agent.clone()));
     tokio::spawn(give_back(agent.clone()));
     tokio::spawn(beat(agent.clone()));
-    if settings.condition {
-        tokio::spawn(tell_condition(agent.clone()));
+    let teller = settings.condition.then(|| tokio::spawn(tell_condition(agent.clone())));
+    let own = settings.daemon_set.clone().map(|name| Arc::new(OwnDaemonSet::new(name)));
+    if let Some(own) = own.clone() {
+        // A client of its own, as for ambient mode.
+        let client = api::client(settings.credentials.clone(), Arc::default()).map_err(RunError::Credentials)?;
+        let agent = agent.clone();
+        tokio::spawn(async move { own.watch(client, &agent.metrics).await });
     }
     if settings.policy_reports {
         tokio::spawn(reports::keep(agent.clone()));
@@ -147,17 +145,18 @@ async fn agent(settings: AgentSettings) -> Result<(), RunError> {
     }
     // The keeper would put back what is removed now.
     keeper.stop();
-    if let Some(name) = &settings.daemon_set
-        && is_removed(&client, name).await
+    if let Some(own) = own
+        && own.is_removed(&client).await
     {
-        info!(
-            "the DaemonSet {}/{} is gone or being deleted: podweir is removed from this node",
-            name.namespace, name.name
-        );
+        info!("podweir is removed from this node");
+        if let Some(teller) = teller {
+            teller.abort();
+            last_word(&client, &settings.node).await;
+        }
         if let Some(ambient) = agent.ambient.get() {
             ambient::leave_node(ambient).await;
         }
-        return remove(&settings.installation, &settings.run_dir);
+        return removal::remove(&settings.installation, &settings.run_dir);
     }
     info!("the agent ends; everything it installed stays, and pods that start wait for the next one");
     Ok(())
@@ -235,11 +234,7 @@ async fn give_back(agent: Arc<Agent>) {
 
 /// Waits until this is the only agent on the node.
 async fn only_one(run_dir: &Path) -> Result<Flock<File>, RunError> {
-    let failed = |source| RunError::RunDir { path: run_dir.display().to_string(), source };
-    crate::sys::trust::make_directory(run_dir).map_err(|e| failed(e.into()))?;
-    let mut options = File::options();
-    let options = options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    let mut file = options.open(run_dir.join(LOCK)).map_err(failed)?;
+    let mut file = removal::open_lock(run_dir)?;
     let mut said = false;
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -251,7 +246,9 @@ async fn only_one(run_dir: &Path) -> Result<Flock<File>, RunError> {
                 }
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
-            Err((_, errno)) => return Err(failed(errno.into())),
+            Err((_, errno)) => {
+                return Err(RunError::RunDir { path: run_dir.display().to_string(), source: errno.into() });
+            }
         }
     }
 }
@@ -281,6 +278,18 @@ async fn serve(agent: Arc<Agent>, listener: UnixListener) {
     kept_socket::serve(&path, "the agent's socket", listener, bind, serve, &agent.lost_sockets).await;
 }
 
+/// Tells that pods are not intercepted any more. The right to do so is gone mostly.
+async fn last_word(client: &kube::Client, node: &str) {
+    let mut reporter = Reporter::new(node.into());
+    let told = reporter.tell(client, Condition::fails("Removed", "podweir was removed from this node"));
+    let problem = match tokio::time::timeout(LAST_WORD, told).await {
+        Ok(Ok(())) => return,
+        Ok(Err(problem)) => problem,
+        Err(_) => TellError::NoAnswer,
+    };
+    warn!("{problem}; it stays what it was told last, until somebody removes it from the node's status");
+}
+
 /// Tells the node's condition. An agent that starts knows nothing yet: it leaves what the one
 /// before it told, for whatever follows the condition would take each upgrade for a failure.
 async fn tell_condition(agent: Arc<Agent>) {
@@ -302,76 +311,4 @@ async fn tell_condition(agent: Arc<Agent>) {
         said = problem;
         tokio::time::sleep(CONDITION_EVERY).await;
     }
-}
-
-/// Whether the own DaemonSet is gone or going. On any doubt it is not.
-///
-/// Whoever removes a release removes the account as well, often before the agent hears of
-/// it: first its rights are gone (403), then the account itself (401). Rights may seem to be
-/// missing while an API server starts, so that alone proves nothing; an account that does
-/// not exist any more does.
-async fn is_removed(client: &kube::Client, name: &ObjectName) -> bool {
-    let sets: Api<DaemonSet> = Api::namespaced(client.clone(), &name.namespace);
-    let until = tokio::time::Instant::now() + DAEMON_SET_PATIENCE;
-    loop {
-        let problem = match tokio::time::timeout_at(until, sets.get_opt(&name.name)).await {
-            Ok(Ok(None)) => return true,
-            Ok(Ok(Some(set))) => return set.metadata.deletion_timestamp.is_some(),
-            Ok(Err(kube::Error::Api(status))) if status.code == 401 => return true,
-            Ok(Err(problem)) => problem.to_string(),
-            Err(_) => "the API server does not answer".into(),
-        };
-        if tokio::time::Instant::now() + DAEMON_SET_PAUSE >= until {
-            warn!("cannot tell whether the DaemonSet is still there ({problem}): nothing is removed");
-            return false;
-        }
-        tokio::time::sleep(DAEMON_SET_PAUSE).await;
-    }
-}
-
-/// `podweir node uninstall`: takes everything off the node. Pods that run keep their rules, and
-/// as long as some are in ambient mode the node keeps its rules for their probes.
-///
-/// # Errors
-/// What could not be removed; the rest is gone.
-pub fn uninstall(installation: &Installation, run_dir: &Path) -> Result<(), RunError> {
-    let removed = remove(installation, run_dir);
-    ambient::leave_node_by_hand();
-    removed
-}
-
-fn remove(installation: &Installation, run_dir: &Path) -> Result<(), RunError> {
-    let mut problems: Vec<String> = Vec::new();
-    match installation.remove_entry() {
-        Ok(files) => files.iter().for_each(|file| info!("the entry is out of {}", file.display())),
-        Err(errors) => problems.extend(errors.iter().map(ToString::to_string)),
-    }
-    if problems.is_empty() {
-        // A chain that names a plugin without a binary would fail for every pod.
-        std::thread::sleep(RUNTIME_READS);
-        match installation.remove_binary() {
-            Ok(true) => info!("the binary is out of {}", installation.bin_dir.display()),
-            Ok(false) => {}
-            Err(error) => problems.push(error.to_string()),
-        }
-    }
-    for name in [SOCKET, LOCK] {
-        match std::fs::remove_file(run_dir.join(name)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                problems.push(format!("{}: {e}", run_dir.join(name).display()))
-            }
-            _ => {}
-        }
-    }
-    match std::fs::remove_dir_all(run_dir.join("attachments")) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            problems.push(format!("{}: {e}", run_dir.join("attachments").display()))
-        }
-        _ => {}
-    }
-    if problems.is_empty() {
-        return Ok(());
-    }
-    problems.iter().for_each(|problem| error!("{problem}"));
-    Err(RunError::Uninstall(problems.join("; ")))
 }

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use http::header::AUTHORIZATION;
-use http::{HeaderValue, Request, Response, Uri};
+use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming};
 use kube::client::Body;
 use secrecy::ExposeSecret;
@@ -48,7 +48,8 @@ pub(super) struct Wire {
     https: Https,
     server: String,
     credentials: Credentials,
-    newest: Mutex<(Instant, Option<HeaderValue>)>,
+    /// The token that was read last, and when; `None`: it is to be read again.
+    newest: Mutex<(Option<Instant>, Option<HeaderValue>)>,
     pulse: Arc<WatchPulse>,
     watches: Mutex<Watches>,
 }
@@ -63,21 +64,21 @@ impl Wire {
             https,
             server: access.server.clone(),
             credentials,
-            newest: Mutex::new((Instant::now(), authorization(access))),
+            newest: Mutex::new((Some(Instant::now()), authorization(access))),
             pulse,
             watches: Mutex::default(),
         }
     }
 
-    /// The newest token, read again now and then.
+    /// The newest token, read again now and then, and after it was refused.
     fn authorize(&self) -> Option<HeaderValue> {
         let mut newest = lock(&self.newest);
-        if newest.0.elapsed() > TOKEN_AGE {
+        if newest.0.is_none_or(|read| read.elapsed() > TOKEN_AGE) {
             match self.credentials.access() {
-                Ok(access) => *newest = (Instant::now(), authorization(&access)),
+                Ok(access) => *newest = (Some(Instant::now()), authorization(&access)),
                 Err(problem) => {
                     warn!("the agent's credentials cannot be read again, those read before are used: {problem}");
-                    newest.0 = Instant::now();
+                    newest.0 = Some(Instant::now());
                 }
             }
         }
@@ -103,6 +104,10 @@ impl Wire {
         let late = |_| io::Error::other(format!("{} has not answered within {} s", self.server, BEGINS.as_secs()));
         let answer = timeout(BEGINS, self.https.request(request)).await.map_err(late)??;
         let (head, body) = answer.into_parts();
+        if head.status == StatusCode::UNAUTHORIZED {
+            // There may be a newer one already, which the next request shows.
+            lock(&self.newest).0 = None;
+        }
         let watching = (is_watch && head.status.is_success()).then(|| Watching::begin(&self));
         let stands_still = watching.is_none().then(|| Box::pin(sleep(GOES_ON)));
         Ok(Response::from_parts(head, Heard { body, watching, stands_still }))

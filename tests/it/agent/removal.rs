@@ -1,9 +1,12 @@
 //! At its end: nothing goes, unless the agent itself is being removed.
 
+use std::thread;
+
 use serde_json::{Value, json};
 
-use super::server::{Fault, What};
+use super::server::{Fault, What, parameter};
 use super::{LIST, Node, Pod};
+use crate::api::{Api, TOKEN, kubeconfig};
 
 /// Runs an agent with a DaemonSet, does something, ends it, and tells whether everything is gone.
 fn ended(prepare: impl FnOnce(&Node)) -> (bool, Node) {
@@ -47,45 +50,127 @@ fn a_daemon_set_that_is_there_keeps_everything() {
 fn with_its_daemon_set_everything_goes() {
     let being_deleted = json!({ "apiVersion": "apps/v1", "kind": "DaemonSet",
         "metadata": { "name": "podweir-node", "deletionTimestamp": "2026-01-01T00:00:00Z" } });
-    for answer in [Err((404, "NotFound")), Ok(being_deleted), Err((401, "Unauthorized"))] {
+    for answer in [Err((404, "NotFound")), Ok(being_deleted)] {
         let (gone, node) = ended(|node| node.server.daemon_set(answer));
         assert!(gone, "{}", node.log());
+        // As long as that may be told.
+        let condition = node.server.condition();
+        assert_eq!((&condition["status"], &condition["reason"]), (&json!("False"), &json!("Removed")));
     }
-    // First the rights go, then the account.
-    let (gone, _) = ended(|node| {
-        node.server.fault(|asked, before| match asked.what {
-            What::DaemonSet if before < 3 => Some(Fault::Refuse(403, "Forbidden")),
-            What::DaemonSet => Some(Fault::Refuse(401, "Unauthorized")),
-            _ => None,
-        });
+}
+
+/// Waits until the agent watches its DaemonSet, and nothing but that.
+fn wait_for_watch(node: &Node) {
+    let begun = || node.server.asked(What::DaemonSets).into_iter().find(|asked| asked.uri.contains("watch=true"));
+    let asked = node.wait("the watch of the DaemonSet", begun);
+    assert_eq!(parameter(&asked.uri, "fieldSelector"), Some("metadata.name%3Dpodweir-node"), "{}", asked.uri);
+}
+
+/// From now on every request is refused, but watches that go on go on.
+fn refuse(node: &Node, code: fn(usize) -> u16) {
+    node.server.fault(move |asked, before| match asked.what {
+        What::DaemonSet => Some(Fault::Refuse(code(before), "Refused")),
+        _ => Some(Fault::Refuse(401, "Unauthorized")),
     });
-    assert!(gone);
+}
+
+/// Rights and account go with the release, before an agent is told to end.
+#[test]
+fn a_deletion_that_the_watch_told_counts_when_nobody_answers_the_account_any_more() {
+    let codes: [fn(usize) -> u16; 3] = [|_| 401, |_| 403, |before| if before < 3 { 403 } else { 401 }];
+    thread::scope(|scope| {
+        for code in codes {
+            scope.spawn(move || {
+                let (gone, node) = ended(|node| {
+                    wait_for_watch(node);
+                    node.wait("the condition", || (node.server.condition()["status"] == "True").then_some(()));
+                    node.server.tell_of_daemon_set("DELETED");
+                    refuse(node, code);
+                });
+                assert!(gone, "{}", node.log());
+                // That this is so cannot be told any more.
+                assert_eq!(node.server.condition()["status"], "True");
+                assert!(node.log().contains("it stays what it was told last"), "{}", node.log());
+            });
+        }
+    });
+}
+
+/// An expired or revoked token, an account that was made anew, a pod deleted by force, a role
+/// that somebody changed: none of it says that the DaemonSet is gone.
+#[test]
+fn a_refusal_alone_removes_nothing() {
+    let codes: [fn(usize) -> u16; 3] = [|_| 401, |_| 403, |before| if before < 3 { 403 } else { 401 }];
+    thread::scope(|scope| {
+        for code in codes {
+            for made_again in [false, true] {
+                scope.spawn(move || {
+                    let (gone, node) = ended(|node| {
+                        wait_for_watch(node);
+                        if made_again {
+                            node.server.tell_of_daemon_set("DELETED");
+                            node.server.tell_of_daemon_set("ADDED");
+                        }
+                        refuse(node, code);
+                    });
+                    assert!(!gone, "{}", node.log());
+                    assert!(node.log().contains("cannot tell whether the DaemonSet is still there"), "{}", node.log());
+                    assert!(node.log().contains("run podweir node uninstall"), "{}", node.log());
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn a_token_that_was_renewed_is_read_before_a_refusal_is_believed() {
+    let (gone, node) = ended(|node| {
+        node.server.daemon_set(Err((404, "NotFound")));
+        let renewed = format!("{TOKEN}-renewed");
+        let config = kubeconfig(&format!("https://{}", node.server.address), Api::authority(), &renewed);
+        std::fs::write(node.path("kubeconfig"), config).unwrap();
+        node.server.set_token(&renewed);
+    });
+    assert!(gone, "{}", node.log());
+    assert_eq!(node.server.count(What::DaemonSet), 2, "one refused, and one answered");
 }
 
 #[test]
 fn on_any_doubt_nothing_is_removed_and_the_end_comes_in_time() {
-    for fault in [Fault::Refuse(403, "Forbidden"), Fault::Refuse(500, "InternalError"), Fault::Hang] {
-        let (gone, node) = ended(|node| {
-            node.server.fault(move |asked, _| (asked.what == What::DaemonSet).then_some(fault));
-        });
-        assert!(!gone, "{fault:?}");
-        assert!(node.log().contains("cannot tell whether the DaemonSet is still there"), "{}", node.log());
-    }
+    thread::scope(|scope| {
+        for fault in [Fault::Refuse(500, "InternalError"), Fault::Hang] {
+            scope.spawn(move || {
+                let (gone, node) = ended(|node| {
+                    wait_for_watch(node);
+                    // Who could not be asked may have made it again.
+                    node.server.tell_of_daemon_set("DELETED");
+                    node.server.fault(move |asked, _| (asked.what == What::DaemonSet).then_some(fault));
+                });
+                assert!(!gone, "{fault:?}");
+                assert!(node.log().contains("cannot tell whether the DaemonSet is still there"), "{}", node.log());
+            });
+        }
+    });
 }
 
 #[test]
 fn uninstalling_by_hand_takes_everything_and_does_so_twice() {
     let mut node = Node::running(&[]);
-    node.kill();
-    let uninstall = || {
+    let uninstall = |node: &Node| {
         let folders = ["cni-bin-dir=bin", "cni-conf-dir=net.d"].map(|pair| {
             let (flag, name) = pair.split_once('=').unwrap();
             format!("--{flag}={}", node.path(name).display())
         });
         node.person(&["uninstall", &folders[0], &folders[1]])
     };
+    // An agent that runs would put everything back.
+    let (status, text) = uninstall(&node);
+    assert!(status != Some(0) && text.contains("podweir's agent runs on this node"), "{text}");
+    assert!(text.contains("Remove its DaemonSet first"), "{text}");
+    assert!(node.has_entry() && node.path("bin/podweir").exists() && node.run_dir().join("node.sock").exists());
+    node.kill();
     for _ in 0..2 {
-        let (status, text) = uninstall();
+        let (status, text) = uninstall(&node);
         assert_eq!(status, Some(0), "{text}");
         assert!(!node.has_entry() && !node.path("bin/podweir").exists());
     }
