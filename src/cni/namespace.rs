@@ -199,6 +199,15 @@ fn proxy(options: &Given, interception: &Interception) -> Option<tproxy::Proxy> 
     interception.proxy_uids.first().filter(|_| said).map(|&uid| tproxy::Proxy::RunsAs(uid))
 }
 
+/// What came of replacing rules.
+pub(crate) enum Replacement {
+    Done(Box<ProgrammedPod>),
+    /// Nothing was changed, since this many older connections are open that the rules would break.
+    Waits {
+        open: usize,
+    },
+}
+
 /// Makes the namespace that the calling thread is in hold an interception, whatever is
 /// there of one, and reads it back.
 ///
@@ -207,17 +216,14 @@ fn proxy(options: &Given, interception: &Interception) -> Option<tproxy::Proxy> 
 ///
 /// # Errors
 /// The rules could not be replaced, and are then what they were; or the kernel does not
-/// hold them afterwards. [`Code::TryAgainLater`]: older connections are waited for.
-pub(crate) fn replace(netns: &Netns, job: &Job, face: Face, wait_for_older: bool) -> Result<ProgrammedPod, CniError> {
+/// hold them afterwards.
+pub(crate) fn replace(netns: &Netns, job: &Job, face: Face, wait_for_older: bool) -> Result<Replacement, CniError> {
     let mut ready = prepare(netns, job, face)?;
     if wait_for_older {
         let found = established::look_for(&ready.plan).map_err(io_failed("cannot list the pod's connections"))?;
         let open = found.map_or(0, |(_, found)| found.older.iter().filter(|o| o.fate != Fate::MayBreak).count());
         if open > 0 {
-            return Err(CniError::new(
-                Code::TryAgainLater,
-                format!("{open} connections are open that the rules would break"),
-            ));
+            return Ok(Replacement::Waits { open });
         }
     }
     let started = Instant::now();
@@ -243,7 +249,8 @@ pub(crate) fn replace(netns: &Netns, job: &Job, face: Face, wait_for_older: bool
     });
     let cure = "a restart of the pod ends them";
     let established = established::leave_or_end(interception, &ready.plan, OlderConnections::Reset, cure);
-    Ok(ProgrammedPod { probed: Some(probed), ..done(&ready, outcome, took, established) })
+    let done = done(&ready, outcome, took, established);
+    Ok(Replacement::Done(Box::new(ProgrammedPod { probed: Some(probed), ..done })))
 }
 
 /// What was done for a plan; `took`: to read what was there and to apply it.

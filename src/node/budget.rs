@@ -39,6 +39,11 @@ impl Budget {
         self.tokens -= 1;
         Ok(())
     }
+
+    /// Gives a token back for which nothing was done.
+    pub(super) fn give_back(&mut self) {
+        self.tokens = self.burst.min(self.tokens + 1);
+    }
 }
 
 #[cfg(test)]
@@ -57,6 +62,12 @@ mod tests {
         assert_eq!(budget.take(start + 10 * second), Err(10 * second));
         assert!((0..3).all(|_| budget.take(start + 1000 * second).is_ok()));
         assert!(budget.take(start + 1000 * second).is_err());
+        budget.give_back();
+        assert_eq!(budget.take(start + 1000 * second), Ok(()));
+        assert!(budget.take(start + 1000 * second).is_err());
+        let mut full = Budget::new(1, second, start);
+        full.give_back();
+        assert!(full.take(start).is_ok() && full.take(start).is_err());
         // A clock that stands still or goes back gives nothing and breaks nothing.
         assert!(budget.take(start).is_err());
     }

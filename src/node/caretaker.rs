@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{info, warn};
 
-use crate::cni::protocol::Code;
 use crate::probe::Beside;
+use crate::sys::text::rounded;
 
 use super::Agent;
 use super::budget::Budget;
@@ -16,9 +16,9 @@ use super::decide::{Decision, Programmer, decide};
 use super::ears::Ears;
 use super::events::{Happened, Kind};
 use super::inventory::{Place, State, TrackedPod};
-use super::look::{self, Drift, Look, Wanted};
-use super::on_failure;
-use super::settings::OnFailure;
+use super::look::{self, Drift, Look, Mending, Wanted};
+use super::noticed::Noticed;
+use super::on_failure::{self, Acted, FailedRepairs};
 
 /// Changes come in bursts: one look for all of them.
 const BURST: Duration = Duration::from_millis(5);
@@ -28,9 +28,7 @@ const LOOKS: (u32, Duration) = (20, Duration::from_millis(200));
 const REPAIRS: (u32, Duration) = (5, Duration::from_secs(10));
 /// How long one repair may take.
 const REPAIR_TIMEOUT: Duration = Duration::from_secs(20);
-/// After how many failed repairs in a row what `--on-failure` asks for is done.
-const FAILURES_BEFORE_ACTING: u32 = 3;
-/// The pauses after a repair that failed.
+/// The pauses after a look or a repair that failed.
 const AFTER_FAILURE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(120));
 /// How long older connections are waited for, and how often they are looked at meanwhile.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
@@ -50,14 +48,22 @@ pub(super) async fn look_after(agent: Arc<Agent>, tracked: Arc<TrackedPod>) {
         ears: None,
         looks: Budget::new(LOOKS.0, LOOKS.1, now),
         repairs: Budget::new(REPAIRS.0, REPAIRS.1, now),
-        failures: 0,
+        failed_looks: 0,
+        failed_repairs: FailedRepairs::default(),
         drifted: None,
         waits: false,
+        waits_for_older: false,
     };
     loop {
         let next = care.round().await;
         care.wait(next).await;
     }
+}
+
+/// The pause after this many failures in a row.
+fn pause_after(failures: u32) -> Duration {
+    let (first, longest) = AFTER_FAILURE;
+    first.saturating_mul(1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX)).min(longest)
 }
 
 struct Care {
@@ -67,12 +73,15 @@ struct Care {
     ears: Option<((u64, u64), Ears)>,
     looks: Budget,
     repairs: Budget,
-    /// How many repairs failed in a row.
-    failures: u32,
+    /// How many looks failed in a row.
+    failed_looks: u32,
+    failed_repairs: FailedRepairs,
     /// When the drift that is not mended yet was seen first.
-    drifted: Option<Instant>,
+    drifted: Option<Noticed>,
     /// It has been said that repairs wait, since there were too many.
     waits: bool,
+    /// It has been said that the repair waits for the end of older connections.
+    waits_for_older: bool,
 }
 
 impl Care {
@@ -88,8 +97,9 @@ impl Care {
                 return interval * TOLD_FACTOR;
             }
             Decision::Refuse(error) => {
-                if self.tracked.set(State::Failed { why: error.to_string() }) {
-                    self.tell(Kind::Failed, error.to_string());
+                let why = error.to_string();
+                if self.tracked.set(State::Failed { why: why.clone() }) {
+                    self.tell(Kind::Failed, why.clone(), why);
                 }
                 return interval * TOLD_FACTOR;
             }
@@ -113,14 +123,14 @@ impl Care {
                 Ok(None) => return WAIT_FOR_PROCESS,
                 Err(e) => {
                     self.failed(format!("its /etc/resolv.conf, whose servers are captured, cannot be read: {e}"));
-                    return self.pause_after_failure();
+                    return self.after_failed_look();
                 }
             }
         }
         if let Some((_, ears)) = &self.ears {
             ears.forget();
         }
-        let started = Instant::now();
+        let noticed = Noticed::now();
         let looked = {
             let (wanted, netns) = (wanted.clone(), place.netns.clone());
             self.agent.workers.run(place.netns.clone(), move || look::look(&netns, &wanted)).await
@@ -131,15 +141,15 @@ impl Care {
                 // The namespace may be gone, and another one in its place.
                 self.tracked.inner().place = None;
                 self.failed(error.to_string());
-                return self.pause_after_failure();
+                return self.after_failed_look();
             }
         };
         self.tracked.inner().verified = Some(SystemTime::now());
+        self.failed_looks = 0;
         match look {
             Look::Same { backend } => {
                 self.agent.metrics.verified("same");
-                self.failures = 0;
-                self.drifted = None;
+                self.is_as_it_should_be();
                 self.tracked.set(State::Intercepted { backend: backend.into() });
                 let told = self.ears.as_ref().is_some_and(|(_, ears)| ears.hear_all());
                 if told && backend == "nftables" { interval * TOLD_FACTOR } else { interval }
@@ -156,18 +166,31 @@ impl Care {
             }
             Look::Nothing => {
                 self.agent.metrics.verified("nothing");
-                self.tracked.set(State::Unguarded);
+                // While it is tried again, what was found of the first try stays shown.
+                if self.failed_repairs.count() == 0 && !self.waits_for_older {
+                    self.tracked.set(State::Unguarded);
+                }
                 if by == Programmer::Plugin {
                     self.agent.has_no_rules(&self.tracked);
                 }
-                self.mend(&place, &wanted, None, why, started).await
+                self.mend(&place, &wanted, None, why, noticed).await
             }
             Look::Differs(drift) => {
                 self.agent.metrics.verified("different");
-                self.tracked.set(State::Drifted { first: drift.first.clone(), escapes: drift.escapes });
-                self.mend(&place, &wanted, Some(drift), why, started).await
+                self.waits_for_older = false;
+                if self.failed_repairs.count() == 0 {
+                    self.tracked.set(State::Drifted { first: drift.first.clone(), escapes: drift.escapes });
+                }
+                self.mend(&place, &wanted, Some(drift), why, noticed).await
             }
         }
+    }
+
+    /// There is nothing to mend any more.
+    fn is_as_it_should_be(&mut self) {
+        self.failed_repairs = FailedRepairs::default();
+        self.drifted = None;
+        self.waits_for_older = false;
     }
 
     fn is_past_init(&self) -> bool {
@@ -191,10 +214,10 @@ impl Care {
         wanted: &Wanted,
         drift: Option<Drift>,
         why: &str,
-        noticed: Instant,
+        noticed: Noticed,
     ) -> Duration {
         let interval = self.agent.settings.verify_interval;
-        let since = *self.drifted.get_or_insert(noticed);
+        let noticed = *self.drifted.get_or_insert(noticed);
         let what = match &drift {
             None => format!("its rules were missing, although {why}"),
             Some(drift) => format!("its rules differed: {}", drift.first),
@@ -204,7 +227,7 @@ impl Care {
                 drift.as_ref().and_then(|d| d.effects.first()).map(|e| format!("; {e}")).unwrap_or_default();
             let note = format!("{what}{consequence}; it is not repaired, since --heal is off");
             warn!(pod = %self.tracked.known(), "{note}");
-            self.tell(Kind::Drifted, note);
+            self.tell(Kind::Drifted, what, note);
             return interval;
         }
         if let Err(pause) = self.repairs.take(Instant::now()) {
@@ -213,39 +236,39 @@ impl Care {
                 let often = format!("{what}; this happens so often that repairs wait {} s", pause.as_secs().max(1));
                 warn!(pod = %self.tracked.known(), "{often}");
                 self.tracked.note(often.clone());
-                self.tell(Kind::Waits, often);
+                self.tell(Kind::Waits, what, often);
             }
             return pause;
         }
         let mended = {
             let (wanted, netns) = (wanted.clone(), place.netns.clone());
-            let wait = self.agent.settings.wait_for_older && drift.is_none() && since.elapsed() < LONGEST_WAIT;
+            let wait = self.agent.settings.wait_for_older && drift.is_none() && noticed.elapsed() < LONGEST_WAIT;
             self.agent.workers.run(place.netns.clone(), move || look::mend(&netns, &wanted, wait, REPAIR_TIMEOUT)).await
         };
         let mended = match mended {
-            Ok(Ok(mended)) => mended,
-            Ok(Err(error)) if error.code == Code::TryAgainLater => {
-                self.tracked.note(format!("{what}; the repair waits: {error}"));
-                return WAIT_FOR_OLDER;
+            Ok(Ok(Mending::Done(mended))) => mended,
+            Ok(Ok(Mending::Waits { open })) => {
+                // Nothing was written.
+                self.repairs.give_back();
+                return self.wait_for_older(&what, open);
             }
             Ok(Err(error)) => return self.not_mended(&what, error.to_string()).await,
             Err(error) => return self.not_mended(&what, error.to_string()).await,
         };
-        self.failures = 0;
-        self.drifted = None;
+        self.is_as_it_should_be();
         self.waits = false;
-        self.agent.metrics.healed("mended", since.elapsed());
+        self.agent.metrics.healed("mended", noticed.elapsed());
         self.tracked.set(State::Intercepted { backend: mended.backend.into() });
         let effects = drift.iter().flat_map(|d| &d.effects).take(2).cloned().collect::<Vec<_>>().join("; ");
         let effects = if effects.is_empty() { String::new() } else { format!("; meanwhile {effects}") };
         let older: String = mended.older.iter().map(|said| format!("; {said}")).collect();
         let probed = mended.probed.as_ref().map(|probed| format!("; {probed}")).unwrap_or_default();
         let text = format!(
-            "{what}{effects}; repaired with {} ({} rules, {}){older}{probed}",
+            "{what}{effects}; repaired with {} ({} rules, {}) {noticed}{older}{probed}",
             mended.backend, mended.rules, mended.families
         );
         self.tracked.note(text.clone());
-        info!(pod = %self.tracked.known(), backend = mended.backend, ms = since.elapsed().as_micros() as f64 / 1000.0, "{text}");
+        info!(pod = %self.tracked.known(), backend = mended.backend, ms = noticed.elapsed().as_micros() as f64 / 1000.0, "{text}");
         for warning in &mended.warnings {
             warn!(pod = %self.tracked.known(), "{warning}");
         }
@@ -254,51 +277,77 @@ impl Care {
             (_, None) => Kind::Repaired,
             (_, Some(_)) => Kind::Drifted,
         };
-        self.tell(kind, text);
+        self.tell(kind, what, text);
         // What was just written is heard as a change, and looked at.
         interval
     }
 
+    /// Nothing is done while older connections are open that the rules would break.
+    fn wait_for_older(&mut self, what: &str, open: usize) -> Duration {
+        if !std::mem::replace(&mut self.waits_for_older, true) {
+            let text = format!(
+                "{what}; older connections ({open}) are open that they would break: they are made when these are gone, and after {} at the latest",
+                rounded(LONGEST_WAIT)
+            );
+            info!(pod = %self.tracked.known(), "{text}");
+            self.tracked.note(text);
+        }
+        self.tracked.set(State::Waiting);
+        WAIT_FOR_OLDER
+    }
+
     async fn not_mended(&mut self, what: &str, error: String) -> Duration {
         self.agent.metrics.healed("failed", Duration::ZERO);
+        self.waits_for_older = false;
+        self.failed_repairs.add();
         self.failed(format!("{what}, and cannot be repaired: {error}"));
-        if self.failures == FAILURES_BEFORE_ACTING {
-            let known = self.tracked.known();
-            let acted =
-                on_failure::act(self.agent.settings.on_failure, &self.agent.client, &known, &self.agent.evictions);
-            match acted.await {
-                Ok(Some(done)) => {
-                    self.tracked.note(done);
-                    self.tell(Kind::Failed, format!("it cannot be repaired, so {done}"));
-                }
-                // Evictions wait for each other.
-                Ok(None) if self.agent.settings.on_failure == OnFailure::Evict => self.failures -= 1,
-                Ok(None) => {}
-                Err(problem) => {
-                    self.agent.metrics.error("on-failure");
-                    warn!(pod = %known, "what --on-failure asks for cannot be done: {problem}");
-                }
+        if self.failed_repairs.acting_in(Instant::now()) == Some(Duration::ZERO) {
+            self.act().await;
+        }
+        let pause = pause_after(self.failed_repairs.count());
+        // With the repair that comes then, what is left to be done is tried again.
+        self.failed_repairs.acting_in(Instant::now()).map_or(pause, |acting| acting.min(pause))
+    }
+
+    /// Does what `--on-failure` asks for.
+    async fn act(&mut self) {
+        let known = self.tracked.known();
+        let acted = on_failure::act(self.agent.settings.on_failure, &self.agent.client, &known, &self.agent.evictions);
+        match acted.await {
+            Ok(Acted::Done(done)) => {
+                self.failed_repairs.acted();
+                self.tracked.note(done);
+                self.tell(Kind::Acted, done.into(), format!("it cannot be repaired, so {done}"));
+            }
+            Ok(Acted::Nothing) => self.failed_repairs.acted(),
+            Ok(Acted::Later(pause)) => self.failed_repairs.wait(Instant::now(), pause),
+            Err(problem) => {
+                let pause = rounded(self.failed_repairs.refused(Instant::now()));
+                let text =
+                    format!("what --on-failure asks for cannot be done: {problem}; it is tried again after {pause}");
+                self.agent.metrics.error("on-failure");
+                warn!(pod = %known, "{text}");
+                self.tracked.note(text);
             }
         }
-        self.pause_after_failure()
     }
 
     fn failed(&mut self, why: String) {
-        self.failures = self.failures.saturating_add(1);
         if self.tracked.set(State::Failed { why: why.clone() }) {
             warn!(pod = %self.tracked.known(), "{why}");
             self.tracked.note(why.clone());
-            self.tell(Kind::Failed, why);
+            self.tell(Kind::Failed, why.clone(), why);
         }
     }
 
-    fn pause_after_failure(&self) -> Duration {
-        let (first, longest) = AFTER_FAILURE;
-        first.saturating_mul(1u32.checked_shl(self.failures.saturating_sub(1)).unwrap_or(u32::MAX)).min(longest)
+    fn after_failed_look(&mut self) -> Duration {
+        self.failed_looks = self.failed_looks.saturating_add(1);
+        pause_after(self.failed_looks)
     }
 
-    fn tell(&self, kind: Kind, note: String) {
-        self.agent.events.tell(Happened { pod: self.tracked.known(), kind, note });
+    /// Tells of it in an event; `cause` is the note without what differs each time.
+    fn tell(&self, kind: Kind, cause: String, note: String) {
+        self.agent.events.tell(Happened { pod: self.tracked.known(), kind, cause, note });
     }
 
     /// Waits until there is a reason to look again.

@@ -3,6 +3,7 @@
 //! the API server.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,12 @@ const QUEUE: usize = 256;
 /// How many events of one kind a pod may have at once, and how often after that: many of one
 /// kind must not keep the other from being told.
 const PER_POD: (u32, Duration) = (2, Duration::from_secs(30));
+/// How many causes of one kind a pod may have at once that are told in events of their own, and how
+/// often one more: those beyond are told in one event together.
+const CAUSES_PER_POD: (u32, Duration) = (4, Duration::from_secs(300));
+/// How long the recorder knows an event, to which it adds the next of the same reason and action
+/// (kube-runtime, `CACHE_TTL`).
+const RECORDED: Duration = Duration::from_secs(360);
 /// How long sending one may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The API server takes a note of at most 1 KiB (events.k8s.io/v1, `note`).
@@ -34,10 +41,10 @@ pub enum Kind {
     Drifted,
     /// Something cannot be mended.
     Failed,
-    /// Something has to be mended so often that it waits. It has the reason of what fails, and an
-    /// action of its own, since the recorder puts events of the same reason and action together
-    /// and keeps the first one's note.
+    /// Something has to be mended so often that it waits. It has the reason of what fails.
     Waits,
+    /// Something was done about a pod that cannot be mended. It has the reason of what fails.
+    Acted,
 }
 
 impl Kind {
@@ -46,7 +53,7 @@ impl Kind {
         match self {
             Self::Repaired => "InterceptionRepaired",
             Self::Drifted => "InterceptionDrifted",
-            Self::Failed | Self::Waits => "InterceptionFailed",
+            Self::Failed | Self::Waits | Self::Acted => "InterceptionFailed",
         }
     }
 
@@ -56,6 +63,7 @@ impl Kind {
             Self::Drifted => "Verify",
             Self::Failed => "Intercept",
             Self::Waits => "Wait",
+            Self::Acted => "Act",
         }
     }
 }
@@ -65,7 +73,44 @@ impl Kind {
 pub struct Happened {
     pub pod: Arc<Known>,
     pub kind: Kind,
+    /// What tells it from others of its kind: the note without what differs each time.
+    pub cause: String,
     pub note: String,
+}
+
+/// What was told of one pod and kind.
+struct Told {
+    budget: Budget,
+    causes: Budget,
+    /// What the recorder knows by an event of its own.
+    recorded: Vec<(u64, Instant)>,
+}
+
+impl Told {
+    fn new(now: Instant) -> Self {
+        Self {
+            budget: Budget::new(PER_POD.0, PER_POD.1, now),
+            causes: Budget::new(CAUSES_PER_POD.0, CAUSES_PER_POD.1, now),
+            recorded: Vec::new(),
+        }
+    }
+
+    /// The action to be told for a cause; `None`: there are too many events. The recorder puts events
+    /// of the same reason and action together, and keeps the first one's note: each cause has an
+    /// action of its own, as far as the budget goes.
+    fn action(&mut self, kind: Kind, cause: &str, now: Instant) -> Option<String> {
+        self.budget.take(now).ok()?;
+        self.recorded.retain(|(_, at)| now.saturating_duration_since(*at) < RECORDED);
+        let mut hasher = DefaultHasher::new();
+        cause.hash(&mut hasher);
+        let digest = hasher.finish();
+        match self.recorded.iter_mut().find(|(known, _)| *known == digest) {
+            Some((_, at)) => *at = now,
+            None if self.causes.take(now).is_ok() => self.recorded.push((digest, now)),
+            None => return Some(kind.action().into()),
+        }
+        Some(format!("{}-{digest:016x}", kind.action()))
+    }
 }
 
 /// Where happenings are told.
@@ -95,24 +140,23 @@ impl Teller {
 /// Sends what is told, for ever.
 pub(super) async fn send(client: kube::Client, node: String, mut queue: Receiver<Happened>, metrics: Arc<Metrics>) {
     let recorder = Recorder::new(client, Reporter { controller: "podweir".into(), instance: Some(node) });
-    let mut budgets: HashMap<(String, Kind), Budget> = HashMap::new();
+    let mut told: HashMap<(String, Kind), Told> = HashMap::new();
     while let Some(happened) = queue.recv().await {
         let now = Instant::now();
-        if budgets.len() > 4 * QUEUE {
-            budgets.clear();
+        if told.len() > 4 * QUEUE {
+            told.clear();
         }
         let reason = happened.kind.reason();
-        let budget = budgets.entry((happened.pod.uid.clone(), happened.kind));
-        let budget = budget.or_insert_with(|| Budget::new(PER_POD.0, PER_POD.1, now));
-        if budget.take(now).is_err() {
+        let of_pod = told.entry((happened.pod.uid.clone(), happened.kind)).or_insert_with(|| Told::new(now));
+        let Some(action) = of_pod.action(happened.kind, &happened.cause, now) else {
             metrics.event(reason, "limited");
             continue;
-        }
+        };
         let event = Event {
             type_: if happened.kind == Kind::Repaired { EventType::Normal } else { EventType::Warning },
             reason: reason.into(),
             note: Some(shortened(&happened.note)),
-            action: happened.kind.action().into(),
+            action,
             secondary: None,
         };
         let sent = tokio::time::timeout(PATIENCE, recorder.publish(&event, &reference(&happened.pod))).await;
@@ -152,6 +196,32 @@ fn shortened(note: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_cause_has_an_action_of_its_own_within_a_budget() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let mut told = Told::new(start);
+        let one = told.action(Kind::Drifted, "one", start).unwrap();
+        let other = told.action(Kind::Drifted, "other", start).unwrap();
+        assert!(one != other && one.starts_with("Verify-") && one.len() <= 128, "{one}, {other}");
+        assert_eq!(told.action(Kind::Drifted, "one", start), None, "there are too many at once");
+        assert_eq!(told.action(Kind::Drifted, "one", start + 30 * second), Some(one.clone()));
+        // Whoever makes up causes for an hour has few events of their own; the rest are told in one.
+        let hour: Vec<String> = (2..=120u32)
+            .filter_map(|at| told.action(Kind::Drifted, &format!("cause {at}"), start + 30 * second * at))
+            .collect();
+        let of_their_own = hour.iter().filter(|action| *action != "Verify").count();
+        assert_eq!(hour.len(), 119);
+        assert!((12..=16).contains(&of_their_own), "{of_their_own}");
+        assert!(told.recorded.len() <= 6, "{:?}", told.recorded);
+        // What was told all the time needs none of that.
+        let mut told = Told::new(start);
+        let again = (0..120u32).filter_map(|at| told.action(Kind::Drifted, "one", start + 30 * second * at));
+        assert!(again.into_iter().all(|action| action == one));
+        assert!((0..4).all(|at| {
+            told.action(Kind::Drifted, &at.to_string(), start + 36_000 * second + 30 * second * at).unwrap() != "Verify"
+        }));
+    }
 
     #[test]
     fn notes_fit_what_the_api_server_takes() {

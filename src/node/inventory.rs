@@ -27,6 +27,8 @@ pub enum State {
     Drifted { first: String, escapes: bool },
     /// It holds nothing, and is not mended (yet).
     Unguarded,
+    /// It holds nothing, and is not mended before older connections are gone, which the rules would break.
+    Waiting,
     /// It cannot be looked at or mended; what would help is part of the reason.
     Failed { why: String },
     /// Its network namespace is not known: it has no process yet, or none any more.
@@ -46,6 +48,7 @@ impl State {
             Self::Intercepted { .. } => "intercepted",
             Self::Drifted { .. } => "drifted",
             Self::Unguarded => "unguarded",
+            Self::Waiting => "waiting",
             Self::Failed { .. } => "failed",
             Self::NoNamespace => "no-namespace",
             Self::Enrolled => "enrolled",
@@ -54,8 +57,18 @@ impl State {
     }
 
     /// Every word of [`Self::word`].
-    pub const WORDS: [&str; 9] =
-        ["new", "left-alone", "intercepted", "drifted", "unguarded", "failed", "no-namespace", "enrolled", "pending"];
+    pub const WORDS: [&str; 10] = [
+        "new",
+        "left-alone",
+        "intercepted",
+        "drifted",
+        "unguarded",
+        "waiting",
+        "failed",
+        "no-namespace",
+        "enrolled",
+        "pending",
+    ];
 
     /// The state in a sentence.
     pub fn sentence(&self) -> String {
@@ -66,6 +79,9 @@ impl State {
             Self::Drifted { first, escapes: true } => format!("its rules differ, and traffic escapes: {first}"),
             Self::Drifted { first, .. } => format!("its rules differ: {first}"),
             Self::Unguarded => "it should have rules and has none".into(),
+            Self::Waiting => {
+                "it should have rules and has none yet: older connections are open that they would break, and --heal-established=wait waits for their end, at most 2 minutes".into()
+            }
             Self::Failed { why } => why.clone(),
             Self::NoNamespace => "its network namespace is not known: none of its processes is running".into(),
             Self::Enrolled => "it is in ambient mode, and ztunnel takes its traffic".into(),

@@ -10,7 +10,7 @@ use crate::audit::report::drift::{WORST, drift};
 use crate::audit::source::{Source, SourceError, live, options};
 use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
 use crate::backend::ours::Holding;
-use crate::cni::namespace::{self, Job};
+use crate::cni::namespace::{self, Job, Replacement};
 use crate::cni::protocol::CniError;
 use crate::cni::request::Deadline;
 use crate::config::given::{Given, process_environment};
@@ -133,6 +133,16 @@ fn compare(want: &Source, found: &Source) -> Look {
     })
 }
 
+/// What came of mending.
+#[derive(Debug)]
+pub(super) enum Mending {
+    Done(Mended),
+    /// Nothing was changed, since this many older connections are open that the rules would break.
+    Waits {
+        open: usize,
+    },
+}
+
 /// What mending did.
 #[derive(Debug)]
 pub(super) struct Mended {
@@ -151,13 +161,13 @@ pub(super) struct Mended {
 ///
 /// # Errors
 /// The rules could not be replaced (they are then what they were), or are not what they
-/// should be afterwards, or older connections are waited for.
+/// should be afterwards.
 pub(super) fn mend(
     netns: &Netns,
     wanted: &Wanted,
     wait_for_older: bool,
     timeout: Duration,
-) -> Result<Mended, CniError> {
+) -> Result<Mending, CniError> {
     let deadline = Deadline { started: std::time::Instant::now(), timeout };
     let job = Job {
         options: wanted.options.clone(),
@@ -165,13 +175,16 @@ pub(super) fn mend(
         resolv_conf: wanted.resolv_conf.clone(),
         deadline,
     };
-    let done = namespace::replace(netns, &job, wanted.face, wait_for_older)?;
-    Ok(Mended {
+    let done = match namespace::replace(netns, &job, wanted.face, wait_for_older)? {
+        Replacement::Waits { open } => return Ok(Mending::Waits { open }),
+        Replacement::Done(done) => done,
+    };
+    Ok(Mending::Done(Mended {
         backend: done.outcome.backend.name(),
         families: done.families,
         rules: done.rules,
         warnings: done.warnings,
         probed: done.probed,
         older: done.established.infos.into_iter().chain(done.established.warnings).collect(),
-    })
+    }))
 }

@@ -21,7 +21,7 @@
 //! | `facts` | what the kernel has in pods' namespaces, for an audit of the cluster |
 //! | `worker`, `processes`, `ears` | threads in pods' namespaces; finding these; hearing of changes there |
 //! | `pulse` | heartbeats, by which something that hangs shows |
-//! | `events`, `metrics`, `http`, `guests`, `condition` | saying what happens, and to whom |
+//! | `events`, `metrics`, `http`, `guests`, `condition`, `noticed` | saying what happens, when, and to whom |
 //! | `reports` | what was found, as objects that policy tools show |
 //! | `ambient` | pods without a proxy of their own: telling ztunnel, and keeping that true |
 //! | `preflight`, `on_failure` | what is looked at first; what becomes of a pod that cannot be repaired |
@@ -89,6 +89,7 @@ mod kept_socket;
 mod labels;
 mod look;
 mod metrics;
+mod noticed;
 mod on_failure;
 mod preflight;
 mod processes;

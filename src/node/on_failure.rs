@@ -4,8 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::policy::v1::Eviction;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions};
 use kube::Api;
-use kube::api::{DeleteParams, EvictParams, Patch, PatchParams, Preconditions};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::core::Status;
 use serde_json::json;
 
 use super::cache::Known;
@@ -13,10 +16,61 @@ use super::settings::OnFailure;
 
 /// The label, and its value.
 pub(super) const LABEL: (&str, &str) = ("podweir.dev/interception", "failed");
+/// After how many failed repairs in a row something is done.
+const FAILURES_BEFORE_ACTING: u32 = 3;
 /// The shortest time between two evictions on a node.
 const BETWEEN_EVICTIONS: Duration = Duration::from_secs(60);
+/// The pauses after the API server's refusals, such as those of a disruption budget.
+const AFTER_REFUSAL: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(300));
 /// How long the API server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A pod's repairs that failed in a row, and what was done about it.
+#[derive(Debug, Default)]
+pub(super) struct FailedRepairs {
+    count: u32,
+    /// It is done, or there is nothing to do.
+    acted: bool,
+    refusals: u32,
+    /// It is not tried again before then.
+    not_before: Option<Instant>,
+}
+
+impl FailedRepairs {
+    /// One more.
+    pub(super) fn add(&mut self) {
+        self.count = self.count.saturating_add(1);
+    }
+
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// How long it is until something is to be done; `None`: nothing, for all that is known.
+    pub(super) fn acting_in(&self, now: Instant) -> Option<Duration> {
+        let is_wanted = self.count >= FAILURES_BEFORE_ACTING && !self.acted;
+        is_wanted.then(|| self.not_before.map_or(Duration::ZERO, |then| then.saturating_duration_since(now)))
+    }
+
+    /// It was done, or there was nothing to do.
+    pub(super) fn acted(&mut self) {
+        self.acted = true;
+    }
+
+    /// Others are first.
+    pub(super) fn wait(&mut self, now: Instant, pause: Duration) {
+        self.not_before = Some(now + pause);
+    }
+
+    /// The API server did not do it. Gives how long it is until the next try.
+    pub(super) fn refused(&mut self, now: Instant) -> Duration {
+        let (first, longest) = AFTER_REFUSAL;
+        let pause = first.saturating_mul(1u32.checked_shl(self.refusals).unwrap_or(u32::MAX)).min(longest);
+        self.refusals = self.refusals.saturating_add(1);
+        self.wait(now, pause);
+        pause
+    }
+}
 
 /// When the last pod was evicted.
 #[derive(Debug, Default)]
@@ -24,17 +78,55 @@ pub struct Evictions(Mutex<Option<Instant>>);
 
 impl Evictions {
     /// Takes the right to evict one pod, at most one a minute.
-    fn take(&self, now: Instant) -> bool {
+    ///
+    /// # Errors
+    /// How long it is until there is one again.
+    fn take(&self, now: Instant) -> Result<(), Duration> {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = last.is_none_or(|last| now.saturating_duration_since(last) >= BETWEEN_EVICTIONS);
-        if may {
-            *last = Some(now);
+        let passed = last.map_or(BETWEEN_EVICTIONS, |last| now.saturating_duration_since(last));
+        match BETWEEN_EVICTIONS.checked_sub(passed) {
+            Some(left) if !left.is_zero() => Err(left),
+            _ => {
+                *last = Some(now);
+                Ok(())
+            }
         }
-        may
+    }
+
+    /// Nothing was evicted by the right that was taken then: another pod may be.
+    fn give_back(&self, taken: Instant) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last == Some(taken) {
+            *last = None;
+        }
     }
 }
 
-/// Does what is wanted, and says what was done; `None`: nothing.
+/// What came of acting.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Acted {
+    /// Nothing is wanted.
+    Nothing,
+    /// What was done, in words.
+    Done(&'static str),
+    /// Another pod was evicted so short a time ago that this one waits as long as this.
+    Later(Duration),
+}
+
+/// The eviction of exactly this pod: one of the same name that has come meanwhile is not meant.
+fn eviction(pod: &Known) -> Eviction {
+    let same = Preconditions { uid: Some(pod.uid.clone()), resource_version: None };
+    Eviction {
+        delete_options: Some(DeleteOptions { preconditions: Some(same), ..DeleteOptions::default() }),
+        metadata: ObjectMeta {
+            name: Some(pod.name.clone()),
+            namespace: Some(pod.namespace.clone()),
+            ..ObjectMeta::default()
+        },
+    }
+}
+
+/// Does what is wanted.
 ///
 /// # Errors
 /// The API server refuses, in words: a disruption budget, a right that is missing.
@@ -43,22 +135,35 @@ pub(super) async fn act(
     client: &kube::Client,
     pod: &Arc<Known>,
     evictions: &Evictions,
-) -> Result<Option<&'static str>, String> {
+) -> Result<Acted, String> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
     let done = match what {
-        OnFailure::Leave => return Ok(None),
-        OnFailure::Evict if !evictions.take(Instant::now()) => return Ok(None),
+        OnFailure::Leave => return Ok(Acted::Nothing),
+        OnFailure::Evict if pod.mirror => {
+            return Err("it is a static pod, which cannot be evicted: change its manifest on the node".into());
+        }
         OnFailure::Evict => {
-            // A pod of the same name that has come meanwhile is not meant.
-            let same = Preconditions { uid: Some(pod.uid.clone()), resource_version: None };
-            let delete = DeleteParams { preconditions: Some(same), ..DeleteParams::default() };
-            let evict = EvictParams { delete_options: Some(delete), ..EvictParams::default() };
-            let asked = tokio::time::timeout(PATIENCE, pods.evict(&pod.name, &evict)).await;
+            let now = Instant::now();
+            if let Err(left) = evictions.take(now) {
+                return Ok(Acted::Later(left));
+            }
+            // Not by `Api::evict`: kube 4.0 writes `delete_options`, which the API server knows as
+            // `deleteOptions`, so that it would not see whose UID is meant.
+            let (params, eviction) = (PostParams::default(), eviction(pod));
+            let asked = pods.create_subresource::<Eviction, Status>("eviction", &pod.name, &params, &eviction);
+            let asked = tokio::time::timeout(PATIENCE, asked).await;
+            if matches!(asked, Ok(Err(kube::Error::Api(_)))) {
+                evictions.give_back(now);
+            }
             asked.map(|answer| answer.map(|_| "it is evicted"))
         }
         OnFailure::Label => {
             let (name, value) = LABEL;
-            let patch = json!({ "metadata": { "uid": pod.uid, "labels": { name: value } } });
+            let mut patch = json!({ "metadata": { "labels": { name: value } } });
+            if !pod.mirror {
+                // The UID that is known of a static pod is not the one that the API server has.
+                patch["metadata"]["uid"] = pod.uid.clone().into();
+            }
             let params = PatchParams::default();
             let asked =
                 tokio::time::timeout(PATIENCE, pods.patch_metadata(&pod.name, &params, &Patch::Merge(&patch))).await;
@@ -66,7 +171,7 @@ pub(super) async fn act(
         }
     };
     match done {
-        Ok(Ok(done)) => Ok(Some(done)),
+        Ok(Ok(done)) => Ok(Acted::Done(done)),
         Ok(Err(error)) => Err(crate::cni::client::chain(&error)),
         Err(_) => Err("the API server does not answer".into()),
     }
@@ -78,10 +183,40 @@ mod tests {
 
     #[test]
     fn at_most_one_pod_a_minute_is_evicted() {
-        let (evictions, now) = (Evictions::default(), Instant::now());
-        assert!(evictions.take(now));
-        assert!(!evictions.take(now + Duration::from_secs(59)));
-        assert!(evictions.take(now + Duration::from_secs(60)));
-        assert!(!evictions.take(now));
+        let (evictions, now, second) = (Evictions::default(), Instant::now(), Duration::from_secs(1));
+        assert_eq!(evictions.take(now), Ok(()));
+        assert_eq!(evictions.take(now + 59 * second), Err(second));
+        assert_eq!(evictions.take(now + 60 * second), Ok(()));
+        assert_eq!(evictions.take(now), Err(BETWEEN_EVICTIONS));
+        // A refusal evicted nobody; it takes nothing from who was evicted since.
+        evictions.give_back(now);
+        assert!(evictions.take(now + 61 * second).is_err());
+        evictions.give_back(now + 60 * second);
+        assert_eq!(evictions.take(now + 61 * second), Ok(()));
+    }
+
+    #[test]
+    fn what_is_refused_is_tried_again_with_growing_pauses_and_what_is_done_is_not() {
+        let (mut failed, now, second) = (FailedRepairs::default(), Instant::now(), Duration::from_secs(1));
+        for _ in 1..FAILURES_BEFORE_ACTING {
+            failed.add();
+            assert_eq!(failed.acting_in(now), None);
+        }
+        failed.add();
+        assert_eq!(failed.acting_in(now), Some(Duration::ZERO));
+        let mut at = now;
+        for pause in [60, 120, 240, 300, 300] {
+            assert_eq!(failed.refused(at), pause * second);
+            // More repairs fail meanwhile.
+            failed.add();
+            assert_eq!(failed.acting_in(at + second), Some((pause - 1) * second));
+            at += pause * second;
+            assert_eq!(failed.acting_in(at), Some(Duration::ZERO));
+        }
+        failed.wait(at, second);
+        assert_eq!(failed.acting_in(at), Some(second));
+        failed.acted();
+        failed.add();
+        assert_eq!(failed.acting_in(at + second), None);
     }
 }

@@ -231,7 +231,7 @@ impl World for Real {
         }
     }
 
-    fn tell(&self, known: &Arc<Known>, kind: Kind, text: String) {
-        self.agent.events.tell(Happened { pod: known.clone(), kind, note: text });
+    fn tell(&self, known: &Arc<Known>, kind: Kind, cause: String, text: String) {
+        self.agent.events.tell(Happened { pod: known.clone(), kind, cause, note: text });
     }
 }

@@ -48,6 +48,6 @@ pub trait World: Send + Sync + 'static {
     fn show(&self, uid: &str, state: State) -> bool;
     /// Keeps what happened to a pod, for who asks why.
     fn note(&self, uid: &str, what: String);
-    /// Tells of a pod in an event.
-    fn tell(&self, known: &Arc<Known>, kind: Kind, text: String);
+    /// Tells of a pod in an event; `cause` is the text without what differs each time.
+    fn tell(&self, known: &Arc<Known>, kind: Kind, cause: String, text: String);
 }

@@ -74,7 +74,7 @@ impl View {
             State::New | State::NoNamespace | State::LeftAlone { .. } | State::Pending { .. } => None,
             State::Enrolled => Some(Arc::from([])),
             State::Intercepted { .. } => self.asked_for(pod, policy, used),
-            State::Unguarded => one(Severity::High, "not-intercepted", state.sentence(), false),
+            State::Unguarded | State::Waiting => one(Severity::High, "not-intercepted", state.sentence(), false),
             State::Drifted { escapes: true, .. } => one(Severity::High, "drift", state.sentence(), false),
             State::Drifted { .. } => one(Severity::Medium, "drift", state.sentence(), false),
             State::Failed { .. } => one(Severity::High, "not-looked-at", state.sentence(), true),
@@ -167,7 +167,9 @@ pub(crate) mod tests {
             told.first().map(|told| told.found.first().map(|found| (found.rule.clone(), found.severity)))
         };
         let drift = |escapes| State::Drifted { first: "x".into(), escapes };
-        assert_eq!(rule(State::Unguarded), Some(Some(("not-intercepted".into(), Severity::High))));
+        for bare in [State::Unguarded, State::Waiting] {
+            assert_eq!(rule(bare), Some(Some(("not-intercepted".into(), Severity::High))));
+        }
         assert_eq!(rule(drift(true)), Some(Some(("drift".into(), Severity::High))));
         assert_eq!(rule(drift(false)), Some(Some(("drift".into(), Severity::Medium))));
         assert_eq!(rule(State::Enrolled), Some(None));

@@ -1,5 +1,6 @@
 //! Finding pods, looking at their rules and mending them.
 
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,9 +9,9 @@ use serde_json::{Value, json};
 use super::server::What;
 use super::{Node, Pod, uid};
 use crate::cni_namespace::UserPod;
-use crate::fixture::RESOLV;
+use crate::fixture::{Namespace, RESOLV, V4};
 use crate::plugin::{self, Plugin, sidecar};
-use crate::pod::serve;
+use crate::pod::{serve, wire};
 
 fn flush(pod: &Pod) {
     pod.namespace.print("nft", &["flush", "ruleset"]);
@@ -221,4 +222,62 @@ fn a_pod_that_takes_its_own_rules_away_in_a_loop_starves_no_other() {
     assert!(events(&node).len() <= 8, "{:?}", events(&node));
     node.wait("the hostile pod's rules", || hostile.has_rules().then_some(()));
     assert_eq!(uid(1), hostile.manifest["metadata"]["uid"]);
+}
+
+#[test]
+fn each_cause_of_a_drift_has_an_event_of_its_own_that_says_when_it_was_noticed() {
+    let pod = Pod::new("web", 1);
+    let node = Node::running(&[&pod]);
+    node.add(&pod).call().ok();
+    node.wait_for_state(&pod, "intercepted");
+    let drifts = || -> Vec<Value> {
+        let events = node.server.asked(What::Event).into_iter().map(|asked| asked.body);
+        events.filter(|event| event["reason"] == "InterceptionDrifted").collect()
+    };
+    for (count, chain) in [(1, "istio-redirect"), (2, "istio-in-redirect")] {
+        pod.namespace.print("nft", &["flush", "chain", "inet", "istio-proxy-nat", chain]);
+        node.wait("an event", || (drifts().len() == count).then_some(()));
+        node.wait_for_state(&pod, "intercepted");
+    }
+    let drifts = drifts();
+    // What the recorder puts together has the name of the first one.
+    assert_ne!(drifts[0]["metadata"]["name"], drifts[1]["metadata"]["name"], "{drifts:?}");
+    let note = |at: usize| drifts[at]["note"].as_str().unwrap().to_owned();
+    assert!(note(0).contains("15001") && note(1).contains("15006"), "{drifts:?}");
+    flush(&pod);
+    let repaired = event(&node, "InterceptionRepaired");
+    for note in [note(0), note(1), repaired] {
+        let (_, said) = note.split_once(" after it was noticed at ").unwrap_or_else(|| panic!("{note}"));
+        assert!(said.starts_with("20") && said.contains('Z'), "{note}");
+    }
+}
+
+#[test]
+fn older_connections_are_waited_for_without_a_failure() {
+    let outside = Namespace::bare("");
+    let mut pod = Pod::new("web", 1);
+    pod.namespace = Namespace::bare(RESOLV);
+    wire(&pod.namespace, &outside, &[V4]);
+    let listener = outside.run(|| TcpListener::bind("10.244.0.1:5432").unwrap());
+    let near = pod.namespace.run(|| TcpStream::connect("10.244.0.1:5432").unwrap());
+    let far = listener.accept().unwrap();
+    let mut node = Node::new();
+    node.process(21, &pod, &node.path("proc"));
+    node.server.set(&pod.manifest);
+    node.start(&["--heal-established=wait"]);
+    node.wait_for_state(&pod, "waiting");
+    // More looks than a pod may have repairs at once.
+    let looks = || node.metric("podweir_verifications_total{result=\"nothing\"}");
+    node.wait("more looks", || (looks() >= 8.0).then_some(()));
+    assert_eq!(node.state(&pod), "waiting");
+    assert!(!pod.has_rules() && events(&node).is_empty(), "{:?}", events(&node));
+    let (_, why) = node.person(&["why", "shop/web"]);
+    assert_eq!(why.matches("older connections (1) are open").count(), 1, "{why}");
+    drop((near, far));
+    // The end of a connection is remembered for a minute, and is no connection any more.
+    let note = event(&node, "InterceptionRepaired");
+    assert!(note.contains("its rules were missing"), "{note}");
+    assert!(pod.has_rules() && !node.log().contains("so often"), "{}", node.log());
+    assert_eq!(node.metric("podweir_heals_total{result=\"failed\"}"), 0.0);
+    assert_eq!(events(&node).len(), 1, "{:?}", events(&node));
 }

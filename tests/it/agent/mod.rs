@@ -3,6 +3,7 @@
 
 pub mod ambient;
 mod chain;
+mod failure;
 mod heal;
 mod input;
 mod removal;

@@ -28,6 +28,9 @@ pub enum What {
     Namespaces,
     /// A change of a pod's annotations.
     Annotate,
+    /// A change of a pod's labels.
+    Label,
+    Evict,
     Other,
 }
 
@@ -49,6 +52,7 @@ pub enum Fault {
 #[derive(Debug, Clone)]
 pub struct Asked {
     pub what: What,
+    pub method: String,
     pub uri: String,
     pub body: Value,
 }
@@ -200,6 +204,11 @@ impl Server {
         self.set(&pod);
     }
 
+    /// A pod as it is.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<Value> {
+        self.world().pods.get(&format!("{namespace}/{name}")).cloned()
+    }
+
     /// The value of a pod's annotation.
     pub fn annotation(&self, namespace: &str, pod: &str, name: &str) -> Option<String> {
         let world = self.world();
@@ -274,7 +283,7 @@ impl Server {
         let mut tls = BufReader::new(StreamOwned::new(ServerConnection::new(tls()).unwrap(), stream));
         let Some((method, uri, body, token)) = read(&mut tls)? else { return Ok(()) };
         let mut out = Out(tls.into_inner());
-        let asked = Asked { what: what(&method, &uri), uri, body };
+        let asked = Asked { what: what(&method, &uri), method, uri, body };
         let before = self.count(asked.what);
         self.world().asked.push(asked.clone());
         let fault = match token == format!("bearer {}", self.world().token.to_lowercase()) {
@@ -374,9 +383,13 @@ impl Server {
                     "metadata": { "resourceVersion": world.version.to_string() }, "items": items });
                 (200, list.to_string())
             }
-            What::Annotate => {
+            What::Annotate | What::Label | What::Evict => {
                 let parts: Vec<&str> = asked.uri.split(['/', '?']).collect();
-                let answer = world.annotate(&format!("{}/{}", parts[4], parts[6]), &asked.body);
+                let key = format!("{}/{}", parts[4], parts[6]);
+                let answer = match asked.what {
+                    What::Evict => world.evict(&key, &asked.body),
+                    _ => world.patch(&key, &asked.body),
+                };
                 drop(world);
                 self.inner.changed.notify_all();
                 answer
@@ -430,18 +443,32 @@ impl Server {
 }
 
 impl World {
-    /// Changes a pod's annotations as a merge patch says.
-    fn annotate(&mut self, key: &str, patch: &Value) -> (u16, String) {
+    /// Evicts a pod, unless it is another one than is meant.
+    fn evict(&mut self, key: &str, eviction: &Value) -> (u16, String) {
+        let Some(pod) = self.pods.get(key).cloned() else { return (404, refusal(404, "NotFound").to_string()) };
+        let meant = &eviction["deleteOptions"]["preconditions"]["uid"];
+        if meant.is_string() && *meant != pod["metadata"]["uid"] {
+            return (409, refusal(409, "Conflict").to_string());
+        }
+        self.pods.remove(key);
+        self.tell("DELETED", pod);
+        (201, json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" }).to_string())
+    }
+
+    /// Changes a pod's annotations and labels as a merge patch says.
+    fn patch(&mut self, key: &str, patch: &Value) -> (u16, String) {
         let Some(mut pod) = self.pods.get(key).cloned() else { return (404, refusal(404, "NotFound").to_string()) };
         let meta = &patch["metadata"];
         if meta["uid"].is_string() && meta["uid"] != pod["metadata"]["uid"] {
             return (409, refusal(409, "Conflict").to_string());
         }
-        for (name, value) in meta["annotations"].as_object().into_iter().flatten() {
-            let all = &mut pod["metadata"]["annotations"];
-            match value.is_null() {
-                true => drop(all.as_object_mut().and_then(|all| all.remove(name))),
-                false => all[name] = value.clone(),
+        for which in ["annotations", "labels"] {
+            for (name, value) in meta[which].as_object().into_iter().flatten() {
+                let all = &mut pod["metadata"][which];
+                match value.is_null() {
+                    true => drop(all.as_object_mut().and_then(|all| all.remove(name))),
+                    false => all[name] = value.clone(),
+                }
             }
         }
         let version = self.tell("MODIFIED", pod.clone());
@@ -491,6 +518,8 @@ fn what(method: &str, uri: &str) -> What {
     match (method, &parts[..]) {
         ("GET", ["api", "v1", "namespaces"]) => What::Namespaces,
         ("PATCH", ["api", "v1", "namespaces", _, "pods", _, "status"]) => What::Annotate,
+        ("PATCH", ["api", "v1", "namespaces", _, "pods", _]) => What::Label,
+        ("POST", ["api", "v1", "namespaces", _, "pods", _, "eviction"]) => What::Evict,
         ("GET", ["api", "v1", "pods"]) if is_watch(uri) => What::Watch,
         ("GET", ["api", "v1", "pods"]) => What::List,
         ("GET", ["api", "v1", "namespaces", _, "pods", _]) => What::Get,

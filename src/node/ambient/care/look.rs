@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::super::super::cache::Known;
 use super::super::super::events::Kind;
 use super::super::super::inventory::{self, State};
+use super::super::super::noticed::Noticed;
 use super::super::standing::Options;
 use super::super::step::Rules;
 use super::super::world::World;
@@ -25,29 +26,37 @@ impl<W: World> Care<W> {
             return Turn::Wait(pause);
         }
         self.looked = Instant::now();
+        let noticed = Noticed::now();
         match self.ambient.world.verify(place, options).await {
             Ok(differences) if differences.is_empty() => match self.ambient.world.is_there(place) {
                 true => Turn::Again,
                 false => self.lost(),
             },
             Ok(differences) => {
+                let noticed = *self.drifted.get_or_insert(noticed);
                 let first = differences.first().cloned().unwrap_or_default();
                 let what = format!("its rules differed: {first}");
                 self.ambient.world.show(self.uid(), State::Drifted { first, escapes: true });
                 if !self.ambient.settings.heal {
-                    self.drifted(known, Kind::Drifted, format!("{what}; it is not repaired, since --heal is off"));
+                    let text = format!("{what}; it is not repaired, since --heal is off");
+                    self.say(known, Kind::Drifted, what, text);
                     self.look = true;
                     return Turn::Wait(self.ambient.settings.verify_interval);
                 }
                 if let Err(pause) = self.repairs.take(Instant::now()) {
-                    let often = format!("{what}; this happens so often that repairs wait {} s", pause.as_secs().max(1));
-                    self.drifted(known, Kind::Waits, often);
+                    // It may be looked at many times until then.
+                    if !std::mem::replace(&mut self.waits, true) {
+                        let seconds = pause.as_secs().max(1);
+                        let often = format!("{what}; this happens so often that repairs wait {seconds} s");
+                        self.say(known, Kind::Waits, what, often);
+                    }
                     self.look = true;
                     return Turn::Wait(pause);
                 }
                 match self.ambient.world.program(place, options).await {
                     Ok(programmed) => {
-                        self.drifted(known, Kind::Drifted, format!("{what}; repaired with {}", programmed.backend));
+                        let text = format!("{what}; repaired with {} {noticed}", programmed.backend);
+                        self.say(known, Kind::Drifted, what, text);
                         Turn::Again
                     }
                     Err(why) => {
@@ -64,15 +73,18 @@ impl<W: World> Care<W> {
         }
     }
 
-    pub(super) fn drifted(&self, known: &Arc<Known>, kind: Kind, text: String) {
+    /// Says it to everybody; `cause` is the text without what differs each time.
+    fn say(&self, known: &Arc<Known>, kind: Kind, cause: String, text: String) {
         tracing::warn!(pod = %known, "{text}");
         self.ambient.world.note(self.uid(), text.clone());
-        self.ambient.world.tell(known, kind, text);
+        self.ambient.world.tell(known, kind, cause, text);
     }
 
     /// Nothing fails any more.
     pub(super) fn worked(&mut self) {
         self.failures = 0;
+        self.drifted = None;
+        self.waits = false;
         self.failing = None;
         self.untold = false;
     }
@@ -85,7 +97,7 @@ impl<W: World> Care<W> {
         let since = *self.failing.get_or_insert_with(tokio::time::Instant::now);
         if self.untold && since.elapsed() >= SILENCE {
             self.untold = false;
-            self.drifted(known, Kind::Failed, why);
+            self.say(known, Kind::Failed, why.clone(), why);
         }
         // The first tries come soon: what is in the way may be about to end.
         Turn::Wait(pause(self.failures))

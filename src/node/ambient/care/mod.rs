@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::super::budget::Budget;
 use super::super::cache::{Known, Phase};
 use super::super::inventory::{self, State};
+use super::super::noticed::Noticed;
 use super::Ambient;
 use super::member::{Member, SandboxEvent, Where};
 use super::standing::{ENABLED, Standing};
@@ -72,6 +73,10 @@ struct Care<W: World> {
     outdated: Option<Vec<IpAddr>>,
     looks: Budget,
     repairs: Budget,
+    /// When the drift that is not mended yet was seen first.
+    drifted: Option<Noticed>,
+    /// It has been said that repairs wait, since there were too many.
+    waits: bool,
     /// How many times in a row something failed, or nothing was found.
     failures: u32,
     /// Since when something fails, and that it does has not been told.
@@ -99,6 +104,8 @@ pub(super) async fn look_after<W: World>(ambient: Arc<Ambient<W>>, member: Arc<M
         outdated: None,
         looks: Budget::new(LOOKS.0, LOOKS.1, now),
         repairs: Budget::new(REPAIRS.0, REPAIRS.1, now),
+        drifted: None,
+        waits: false,
         failures: 0,
         failing: None,
         untold: false,

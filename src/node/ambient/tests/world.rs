@@ -164,7 +164,7 @@ impl World for Fake {
 
     fn note(&self, _: &str, _: String) {}
 
-    fn tell(&self, _: &Arc<Known>, _: Kind, text: String) {
+    fn tell(&self, _: &Arc<Known>, _: Kind, _: String, text: String) {
         self.with(|played| played.done.push(format!("tell {text}")));
     }
 }
