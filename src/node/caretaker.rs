@@ -151,8 +151,8 @@ impl Care {
                 self.agent.metrics.verified("same");
                 self.is_as_it_should_be();
                 self.tracked.set(State::Intercepted { backend: backend.into() });
-                let told = self.ears.as_ref().is_some_and(|(_, ears)| ears.hear_all());
-                if told && backend == "nftables" { interval * TOLD_FACTOR } else { interval }
+                let told = self.ears.as_ref().is_some_and(|(_, ears)| ears.hear_all_of(backend));
+                if told { interval * TOLD_FACTOR } else { interval }
             }
             Look::CannotTell(reason) => {
                 self.agent.metrics.verified("unknown");

@@ -3,6 +3,7 @@
 use tokio::io::unix::AsyncFd;
 use tracing::warn;
 
+use crate::backend::BackendKind;
 use crate::sys::subscription::{NFTABLES, ROUTING, Subscription};
 
 use super::inventory::Place;
@@ -40,9 +41,10 @@ impl Ears {
         Self { nftables: ear(nftables, "nf_tables"), routing: ear(routing, "routing") }
     }
 
-    /// Whether every change of what podweir holds natively is heard.
-    pub fn hear_all(&self) -> bool {
-        self.nftables.is_some() && self.routing.is_some()
+    /// Whether every change of what this backend holds is heard. Of changes of iptables-legacy and of
+    /// ipset, which rules of iptables-nft use, the kernel tells nobody.
+    pub fn hear_all_of(&self, backend: &str) -> bool {
+        backend == BackendKind::Nftables.name() && self.nftables.is_some() && self.routing.is_some()
     }
 
     /// Waits for the next change.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use crate::backend::BackendKind;
 use crate::backend::conditions::Conditions;
 use crate::backend::host::{HostError, HostProbes};
 use crate::config::ambient::HostOptions;
@@ -35,6 +36,23 @@ pub(super) struct Host {
     turn: tokio::sync::Mutex<()>,
     /// They were removed for good.
     removed: AtomicBool,
+}
+
+/// What came of making rules and sets what they should be.
+#[derive(Debug, Default)]
+struct Asserted {
+    written: bool,
+    /// What holds them; `None`: they were removed for good.
+    backend: Option<BackendKind>,
+}
+
+impl Asserted {
+    fn by(
+        probes: &mut HostProbes,
+        work: impl FnOnce(&mut HostProbes) -> Result<bool, HostError>,
+    ) -> Result<Self, HostError> {
+        Ok(Self { written: work(probes)?, backend: Some(probes.kind()) })
+    }
 }
 
 impl Host {
@@ -85,12 +103,12 @@ impl Host {
     }
 
     /// Makes rules and sets, and keeps the entries that are there.
-    async fn set_up(&self) -> Result<bool, String> {
+    async fn set_up(&self) -> Result<Asserted, String> {
         let _turn = self.turn.lock().await;
         if self.removed.load(Ordering::Relaxed) {
-            return Ok(false);
+            return Ok(Asserted::default());
         }
-        self.work(HostProbes::set_up).await
+        self.work(|probes| Asserted::by(probes, HostProbes::set_up)).await
     }
 
     /// Takes rules and sets away, for good.
@@ -100,14 +118,14 @@ impl Host {
         self.work(HostProbes::remove).await
     }
 
-    /// Makes rules and sets, with exactly what `entries` says by then; whether anything was written.
-    async fn hold(&self, entries: impl FnOnce() -> Entries) -> Result<bool, String> {
+    /// Makes rules and sets, with exactly what `entries` says by then.
+    async fn hold(&self, entries: impl FnOnce() -> Entries) -> Result<Asserted, String> {
         let _turn = self.turn.lock().await;
         if self.removed.load(Ordering::Relaxed) {
-            return Ok(false);
+            return Ok(Asserted::default());
         }
         let entries = entries();
-        self.work(move |probes| probes.hold(&entries)).await
+        self.work(move |probes| Asserted::by(probes, |probes| probes.hold(&entries))).await
     }
 
     /// The entries that an agent before this one left.
@@ -121,7 +139,7 @@ impl Host {
 /// agent before this one stay: probes pass while the agent starts anew.
 pub(super) async fn keep<W: World>(ambient: Arc<Ambient<W>>, host: Arc<Host>) {
     let ears = Ears::here("the node");
-    let interval = ambient.settings.verify_interval * if ears.hear_all() { TOLD_FACTOR } else { 1 };
+    let mut interval = ambient.settings.verify_interval;
     let mut said = String::new();
     let mut left: Option<Entries> = None;
     let mut failures = 0u32;
@@ -150,7 +168,9 @@ pub(super) async fn keep<W: World>(ambient: Arc<Ambient<W>>, host: Arc<Host>) {
             }
         };
         match result {
-            Ok(written) => {
+            Ok(Asserted { written, backend }) => {
+                let told = backend.is_some_and(|backend| ears.hear_all_of(backend.name()));
+                interval = ambient.settings.verify_interval * if told { TOLD_FACTOR } else { 1 };
                 if written {
                     info!("the node's rules and sets for probes are as they should be");
                 }

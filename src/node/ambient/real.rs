@@ -195,6 +195,10 @@ impl World for Real {
         Ears::open(&self.agent.workers, place, "of ambient mode").await
     }
 
+    fn hear_all_of(ears: &Ears, backend: &str) -> bool {
+        ears.hear_all_of(backend)
+    }
+
     async fn heard(ears: &Ears) {
         ears.heard().await;
     }

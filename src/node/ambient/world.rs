@@ -38,6 +38,8 @@ pub trait World: Send + Sync + 'static {
     fn addresses(&self, place: &Place) -> impl Future<Output = Vec<IpAddr>> + Send;
     /// Begins to listen to a namespace.
     fn listen(&self, place: &Place) -> impl Future<Output = Option<Self::Ears>> + Send;
+    /// Whether every change of what this backend holds is heard.
+    fn hear_all_of(ears: &Self::Ears, backend: &str) -> bool;
     /// Waits for a change.
     fn heard(ears: &Self::Ears) -> impl Future<Output = ()> + Send;
     /// Changes the node's sets of probed addresses.

@@ -338,6 +338,43 @@ fn what_somebody_takes_away_comes_back() {
     assert!(text.contains("1 ztunnels connected, 1 know of every pod; 2 pods"), "{text}");
 }
 
+/// Of changes of ipset and of iptables-legacy the kernel tells nobody. With a longer interval, as where
+/// it tells of everything, patience would end before.
+fn what_the_kernel_does_not_tell_of_comes_back_within_an_interval(backend: &str) {
+    let one = pod(1);
+    let mut node = node(&[&one]);
+    node.server.set_ambient("shop", true);
+    start(&mut node, &[&format!("--ambient-backend={backend}"), "--verify-interval=20s"]);
+    let ztunnel = Ztunnel::start(&socket(&node), Duration::ZERO);
+    node.wait_for_state(&one, "enrolled");
+    let is_in_set = || node.namespace.print("ipset", &["save"]).contains(&format!("{} ", address(1)));
+    node.wait("the pod in the node's set", || is_in_set().then_some(()));
+    // What is known of pods before this agent is settled by then: the next look is one of the usual ones.
+    let same = || node.metric("podweir_ambient_host_sets_total{result=\"same\"}");
+    node.wait("a look that finds nothing", || (same() >= 1.0).then_some(()));
+    let redirects = || one.namespace.print("iptables-legacy-save", &["-t", "nat"]).contains("--to-ports 15001");
+    if backend == "iptables-legacy" {
+        assert!(redirects());
+        one.namespace.print("iptables-legacy", &["-t", "nat", "-F", "ISTIO_OUTPUT"]);
+    }
+    node.namespace.print("ipset", &["flush"]);
+    node.wait("the pod in the node's set again", || is_in_set().then_some(()));
+    if backend == "iptables-legacy" {
+        node.wait("the pod's rules", || redirects().then_some(()));
+    }
+    assert_eq!(ztunnel.pods().len(), 1);
+}
+
+#[test]
+fn iptables_legacy_and_its_sets_are_looked_at_in_every_interval() {
+    what_the_kernel_does_not_tell_of_comes_back_within_an_interval("iptables-legacy");
+}
+
+#[test]
+fn sets_of_iptables_nft_are_looked_at_in_every_interval() {
+    what_the_kernel_does_not_tell_of_comes_back_within_an_interval("iptables-nft");
+}
+
 /// The rules and sets of one backend are those of another once an agent says so, and the pods in
 /// them stay.
 #[test]

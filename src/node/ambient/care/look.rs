@@ -56,6 +56,7 @@ impl<W: World> Care<W> {
                 match self.ambient.world.program(place, options).await {
                     Ok(programmed) => {
                         let text = format!("{what}; repaired with {} {noticed}", programmed.backend);
+                        self.backend = programmed.backend;
                         self.say(known, Kind::Drifted, what, text);
                         Turn::Again
                     }

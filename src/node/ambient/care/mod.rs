@@ -34,8 +34,8 @@ const REPAIRS: (u32, Duration) = (5, Duration::from_secs(10));
 const SILENCE: Duration = Duration::from_secs(1);
 /// The pauses between two searches for a namespace.
 const SEARCHES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
-/// Where the kernel tells of changes, how many times longer than the usual interval passes
-/// between two looks.
+/// Where the kernel tells of every change, how many times longer than the usual interval passes
+/// between two looks that nothing called for.
 const TOLD_FACTOR: u32 = 10;
 
 /// What comes after a step.
@@ -64,6 +64,8 @@ struct Care<W: World> {
     rules: Rules,
     announced: Option<Announced>,
     ears: Option<W::Ears>,
+    /// What its rules were made with.
+    backend: String,
     /// The namespace is to be looked at, since something may have changed there.
     look: bool,
     looked: Instant,
@@ -98,6 +100,7 @@ pub(super) async fn look_after<W: World>(ambient: Arc<Ambient<W>>, member: Arc<M
         rules: Rules::Unknown,
         announced: None,
         ears: None,
+        backend: String::new(),
         look: false,
         looked: now,
         listed: Vec::new(),
@@ -247,7 +250,8 @@ impl<W: World> Care<W> {
                 Want::In { .. } => self.enrolled(&known),
                 Want::Out { exists: false, .. } if self.taken_down && !gone => {
                     self.ambient.world.show(self.uid(), State::NoNamespace);
-                    Turn::Wait(self.ambient.settings.verify_interval * TOLD_FACTOR)
+                    // Whatever comes next of it is told.
+                    Turn::Wait(self.ambient.settings.verify_interval)
                 }
                 Want::Out { exists, .. } => {
                     if let Where::Out(why) = self.member.whereabouts() {
@@ -326,7 +330,8 @@ impl<W: World> Care<W> {
 
     fn enrolled(&mut self, known: &Arc<Known>) -> Turn {
         self.show_enrolled(known);
-        let interval = self.ambient.settings.verify_interval * if self.ears.is_some() { TOLD_FACTOR } else { 1 };
+        let told = self.ears.as_ref().is_some_and(|ears| W::hear_all_of(ears, &self.backend));
+        let interval = self.ambient.settings.verify_interval * if told { TOLD_FACTOR } else { 1 };
         match interval.checked_sub(self.looked.elapsed()) {
             Some(left) if !left.is_zero() => Turn::Wait(left),
             _ => {

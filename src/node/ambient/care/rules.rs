@@ -44,6 +44,7 @@ impl<W: World> Care<W> {
                 self.worked();
                 self.rules = Rules::Held(options.clone());
                 self.looked = Instant::now();
+                self.backend = programmed.backend.clone();
                 programmed.warnings.iter().for_each(|warning| tracing::warn!(pod = %known, "{warning}"));
                 if programmed.changed {
                     let uid = self.uid();

@@ -15,8 +15,9 @@ use super::super::world::{Programmed, World};
 use super::super::{Difference, Entries, lock};
 use crate::sys::netns::Netns;
 
-#[derive(Default)]
 pub(super) struct Played {
+    /// What rules are made with.
+    pub backend: String,
     /// The namespace of each pod that runs; its inode is its number.
     pub places: BTreeMap<String, u64>,
     pub rules: BTreeMap<u64, Options>,
@@ -33,6 +34,22 @@ pub(super) struct Played {
     pub writing: (usize, usize),
     /// The states of pods when their namespaces were looked at, in order.
     pub looks: Vec<String>,
+}
+
+impl Default for Played {
+    fn default() -> Self {
+        Self {
+            backend: "nftables".into(),
+            places: BTreeMap::new(),
+            rules: BTreeMap::new(),
+            sets: Entries::new(),
+            annotations: BTreeMap::new(),
+            states: BTreeMap::new(),
+            done: Vec::new(),
+            fail: BTreeMap::new(),
+            looks: Vec::new(),
+        }
+    }
 }
 
 /// A world whose state outlives an agent.
@@ -91,7 +108,8 @@ impl World for Fake {
             self.with(|played| played.rules.insert(place.identity.1, options.clone())) != Some(options.clone());
         // A kernel tells of it like of any other change.
         self.changes.notify_one();
-        Ok(Programmed { backend: "nftables".into(), changed, warnings: Vec::new() })
+        let backend = self.with(|played| played.backend.clone());
+        Ok(Programmed { backend, changed, warnings: Vec::new() })
     }
 
     async fn verify(&self, place: &Place, options: &Options) -> Result<Vec<String>, String> {
@@ -120,6 +138,10 @@ impl World for Fake {
 
     async fn listen(&self, _: &Place) -> Option<Arc<Notify>> {
         Some(self.changes.clone())
+    }
+
+    fn hear_all_of(_: &Arc<Notify>, backend: &str) -> bool {
+        backend == "nftables"
     }
 
     async fn heard(ears: &Arc<Notify>) {
