@@ -37,6 +37,14 @@ pub(super) struct Call {
     pub answer: Arc<Reply>,
 }
 
+/// What became of a pod in ADD.
+enum Became<'a> {
+    LeftAlone,
+    Intercepted(&'a ProgrammedPod),
+    /// It was to be intercepted.
+    Failed,
+}
+
 fn ms(time: Duration) -> f64 {
     time.as_micros() as f64 / 1000.0
 }
@@ -93,7 +101,7 @@ impl Call {
         pod: Option<&PodId>,
         attachment: &Attachment,
         state: &AttachmentState,
-        done: Option<&ProgrammedPod>,
+        became: Became,
         lookup_ms: f64,
     ) {
         let Some(pod) = pod.filter(|_| agent::is_there(&self.netconf.run_dir)) else { return };
@@ -104,6 +112,11 @@ impl Call {
             ("lookup".to_owned(), lookup_ms),
             ("total".to_owned(), ms(self.deadline.started.elapsed())),
         ]);
+        let (action, done) = match became {
+            Became::LeftAlone => ("left alone", None),
+            Became::Intercepted(done) => ("intercepted", Some(done)),
+            Became::Failed => (message::FAILED, None),
+        };
         if let Some(done) = done {
             phases.extend([("read".to_owned(), ms(done.read)), ("apply".to_owned(), ms(done.apply))]);
         }
@@ -113,7 +126,7 @@ impl Call {
             name: asked.name,
             uid: asked.uid,
             netns: asked.netns,
-            action: if done.is_some() { "intercepted" } else { "left alone" }.into(),
+            action: action.into(),
             why: state.left_alone.clone(),
             backend: done.map(|done| done.outcome.backend.name().into()),
             families: done.map(|done| done.families.clone()),
@@ -162,7 +175,7 @@ impl Call {
                 if let Delivery::Failed(error) = self.answer.give(&result) {
                     return Err(error);
                 }
-                self.tell_agent(pod.as_ref(), &attachment, &state, None, lookup_ms);
+                self.tell_agent(pod.as_ref(), &attachment, &state, Became::LeftAlone, lookup_ms);
                 info!(decision = "left alone", %why, lookup_ms, ms = ms(self.deadline.started.elapsed()), "left alone: {why}");
             }
             Decision::Intercept { options, why, warnings } => {
@@ -172,9 +185,10 @@ impl Call {
                 let done = namespace::program(netns, self.job(options), &self.answer, &result).inspect_err(|_| {
                     // DEL comes next and removes it as well.
                     let _ = self.store().remove(&attachment);
+                    self.tell_agent(pod.as_ref(), &attachment, &state, Became::Failed, lookup_ms);
                 })?;
                 report(&done, why, lookup_ms, self.deadline.started);
-                self.tell_agent(pod.as_ref(), &attachment, &state, Some(&done), lookup_ms);
+                self.tell_agent(pod.as_ref(), &attachment, &state, Became::Intercepted(&done), lookup_ms);
             }
         }
         Ok(())

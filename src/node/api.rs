@@ -90,6 +90,7 @@ pub async fn watch_all<K>(
                 Err(error) => {
                     metrics.watch_restarted(cause(&error));
                     let text = words(&error, what);
+                    metrics.error("watch", &text);
                     match text == said {
                         true => debug!("the watch of {what}: {text}"),
                         false => warn!("the watch of {what}: {text}; what is known stays known, and it is tried again"),

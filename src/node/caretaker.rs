@@ -325,7 +325,7 @@ impl Care {
                 let pause = rounded(self.failed_repairs.refused(Instant::now()));
                 let text =
                     format!("what --on-failure asks for cannot be done: {problem}; it is tried again after {pause}");
-                self.agent.metrics.error("on-failure");
+                self.agent.metrics.error("on-failure", format_args!("{known}: {problem}"));
                 warn!(pod = %known, "{text}");
                 self.tracked.note(text);
             }

@@ -1,7 +1,7 @@
 //! The node's condition `podweir.dev/Intercepting`, which controllers of node readiness
 //! and people follow. The agent touches no taint.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams};
@@ -71,7 +71,8 @@ pub(super) enum TellError {
 /// What was told last.
 pub(super) struct Reporter {
     node: String,
-    told: Option<(Condition, SystemTime)>,
+    /// By a clock that does not jump: after an hour back, the condition would be an hour old.
+    told: Option<(Condition, Instant)>,
     /// The condition's status as the API server has it, and since when.
     present: Option<(String, SystemTime)>,
 }
@@ -89,11 +90,8 @@ impl Reporter {
     }
 
     /// Whether a condition is to be told now.
-    fn is_due(&self, condition: &Condition, now: SystemTime) -> bool {
-        match &self.told {
-            Some((told, at)) => told != condition || now.duration_since(*at).is_ok_and(|age| age >= HEARTBEAT),
-            None => true,
-        }
+    fn is_due(&self, condition: &Condition, now: Instant) -> bool {
+        self.told.as_ref().is_none_or(|(told, at)| told != condition || now.duration_since(*at) >= HEARTBEAT)
     }
 
     /// Tells a condition, if it is new or old enough.
@@ -101,10 +99,10 @@ impl Reporter {
     /// # Errors
     /// The API server did not take it; it is told again at the next call.
     pub(super) async fn tell(&mut self, client: &kube::Client, condition: Condition) -> Result<(), TellError> {
-        let now = SystemTime::now();
-        if !self.is_due(&condition, now) {
+        if !self.is_due(&condition, Instant::now()) {
             return Ok(());
         }
+        let now = SystemTime::now();
         let asked = tokio::time::timeout(PATIENCE, async {
             let (nodes, params) = (Api::<Node>::all(client.clone()), PatchParams::default());
             if self.told.is_none() {
@@ -121,7 +119,7 @@ impl Reporter {
             Ok(Ok(since)) => {
                 debug!("the node's condition {TYPE} is {} ({})", condition.status(), condition.reason);
                 self.present = Some((condition.status().into(), since));
-                self.told = Some((condition, now));
+                self.told = Some((condition, Instant::now()));
                 Ok(())
             }
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(TellError::UnknownNode(self.node.clone())),
@@ -140,14 +138,13 @@ mod tests {
     #[test]
     fn a_condition_is_told_when_it_changes_and_now_and_then() {
         let mut reporter = Reporter::new("node1".into());
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let now = Instant::now();
         assert!(reporter.is_due(&Condition::works(), now));
         reporter.told = Some((Condition::works(), now));
         assert!(!reporter.is_due(&Condition::works(), now + Duration::from_secs(60)));
         assert!(reporter.is_due(&Condition::works(), now + HEARTBEAT));
         assert!(reporter.is_due(&Condition::fails("ChainMissing", "x"), now));
-        // A clock that went back does not make it tell for ever.
-        assert!(!reporter.is_due(&Condition::works(), now - Duration::from_secs(60)));
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         let of =
             |conditions| present(&serde_json::from_value(json!({ "status": { "conditions": conditions } })).unwrap());
         assert_eq!(

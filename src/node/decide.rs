@@ -80,6 +80,18 @@ pub(super) fn decide(known: &Known, policy: &Policy) -> Decision {
     }
 }
 
+/// Why a pod that is left alone is, in a word for metrics; `other`: for what ambient mode, or a look at
+/// its init container, found.
+pub(super) fn left_alone_by(known: &Known, policy: &Policy) -> &'static str {
+    if known.host_network {
+        return "host-network";
+    }
+    if policy.exclude_namespaces.contains(&known.namespace) {
+        return LeftAlone::ExcludedNamespace(String::new()).word();
+    }
+    known.pod.select().err().map_or("other", |why| why.word())
+}
+
 /// What makes no sense in a pod's options, whatever its addresses are.
 fn nonsense(options: &Given) -> Option<CniError> {
     let error = Settings::resolve(options, Face::Init, &NoFacts).err()?;
@@ -111,6 +123,34 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_pod_that_is_left_alone_has_a_word_for_the_reason() {
+        let policy = Policy {
+            exclude_namespaces: vec!["kube-system".into()],
+            defaults: Given::default(),
+            read_init: |_, _| Err("there is none".into()),
+        };
+        let pod = |namespace: &str, host_network: bool, containers: serde_json::Value, init: serde_json::Value| {
+            let watched = serde_json::from_value(json!({
+                "metadata": { "namespace": namespace, "name": "web", "uid": "1" },
+                "spec": { "hostNetwork": host_network, "containers": containers, "initContainers": init },
+            }));
+            Known::of(watched.unwrap()).unwrap()
+        };
+        let (app, proxy) =
+            (json!([{ "name": "app" }]), json!([{ "name": "istio-proxy", "args": ["proxy", "sidecar"] }]));
+        for (known, word) in [
+            (pod("shop", true, app.clone(), json!([])), "host-network"),
+            (pod("kube-system", false, app.clone(), json!([])), "excluded-namespace"),
+            (pod("shop", false, app.clone(), json!([])), "no-proxy"),
+            (pod("shop", false, proxy.clone(), json!([])), "not-injected"),
+            (pod("shop", false, proxy, json!([{ "name": "istio-init" }])), "own-init-container"),
+        ] {
+            assert!(matches!(decide(&known, &policy), Decision::LeaveAlone(_)), "{word}");
+            assert_eq!(left_alone_by(&known, &policy), word);
+        }
+    }
 
     #[test]
     fn what_a_pod_asks_for_and_makes_no_sense_is_refused_with_its_annotation() {

@@ -169,6 +169,7 @@ pub(super) async fn send(client: kube::Client, node: String, mut queue: Receiver
             Err(_) => "the API server does not answer".to_owned(),
         };
         metrics.event(reason, "failed");
+        metrics.error("events", &problem);
         warn!(pod = %happened.pod, "cannot send the event {reason}: {problem}");
     }
 }

@@ -13,6 +13,7 @@ use crate::cni::agent::message::AttachmentName;
 use crate::sys::netns::Netns;
 
 use super::cache::Known;
+use super::decide::{Policy, left_alone_by};
 
 /// What the last look at a pod found, and what was done about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -255,6 +256,17 @@ impl Inventory {
             (known.namespace.clone(), known.name.clone(), known.uid.clone())
         });
         all
+    }
+
+    /// How many pods are left alone, by the reason.
+    pub(super) fn left_alone(&self, policy: &Policy) -> HashMap<&'static str, usize> {
+        let mut counts = HashMap::new();
+        for tracked in self.pods().values() {
+            if matches!(tracked.inner().state, State::LeftAlone { .. }) {
+                *counts.entry(left_alone_by(&tracked.known(), policy)).or_default() += 1;
+            }
+        }
+        counts
     }
 
     /// How many pods are in each state.

@@ -1,10 +1,11 @@
 //! What is counted, for Prometheus (OpenMetrics text). No label holds a pod's name: their
 //! number would grow with the cluster.
 
-use std::fmt::Write;
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
+use std::fmt::{Display, Write};
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -12,6 +13,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::sys::text::one_line;
 
 use super::ambient::figures::Figures;
 use super::labels::{Labels, labels};
@@ -22,6 +25,21 @@ type Seconds = Gauge<f64, AtomicU64>;
 const ADD_BUCKETS: [f64; 12] = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
 /// Upper bounds for the time from drift to mended: from a millisecond to 10 minutes.
 const MEND_BUCKETS: [f64; 10] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0, 60.0, 600.0];
+
+/// How many of the last errors are kept, and how much of each.
+const LAST_ERRORS: usize = 16;
+const LONGEST_ERROR: usize = 300;
+
+/// One of the last errors, for `status`: a metric has no place for what it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastError {
+    /// When it was the last time.
+    pub at: SystemTime,
+    pub cause: &'static str,
+    pub what: String,
+    /// How many times it was, since it is kept.
+    pub times: u32,
+}
 
 /// All metrics of the agent.
 pub struct Metrics {
@@ -35,11 +53,13 @@ pub struct Metrics {
     cache_pods: Gauge,
     watch_restarts: Family<Labels, Counter>,
     pods: Family<Labels, Gauge>,
+    pods_left_alone: Family<Labels, Gauge>,
     verifications: Family<Labels, Counter>,
     heals: Family<Labels, Counter>,
     mend_seconds: Histogram,
     events: Family<Labels, Counter>,
     errors: Family<Labels, Counter>,
+    last_errors: Mutex<VecDeque<LastError>>,
     socket_requests: Family<Labels, Counter>,
     /// The figures of ambient mode.
     pub ambient: Arc<Figures>,
@@ -59,11 +79,13 @@ impl Default for Metrics {
             cache_pods: Gauge::default(),
             watch_restarts: Family::default(),
             pods: Family::default(),
+            pods_left_alone: Family::default(),
             verifications: Family::default(),
             heals: Family::default(),
             mend_seconds: Histogram::new(MEND_BUCKETS),
             events: Family::default(),
             errors: Family::default(),
+            last_errors: Mutex::default(),
             socket_requests: Family::default(),
             ambient: Arc::default(),
         };
@@ -86,7 +108,7 @@ impl Metrics {
             "Times another program took the entry away",
             self.chain_rewrites.clone(),
         );
-        r.register("adds", "ADDs that the plugin told of, by decision", self.adds.clone());
+        r.register("adds", "ADDs by decision and result", self.adds.clone());
         r.register_with_unit("add_phase", "Time of an ADD by phase", Unit::Seconds, self.add_seconds.clone());
         r.register_with_unit(
             "cache_age",
@@ -97,6 +119,7 @@ impl Metrics {
         r.register("cache_pods", "Pods of this node that are known", self.cache_pods.clone());
         r.register("watch_restarts", "Restarts of the watch of pods, by cause", self.watch_restarts.clone());
         r.register("pods", "Pods of this node by state", self.pods.clone());
+        r.register("pods_left_alone", "Pods of this node that are left alone, by reason", self.pods_left_alone.clone());
         r.register("verifications", "Looks at a pod's rules, by result", self.verifications.clone());
         r.register("heals", "Repairs of a pod's rules, by result", self.heals.clone());
         r.register_with_unit(
@@ -119,6 +142,12 @@ impl Metrics {
         self.installs.get_or_create(&labels([("part", part), ("result", result)])).inc();
     }
 
+    /// A part could not be installed.
+    pub fn install_failed(&self, part: &'static str, problem: &str) {
+        self.installed(part, "failed");
+        self.error(part, problem);
+    }
+
     pub fn chain(&self, effective: bool, rewritten: bool) {
         self.chain_effective.set(effective.into());
         if rewritten {
@@ -126,8 +155,8 @@ impl Metrics {
         }
     }
 
-    pub fn added(&self, decision: &str) {
-        self.adds.get_or_create(&labels([("decision", decision)])).inc();
+    pub fn added(&self, decision: &str, result: &str) {
+        self.adds.get_or_create(&labels([("decision", decision), ("result", result)])).inc();
     }
 
     /// `milliseconds` by phase, as the plugin told them.
@@ -152,6 +181,15 @@ impl Metrics {
         self.pods.get_or_create(&labels([("state", state)])).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
+    pub fn pods_left_alone(&self, counts: &HashMap<&'static str, usize>) {
+        // A reason that no pod has any more is none.
+        self.pods_left_alone.clear();
+        for (reason, count) in counts {
+            let gauge = self.pods_left_alone.get_or_create(&labels([("reason", reason)]));
+            gauge.set(i64::try_from(*count).unwrap_or(i64::MAX));
+        }
+    }
+
     pub fn verified(&self, result: &str) {
         self.verifications.get_or_create(&labels([("result", result)])).inc();
     }
@@ -167,8 +205,25 @@ impl Metrics {
         self.events.get_or_create(&labels([("reason", reason), ("result", result)])).inc();
     }
 
-    pub fn error(&self, cause: &str) {
+    /// Counts an error by its cause, and keeps what it was with the last ones.
+    pub fn error(&self, cause: &'static str, what: impl Display) {
         self.errors.get_or_create(&labels([("cause", cause)])).inc();
+        let what = one_line(&what.to_string(), LONGEST_ERROR);
+        let mut last = self.last_errors.lock().unwrap_or_else(PoisonError::into_inner);
+        // What is said again and again keeps its place among the others.
+        let times = match last.iter().position(|error| error.cause == cause && error.what == what) {
+            Some(at) => last.remove(at).map_or(1, |error| error.times.saturating_add(1)),
+            None => 1,
+        };
+        if last.len() == LAST_ERRORS {
+            last.pop_front();
+        }
+        last.push_back(LastError { at: SystemTime::now(), cause, what, times });
+    }
+
+    /// The last errors, the newest last.
+    pub fn last_errors(&self) -> Vec<LastError> {
+        self.last_errors.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     pub fn request(&self, request: &str, result: &str) {
@@ -191,27 +246,48 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_last_errors_are_kept_with_how_often_they_were() {
+        let metrics = Metrics::default();
+        for at in 0..100 {
+            metrics.error("watch", "it is gone");
+            metrics.error("reports", format!("{at} {}", "x".repeat(1000)));
+        }
+        let last = metrics.last_errors();
+        assert_eq!(last.len(), LAST_ERRORS);
+        let watch: Vec<&LastError> = last.iter().filter(|error| error.cause == "watch").collect();
+        assert!(matches!(watch[..], [LastError { times: 100, .. }]), "{watch:?}");
+        let newest = last.last().unwrap();
+        assert!(newest.what.starts_with("99 x") && newest.times == 1, "{newest:?}");
+        assert!(last.iter().all(|error| error.what.chars().count() < LONGEST_ERROR + 30), "{newest:?}");
+    }
+
+    #[test]
     fn the_text_has_every_metric_and_no_label_that_came_from_outside() {
         let metrics = Metrics::default();
         metrics.installed("binary", "same");
         metrics.chain(true, true);
-        metrics.added("intercepted");
+        metrics.added("intercepted", "done");
+        metrics.added("intercepted", "failed");
         metrics.add_phase("total", 1.5);
         metrics.add_phase("a pod's name", 1.0);
         metrics.add_phase("total", f64::NAN);
         metrics.cache(Some(Duration::from_secs(2)), 7);
         metrics.watch_restarted("gone");
         metrics.pods("intercepted", 3);
+        metrics.pods_left_alone(&[("no-proxy", 1), ("host-network", 1)].into());
+        metrics.pods_left_alone(&[("no-proxy", 2)].into());
         metrics.verified("same");
         metrics.healed("mended", Duration::from_millis(20));
         metrics.event("InterceptionRepaired", "sent");
-        metrics.error("api");
+        metrics.error("api", "it does not answer");
         metrics.request("decide", "answered");
         let text = metrics.text();
         for line in [
             "podweir_chain_effective 1",
             "podweir_chain_rewrites_by_others_total 1",
-            "podweir_adds_total{decision=\"intercepted\"} 1",
+            "podweir_adds_total{decision=\"intercepted\",result=\"done\"} 1",
+            "podweir_adds_total{decision=\"intercepted\",result=\"failed\"} 1",
+            "podweir_pods_left_alone{reason=\"no-proxy\"} 2",
             "podweir_add_phase_seconds_count{phase=\"total\"} 1",
             "podweir_cache_age_seconds 2.0",
             "podweir_cache_pods 7",
@@ -222,6 +298,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");
         }
+        assert!(!text.contains("host-network"), "{text}");
         // A metric's own name may have the word, and what is said of it; a label may not.
         let labels = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('{'));
         assert!(!labels.into_iter().any(|(_, labels)| labels.contains("name")), "{text}");

@@ -5,7 +5,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kube::api::{Api, PostParams};
@@ -49,7 +49,28 @@ pub(super) fn node(settings: &AgentSettings) -> Vec<String> {
         Err(e) => problems.push(format!("{}: {e}; mount the node's /proc and name it with --host-proc", init.display())),
         Ok(_) => {}
     }
+    problems.extend(selinux(&settings.host_proc));
     problems
+}
+
+/// What SELinux keeps the agent from, if anything.
+fn selinux(host_proc: &Path) -> Option<String> {
+    let context = fs::read_to_string("/proc/self/attr/current").ok()?;
+    // Containers have no /sys/fs/selinux of their own: the node's is seen by its first process.
+    let mounted = [PathBuf::from("/sys/fs/selinux/enforce"), host_proc.join("1/root/sys/fs/selinux/enforce")];
+    let enforce = mounted.iter().find_map(|path| fs::read_to_string(path).ok());
+    confined(&context, enforce.as_deref())
+}
+
+/// Whether a process of this context is one of a container that SELinux keeps from the node's folders.
+/// `enforce`: what selinuxfs says; where nobody says, it is taken to be enforcing.
+fn confined(context: &str, enforce: Option<&str>) -> Option<String> {
+    // user:role:type:level, where other security modules have one word.
+    let label = context.trim_matches(['\0', '\n', ' ']).split(':').nth(2)?;
+    let is_of_containers = label == "svirt_lxc_net_t" || label.starts_with("container_");
+    (is_of_containers && enforce.is_none_or(|text| text.trim() != "0")).then(|| {
+        format!("SELinux is enforcing, and the agent runs as {label}, which may not write the node's folders nor enter pods' namespaces: set seLinuxOptions of the chart, or of its container's securityContext, to {{type: spc_t}}")
+    })
 }
 
 /// What is wrong with a folder of the node, if anything.
@@ -165,6 +186,29 @@ fn words(right: &ResourceAttributes) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn selinux_is_told_of_where_it_keeps_a_container_from_the_node() {
+        let container = "system_u:system_r:container_t:s0:c12,c34\0";
+        for enforce in [Some("1"), None] {
+            let told = confined(container, enforce).unwrap();
+            assert!(told.contains("container_t") && told.contains("{type: spc_t}"), "{told}");
+            assert!(confined("system_u:system_r:container_init_t:s0\n", enforce).is_some());
+            for fine in [
+                "system_u:system_r:spc_t:s0\0",
+                "system_u:system_r:unconfined_service_t:s0",
+                // Made for the agent by the node's administrator.
+                "system_u:system_r:podweir.process:s0",
+                // Of AppArmor, and of nobody.
+                "cri-containerd.apparmor.d (enforce)\n",
+                "unconfined\n",
+                "",
+            ] {
+                assert_eq!(confined(fine, enforce), None, "{fine}");
+            }
+        }
+        assert_eq!(confined(container, Some("0")), None, "it is permissive");
+    }
 
     #[test]
     fn a_folder_that_is_not_there_or_none_is_told_with_the_flag() {

@@ -117,7 +117,7 @@ async fn agent(settings: AgentSettings) -> Result<(), RunError> {
     }
     tokio::spawn(watch(agent.clone()));
     for problem in preflight::node(settings) {
-        agent.metrics.error("preflight");
+        agent.metrics.error("preflight", &problem);
         error!("{problem}");
     }
     tokio::spawn(check_account(agent.clone()));
@@ -179,7 +179,7 @@ async fn check_account(agent: Arc<Agent>) {
         match preflight::account(&agent.client, &agent.settings).await {
             Ok(missing) => {
                 for problem in missing {
-                    agent.metrics.error("rbac");
+                    agent.metrics.error("rbac", &problem);
                     error!("{problem}");
                 }
                 return;
@@ -306,7 +306,7 @@ async fn tell_condition(agent: Arc<Agent>) {
         agent.node_is_unknown(matches!(problem, Some(TellError::UnknownNode(_))));
         if let Some(problem) = problem.as_ref().filter(|problem| said.as_ref() != Some(problem)) {
             warn!("{problem}");
-            agent.metrics.error("condition");
+            agent.metrics.error("condition", problem);
         }
         said = problem;
         tokio::time::sleep(CONDITION_EVERY).await;

@@ -90,6 +90,18 @@ pub(super) fn status(matches: &ArgMatches) -> Result<(), CliError> {
         for (state, count) in report["pods"].as_object().into_iter().flatten().filter(|(_, count)| **count != 0) {
             text += &format!("pods     {count} {state}\n");
         }
+        for error in report["lastErrors"].as_array().into_iter().flatten() {
+            let times = match error["times"].as_u64() {
+                Some(2..) => format!(", {} times", error["times"]),
+                _ => String::new(),
+            };
+            text += &format!(
+                "error    {} {}: {}{times}\n",
+                shown(&error["time"]),
+                shown(&error["cause"]),
+                shown(&error["what"])
+            );
+        }
         output::print(&text)?;
     }
     let problems: Vec<&str> = report["problems"].as_array().into_iter().flatten().map(shown).collect();

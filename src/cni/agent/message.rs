@@ -104,6 +104,9 @@ pub struct Decide {
     pub netns: String,
 }
 
+/// The action of an ADD that failed although it was decided that the pod be intercepted.
+pub const FAILED: &str = "failed";
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Done {
     #[serde(flatten)]
@@ -113,7 +116,7 @@ pub struct Done {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
     pub netns: String,
-    /// `intercepted` or `left alone`, or what became of it instead.
+    /// `intercepted` or `left alone`, or [`FAILED`].
     pub action: String,
     /// Why the pod was left alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -39,6 +39,21 @@ pub enum LeftAlone {
     NotInjected,
 }
 
+impl LeftAlone {
+    /// A word for metrics.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::ExcludedNamespace(_) => "excluded-namespace",
+            Self::HasInit => "own-init-container",
+            Self::NoProxy => "no-proxy",
+            Self::ProxyDisabled => "proxy-disabled",
+            Self::NoSidecar(_) => "no-sidecar",
+            Self::InjectFalse => "inject-false",
+            Self::NotInjected => "not-injected",
+        }
+    }
+}
+
 impl fmt::Display for LeftAlone {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {

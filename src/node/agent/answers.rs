@@ -35,7 +35,17 @@ const ZTUNNEL_PATIENCE: Duration = Duration::from_millis(4500);
 const LONGEST_REASON: usize = 80;
 
 impl Agent {
+    /// Answers ADD, and counts what fails by it; of what comes of the rest the plugin tells.
     async fn decide(self: &Arc<Self>, asked: Decide) -> Answer {
+        let answer = self.decided(asked).await;
+        if let Answer::Error { code, .. } = &answer {
+            let later = *code == Code::TryAgainLater.number();
+            self.metrics.added("refused", if later { "later" } else { "failed" });
+        }
+        answer
+    }
+
+    async fn decided(self: &Arc<Self>, asked: Decide) -> Answer {
         let started = Instant::now();
         let known = match self.find(&asked).await {
             Ok(known) => known,
@@ -88,7 +98,6 @@ impl Agent {
                 Some(Answer::LeaveAlone { why: "it is in ambient mode, and ztunnel takes its traffic".into() })
             }
             Err(why) => {
-                self.metrics.added("refused");
                 let message = format!("pod {known} is in ambient mode, and ztunnel does not take its traffic: {why}");
                 let error = CniError::new(Code::TryAgainLater, message).details(
                     "it must not start outside of the mesh; the runtime tries again by itself, and podweir node status says how ztunnel is",
@@ -147,6 +156,9 @@ impl Agent {
             "watchAgeSeconds": self.watch_age().map(|age| age.as_secs()),
             "knownPods": self.cache.len(),
             "pods": self.inventory.counts(),
+            "lastErrors": self.metrics.last_errors().iter().map(|error| json!({
+                "time": timestamp(error.at), "cause": error.cause, "what": error.what, "times": error.times,
+            })).collect::<Vec<Value>>(),
             "ambient": self.ambient.get().map(|ambient| ambient.report()),
         })
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tracing::info;
 
-use crate::cni::agent::message::{AttachmentName, Done};
+use crate::cni::agent::message::{AttachmentName, Done, FAILED};
 use crate::cni::state::KeptNetns;
 
 use super::ambient::{Ambient, Real};
@@ -23,6 +23,7 @@ use super::events::Teller;
 use super::http::Metered;
 use super::installer::ChainState;
 use super::installer::keeper::Inspection;
+use super::installer::{ChainState, Placed};
 use super::inventory::{Inventory, Place, State, TrackedPod};
 use super::kept_socket::LostSockets;
 use super::metrics::Metrics;
@@ -115,8 +116,16 @@ impl Agent {
     pub fn installed(&self, look: &Inspection) {
         let effective = matches!(&look.chain, Ok(state) if state.is_effective());
         self.metrics.chain(effective, look.rewritten);
-        for (part, problem) in [("chain", look.chain.is_err()), ("binary", look.binary.is_err())] {
-            self.metrics.installed(part, if problem { "failed" } else { "done" });
+        // A look that finds everything in its place installs nothing.
+        match &look.binary {
+            Ok(Placed::New | Placed::Replaced) => self.metrics.installed("binary", "done"),
+            Ok(Placed::Same) => {}
+            Err(problem) => self.metrics.install_failed("binary", problem),
+        }
+        match &look.chain {
+            Ok(ChainState::Effective { written: true, .. }) => self.metrics.installed("chain", "done"),
+            Ok(_) => {}
+            Err(problem) => self.metrics.install_failed("chain", problem),
         }
         let mut installed = lock(&self.installed);
         match (effective, installed.effective) {
@@ -307,7 +316,10 @@ impl Agent {
 
     /// Hears what the plugin has done.
     fn done(self: &Arc<Self>, done: Done) {
-        self.metrics.added(if done.why.is_some() { "left-alone" } else { "intercepted" });
+        if done.action == FAILED {
+            return self.metrics.added("intercepted", "failed");
+        }
+        self.metrics.added(if done.why.is_some() { "left-alone" } else { "intercepted" }, "done");
         for (phase, milliseconds) in &done.phases {
             self.metrics.add_phase(phase, *milliseconds);
         }
@@ -366,6 +378,7 @@ impl Metered for Agent {
         for (state, count) in self.inventory.counts() {
             self.metrics.pods(state, count);
         }
+        self.metrics.pods_left_alone(&self.inventory.left_alone(&self.policy));
         self.metrics.text()
     }
 

@@ -177,7 +177,7 @@ impl ReportKeeper {
 
     /// Says a problem, unless it is the one that was said last.
     fn say(&mut self, problem: String) {
-        self.agent.metrics.error("reports");
+        self.agent.metrics.error("reports", &problem);
         if self.said.as_ref() != Some(&problem) {
             warn!("{problem}");
         }

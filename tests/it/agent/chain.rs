@@ -4,6 +4,8 @@ use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 
+use serde_json::{Value, json};
+
 use super::{LIST, Node};
 
 fn write(node: &Node, text: &str) {
@@ -143,4 +145,70 @@ fn the_entry_stays_with_and_behind_another_meshs_plugin_that_comes_and_goes() {
     write(&node, &LIST.replace("]}", &format!(",{entry}]}}")));
     node.wait_until_ready();
     assert!(node.has_entry());
+}
+
+/// Takes everything off the node by hand.
+fn uninstall(node: &Node) {
+    let folders = [("cni-bin-dir", "bin"), ("cni-conf-dir", "net.d")]
+        .map(|(flag, name)| format!("--{flag}={}", node.path(name).display()));
+    let (code, said) = node.person(&["uninstall", &folders[0], &folders[1]]);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+/// Installs by a file of its own, which others take away, and uninstalls: what others wrote stays as it is.
+fn keeps_a_file_of_its_own(chain: &str, file: &str, check: impl Fn(&Value)) {
+    let mut node = Node::new();
+    let list = node.path("net.d/10-pods.conflist");
+    node.start(&[&format!("--chain={chain}")]);
+    node.wait_until_ready();
+    let own = node.path("net.d").join(file);
+    let held = || serde_json::from_str::<Value>(&std::fs::read_to_string(&own).ok()?).ok();
+    check(&node.wait("its file", held));
+    for damage in ["{", ""] {
+        std::fs::write(&own, damage).unwrap();
+        check(&node.wait("its file again", held));
+    }
+    std::fs::remove_file(&own).unwrap();
+    check(&node.wait("its file again", held));
+    assert_eq!(std::fs::read_to_string(&list).unwrap(), LIST);
+    assert!(node.path("bin/podweir").is_file());
+    // An agent that ends takes nothing away.
+    assert_eq!(node.end(), Some(0));
+    check(&held().unwrap());
+    uninstall(&node);
+    assert!(!own.exists() && !node.path("bin/podweir").exists());
+    assert_eq!(std::fs::read_to_string(&list).unwrap(), LIST);
+    assert_eq!(leftovers(&node.path("net.d")), 0);
+}
+
+#[test]
+fn a_drop_in_is_kept_and_taken_away_and_the_list_stays_as_it_is() {
+    keeps_a_file_of_its_own("drop-in", "pods/zz-podweir.conf", |entry| assert_eq!(entry["type"], "podweir", "{entry}"));
+}
+
+#[test]
+fn a_list_of_its_own_is_kept_and_taken_away_and_the_other_stays_as_it_is() {
+    keeps_a_file_of_its_own("standalone", "podweir.conflist", |list| {
+        assert_eq!((&list["name"], &list["cniVersion"]), (&json!("podweir"), &json!("1.0.0")), "{list}");
+        let plugins = list["plugins"].as_array().unwrap();
+        assert!(plugins.len() == 1 && plugins[0]["type"] == "podweir", "{list}");
+    });
+}
+
+#[test]
+fn installs_are_counted_and_looks_are_not() {
+    let node = Node::running(&[]);
+    let installs = |part: &str| node.metric(&format!("podweir_installs_total{{part=\"{part}\",result=\"done\"}}"));
+    assert_eq!((installs("binary"), installs("chain")), (1.0, 1.0));
+    for _ in 0..3 {
+        write(&node, LIST);
+        wait_for_entry(&node);
+    }
+    node.wait("the last look to be told", || {
+        let rewrites = node.metric("podweir_chain_rewrites_by_others_total");
+        (rewrites >= 1.0 && installs("chain") == 1.0 + rewrites).then_some(())
+    });
+    assert_eq!(installs("binary"), 1.0);
+    std::fs::remove_file(node.path("bin/podweir")).unwrap();
+    node.wait("the binary", || (installs("binary") == 2.0).then_some(()));
 }

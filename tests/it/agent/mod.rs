@@ -4,6 +4,7 @@
 pub mod ambient;
 mod chain;
 mod failure;
+mod figures;
 mod heal;
 mod input;
 mod removal;
