@@ -93,6 +93,7 @@ impl Care {
             Decision::LeaveAlone(why) => {
                 self.ears = None;
                 self.tracked.inner().place = None;
+                self.nothing_to_mend();
                 self.tracked.set(State::LeftAlone { why });
                 return interval * TOLD_FACTOR;
             }
@@ -149,7 +150,7 @@ impl Care {
         match look {
             Look::Same { backend } => {
                 self.agent.metrics.verified("same");
-                self.is_as_it_should_be();
+                self.nothing_to_mend();
                 self.tracked.set(State::Intercepted { backend: backend.into() });
                 let told = self.ears.as_ref().is_some_and(|(_, ears)| ears.hear_all_of(backend));
                 if told { interval * TOLD_FACTOR } else { interval }
@@ -187,7 +188,7 @@ impl Care {
     }
 
     /// There is nothing to mend any more.
-    fn is_as_it_should_be(&mut self) {
+    fn nothing_to_mend(&mut self) {
         self.failed_repairs = FailedRepairs::default();
         self.drifted = None;
         self.waits_for_older = false;
@@ -255,7 +256,7 @@ impl Care {
             Ok(Err(error)) => return self.not_mended(&what, error.to_string()).await,
             Err(error) => return self.not_mended(&what, error.to_string()).await,
         };
-        self.is_as_it_should_be();
+        self.nothing_to_mend();
         self.waits = false;
         self.agent.metrics.healed("mended", noticed.elapsed());
         self.tracked.set(State::Intercepted { backend: mended.backend.into() });
