@@ -35,6 +35,7 @@ use tracing::{error, info, warn};
 
 use super::installer::Installation;
 use super::metrics::Metrics;
+use super::pulse::WatchPulse;
 use super::run::{RunError, SOCKET};
 use super::settings::ObjectName;
 use super::{ambient, api};
@@ -95,10 +96,10 @@ impl OwnDaemonSet {
     }
 
     /// Watches it for ever: it alone, and nothing of it but its metadata.
-    pub(super) async fn watch(&self, client: kube::Client, metrics: &Metrics) {
+    pub(super) async fn watch(&self, client: kube::Client, metrics: &Metrics, pulse: &WatchPulse) {
         let sets: Api<Watched> = Api::namespaced(client, &self.name.namespace);
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name.name)).any_semantic();
-        api::watch_all(sets, config, "its own DaemonSet", metrics, |event| self.hear(event)).await;
+        api::watch_all(sets, config, "its own DaemonSet", metrics, pulse, |event| self.hear(event)).await;
     }
 
     /// Whether it is gone or going, for an agent that ends. On any doubt it is not.

@@ -127,10 +127,12 @@ async fn agent(settings: AgentSettings) -> Result<(), RunError> {
     let teller = settings.condition.then(|| tokio::spawn(tell_condition(agent.clone())));
     let own = settings.daemon_set.clone().map(|name| Arc::new(OwnDaemonSet::new(name)));
     if let Some(own) = own.clone() {
-        // A client of its own, as for ambient mode.
-        let client = api::client(settings.credentials.clone(), Arc::default()).map_err(RunError::Credentials)?;
+        // A client of its own, as for ambient mode. Whether this watch hangs decides nothing about
+        // the agent's health: without it the agent keeps what is on the node.
+        let pulse = Arc::<WatchPulse>::default();
+        let client = api::client(settings.credentials.clone(), pulse.clone()).map_err(RunError::Credentials)?;
         let agent = agent.clone();
-        tokio::spawn(async move { own.watch(client, &agent.metrics).await });
+        tokio::spawn(async move { own.watch(client, &agent.metrics, &pulse).await });
     }
     if settings.policy_reports {
         tokio::spawn(reports::keep(agent.clone()));

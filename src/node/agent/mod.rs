@@ -1,8 +1,8 @@
 //! The agent: what its parts share, and its answers.
 
 mod answers;
-mod pages;
 mod missed;
+mod pages;
 mod places;
 
 use std::path::Path;
@@ -21,7 +21,6 @@ use super::condition::{Condition, TellError};
 use super::decide::{Decision, Policy, decide};
 use super::events::Teller;
 use super::http::Metered;
-use super::installer::ChainState;
 use super::installer::keeper::Inspection;
 use super::installer::{ChainState, Placed};
 use super::inventory::{Inventory, Place, State, TrackedPod};

@@ -42,11 +42,13 @@ impl Default for Played {
             backend: "nftables".into(),
             places: BTreeMap::new(),
             rules: BTreeMap::new(),
+            addresses: BTreeMap::new(),
             sets: Entries::new(),
             annotations: BTreeMap::new(),
             states: BTreeMap::new(),
             done: Vec::new(),
             fail: BTreeMap::new(),
+            writing: (0, 0),
             looks: Vec::new(),
         }
     }
