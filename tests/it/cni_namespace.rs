@@ -1,11 +1,13 @@
 //! Programming a pod's namespace from the node: again, at once, half killed, in a user
 //! namespace of its own, and held against the plan.
 
+use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -301,29 +303,69 @@ fn eight_at_once_in_one_namespace() {
     }
 }
 
+/// System calls by which something changes that others see. How often they are made does not depend
+/// on how threads take turns.
+const CHANGING: &str = "trace=openat,write,sendto,sendmsg,rename,renameat,renameat2,link,linkat,unlink,unlinkat,mkdir,setns,socket,bind,close";
+
+/// An ADD under strace.
+fn traced(add: &Plugin, options: &[&str]) -> Output {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq"]).args(options).arg(crate::fixture::PODWEIR);
+    command.env_clear().envs(add.variables.iter().map(|(name, value)| (name, value)));
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // One that is killed before has no use for its input.
+    let _ = child.stdin.take().unwrap().write_all(&add.input());
+    child.wait_with_output().unwrap()
+}
+
+/// The system calls of an ADD, in order: which one, and the how manieth of its kind on its thread.
+fn calls(add: &Plugin, file: &Path) -> Vec<(String, usize)> {
+    let output = traced(add, &["-o", file.to_str().unwrap(), "-e", CHANGING, "-e", "signal=none"]);
+    assert!(output.status.success(), "{output:?}");
+    let (mut counts, mut out) = (HashMap::<(String, String), usize>::new(), Vec::new());
+    for line in String::from_utf8_lossy(&std::fs::read(file).unwrap()).lines() {
+        let Some((thread, rest)) = line.split_once(' ') else { continue };
+        let Some((name, _)) = rest.trim_start().split_once('(') else { continue };
+        if name.contains(' ') {
+            continue;
+        }
+        let count = counts.entry((thread.to_owned(), name.to_owned())).or_default();
+        *count += 1;
+        if !out.contains(&(name.to_owned(), *count)) {
+            out.push((name.to_owned(), *count));
+        }
+    }
+    out
+}
+
+/// How many of an ADD's system calls it is killed at, or a program that it has started.
+const KILLED_AT: usize = 15;
+
 #[test]
 fn killed_at_any_instant_the_next_add_finishes() {
     for backend in BACKENDS {
-        let cluster = Cluster::new(&sidecar(json!({ "sidecar.istio.io/interceptionMode": "TPROXY" })));
-        let add = cluster.add().key("backend", json!(backend));
-        let started = Instant::now();
-        add.call().ok();
-        let whole = started.elapsed();
-        let wanted = cluster.namespace.everything();
-        let mut unfinished = 0;
-        for n in 0..30u32 {
+        let fresh = || {
             let cluster = Cluster::new(&sidecar(json!({ "sidecar.istio.io/interceptionMode": "TPROXY" })));
             let add = cluster.add().key("backend", json!(backend));
-            let mut child = add.spawn(&add.input());
-            // Spread over the whole run, and a little beyond.
-            std::thread::sleep(whole * n / 27);
-            child.kill().unwrap();
-            unfinished += u32::from(!child.wait().unwrap().success());
+            (cluster, add)
+        };
+        let (cluster, add) = fresh();
+        let calls = calls(&add, &cluster.namespace.directory().join("calls"));
+        assert!(calls.len() > 2 * KILLED_AT, "{calls:?}");
+        let wanted = cluster.namespace.everything();
+        let mut unfinished = 0;
+        for n in 0..KILLED_AT {
+            // Spread over the whole run, to its very end.
+            let (call, n) = &calls[(n + 1) * calls.len() / KILLED_AT - 1];
+            let (cluster, add) = fresh();
+            let (inject, trace) = (format!("inject={call}:signal=KILL:when={n}"), format!("trace={call}"));
+            let output = traced(&add, &["-o", "/dev/null", "-e", &trace, "-e", &inject]);
+            unfinished += usize::from(!output.status.success());
             add.call().ok();
-            assert_eq!(cluster.namespace.everything(), wanted, "{backend}, killed after {:?}", whole * n / 27);
+            assert_eq!(cluster.namespace.everything(), wanted, "{backend}, killed at {call} {n}");
             add.verb("CHECK").call().ok();
         }
-        assert!(unfinished >= 5, "{backend}: only {unfinished} of 30 were killed in time");
+        assert!(unfinished > KILLED_AT / 2, "{backend}: only {unfinished} of {KILLED_AT} were killed");
     }
 }
 
