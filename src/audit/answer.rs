@@ -18,6 +18,9 @@ pub fn rule(decider: &Decider, family: Family) -> String {
     format!("{which}{} {}: {}", chain.table.name, chain.name, words::rule(rule, family))
 }
 
+/// What a packet's mark may do to it without any rule of the ruleset.
+const ROUTED_BACK: &str = "its mark routes it to the pod itself (ip rule): it does not get to where it is addressed to";
+
 /// The answer in a few lines.
 pub fn text(answer: &Explanation, flow: &Flow) -> String {
     let mut out = match answer.taker {
@@ -25,6 +28,7 @@ pub fn text(answer: &Explanation, flow: &Flow) -> String {
         taker => format!("{taker}: {flow}\n"),
     };
     match &answer.decider {
+        None if answer.routed_back => out += &format!("  {ROUTED_BACK}\n"),
         None => out += "  no rule says anything about it\n",
         Some(decider) => {
             let because = if answer.taker == Taker::Unknown { "cannot tell, because of" } else { "by" };
@@ -69,7 +73,10 @@ pub fn json(answer: &Explanation, flow: &Flow) -> Value {
             "listed": origin.and_then(|origin| origin.text.as_deref()),
         })
     });
-    let why = answer.why.map(|why| json!({ "id": why.id(), "text": why.sentence() }));
+    let why = match answer.why {
+        None if answer.routed_back => Some(json!({ "id": "routed-back", "text": ROUTED_BACK })),
+        why => why.map(|why| json!({ "id": why.id(), "text": why.sentence() })),
+    };
     let mut out = json!({ "verdict": answer.taker.name(), "flow": flow.to_string(), "rule": rule, "why": why });
     if let Some(lost) = &answer.lost {
         out["lost"] = json!(self::lost(lost, flow.family()));

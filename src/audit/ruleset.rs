@@ -14,6 +14,7 @@ use crate::backend::nftables::names;
 use crate::config::types::{Families, Family, Interface};
 use crate::plan::canon::{CanonRule, canon_rules};
 use crate::plan::model::{ChainName, Masked, Plan, Rule, Table, Verdict};
+use crate::plan::why::Why;
 
 use super::flow::Taker;
 pub use crate::backend::hook::{Base, Hook, Order};
@@ -137,6 +138,16 @@ impl FamilyRules {
         let asked = self.chains.iter().flat_map(|chain| &chain.rules).filter_map(|rule| rule.matches.mark.as_ref());
         let others = |mask: u32| mask & mask.wrapping_neg();
         asked.flat_map(|cond| [cond.value.value, others(cond.value.mask)]).filter(|mark| *mark != 0).collect()
+    }
+
+    /// The marks with which packets are routed to the pod itself in ambient mode: the app's answers to
+    /// connections that ztunnel has made in the name of others, and whoever else bears that mark.
+    pub fn ambient_marks(&self) -> impl Iterator<Item = Masked> {
+        let rules = self.chains.iter().flat_map(|chain| &chain.rules);
+        rules.filter_map(|rule| match rule.verdict {
+            Verdict::SetConnectionMark(mark) if !matches!(rule.why(), Why::Foreign(_)) => Some(mark),
+            _ => None,
+        })
     }
 
     /// Whether packets go on as before behind such a verdict: it changes nothing that any

@@ -24,8 +24,9 @@ use crate::pod::{OUTSIDE, Server, connect, serve, serve_marked, transparent};
 use crate::traffic::recorded;
 
 const VERDICTS: &[u8] = include_bytes!("../data/ambient-verdicts.json.gz");
-/// What ztunnel marks its packets with.
+/// What ztunnel marks its packets with, and what routing sends back into the pod.
 const MARK: u32 = 0x539;
+const ANSWER_MARK: u32 = 0x111;
 const TIMEOUT: Duration = Duration::from_millis(700);
 const APP_PORTS: [u16; 8] = [53, 80, 443, 8080, 9000, 15020, 15021, 15090];
 const ZTUNNEL: [(&str, u16); 4] =
@@ -166,14 +167,15 @@ fn check(backend: &str) {
             assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         }
         let verdicts = case["verdicts"].as_object().unwrap();
-        // Every ninth one, and of what ztunnel sends every third. By which error an app hears of
-        // an answer that routing by its own mark takes away is not the rules' to say.
+        // Every ninth one, and every third of what bears a mark that rules or routing ask for.
         for (at, (key, want)) in verdicts.iter().enumerate() {
-            let of_slice = |probe: &Probe| at % if probe.mark == MARK { 3 } else { 9 } == 0;
-            let Some(probe) = Probe::parse(key).filter(|probe| of_slice(probe) && probe.mark != 0x111) else {
-                continue;
+            let of_slice = |probe: &Probe| at % if [MARK, ANSWER_MARK].contains(&probe.mark) { 3 } else { 9 } == 0;
+            let Some(probe) = Probe::parse(key).filter(of_slice) else { continue };
+            let who = |verdict: &str| match verdict.split(' ').next().unwrap() {
+                // By which error an app hears that routing by its mark leads nowhere is the kernel's to say.
+                "refused" | "unroutable" | "silent" if probe.mark == ANSWER_MARK => "nobody".to_owned(),
+                who => who.to_owned(),
             };
-            let who = |verdict: &str| verdict.split(' ').next().unwrap().to_owned();
             let (want, got) = (who(want.as_str().unwrap()), who(&pod.ask(&probe)));
             asked += 1;
             if want != got {
@@ -230,12 +232,17 @@ fn told(source: &Source, probe: &Probe) -> Taker {
 }
 
 /// Who answered, in audit's words; `None`: nobody, so that rules do not tell who would have.
-fn taker(answer: &str) -> Option<Taker> {
+fn taker(answer: &str, probe: &Probe, own: &[IpAddr]) -> Option<Taker> {
+    let to_others = !probe.inbound && !probe.to.is_loopback() && !own.contains(&probe.to);
     Some(match answer {
         "ztunnel-outbound" => Taker::OutboundProxy,
         "ztunnel-inbound" => Taker::InboundProxy,
         "ztunnel-dns" => Taker::DnsProxy,
+        // The pod's own app is not whom it was for.
+        "app" if to_others => Taker::Dropped,
         "app" | "outside" => Taker::Direct,
+        // Everything else has a route, and everybody outside answers.
+        "unroutable" | "refused" if to_others && probe.mark & 0xfff == ANSWER_MARK => Taker::Dropped,
         _ => return None,
     })
 }
@@ -254,7 +261,8 @@ fn probes() -> impl Strategy<Value = Probe> {
     });
     // Ports of ztunnel's own tell nothing of who was meant.
     let port = select(&[53u16, 80, 443, 8080, 9000][..]);
-    let mark = prop_oneof![3 => Just(0u32), 1 => select(vec![MARK, 0x1539, 0x53a, 0x100_0539])];
+    let mark = prop_oneof![3 => Just(0u32), 1 => select(vec![MARK, 0x1539, 0x53a, 0x100_0539, 0x112])];
+    let mark = prop_oneof![3 => mark, 1 => select(vec![ANSWER_MARK, 0x1111])];
     (any::<bool>(), any::<bool>(), out, own, from, port, mark).prop_map(|(inbound, udp, out, own, from, port, mark)| {
         let to = if inbound { own } else { out };
         let from = from[usize::from(to.is_ipv6())].parse().ok().filter(|_| inbound);
@@ -286,11 +294,11 @@ proptest! {
             ingress,
             virtual_interfaces: Vec::new(),
         };
-        let addresses = IPS.iter().map(|ip| ip.split('/').next().unwrap().parse().unwrap()).collect();
-        let source = options::of_ambient(&options, &KnownPod { addresses, ..KnownPod::default() });
+        let own: Vec<IpAddr> = IPS.iter().map(|ip| ip.split('/').next().unwrap().parse().unwrap()).collect();
+        let source = options::of_ambient(&options, &KnownPod { addresses: own.clone(), ..KnownPod::default() });
         for probe in probes {
             let answer = pod.ask(&probe);
-            let Some(taker) = taker(&answer) else { continue };
+            let Some(taker) = taker(&answer, &probe, &own) else { continue };
             prop_assert_eq!(told(&source, &probe), taker, "{:?}: {} answered; {:?}", probe, answer, arguments);
         }
     }
@@ -299,7 +307,7 @@ proptest! {
 /// What the kernel did with these connections is what audit says of them, by the rules alone.
 #[test]
 fn audit_tells_who_answered_in_the_kernel() {
-    let (mut wrong, mut asked) = (Vec::new(), 0);
+    let (mut wrong, mut asked, mut back) = (Vec::new(), 0, 0);
     for case in recorded(VERDICTS) {
         let steps = case["steps"].as_array().unwrap();
         let Some(last) = steps.last().map(strings) else { continue };
@@ -310,26 +318,24 @@ fn audit_tells_who_answered_in_the_kernel() {
             .iter()
             .map(|address| address.split('/').next().unwrap().parse().unwrap())
             .collect();
-        let source = options::of_ambient(&wanted(&last), &KnownPod { addresses, ..KnownPod::default() });
+        let pod = KnownPod { addresses: addresses.clone(), ..KnownPod::default() };
+        let source = options::of_ambient(&wanted(&last), &pod);
         for (key, want) in case["verdicts"].as_object().unwrap() {
-            // Where rules do not tell who listens, and what an app that marks its packets like
-            // answers to ztunnel gets back by routing, are not looked at.
-            let counts = |probe: &Probe| ![15006, 15053].contains(&probe.port) && probe.mark != 0x111;
+            // Where rules do not tell who listens is not looked at.
+            let counts = |probe: &Probe| ![15006, 15053].contains(&probe.port);
             let Some(probe) = Probe::parse(key).filter(counts) else { continue };
             let want = match want.as_str().unwrap().split(' ').next().unwrap() {
-                "ztunnel-outbound" => Taker::OutboundProxy,
-                "ztunnel-inbound" => Taker::InboundProxy,
-                "ztunnel-dns" => Taker::DnsProxy,
                 "silent" => continue,
-                _ => Taker::Direct,
+                answer => taker(answer, &probe, &addresses).unwrap_or(Taker::Direct),
             };
             let got = told(&source, &probe);
             asked += 1;
+            back += usize::from(probe.mark == ANSWER_MARK && got == Taker::Dropped);
             if got != want {
                 wrong.push(format!("{}: {key}: expected {want}, got {got}", case["name"]));
             }
         }
     }
-    assert!(asked > 1000, "{asked}");
+    assert!(asked > 1000 && back > 50, "{asked}, {back} of them routed back into the pod");
     assert!(wrong.is_empty(), "{} of {asked} flows:\n{}", wrong.len(), wrong.join("\n"));
 }

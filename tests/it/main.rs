@@ -5,6 +5,7 @@
 
 mod agent;
 mod ambient;
+mod ambient_audit;
 mod ambient_traffic;
 mod api;
 mod arbitrary;

@@ -12,9 +12,14 @@ use super::Escape;
 
 /// The flows of a class, a line for each set; what both families have is said once.
 pub fn flows(escape: &Escape, space: &Space) -> Vec<String> {
+    sets(&escape.flows, escape.scope, space)
+}
+
+/// Sets of flows of a scope, a line for each; what both families have is said once.
+pub fn sets(flows: &[(Family, Cube)], scope: Scope, space: &Space) -> Vec<String> {
     let mut lines: Vec<(Families, String)> = Vec::new();
-    for (family, cube) in &escape.flows {
-        let (text, family) = (set(*family, escape.scope, cube, space), Families::only(*family));
+    for (family, cube) in flows {
+        let (text, family) = (set(*family, scope, cube, space), Families::only(*family));
         match lines.iter_mut().find(|(_, known)| *known == text) {
             Some((families, _)) => *families = families.union(family),
             None => lines.push((family, text)),

@@ -54,7 +54,7 @@ pub(super) fn lost<'a>(
         journey.nat_done = true;
         let limits = Limits::of_rules(MOST_RULES);
         let mut walk = Walk::new(rules, order, flow.family(), &pod.addresses, Uncertain::Both, limits);
-        walk.routed_back = tproxy_marks(rules).chain(ambient_marks(rules)).collect();
+        walk.routed_back = tproxy_marks(rules).chain(rules.ambient_marks()).collect();
         let (end, by) = match walk.follow(journey, trace) {
             Ok(Arrived { journey, taker }) => (taker, journey.decider.map(|(decider, _)| decider)),
             Err(exceeded) => (Taker::Unknown, Some(exceeded.rule)),
@@ -133,16 +133,6 @@ fn tproxy_marks(rules: &FamilyRules) -> impl Iterator<Item = Masked> {
     let rules = rules.chains.iter().flat_map(|chain| &chain.rules);
     rules.filter_map(|rule| match rule.verdict {
         Verdict::Tproxy { mark, .. } => Some(Masked { value: mark.get(), mask: u32::MAX }),
-        _ => None,
-    })
-}
-
-/// The marks with which packets are routed to the pod itself in ambient mode: the app's answers to
-/// connections that ztunnel has made in the name of others, and whoever else bears that mark.
-pub(super) fn ambient_marks(rules: &FamilyRules) -> impl Iterator<Item = Masked> {
-    let rules = rules.chains.iter().flat_map(|chain| &chain.rules);
-    rules.filter_map(|rule| match rule.verdict {
-        Verdict::SetConnectionMark(mark) if !matches!(rule.why(), Why::Foreign(_)) => Some(mark),
         _ => None,
     })
 }

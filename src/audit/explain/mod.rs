@@ -3,9 +3,10 @@
 
 mod following;
 
+use crate::config::types::Family;
 use crate::plan::why::Why;
 
-use super::flow::{Flow, Surroundings, Taker};
+use super::flow::{Direction, Flow, Surroundings, Taker};
 pub use super::ruleset::Decider;
 use super::ruleset::{Order, Ruleset};
 use super::space::connection::ConntrackView;
@@ -25,6 +26,8 @@ pub struct Explanation<'a> {
     pub decider: Option<Decider<'a>>,
     /// The reason for that part of the rule that the flow meets.
     pub why: Option<&'a Why>,
+    /// Its mark routes it to the pod itself, so that it does not get to where it is addressed to.
+    pub routed_back: bool,
     /// Packets of the connection that are dropped although the first one gets there.
     pub lost: Option<LostPackets<'a>>,
 }
@@ -32,7 +35,13 @@ pub struct Explanation<'a> {
 impl<'a> Explanation<'a> {
     /// Nobody can tell, because of this rule.
     pub fn unknown(because: Option<Decider<'a>>) -> Self {
-        Self { taker: Taker::Unknown, decider: because, why: because.map(|decider| decider.rule.why()), lost: None }
+        let why = because.map(|decider| decider.rule.why());
+        Self { taker: Taker::Unknown, decider: because, why, routed_back: false, lost: None }
+    }
+
+    /// It is lost, since its mark routes it to the pod itself.
+    fn astray() -> Self {
+        Self { taker: Taker::Dropped, decider: None, why: None, routed_back: true, lost: None }
     }
 }
 
@@ -69,12 +78,21 @@ fn explain_in<'a>(
     let rules = ruleset.family(flow.family());
     let limits = Limits::of_rules(MOST_RULES);
     let mut walk = Walk::new(rules, order, flow.family(), &pod.addresses, Uncertain::Both, limits);
-    walk.routed_back = following::ambient_marks(rules).collect();
     let known = KnownFields::of(flow, pod);
-    let journey = Journey::new(flow.direction, OnePacket, known, ConntrackView::NEW, pod.is_local(flow.destination));
+    let mut journey =
+        Journey::new(flow.direction, OnePacket, known, ConntrackView::NEW, pod.is_local(flow.destination));
+    if flow.direction == Direction::Outbound {
+        walk.routed_back = rules.ambient_marks().collect();
+        walk.route(&mut journey, trace);
+        if journey.is_routed_back() && flow.source.is_none() && flow.family() == Family::V4 {
+            // The kernel takes the destination for the address to send from, which the pod does not have.
+            trace.note("not sent: by that route there is no address to send from (network is unreachable)");
+            return Explanation::astray();
+        }
+    }
     let decider = |cause: Option<Cause<'a>>| cause.map(|(decider, _)| decider);
-    let Arrived { journey, taker } = match walk.follow(journey, trace) {
-        Ok(arrived) => arrived,
+    let (astray, Arrived { journey, taker }) = match walk.follow(journey, trace) {
+        Ok(arrived) => (arrived.is_astray(), arrived.of_first_packets()),
         Err(exceeded) => return Explanation::unknown(Some(exceeded.rule)),
     };
     let decided = journey.decider;
@@ -86,10 +104,17 @@ fn explain_in<'a>(
     walk.limits = Limits::of_rules(MOST_RULES_AGAIN);
     for _ in 0..MOST_OUTCOMES {
         match walk.next(&mut NoTrace) {
-            None => return Explanation { taker, decider: decider(decided), why: decided.map(|(_, why)| why), lost },
-            Some(Ok(other)) if other.taker == taker => {}
-            Some(Ok(other)) => return Explanation::unknown(decider(other.journey.assumed)),
+            None => {
+                let why = decided.map(|(_, why)| why);
+                return Explanation { taker, decider: decider(decided), why, routed_back: astray, lost };
+            }
             Some(Err(_)) => break,
+            Some(Ok(other)) => {
+                let other = other.of_first_packets();
+                if other.taker != taker {
+                    return Explanation::unknown(decider(other.journey.assumed));
+                }
+            }
         }
     }
     Explanation::unknown(decider(walk.first_uncertain.or(decided)))

@@ -2,26 +2,39 @@
 //! mark its own packets (SO_MARK, socket(7)): since Linux 5.17 with CAP_NET_RAW, which most
 //! container runtimes give, before with CAP_NET_ADMIN.
 
+use std::collections::BTreeMap;
+
 use crate::audit::ask;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::{example, words};
 use crate::audit::flow::Taker;
 use crate::audit::partition::{Part, TooManyParts};
 use crate::audit::ruleset::Ruleset;
+use crate::audit::space::cube::{Cube, merged};
 use crate::audit::space::{Scope, Space};
 use crate::config::types::{Families, Family};
-use crate::plan::model::protocol;
 
 use super::Lint;
 use super::shadow::place;
 
-/// Lints about TCP from the pod that rules take, unless it is marked.
+/// Up to so many sets of flows are said of a mark.
+const SHOWN: usize = 6;
+
+/// What a mark lets out.
+#[derive(Default)]
+struct LetOut {
+    flows: Vec<(Family, Cube)>,
+    /// Where the rules stand that let it out.
+    places: Vec<String>,
+}
+
+/// Lints about traffic from the pod that rules take, unless it is marked: one for each mark.
 ///
 /// # Errors
 ///
 /// More parts than an audit takes, with the chain that makes them.
 pub fn lints(ruleset: &Ruleset, space: &Space, families: Families) -> Result<Vec<Lint>, TooManyParts> {
-    let mut out: Vec<Lint> = Vec::new();
+    let mut found: BTreeMap<u32, LetOut> = BTreeMap::new();
     for family in families.iter() {
         let marks = ruleset.family(family).marks();
         if marks.is_empty() {
@@ -30,35 +43,46 @@ pub fn lints(ruleset: &Ruleset, space: &Space, families: Families) -> Result<Vec
         let unmarked = space.parts_of(ruleset, family, Scope::Outbound, 0)?;
         let taken: Vec<&Part> = unmarked.iter().filter(|part| part.taker.is_proxy()).collect();
         for mark in marks {
+            let mut cubes = Vec::new();
             for part in space.parts_of(ruleset, family, Scope::Outbound, mark)? {
-                if part.taker != Taker::Direct || !part.flows.protocol.holds(protocol::TCP) {
+                if part.taker != Taker::Direct {
                     continue;
                 }
-                let Some(flows) = taken.iter().find_map(|taken| taken.flows.intersection(&part.flows)) else {
-                    continue;
-                };
-                let mut flow = example::of(family, part.scope, &flows, space);
-                flow.mark = mark;
-                let flows = words::set(family, part.scope, &flows, space);
-                let lint = lint(&part, family, mark, &flows, &ask::command(&flow));
-                if !out.iter().any(|known| known.subject == lint.subject) {
-                    out.push(lint);
+                let before = cubes.len();
+                cubes.extend(taken.iter().filter_map(|taken| taken.flows.intersection(&part.flows)));
+                if let Some((decider, _)) = part.decider.filter(|_| cubes.len() > before) {
+                    let places = &mut found.entry(mark).or_default().places;
+                    let place = place(decider.chain, decider.rule, family);
+                    if !places.contains(&place) {
+                        places.push(place);
+                    }
                 }
+            }
+            if !cubes.is_empty() {
+                found.entry(mark).or_default().flows.extend(merged(cubes).into_iter().map(|cube| (family, cube)));
             }
         }
     }
-    Ok(out)
+    Ok(found.into_iter().filter_map(|(mark, out)| lint(mark, &out, space)).collect())
 }
 
-fn lint(part: &Part, family: Family, mark: u32, flows: &str, command: &str) -> Lint {
-    let place = part.decider.map(|(decider, _)| format!(", {}", place(decider.chain, decider.rule, family)));
-    Lint {
+fn lint(mark: u32, LetOut { flows, places }: &LetOut, space: &Space) -> Option<Lint> {
+    let mut flow = example::of_any(flows, Scope::Outbound, space)?;
+    flow.mark = mark;
+    let command = ask::command(&flow);
+    let mut lines = words::sets(flows, Scope::Outbound, space);
+    let more = lines.len().saturating_sub(SHOWN);
+    lines.truncate(SHOWN);
+    lines.extend((more > 0).then(|| format!("and {more} more sets of flows")));
+    let at = if places.is_empty() { String::new() } else { format!(", {}", places.join(" and ")) };
+    Some(Lint {
         severity: Severity::Medium,
         id: "marked-packets-escape",
-        subject: format!("packets marked {mark:#x}{}", place.unwrap_or_default()),
+        subject: format!("packets marked {mark:#x}{at}"),
         message: format!(
-            "{family}: {flows}, which the proxy gets otherwise, passes it by when marked {mark:#x}; a process with CAP_NET_RAW can mark its packets; try {command}"
+            "{}: the proxy gets this, but not what is marked {mark:#x}; a process with CAP_NET_RAW can mark its packets; try {command}",
+            lines.join("; ")
         ),
         advice: "drop NET_RAW and NET_ADMIN from the capabilities of the pod's containers, or let the rule ask for more than the mark".into(),
-    }
+    })
 }

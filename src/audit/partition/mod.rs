@@ -143,12 +143,16 @@ impl<'a> Flowing<'a, '_> {
         let flows = Flows { set, chains: self.chains };
         let limits = Limits::new(self.most_work, MOST_SETS);
         let mut walk = Walk::new(self.rules, order, family, &space.pod.addresses, uncertain, limits);
-        let journey = Journey::new(scope.direction(), flows, known, ConntrackView::NEW, scope.is_local());
+        let mut journey = Journey::new(scope.direction(), flows, known, ConntrackView::NEW, scope.is_local());
+        if scope.is_outbound() {
+            walk.routed_back = self.rules.ambient_marks().collect();
+            walk.route(&mut journey, &mut NoTrace);
+        }
         let mut outcomes = Vec::new();
         let mut next = Some(walk.follow(journey, &mut NoTrace));
         while let Some(arrived) = next {
             let arrived = arrived.ok().filter(|_| walk.limits.keep());
-            let Some(Arrived { journey, taker }) = arrived else {
+            let Some(Arrived { journey, taker }) = arrived.map(Arrived::of_first_packets) else {
                 let place = walk.limits.most_cut().unwrap_or_else(|| "conditions that are not understood".into());
                 return Err(TooManyParts { family, place });
             };

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use crate::audit::flow::{Direction, Taker};
 use crate::audit::ruleset::{Base, ChainRules, Decider, Hook};
 use crate::audit::space::connection::{ConntrackView, Tracking};
-use crate::audit::space::dimensions::{NO_ANSWER, NOBODY, known_as};
+use crate::audit::space::dimensions::{NO_ANSWER, NOBODY, Name, known_as};
 use crate::audit::space::known::KnownFields;
 use crate::plan::model::{Masked, Verdict};
 use crate::plan::why::Why;
@@ -62,6 +62,12 @@ pub(crate) struct Journey<'a, 'n, T> {
     pub connection: Option<ConntrackView>,
     /// Whether they go to the pod itself.
     pub local: bool,
+    /// By which interface they would leave, where their mark routes them to the pod itself
+    /// although they are addressed to another host.
+    pub(super) way_out: Option<Option<Name<'n>>>,
+    /// By which interface they leave from the next hook on, where they were routed anew on this one:
+    /// its chains are told the one before (`nf_hook_state`).
+    pub(super) rerouted: Option<Option<Name<'n>>>,
     /// Whose socket gets them: they have been redirected, or handed over by TPROXY.
     pub redirected: Option<Taker>,
     /// A connection's destination is rewritten once, on its first hook.
@@ -118,6 +124,8 @@ impl<'a, 'n, T: Traffic> Journey<'a, 'n, T> {
             known,
             connection,
             local: false,
+            way_out: None,
+            rerouted: None,
             redirected: None,
             nat_done: false,
             rewritten: None,
@@ -154,6 +162,11 @@ impl<'a, 'n, T: Traffic> Journey<'a, 'n, T> {
             *owner = owner.map(|id| known_as(id, nobody));
         }
         self.traffic.nobody_is(nobody);
+    }
+
+    /// Whether their mark routes them to the pod itself although they are addressed to another host.
+    pub(crate) fn is_routed_back(&self) -> bool {
+        self.way_out.is_some()
     }
 
     /// Goes into a chain.

@@ -47,6 +47,24 @@ pub(super) struct Arrived<'a, 'n, T> {
     pub taker: Taker,
 }
 
+impl<T: Traffic> Arrived<'_, '_, T> {
+    /// Whether they were routed to the pod itself by their mark, to where the host that they are
+    /// addressed to is not.
+    pub(super) fn is_astray(&self) -> bool {
+        self.journey.is_routed_back() && self.taker == Taker::Direct
+    }
+
+    /// As the first packets of connections: what goes astray is lost. (Of later ones it is an
+    /// answer that comes back to the proxy so.)
+    pub(super) fn of_first_packets(mut self) -> Self {
+        if self.is_astray() {
+            self.taker = Taker::Dropped;
+            self.journey.decider = None;
+        }
+        self
+    }
+}
+
 /// A walk. Each call of [`Walk::follow`] and [`Walk::next`] follows some packets to their end.
 pub(super) struct Walk<'a, 'n, T> {
     rules: &'a FamilyRules,
@@ -151,7 +169,12 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
     /// Where packets go that have passed a hook; tells who gets them if that is the last one.
     fn behind(&mut self, hook: Hook, journey: &mut Journey<'a, 'n, T>, trace: &mut dyn Trace<'a>) -> Option<Taker> {
         match hook {
-            Hook::Output => journey.come_to(Hook::Postrouting),
+            Hook::Output => {
+                if let Some(out_interface) = journey.rerouted.take() {
+                    journey.known.out_interface = out_interface;
+                }
+                journey.come_to(Hook::Postrouting);
+            }
             Hook::Postrouting if !journey.local => return Some(Taker::Direct),
             Hook::Postrouting => {
                 trace.note("comes in again on lo");
@@ -220,7 +243,7 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
             _ => {}
         }
         if base.hook == Hook::Output {
-            self.route_back(journey, trace);
+            self.route(journey, trace);
         }
         None
     }
@@ -235,17 +258,32 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
         journey.local = true;
         if hook == Hook::Output {
             known.out_interface = Some(LO);
+            journey.rerouted = None;
         }
     }
 
-    /// Sends packets back in whose mark is routed to the pod itself.
-    fn route_back(&self, journey: &mut Journey<'a, 'n, T>, trace: &mut dyn Trace<'a>) {
+    /// Routes packets on their way out by the mark that they have: some are sent back in. It happens
+    /// when they are made, and again behind the chains that may have changed the mark.
+    pub(super) fn route(&self, journey: &mut Journey<'a, 'n, T>, trace: &mut dyn Trace<'a>) {
         let is_routed =
             journey.known.mark.is_some_and(|mark| self.routed_back.iter().any(|of| mark & of.mask == of.value));
-        if !journey.local && is_routed {
-            trace.note("routed to the pod itself, by the routing rule for this mark");
-            journey.local = true;
-            journey.known.out_interface = Some(LO);
+        let out_interface = match journey.way_out {
+            None if is_routed && !journey.local => {
+                trace.note("routed to the pod itself, by the routing rule for this mark");
+                journey.way_out = Some(journey.known.out_interface);
+                Some(LO)
+            }
+            Some(way_out) if !is_routed && journey.redirected.is_none() => {
+                trace.note("routed to where it is addressed to, since its mark is another one now");
+                journey.way_out = None;
+                way_out
+            }
+            _ => return,
+        };
+        journey.local = journey.way_out.is_some();
+        match journey.entered {
+            0 => journey.known.out_interface = out_interface,
+            _ => journey.rerouted = Some(out_interface),
         }
     }
 }
