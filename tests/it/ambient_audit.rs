@@ -33,6 +33,29 @@ fn a_mark_lets_out_all_that_it_does_in_both_families_and_none_that_is_routed_bac
     }
 }
 
+#[test]
+fn what_closes_an_escape_of_an_ambient_pod_is_there_for_ambient_pods() {
+    let report = audited(&["--ingress-mode", "--dns-capture=false", "--ip-families", "ipv4"]);
+    let escapes = report["escapes"].as_array().unwrap();
+    let closes = |id: &str| {
+        let found = escapes.iter().find(|escape| escape["id"] == id).unwrap_or_else(|| panic!("no {id}: {escapes:#?}"));
+        found["closes"].as_str().unwrap().to_owned()
+    };
+    assert!(closes("inbound-tcp-not-taken").contains("ambient.istio.io/bypass-inbound-capture"));
+    assert!(closes("outbound-dns").contains("ambient.istio.io/dns-capture"));
+    assert!(closes("outbound-udp").contains("ztunnel"));
+    assert!(closes("outbound-family-left-open").contains("--ambient-ip-families"));
+    let default = audited(&[]);
+    let sidecars =
+        ["sidecar", "--istio-", "--inbound-tunnel-port", "--redirect-dns", "--dual-stack", "--capture-all-dns"];
+    let all = escapes.iter().chain(default["escapes"].as_array().unwrap());
+    for escape in all.clone() {
+        let text = format!("{} {}", escape["meaning"], escape["closes"]);
+        assert!(!sidecars.iter().any(|word| text.contains(word)), "{text}");
+    }
+    assert!(all.filter(|escape| escape["id"] == "inbound-tunnel-port").count() > 0, "{default:#}");
+}
+
 /// A rule of somebody else's that changes a mark changes the route as well.
 #[test]
 fn what_is_marked_on_its_way_out_is_routed_by_the_mark_that_it_has_then() {

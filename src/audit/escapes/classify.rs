@@ -34,10 +34,11 @@ impl Captured {
         let mut out = Self { any: Families::NONE, dns: Families::NONE, ztunnel: false };
         for family in Family::BOTH {
             for chain in &ruleset.family(family).chains {
+                // In ingress mode it marks what it diverts nothing of.
+                out.ztunnel |= chain.name.dataplane() == Some(Dataplane::Ambient) && !chain.rules.is_empty();
                 let takes = |rule: &&CanonRule| matches!(rule.verdict, Verdict::Redirect(_) | Verdict::Tproxy { .. });
                 if chain.rules.iter().any(|rule| takes(&rule)) {
                     out.any = out.any.union(Families::only(family));
-                    out.ztunnel |= chain.name.dataplane() == Some(Dataplane::Ambient);
                     let to_dns = |rule: &CanonRule| matches!(&rule.verdict, Verdict::Redirect(port) if redirect_taker(&chain.name, *port) == Taker::DnsProxy);
                     if chain.rules.iter().any(to_dns) {
                         out.dns = out.dns.union(Families::only(family));

@@ -135,8 +135,35 @@ impl EscapeKind {
         self.row().3
     }
 
-    /// What would close it.
-    pub fn closes(self, scope: Scope) -> &'static str {
+    /// What would close it in a pod with a sidecar, or by `ztunnel` in one in ambient mode.
+    pub fn closes(self, scope: Scope, ztunnel: bool) -> &'static str {
+        let of_ambient = if ztunnel { self.closes_in_ambient_mode(scope) } else { None };
+        of_ambient.unwrap_or_else(|| self.closes_by_sidecar(scope))
+    }
+
+    /// What would close it in ambient mode, where that differs.
+    pub fn closes_in_ambient_mode(self, scope: Scope) -> Option<&'static str> {
+        let inbound = scope.direction() == crate::audit::flow::Direction::Inbound;
+        Some(match self {
+            EscapeKind::FamilyLeftOpen => {
+                "--ip-families both (of podweir node run: --ambient-ip-families both), or no address of that family"
+            }
+            EscapeKind::TcpNotTaken if inbound => {
+                "take the annotation ambient.istio.io/bypass-inbound-capture off the pod (--ingress-mode off podweir ambient)"
+            }
+            EscapeKind::TcpNotTaken => "make the rules anew: ztunnel is to get all TCP that the pod sends",
+            EscapeKind::TunnelPort => "let only ztunnel listen on port 15008 in the pod",
+            EscapeKind::Dns => {
+                "take the annotation ambient.istio.io/dns-capture=false off the pod (--dns-capture=false off podweir ambient); ztunnel takes DNS to port 53 only"
+            }
+            EscapeKind::VirtualInterfaceRest | EscapeKind::Udp | EscapeKind::Icmp | EscapeKind::OtherProtocols => {
+                "a network policy: ztunnel takes TCP and DNS only"
+            }
+            _ => return None,
+        })
+    }
+
+    fn closes_by_sidecar(self, scope: Scope) -> &'static str {
         let inbound = scope.direction() == crate::audit::flow::Direction::Inbound;
         match self {
             EscapeKind::FamilyLeftOpen => {
@@ -282,7 +309,7 @@ impl EscapeKind {
                 "queries go to the server itself; data can be hidden in names",
             ),
             EscapeKind::Udp => {
-                ("udp", Low, "UDP", "sidecar proxies take TCP; datagrams reach their destination directly")
+                ("udp", Low, "UDP", "proxies of the mesh take TCP; datagrams reach their destination directly")
             }
             EscapeKind::Icmp => ("icmp", Low, "ICMP", "ping and errors; data can be hidden in it"),
             EscapeKind::OtherProtocols => (

@@ -32,18 +32,20 @@ pub struct Escape<'a> {
     pub flows: Vec<(Family, Cube)>,
     /// One of them, as ordinary as the class allows.
     pub example: Flow,
+    /// The proxy is a ztunnel: the pod is in ambient mode.
+    pub ztunnel: bool,
 }
 
 impl<'a> Escape<'a> {
     /// `None` if there are no flows.
-    fn new(kind: EscapeKind, scope: Scope, parts: Vec<Part<'a>>, space: &Space) -> Option<Self> {
+    fn new(kind: EscapeKind, scope: Scope, parts: Vec<Part<'a>>, space: &Space, ztunnel: bool) -> Option<Self> {
         let mut flows = Vec::new();
         for family in Family::BOTH {
             let cubes = parts.iter().filter(|part| part.family == family).map(|part| part.flows.clone());
             flows.extend(merged(cubes.collect()).into_iter().map(|cube| (family, cube)));
         }
         let example = example::of_any(&flows, scope, space)?;
-        Some(Self { kind, scope, severity: kind.severity(), parts, flows, example })
+        Some(Self { kind, scope, severity: kind.severity(), parts, flows, example, ztunnel })
     }
 
     /// What of it is within some flows, which share nothing; `None` if nothing is.
@@ -54,7 +56,7 @@ impl<'a> Escape<'a> {
             let inside = inside.filter_map(|(_, cube)| part.flows.intersection(cube));
             parts.extend(inside.map(|flows| Part { flows, ..*part }));
         }
-        Self::new(self.kind, self.scope, fewer(parts), space)
+        Self::new(self.kind, self.scope, fewer(parts), space, self.ztunnel)
     }
 
     /// What is left of it without some of its flows; `None` if nothing is.
@@ -66,7 +68,7 @@ impl<'a> Escape<'a> {
             let left = without(vec![part.flows.clone()], &others);
             parts.extend(left.into_iter().map(|flows| Part { flows, ..*part }));
         }
-        Self::new(self.kind, self.scope, fewer(parts), space)
+        Self::new(self.kind, self.scope, fewer(parts), space, self.ztunnel)
     }
 
     /// The stable name of the class.
@@ -79,7 +81,7 @@ impl<'a> Escape<'a> {
     }
 
     pub fn closes(&self) -> &'static str {
-        self.kind.closes(self.scope)
+        self.kind.closes(self.scope, self.ztunnel)
     }
 
     /// Whether it is not known to escape: a rule decides that is not understood.
@@ -153,9 +155,8 @@ pub fn find_in<'a>(ruleset: &'a Ruleset, space: &Space, families: Families) -> R
             }
         }
     }
-    let escapes =
-        classes.into_iter().filter_map(|((kind, scope), parts)| Escape::new(kind, scope, fewer(parts), space));
-    let mut out: Vec<Escape> = escapes.collect();
+    let escape = |((kind, scope), parts)| Escape::new(kind, scope, fewer(parts), space, captured.ztunnel);
+    let mut out: Vec<Escape> = classes.into_iter().filter_map(escape).collect();
     out.sort_by_key(|escape| (std::cmp::Reverse(escape.severity), escape.kind, escape.scope));
     Ok(out)
 }

@@ -91,7 +91,9 @@ pub(in crate::audit) fn rules() -> Vec<Value> {
     for scope in Scope::ALL {
         for kind in EscapeKind::ALL {
             let id = format!("{}-{}", scope_name(scope), kind.id());
-            out.push(rule(&id, kind.severity(), &kind.title(scope), kind.meaning(), kind.closes(scope)));
+            let mut closes = kind.closes(scope, false).to_owned();
+            closes.extend(kind.closes_in_ambient_mode(scope).map(|other| format!("; in ambient mode: {other}")));
+            out.push(rule(&id, kind.severity(), &kind.title(scope), kind.meaning(), &closes));
         }
     }
     for &(id, severity, about) in LINTS {
