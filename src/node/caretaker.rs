@@ -19,6 +19,7 @@ use super::inventory::{Place, State, TrackedPod};
 use super::look::{self, Drift, Look, Mending, Wanted};
 use super::noticed::Noticed;
 use super::on_failure::{self, Acted, FailedRepairs};
+use super::worker::Urgency;
 
 /// Changes come in bursts: one look for all of them.
 const BURST: Duration = Duration::from_millis(5);
@@ -134,7 +135,7 @@ impl Care {
         let noticed = Noticed::now();
         let looked = {
             let (wanted, netns) = (wanted.clone(), place.netns.clone());
-            self.agent.workers.run(place.netns.clone(), move || look::look(&netns, &wanted)).await
+            self.agent.workers.run(Urgency::Background, place.netns.clone(), move || look::look(&netns, &wanted)).await
         };
         let look = match looked {
             Ok(look) => look,
@@ -204,7 +205,7 @@ impl Care {
             return;
         }
         let pod = self.tracked.known().to_string();
-        let Some(ears) = Ears::open(&self.agent.workers, place, &pod).await else { return };
+        let Some(ears) = Ears::open(&self.agent.workers, Urgency::Background, place, &pod).await else { return };
         self.ears = Some((place.identity, ears));
     }
 
@@ -244,7 +245,12 @@ impl Care {
         let mended = {
             let (wanted, netns) = (wanted.clone(), place.netns.clone());
             let wait = self.agent.settings.wait_for_older && drift.is_none() && noticed.elapsed() < LONGEST_WAIT;
-            self.agent.workers.run(place.netns.clone(), move || look::mend(&netns, &wanted, wait, REPAIR_TIMEOUT)).await
+            self.agent
+                .workers
+                .run(Urgency::Background, place.netns.clone(), move || {
+                    look::mend(&netns, &wanted, wait, REPAIR_TIMEOUT)
+                })
+                .await
         };
         let mended = match mended {
             Ok(Ok(Mending::Done(mended))) => mended,

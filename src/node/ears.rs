@@ -7,7 +7,7 @@ use crate::backend::BackendKind;
 use crate::sys::subscription::{NFTABLES, ROUTING, Subscription};
 
 use super::inventory::Place;
-use super::worker::Workers;
+use super::worker::{Urgency, Workers};
 
 /// What the kernel tells of in a namespace.
 pub struct Ears {
@@ -17,8 +17,8 @@ pub struct Ears {
 
 impl Ears {
     /// Listens to a namespace; `pod`: whose, for the log. `None`: it cannot be entered.
-    pub async fn open(workers: &Workers, place: &Place, pod: &str) -> Option<Self> {
-        let opened = workers.run(place.netns.clone(), || [NFTABLES, ROUTING].map(Subscription::open)).await;
+    pub async fn open(workers: &Workers, urgency: Urgency, place: &Place, pod: &str) -> Option<Self> {
+        let opened = workers.run(urgency, place.netns.clone(), || [NFTABLES, ROUTING].map(Subscription::open)).await;
         let Ok([nftables, routing]) = opened else { return None };
         Some(Self::of(nftables, routing, pod))
     }

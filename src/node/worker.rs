@@ -10,6 +10,18 @@ use crate::sys::netns::{Netns, NetnsError};
 
 /// How many pods are worked on at a time: more would take the node's processors from the pods.
 const AT_ONCE: usize = 2;
+/// How many more where pods start: others, which can make work in their namespaces last, do not
+/// keep them waiting.
+const MORE_FOR_STARTS: usize = 1;
+
+/// Who waits for work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// A pod's start, and the container runtime with it.
+    Start,
+    /// Nobody: what is not done now is done later.
+    Background,
+}
 
 /// Why work was not done.
 #[derive(Debug, thiserror::Error)]
@@ -26,11 +38,13 @@ pub enum WorkError {
 #[derive(Debug, Clone)]
 pub struct Workers {
     places: Arc<Semaphore>,
+    /// Those that only starts get.
+    for_starts: Arc<Semaphore>,
 }
 
 impl Default for Workers {
     fn default() -> Self {
-        Self { places: Arc::new(Semaphore::new(AT_ONCE)) }
+        Self { places: Arc::new(Semaphore::new(AT_ONCE)), for_starts: Arc::new(Semaphore::new(MORE_FOR_STARTS)) }
     }
 }
 
@@ -41,16 +55,30 @@ impl Workers {
     /// The namespace cannot be entered, or no thread be started.
     pub async fn run<T: Send + 'static>(
         &self,
+        urgency: Urgency,
         netns: Arc<Netns>,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, WorkError> {
-        self.thread(move || netns.enter().map(|()| work()).map_err(WorkError::from)).await?
+        self.thread(urgency, move || netns.enter().map(|()| work()).map_err(WorkError::from)).await?
     }
 
     /// Does work on a thread, in the namespace of the process.
-    async fn thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, WorkError> {
-        // The semaphore is never closed.
-        let place = self.places.clone().acquire_owned().await.map_err(|_| WorkError::Lost)?;
+    async fn thread<T: Send + 'static>(
+        &self,
+        urgency: Urgency,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, WorkError> {
+        let place = self.places.clone().acquire_owned();
+        let place = match urgency {
+            Urgency::Background => place.await,
+            Urgency::Start => tokio::select! {
+                biased;
+                place = place => place,
+                place = self.for_starts.clone().acquire_owned() => place,
+            },
+        };
+        // The semaphores are never closed.
+        let place = place.map_err(|_| WorkError::Lost)?;
         let (answer, answered) = oneshot::channel();
         let job = move || {
             let result = work();
@@ -65,7 +93,7 @@ impl Workers {
     /// Whether a thread can be started and comes back, when it is its turn. Does not end
     /// while all places are taken by work that never ends.
     pub async fn are_alive(&self) -> bool {
-        self.thread(|| ()).await.is_ok()
+        self.thread(Urgency::Background, || ()).await.is_ok()
     }
 }
 
@@ -86,7 +114,9 @@ mod tests {
         let mut hanging: Vec<_> = (0..AT_ONCE)
             .map(|_| {
                 let ended = ended.clone();
-                Box::pin(workers.run(own.clone(), move || ended.lock().is_ok_and(|ended| ended.recv().is_ok())))
+                Box::pin(workers.run(Urgency::Background, own.clone(), move || {
+                    ended.lock().is_ok_and(|ended| ended.recv().is_ok())
+                }))
             })
             .collect();
         for work in &mut hanging {
@@ -97,6 +127,10 @@ mod tests {
         assert!(poll_immediate(&mut asked).await.is_none());
         tokio::task::yield_now().await;
         assert!(poll_immediate(&mut asked).await.is_none(), "the threads still have their places");
+        // A pod that starts waits for none of them.
+        for _ in 0..3 {
+            assert!(workers.run(Urgency::Start, own.clone(), || true).await.unwrap());
+        }
         for _ in 0..AT_ONCE {
             end.send(()).unwrap();
         }

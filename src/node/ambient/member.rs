@@ -7,6 +7,7 @@ use tokio::task::AbortHandle;
 
 use super::super::cache::Known;
 use super::super::inventory::Place;
+use super::super::worker::Urgency;
 use super::annotation::Annotation;
 use super::zds::Identity;
 use super::zds::Uid;
@@ -42,6 +43,20 @@ struct Shared {
     /// Its namespace, while that is open.
     place: Option<Place>,
     task: Option<AbortHandle>,
+    /// How many starts wait for it.
+    starts: usize,
+}
+
+/// A start that waits for a pod, for as long as it is kept.
+pub(super) struct Start {
+    member: Arc<Member>,
+    pub whereabouts: watch::Receiver<Where>,
+}
+
+impl Drop for Start {
+    fn drop(&mut self) {
+        self.member.lock().starts -= 1;
+    }
 }
 
 /// A pod that is looked after.
@@ -59,7 +74,7 @@ impl Member {
         Self {
             uid: known.uid.as_str().into(),
             annotation: Annotation::default(),
-            shared: Mutex::new(Shared { known, gone: false, sandbox: None, place: None, task: None }),
+            shared: Mutex::new(Shared { known, gone: false, sandbox: None, place: None, task: None, starts: 0 }),
             wake: Notify::new(),
             whereabouts: watch::Sender::new(Where::Joining),
         }
@@ -93,12 +108,20 @@ impl Member {
         self.wake.notify_one();
     }
 
-    /// The plugin sets this namespace up. Gives how far that is.
-    pub(super) fn sandbox_made(&self, place: Place) -> watch::Receiver<Where> {
-        let receiver = self.whereabouts.subscribe();
-        self.lock().sandbox = Some(SandboxEvent::Made(place));
+    /// The plugin sets this namespace up, and waits. Gives how far that is.
+    pub(super) fn sandbox_made(self: &Arc<Self>, place: Place) -> Start {
+        let start = Start { member: self.clone(), whereabouts: self.whereabouts.subscribe() };
+        let mut shared = self.lock();
+        shared.sandbox = Some(SandboxEvent::Made(place));
+        shared.starts += 1;
+        drop(shared);
         self.wake.notify_one();
-        receiver
+        start
+    }
+
+    /// Whether somebody waits for what is done for it.
+    pub(super) fn urgency(&self) -> Urgency {
+        if self.lock().starts > 0 { Urgency::Start } else { Urgency::Background }
     }
 
     /// The plugin takes the namespace down.

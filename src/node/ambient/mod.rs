@@ -245,7 +245,7 @@ impl<W: World> Ambient<W> {
         patience: Duration,
     ) -> Result<Joined, String> {
         let identity = place.identity;
-        let mut whereabouts = {
+        let mut start = {
             let mut members = lock(&self.members);
             let member = match members.get(&known.uid) {
                 Some(member) => member.clone(),
@@ -253,6 +253,7 @@ impl<W: World> Ambient<W> {
             };
             member.sandbox_made(place)
         };
+        let whereabouts = &mut start.whereabouts;
         let decided = |now: &Where| match now {
             Where::Enrolled(at) | Where::Failed(at, _) => *at == identity,
             Where::Out(_) => true,

@@ -29,13 +29,25 @@ use super::super::cache::{Known, WatchedPod};
 use super::super::ears::Ears;
 use super::super::events::{Happened, Kind};
 use super::super::inventory::{Place, State};
+use super::super::worker::Urgency;
 use super::claims::Difference;
 use super::host::Host;
 use super::standing::{Options, REDIRECTION};
 use super::world::{Programmed, World};
 
-/// How long to wait for somebody else who is changing a pod's rules.
+/// How long to wait for somebody else who is changing the node's rules.
 pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long to wait for somebody else who is changing a pod's rules. A container of the pod with
+/// CAP_NET_ADMIN can hold that lock for ever: while it is waited for, nothing else is done here.
+fn lock_timeout(urgency: Urgency) -> Duration {
+    Duration::from_millis(match urgency {
+        Urgency::Start => 1000,
+        // Later it is tried again.
+        Urgency::Background => 100,
+    })
+}
+
 /// How long writing an annotation may take: those of other pods wait for it.
 const PATCH_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -65,10 +77,10 @@ fn options(options: &Options) -> AmbientOptions {
 }
 
 /// How to work in a pod's namespace.
-fn namespace(netns: &Netns, choice: BackendChoice) -> Result<Namespace, String> {
+fn namespace(netns: &Netns, choice: BackendChoice, urgency: Urgency) -> Result<Namespace, String> {
     let owner = netns.foreign_owner().map_err(|e| format!("cannot tell who owns the network namespace: {e}"))?;
     let programs = ProgramEnvironment { user_namespace: owner.map(Arc::new), ..programs() };
-    let conditions = Conditions { rule_comments: false, lock_timeout: LOCK_TIMEOUT, programs };
+    let conditions = Conditions { rule_comments: false, lock_timeout: lock_timeout(urgency), programs };
     Ok(Namespace { choice, conditions, reconcile: true })
 }
 
@@ -99,12 +111,13 @@ impl Real {
     /// Works in a pod's namespace.
     async fn inside<T: Send + 'static>(
         &self,
+        urgency: Urgency,
         place: &Place,
         work: impl FnOnce(Namespace) -> Result<T, String> + Send + 'static,
     ) -> Result<T, String> {
         let (netns, choice) = (place.netns.clone(), self.backend);
-        let work = move || work(namespace(&netns, choice)?);
-        self.agent.workers.run(place.netns.clone(), work).await.map_err(|e| e.to_string())?
+        let work = move || work(namespace(&netns, choice, urgency)?);
+        self.agent.workers.run(urgency, place.netns.clone(), work).await.map_err(|e| e.to_string())?
     }
 }
 
@@ -119,7 +132,7 @@ impl Real {
         place: &Place,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, String> {
-        self.agent.workers.run(place.netns.clone(), work).await.map_err(|e| e.to_string())
+        self.agent.workers.run(Urgency::Background, place.netns.clone(), work).await.map_err(|e| e.to_string())
     }
 }
 
@@ -134,9 +147,9 @@ impl World for Real {
         place.netns.is_where_it_was()
     }
 
-    async fn program(&self, place: &Place, wanted: &Options) -> Result<Programmed, String> {
+    async fn program(&self, urgency: Urgency, place: &Place, wanted: &Options) -> Result<Programmed, String> {
         let plan = plan::build::ambient(&options(wanted));
-        self.inside(place, move |namespace| match namespace.apply(&plan) {
+        self.inside(urgency, place, move |namespace| match namespace.apply(&plan) {
             Ok(outcome) => Ok(Programmed {
                 backend: outcome.backend.name().into(),
                 changed: outcome.action != Action::Unchanged,
@@ -161,7 +174,7 @@ impl World for Real {
             }
             verified => verified.map_err(|e| e.to_string()),
         };
-        let verified = self.inside(place, verify).await;
+        let verified = self.inside(Urgency::Background, place, verify).await;
         let result = match &verified {
             Ok(differences) if differences.is_empty() => "same",
             Ok(_) => "different",
@@ -172,7 +185,7 @@ impl World for Real {
     }
 
     async fn unprogram(&self, place: &Place) -> Result<bool, String> {
-        self.inside(place, |namespace| {
+        self.inside(Urgency::Background, place, |namespace| {
             namespace.remove().map(|outcome| outcome.action != Action::Nothing).map_err(|e| match e.lacks_program() {
                 true => format!("{BY_IPTABLES}; {MADE_ANEW}"),
                 false => e.to_string(),
@@ -181,8 +194,8 @@ impl World for Real {
         .await
     }
 
-    async fn addresses(&self, place: &Place) -> Vec<IpAddr> {
-        let listed = self.agent.workers.run(place.netns.clone(), || {
+    async fn addresses(&self, urgency: Urgency, place: &Place) -> Vec<IpAddr> {
+        let listed = self.agent.workers.run(urgency, place.netns.clone(), || {
             let mut netlink = Netlink::open(Netlink::ROUTE)?;
             routing::addresses(&mut netlink)
         });
@@ -191,8 +204,8 @@ impl World for Real {
         all.into_iter().map(|(_, address)| address).filter(facts::is_global).collect()
     }
 
-    async fn listen(&self, place: &Place) -> Option<Ears> {
-        Ears::open(&self.agent.workers, place, "of ambient mode").await
+    async fn listen(&self, urgency: Urgency, place: &Place) -> Option<Ears> {
+        Ears::open(&self.agent.workers, urgency, place, "of ambient mode").await
     }
 
     fn hear_all_of(ears: &Ears, backend: &str) -> bool {

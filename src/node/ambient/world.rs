@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::super::cache::Known;
 use super::super::events::Kind;
 use super::super::inventory::{Place, State};
+use super::super::worker::Urgency;
 use super::claims::Difference;
 use super::standing::Options;
 
@@ -29,15 +30,20 @@ pub trait World: Send + Sync + 'static {
     /// Whether a namespace is still where it was found.
     fn is_there(&self, place: &Place) -> bool;
     /// Makes a namespace hold the rules, all of them or, where that fails, what it held before.
-    fn program(&self, place: &Place, options: &Options) -> impl Future<Output = Result<Programmed, String>> + Send;
+    fn program(
+        &self,
+        urgency: Urgency,
+        place: &Place,
+        options: &Options,
+    ) -> impl Future<Output = Result<Programmed, String>> + Send;
     /// How what a namespace holds differs from the rules; empty where it does not.
     fn verify(&self, place: &Place, options: &Options) -> impl Future<Output = Result<Vec<String>, String>> + Send;
     /// Takes every trace of the rules away; whether there was any.
     fn unprogram(&self, place: &Place) -> impl Future<Output = Result<bool, String>> + Send;
     /// The addresses that a namespace is reached at.
-    fn addresses(&self, place: &Place) -> impl Future<Output = Vec<IpAddr>> + Send;
+    fn addresses(&self, urgency: Urgency, place: &Place) -> impl Future<Output = Vec<IpAddr>> + Send;
     /// Begins to listen to a namespace.
-    fn listen(&self, place: &Place) -> impl Future<Output = Option<Self::Ears>> + Send;
+    fn listen(&self, urgency: Urgency, place: &Place) -> impl Future<Output = Option<Self::Ears>> + Send;
     /// Whether every change of what this backend holds is heard.
     fn hear_all_of(ears: &Self::Ears, backend: &str) -> bool;
     /// Waits for a change.

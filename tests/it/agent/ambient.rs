@@ -432,3 +432,32 @@ fn a_running_pod_without_telling_processes_joins_where_its_start_said_it_is() {
     node.server.delete("shop", "web-1");
     node.wait("no open namespace", || (status(&node)["openNamespaces"] == json!(0)).then_some(()));
 }
+
+/// What a container with CAP_NET_ADMIN can do in its own pod keeps no other pod from starting.
+#[test]
+fn pods_that_hold_the_lock_of_their_namespaces_keep_no_other_from_starting() {
+    let hostile: Vec<Pod> = (0..4).map(pod).collect();
+    let starting: Vec<Pod> = (10..18).map(pod).collect();
+    let all: Vec<&Pod> = hostile.iter().collect();
+    let mut node = node(&all);
+    node.server.set_ambient("shop", true);
+    start(&mut node, &[]);
+    let ztunnel = Ztunnel::start(&socket(&node), Duration::ZERO);
+    wait_until_exact(&node, &ztunnel, &all, &[]);
+    let locks: Vec<_> = hostile.iter().map(|pod| pod.namespace.lock()).collect();
+    for pod in &hostile {
+        // So that the agent wants to work there, and goes on wanting.
+        pod.namespace.print("nft", &["flush", "ruleset"]);
+    }
+    for pod in &hostile {
+        node.wait_for_state(pod, "failed");
+    }
+    for pod in &starting {
+        node.server.set(&pod.manifest);
+        runs(&node, pod);
+        add(&node, pod).call().ok();
+    }
+    drop(locks);
+    let all: Vec<&Pod> = hostile.iter().chain(&starting).collect();
+    wait_until_exact(&node, &ztunnel, &all, &[]);
+}

@@ -7,6 +7,7 @@ use super::super::super::cache::Known;
 use super::super::super::events::Kind;
 use super::super::super::inventory::{self, State};
 use super::super::super::noticed::Noticed;
+use super::super::super::worker::Urgency;
 use super::super::standing::Options;
 use super::super::step::Rules;
 use super::super::world::World;
@@ -53,7 +54,7 @@ impl<W: World> Care<W> {
                     self.look = true;
                     return Turn::Wait(pause);
                 }
-                match self.ambient.world.program(place, options).await {
+                match self.ambient.world.program(Urgency::Background, place, options).await {
                     Ok(programmed) => {
                         let text = format!("{what}; repaired with {} {noticed}", programmed.backend);
                         self.backend = programmed.backend;

@@ -35,11 +35,12 @@ impl<W: World> Care<W> {
             self.place_is = NamespaceState::Unknown;
             return Turn::Again;
         };
+        let urgency = self.member.urgency();
         // Heard from before the rules are there, so that no change is missed.
         if self.ears.is_none() {
-            self.ears = self.ambient.world.listen(&place).await;
+            self.ears = self.ambient.world.listen(urgency, &place).await;
         }
-        match self.ambient.world.program(&place, options).await {
+        match self.ambient.world.program(urgency, &place, options).await {
             Ok(programmed) => {
                 self.worked();
                 self.rules = Rules::Held(options.clone());
@@ -119,7 +120,7 @@ impl<W: World> Care<W> {
             return told();
         }
         if let (true, Some(place)) = (self.listed.is_empty(), self.place.clone()) {
-            self.listed = self.ambient.world.addresses(&place).await;
+            self.listed = self.ambient.world.addresses(self.member.urgency(), &place).await;
         }
         // A sandbox that was made anew may have its address again.
         match !known.ips.is_empty() && known.ips.iter().all(|ip| self.listed.contains(ip)) {

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::standing::{AMBIENT, ENABLED, MODE, PENDING, REDIRECTION};
 use super::*;
+use crate::node::worker::Urgency;
 use world::{Fake, place};
 use ztunnel::Ztunnel;
 
@@ -102,6 +103,7 @@ async fn a_pod_joins_and_leaves_in_order() {
     let ztunnel = Ztunnel::start(&agent, 0);
     agent.consider(&known(&world, 1, Some(AMBIENT)));
     until("enrolled", &agent, || exactly(&agent, &ztunnel, &[1])).await;
+    assert_eq!(world.with(|played| played.urgencies.clone()), [Urgency::Background], "nobody waits for it");
     let done = world.with(|played| std::mem::take(&mut played.done));
     assert_eq!(done, ["program 1001", "sets +1 -0", "annotate enabled"]);
     assert_eq!(world.with(|played| played.states["uid-1"].clone()), "enrolled");
@@ -124,6 +126,7 @@ async fn a_start_does_not_wait_for_a_look_at_what_was_just_made() {
     run(&world, 1);
     assert_eq!(agent.join(&pod, place(1001), LONG).await, Ok(Joined::Enrolled));
     assert_eq!(world.with(|played| played.looks.clone()), Vec::<String>::new());
+    assert_eq!(world.with(|played| played.urgencies.clone()), [Urgency::Start], "it does not wait behind others");
     // But it is looked at, since somebody else may have changed something at the same time.
     until("looked at", &agent, || world.with(|played| !played.looks.is_empty())).await;
     assert!(

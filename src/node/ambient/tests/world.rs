@@ -13,6 +13,7 @@ use super::super::super::inventory::{Place, State};
 use super::super::standing::Options;
 use super::super::world::{Programmed, World};
 use super::super::{Difference, Entries, lock};
+use crate::node::worker::Urgency;
 use crate::sys::netns::Netns;
 
 pub(super) struct Played {
@@ -32,6 +33,8 @@ pub(super) struct Played {
     pub fail: BTreeMap<&'static str, usize>,
     /// How many annotations are being written, and the most that there were at once.
     pub writing: (usize, usize),
+    /// For whom rules were made, in order.
+    pub urgencies: Vec<Urgency>,
     /// The states of pods when their namespaces were looked at, in order.
     pub looks: Vec<String>,
 }
@@ -49,6 +52,7 @@ impl Default for Played {
             done: Vec::new(),
             fail: BTreeMap::new(),
             writing: (0, 0),
+            urgencies: Vec::new(),
             looks: Vec::new(),
         }
     }
@@ -99,12 +103,13 @@ impl World for Fake {
         self.with(|played| played.places.values().any(|inode| *inode == place.identity.1))
     }
 
-    async fn program(&self, place: &Place, options: &Options) -> Result<Programmed, String> {
+    async fn program(&self, urgency: Urgency, place: &Place, options: &Options) -> Result<Programmed, String> {
         // Not at once: others get their turn.
         tokio::task::yield_now().await;
         if !self.is_there(place) {
             return Err("no such namespace".into());
         }
+        self.with(|played| played.urgencies.push(urgency));
         self.does("program", &place.identity.1.to_string())?;
         let changed =
             self.with(|played| played.rules.insert(place.identity.1, options.clone())) != Some(options.clone());
@@ -133,12 +138,12 @@ impl World for Fake {
         Ok(self.with(|played| played.rules.remove(&place.identity.1)).is_some())
     }
 
-    async fn addresses(&self, place: &Place) -> Vec<IpAddr> {
+    async fn addresses(&self, _: Urgency, place: &Place) -> Vec<IpAddr> {
         let own = self.with(|played| played.addresses.get(&place.identity.1).copied());
         vec![own.unwrap_or_else(|| "10.9.9.9".parse().unwrap())]
     }
 
-    async fn listen(&self, _: &Place) -> Option<Arc<Notify>> {
+    async fn listen(&self, _: Urgency, _: &Place) -> Option<Arc<Notify>> {
         Some(self.changes.clone())
     }
 
