@@ -160,19 +160,13 @@ impl Shared {
 
 /// `None`: those of the pod's addresses.
 fn families(text: &str) -> Result<Option<Families>, Invalid> {
-    Ok(Some(match text {
-        "auto" => return Ok(None),
-        "both" => Families::BOTH,
-        "ipv4" => Families::V4,
-        "ipv6" => Families::V6,
+    match text {
+        "auto" => Ok(None),
         _ => {
-            return Err(Invalid {
-                item: text.into(),
-                problem: "is no choice of families".into(),
-                expected: "auto, both, ipv4 or ipv6",
-            });
+            let named = ambient::families(text).map(Some);
+            named.map_err(|invalid| Invalid { expected: "auto, both, ipv4 or ipv6", ..invalid })
         }
-    }))
+    }
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {

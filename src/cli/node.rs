@@ -126,6 +126,8 @@ pub(super) fn command() -> Command {
             .help("Hand DNS of pods in ambient mode to ztunnel, unless a pod's annotation says otherwise"),
         text("ambient-backend", "BACKEND", "What programs pods in ambient mode and the node: auto, nftables, iptables-nft or iptables-legacy")
             .default_value("auto"),
+        text("ambient-ip-families", "WHICH", "Families to program in pods in ambient mode and on the node: both, ipv4 or ipv6")
+            .default_value("both"),
         Arg::new("kubelet-uid")
             .long("kubelet-uid")
             .value_name("UID")
@@ -272,16 +274,18 @@ fn settings(matches: &ArgMatches) -> Result<AgentSettings, CliError> {
 
 fn ambient_given(matches: &ArgMatches) -> Result<ambient::AmbientFlags, CliError> {
     let backend = text_of(matches, "ambient-backend").unwrap_or_default();
-    let backend = crate::config::ambient::backend(&backend).map_err(|invalid| {
-        CliError::Usage(format!(
-            "--ambient-backend: '{}' {}; expected {}",
-            invalid.item, invalid.problem, invalid.expected
-        ))
-    })?;
+    let refused = |flag: &str, invalid: value::Invalid| {
+        CliError::Usage(format!("{flag}: '{}' {}; expected {}", invalid.item, invalid.problem, invalid.expected))
+    };
+    let backend = crate::config::ambient::backend(&backend).map_err(|invalid| refused("--ambient-backend", invalid))?;
+    let families = text_of(matches, "ambient-ip-families").unwrap_or_default();
+    let families =
+        crate::config::ambient::families(&families).map_err(|invalid| refused("--ambient-ip-families", invalid))?;
     Ok(ambient::AmbientFlags {
         socket: path_of(matches, "ztunnel-socket"),
         dns: matches.get_one("ambient-dns-capture").copied().unwrap_or(true),
         backend,
+        families,
         kubelet_uid: matches.get_one("kubelet-uid").copied(),
     })
 }

@@ -59,6 +59,24 @@ pub fn virtual_interfaces(text: &str) -> Parsed<Vec<Interface>> {
     Ok(out)
 }
 
+/// The families to program, by name.
+///
+/// # Errors
+///
+/// The text names none.
+pub fn families(text: &str) -> Parsed<Families> {
+    match text {
+        "both" => Ok(Families::BOTH),
+        "ipv4" => Ok(Families::V4),
+        "ipv6" => Ok(Families::V6),
+        _ => Err(Invalid {
+            item: text.into(),
+            problem: "is no choice of families".into(),
+            expected: "both, ipv4 or ipv6",
+        }),
+    }
+}
+
 /// What programs the kernel.
 ///
 /// # Errors

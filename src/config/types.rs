@@ -1,6 +1,7 @@
 //! The values options hold, each a type of its own.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -84,6 +85,11 @@ pub enum Family {
 
 impl Family {
     pub const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+    /// That of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
 
     /// The length of an address in bits.
     pub fn bits(self) -> u8 {

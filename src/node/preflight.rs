@@ -9,9 +9,12 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kube::api::{Api, PostParams};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 use crate::backend::survey;
+use crate::config::types::{Families, Family};
 use crate::sys::caps;
 use crate::sys::netlink::Netlink;
 
@@ -32,6 +35,9 @@ pub(super) fn node(settings: &AgentSettings) -> Vec<String> {
         .is_ok_and(|mut netlink| survey::survey(Some(&mut netlink)).is_ok_and(|found| found.nftables.is_some()));
     if !nftables {
         problems.push("the kernel's nf_tables cannot be used: load the module nf_tables on the node, or set the backend iptables-legacy, whose programs have to be on the node".into());
+    }
+    if let Some(ambient) = &settings.ambient {
+        problems.extend(missing_family(ambient.families, kernel_has));
     }
     let installation = &settings.installation;
     for (what, flag, path) in [
@@ -71,6 +77,22 @@ fn confined(context: &str, enforce: Option<&str>) -> Option<String> {
     (is_of_containers && enforce.is_none_or(|text| text.trim() != "0")).then(|| {
         format!("SELinux is enforcing, and the agent runs as {label}, which may not write the node's folders nor enter pods' namespaces: set seLinuxOptions of the chart, or of its container's securityContext, to {{type: spc_t}}")
     })
+}
+
+/// Whether the kernel has a family at all: one that was started with `ipv6.disable=1` has no IPv6.
+fn kernel_has(family: Family) -> bool {
+    let family = if family == Family::V4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    // Any other error says nothing of the family.
+    socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).err() != Some(Errno::EAFNOSUPPORT)
+}
+
+/// What is wrong where pods in ambient mode are to get rules of a family that the kernel has not.
+fn missing_family(wanted: Families, has: impl Fn(Family) -> bool) -> Option<String> {
+    let missing = wanted.iter().find(|&family| !has(family))?;
+    let other = if missing == Family::V4 { "ipv6" } else { "ipv4" };
+    Some(format!(
+        "the kernel has no {missing}, and pods in ambient mode are to have rules for it, so that none of them can start: give --ambient-ip-families {other} (ambient.ipFamilies: {other} of the chart), or start the kernel with {missing}"
+    ))
 }
 
 /// What is wrong with a folder of the node, if anything.
@@ -208,6 +230,17 @@ mod tests {
             }
         }
         assert_eq!(confined(container, Some("0")), None, "it is permissive");
+    }
+
+    #[test]
+    fn a_family_that_the_kernel_has_not_is_told_with_the_flag() {
+        let without_v6 = |family| family == Family::V4;
+        let told = missing_family(Families::BOTH, without_v6).unwrap();
+        assert!(told.contains("no IPv6") && told.contains("--ambient-ip-families ipv4"), "{told}");
+        assert_eq!(missing_family(Families::V4, without_v6), None);
+        assert_eq!(missing_family(Families::BOTH, |_| true), None);
+        // This kernel has what the tests use.
+        assert!(kernel_has(Family::V4) && kernel_has(Family::V6));
     }
 
     #[test]

@@ -401,7 +401,7 @@ pub(super) fn without_routes_by_lo<'a>(
     let mut plan = Cow::Borrowed(plan);
     if plan.dataplane == Dataplane::Ambient && missing && proc_net::is_without_ipv6("lo") {
         plan.to_mut().routing.routes.retain(|route| !v6(route));
-        warnings.push("IPv6 is disabled on lo (sysctl net.ipv6.conf.lo.disable_ipv6): answers of the app to IPv6 connections of ztunnel do not come back to it; enable it, or leave the family out with --ip-families ipv4".into());
+        warnings.push("IPv6 is disabled on lo (sysctl net.ipv6.conf.lo.disable_ipv6): answers of the app to IPv6 connections of ztunnel do not come back to it; enable it, or leave the family out with --ip-families ipv4 (podweir node run: --ambient-ip-families ipv4)".into());
     }
     plan
 }

@@ -138,7 +138,7 @@ fn hint(source: &io::Error, item: Item) -> &'static str {
             "; IPv6 is disabled in this namespace (sysctl net.ipv6.conf.lo.disable_ipv6): leave the family out with --ip-families ipv4, or enable it"
         }
         (Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP), _) => {
-            "; the kernel has no IPv6 or no policy routing: leave the family out with --ip-families ipv4"
+            "; the kernel has no IPv6 or no policy routing: leave the family out with --ip-families ipv4 (pods in ambient mode: podweir node run --ambient-ip-families ipv4)"
         }
         _ => "",
     }

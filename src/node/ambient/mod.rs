@@ -48,6 +48,8 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::config::types::Families;
+
 use super::cache::{Known, Phase};
 use super::inventory::Place;
 
@@ -69,6 +71,8 @@ const LOOKING: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct AmbientSettings {
     pub policy: EnrolmentPolicy,
+    /// The families that are programmed.
+    pub families: Families,
     /// Repair what is not as it should be.
     pub heal: bool,
     /// How often pods are looked at of which the kernel does not tell.

@@ -20,6 +20,7 @@ use crate::config::ambient::AmbientOptions;
 use crate::config::facts;
 use crate::config::given::process_environment;
 use crate::config::settings::BackendChoice;
+use crate::config::types::Families;
 use crate::plan::{self, model::Plan};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns::Netns;
@@ -33,6 +34,7 @@ use super::super::worker::Urgency;
 use super::claims::Difference;
 use super::host::Host;
 use super::standing::{Options, REDIRECTION};
+use super::start::AmbientFlags;
 use super::world::{Programmed, World};
 
 /// How long to wait for somebody else who is changing the node's rules.
@@ -56,6 +58,7 @@ pub struct Real {
     agent: Arc<Agent>,
     host: Arc<Host>,
     backend: BackendChoice,
+    families: Families,
 }
 
 /// What is known about iptables' programs on the node.
@@ -67,12 +70,12 @@ fn programs() -> ProgramEnvironment {
     }
 }
 
-fn options(options: &Options) -> AmbientOptions {
+fn options(families: Families, options: &Options) -> AmbientOptions {
     AmbientOptions {
+        families,
         dns: options.dns,
         ingress: options.ingress,
         virtual_interfaces: options.virtual_interfaces.clone(),
-        ..AmbientOptions::default()
     }
 }
 
@@ -99,8 +102,9 @@ fn left_by_another(namespace: &Namespace, plan: &Plan, error: &InstallError) -> 
 
 impl Real {
     /// The world of an agent, with the rules of its node.
-    pub(super) fn new(agent: Arc<Agent>, host: Arc<Host>, backend: BackendChoice) -> Self {
-        Self { agent, host, backend }
+    pub(super) fn new(agent: Arc<Agent>, host: Arc<Host>, given: &AmbientFlags) -> Self {
+        let AmbientFlags { backend, families, .. } = *given;
+        Self { agent, host, backend, families }
     }
 
     /// The rules of the agent's node.
@@ -148,7 +152,7 @@ impl World for Real {
     }
 
     async fn program(&self, urgency: Urgency, place: &Place, wanted: &Options) -> Result<Programmed, String> {
-        let plan = plan::build::ambient(&options(wanted));
+        let plan = plan::build::ambient(&options(self.families, wanted));
         self.inside(urgency, place, move |namespace| match namespace.apply(&plan) {
             Ok(outcome) => Ok(Programmed {
                 backend: outcome.backend.name().into(),
@@ -166,7 +170,7 @@ impl World for Real {
     }
 
     async fn verify(&self, place: &Place, wanted: &Options) -> Result<Vec<String>, String> {
-        let plan = plan::build::ambient(&options(wanted));
+        let plan = plan::build::ambient(&options(self.families, wanted));
         let verify = move |namespace: Namespace| match namespace.verify(&plan) {
             Err(error) if error.lacks_program() => {
                 let held = namespace.verify_without_programs(&plan).map_err(|e| e.to_string())?;

@@ -11,6 +11,7 @@ use crate::backend::iptables::programs::ProgramEnvironment;
 use crate::config::ambient::HostOptions;
 use crate::config::given::process_environment;
 use crate::config::settings::BackendChoice;
+use crate::config::types::Families;
 
 use super::super::{Agent, kept_socket};
 use super::host::Host;
@@ -27,6 +28,8 @@ pub struct AmbientFlags {
     /// Whether DNS is taken of a pod that does not say.
     pub dns: bool,
     pub backend: BackendChoice,
+    /// The families to program.
+    pub families: Families,
     /// As whom the kubelet runs, where that is not to be found out.
     pub kubelet_uid: Option<u32>,
 }
@@ -45,12 +48,16 @@ pub fn start(agent: &Arc<Agent>, given: &AmbientFlags, client: kube::Client) -> 
             agent.settings.host_proc.display()
         ),
     }
-    let host_options = HostOptions { kubelet_uid: kubelet_uid.unwrap_or(0), ..HostOptions::default() };
+    let host_options = HostOptions { families: given.families, kubelet_uid: kubelet_uid.unwrap_or(0) };
     let host = Arc::new(Host::new(given.backend, host_options, of_node()));
     let policy = EnrolmentPolicy { exclude_namespaces: agent.policy.exclude_namespaces.clone(), dns: given.dns };
-    let settings =
-        AmbientSettings { policy, heal: agent.settings.heal, verify_interval: agent.settings.verify_interval };
-    let world = Real::new(agent.clone(), host.clone(), given.backend);
+    let settings = AmbientSettings {
+        policy,
+        families: given.families,
+        heal: agent.settings.heal,
+        verify_interval: agent.settings.verify_interval,
+    };
+    let world = Real::new(agent.clone(), host.clone(), given);
     let ambient = Arc::new(Ambient::new(world, settings, agent.metrics.ambient.clone()));
     let listener = zds::listen(&given.socket)?;
     let shared = zds::Shared { book: ambient.book.clone(), figures: ambient.figures.clone(), patience: zds::PATIENCE };

@@ -461,3 +461,32 @@ fn pods_that_hold_the_lock_of_their_namespaces_keep_no_other_from_starting() {
     let all: Vec<&Pod> = hostile.iter().chain(&starting).collect();
     wait_until_exact(&node, &ztunnel, &all, &[]);
 }
+
+#[test]
+fn only_the_families_that_are_asked_for_are_programmed() {
+    let mut one = pod(1);
+    one.manifest["status"]["podIPs"] = json!([{ "ip": address(1) }, { "ip": "fd00:10:244::1" }]);
+    let mut node = node(&[&one]);
+    node.server.set_ambient("shop", true);
+    let ztunnel = Ztunnel::start(&socket(&node), Duration::ZERO);
+    let held = |node: &Node| {
+        let rules = |of: &str| one.namespace.print("ip", &[of, "rule"]).contains("fwmark");
+        let sets = node.namespace.print("nft", &["list", "ruleset"]);
+        (rules("-4"), rules("-6"), sets.contains(&address(1)), sets.contains("fd00:10:244::1"))
+    };
+    for (families, wanted) in [
+        ("ipv4", (true, false, true, false)),
+        ("both", (true, true, true, true)),
+        ("ipv6", (false, true, false, true)),
+        ("ipv4", (true, false, true, false)),
+    ] {
+        start(&mut node, &[&format!("--ambient-ip-families={families}")]);
+        node.wait(families, || (held(&node) == wanted).then_some(()));
+        node.wait_for_state(&one, "enrolled");
+        node.kill();
+    }
+    let output = node.run_to_end(&["--ambient", "--ambient-ip-families=auto"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("--ambient-ip-families: 'auto'"), "{said}");
+    drop(ztunnel);
+}

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::config::types::Family;
+
 use super::super::super::cache::Known;
 use super::super::super::inventory::State;
 use super::super::member::Where;
@@ -110,8 +112,13 @@ impl<W: World> Care<W> {
     }
 
     /// Where probes reach it: at the addresses of its status, unless there are none, or only those
-    /// of a sandbox before; then at those of its namespace.
+    /// of a sandbox before; then at those of its namespace. Of a family that is left out there are none.
     pub(super) async fn addresses(&mut self, known: &Known) -> BTreeSet<IpAddr> {
+        let families = self.ambient.settings.families;
+        self.all_addresses(known).await.into_iter().filter(|ip| families.has(Family::of(*ip))).collect()
+    }
+
+    async fn all_addresses(&mut self, known: &Known) -> BTreeSet<IpAddr> {
         if self.outdated.as_ref().is_some_and(|outdated| *outdated != known.ips) {
             self.outdated = None;
         }

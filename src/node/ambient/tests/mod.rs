@@ -22,7 +22,8 @@ type Agent = Arc<Ambient<Fake>>;
 
 fn agent(world: &Fake) -> Agent {
     let policy = EnrolmentPolicy { exclude_namespaces: Vec::new(), dns: true };
-    let settings = AmbientSettings { policy, heal: true, verify_interval: Duration::from_secs(60) };
+    let settings =
+        AmbientSettings { policy, families: Families::BOTH, heal: true, verify_interval: Duration::from_secs(60) };
     let agent = Arc::new(Ambient::new(world.clone(), settings, Arc::default()));
     tokio::spawn(writer::write(agent.clone()));
     agent
