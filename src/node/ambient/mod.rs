@@ -88,11 +88,12 @@ struct Namespaces {
     pods_known: bool,
 }
 
-/// What the synthetic probe found, in sentences, and whether that is as it should be.
+/// What the synthetic probe found, in sentences, and whether that is as it should be; `None` where
+/// nothing was tried.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Probed {
     pub found: Vec<String>,
-    pub good: bool,
+    pub good: Option<bool>,
 }
 
 /// What came of a pod's start.
@@ -337,8 +338,8 @@ impl<W: World> Ambient<W> {
         found
     }
 
-    fn set_probed(&self, found: Vec<String>, good: bool) {
-        *lock(&self.probed) = Some(Probed { found, good });
+    fn set_probed(&self, probed: Probed) {
+        *lock(&self.probed) = Some(probed);
     }
 
     /// What the synthetic probe found; `None`: there was no pod to be probed yet.
@@ -358,7 +359,7 @@ impl<W: World> Ambient<W> {
             "openNamespaces": self.open_namespaces(),
             "namespaces": lock(&self.namespaces).labelled.len(),
             "probe": probed.as_ref().map(|probed| probed.found.join("; ")),
-            "probeArrives": probed.as_ref().map(|probed| probed.good),
+            "probeArrives": probed.as_ref().and_then(|probed| probed.good),
         })
     }
 

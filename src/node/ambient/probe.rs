@@ -10,9 +10,10 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use crate::config::ambient::{PROBE_SOURCE_V4, PROBE_SOURCE_V6};
+use crate::config::types::{Families, Family};
 
-use super::Ambient;
 use super::real::Real;
+use super::{Ambient, Probed};
 
 /// How long a probe may take, and how often one is made until one arrives as it should.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -55,31 +56,72 @@ fn source(to: IpAddr) -> IpAddr {
     }
 }
 
-/// Probes the first pod there is, in each family, until a probe arrives as it should.
+/// What was found, by family.
+struct Findings {
+    /// The families that are programmed.
+    families: Families,
+    found: Vec<(Family, Seen, String)>,
+}
+
+impl Findings {
+    fn take(&mut self, address: IpAddr, seen: Seen) {
+        let (family, sentence) = (Family::of(address), seen.sentence(address));
+        self.found.retain(|(known, ..)| *known != family);
+        self.found.push((family, seen, sentence));
+        self.found.sort_unstable_by_key(|(family, ..)| *family);
+    }
+
+    /// Whether a probe of a family is still to arrive as it should.
+    fn wants(&self, family: Family) -> bool {
+        let arrived = |(known, seen, _): &(Family, Seen, String)| *known == family && *seen == Seen::Arrived;
+        self.families.has(family) && !self.found.iter().any(arrived)
+    }
+
+    fn is_complete(&self) -> bool {
+        !Family::BOTH.into_iter().any(|family| self.wants(family))
+    }
+
+    fn probed(&self) -> Probed {
+        let mut found: Vec<String> = self.found.iter().map(|(.., sentence)| sentence.clone()).collect();
+        for family in self.families.iter().filter(|family| !self.found.iter().any(|(known, ..)| known == family)) {
+            found.push(format!("{family} is not tried yet: no pod in ambient mode has an address of it"));
+        }
+        let good = self.found.iter().all(|(_, seen, _)| *seen == Seen::Arrived);
+        Probed { found, good: (!self.found.is_empty()).then_some(good) }
+    }
+}
+
+/// Probes the first pod there is, in each family that is programmed, until a probe of each arrives as
+/// it should. A family that no pod has yet is waited for.
 pub(super) async fn until_seen(ambient: Arc<Ambient<Real>>, kubelet_uid: u32) {
     // The rules tell probes by the user who owns the socket.
     let own = nix::unistd::geteuid().as_raw();
     if own != kubelet_uid {
         let what = format!("not tried: the kubelet runs as user {kubelet_uid}, and the agent as {own}");
-        return ambient.set_probed(vec![what], true);
+        return ambient.set_probed(Probed { found: vec![what], good: None });
     }
+    let mut findings = Findings { families: ambient.settings.families, found: Vec::new() };
     let mut pause = PAUSES.0;
     let mut said: Vec<String> = Vec::new();
     loop {
-        let mut all = Vec::new();
-        let mut good = true;
-        for (place, address) in ambient.one_of_each_family() {
+        let all = ambient.one_of_each_family();
+        let left = all.into_iter().filter(|(_, address)| findings.wants(Family::of(*address)));
+        for (place, address) in left.collect::<Vec<_>>() {
             let seen = once(&ambient, &place, address).await;
-            good &= seen == Seen::Arrived;
-            all.push(seen.sentence(address));
-        }
-        if !all.is_empty() {
-            for text in all.iter().filter(|text| !said.contains(text)) {
-                if good { info!("{text}") } else { warn!("{text}") }
+            let (good, text) = (seen == Seen::Arrived, seen.sentence(address));
+            if !said.contains(&text) {
+                if good {
+                    info!("{text}")
+                } else {
+                    warn!("{text}")
+                }
+                said.push(text);
             }
-            said.clone_from(&all);
-            ambient.set_probed(all, good);
-            if good {
+            findings.take(address, seen);
+        }
+        if !findings.found.is_empty() {
+            ambient.set_probed(findings.probed());
+            if findings.is_complete() {
                 return;
             }
             pause = (pause * 2).min(PAUSES.1);
@@ -118,6 +160,28 @@ async fn once(ambient: &Ambient<Real>, place: &super::super::inventory::Place, a
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_arrives_that_was_not_tried_and_each_family_is() {
+        let (v4, v6): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap());
+        let mut findings = Findings { families: Families::BOTH, found: Vec::new() };
+        assert_eq!((findings.probed().good, findings.is_complete()), (None, false));
+        findings.take(v4, Seen::Arrived);
+        // Only pods with IPv4 so far.
+        let probed = findings.probed();
+        assert_eq!((probed.good, findings.is_complete()), (Some(true), false));
+        assert!(probed.found[1].contains("IPv6 is not tried yet"), "{probed:?}");
+        assert!(findings.wants(Family::V6) && !findings.wants(Family::V4));
+        findings.take(v6, Seen::Lost("timeout".into()));
+        assert_eq!((findings.probed().good, findings.is_complete()), (Some(false), false));
+        findings.take(v6, Seen::Arrived);
+        assert_eq!((findings.probed().good, findings.is_complete()), (Some(true), true));
+        assert_eq!(findings.probed().found.len(), 2);
+        // A family that is not programmed is not waited for.
+        let mut findings = Findings { families: Families::V4, found: Vec::new() };
+        findings.take(v4, Seen::Arrived);
+        assert!(findings.is_complete() && findings.probed().found.len() == 1);
+    }
 
     #[test]
     fn what_was_found_says_what_helps() {

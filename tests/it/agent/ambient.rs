@@ -490,3 +490,13 @@ fn only_the_families_that_are_asked_for_are_programmed() {
     assert!(output.status.code() == Some(2) && said.contains("--ambient-ip-families: 'auto'"), "{said}");
     drop(ztunnel);
 }
+
+#[test]
+fn where_the_kubelet_is_another_user_no_probe_is_said_to_arrive() {
+    let mut node = node(&[]);
+    start(&mut node, &["--kubelet-uid=1234"]);
+    node.wait_until_ready();
+    let found = node.wait("the probe", || Some(status(&node)).filter(|found| found["probe"].is_string()));
+    assert!(found["probe"].as_str().unwrap().starts_with("not tried: the kubelet runs as user 1234"), "{found}");
+    assert!(found["probeArrives"].is_null(), "{found}");
+}
