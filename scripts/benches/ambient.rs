@@ -19,7 +19,7 @@ use podweir::backend::iptables::programs::ProgramEnvironment;
 use podweir::backend::nftables::survey;
 use podweir::config::ambient::HostOptions;
 use podweir::config::settings::BackendChoice;
-use podweir::node::ambient::zds::message::{Request, WorkloadRequest};
+use podweir::node::ambient::zds::message::{RequestKind, WorkloadRequest};
 use podweir::sys::netlink::Netlink;
 use prost::Message;
 use serde_json::{Value, json};
@@ -55,8 +55,8 @@ impl Ztunnel {
             let mut pods = 0;
             while let Some(request) = receive(&socket) {
                 match request {
-                    Request::Add(_) => pods += 1,
-                    Request::SnapshotSent(_) => *told.lock().expect("lock") = Some((begun.elapsed(), pods)),
+                    RequestKind::Add(_) => pods += 1,
+                    RequestKind::SnapshotSent(_) => *told.lock().expect("lock") = Some((begun.elapsed(), pods)),
                     _ => {}
                 }
                 // What is to come after the end of the agent is of no interest.
@@ -77,7 +77,7 @@ impl Ztunnel {
 }
 
 /// The next request; the namespace that came with it is let go of.
-fn receive(socket: &OwnedFd) -> Option<Request> {
+fn receive(socket: &OwnedFd) -> Option<RequestKind> {
     let mut buffer = [0; 1024];
     let mut space = nix::cmsg_space!([std::os::fd::RawFd; 2]);
     let mut iov = [std::io::IoSliceMut::new(&mut buffer)];

@@ -101,7 +101,7 @@ pub(super) fn value_of(name: &'static str, shown: &'static str, help: &'static s
 }
 
 /// What the pod's and the node's command have in common, read.
-pub(super) struct Shared {
+pub(super) struct CommonArguments {
     pub choice: BackendChoice,
     families: Option<Families>,
     pub conditions: Conditions,
@@ -119,7 +119,7 @@ pub(super) fn read<T>(
     parse(text).map(Some).map_err(|invalid| CliError::Usage(invalid.of_option(&format!("--{name}"))))
 }
 
-impl Shared {
+impl CommonArguments {
     pub(super) fn read(matches: &ArgMatches) -> Result<Self, CliError> {
         let choice = read(matches, "backend", ambient::backend)?.unwrap_or(BackendChoice::Auto);
         let families = read(matches, "ip-families", families)?.unwrap_or(Some(Families::BOTH));
@@ -171,7 +171,7 @@ fn families(text: &str) -> Result<Option<Families>, Invalid> {
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {
     let started = Instant::now();
-    let shared = Shared::read(matches)?;
+    let shared = CommonArguments::read(matches)?;
     let options = options(matches)?;
     shared.enter()?;
     refuse_node(shared.network_namespace.is_some())?;

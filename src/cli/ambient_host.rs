@@ -13,7 +13,7 @@ use crate::config::types::Family;
 use crate::config::value::{self, Invalid};
 use crate::plan::build;
 
-use super::ambient::{Shared, finish, flag, read, shared, value_of};
+use super::ambient::{CommonArguments, finish, flag, read, shared, value_of};
 use super::error::CliError;
 use super::{dry_run, output};
 
@@ -64,7 +64,7 @@ fn uid(text: &str) -> Result<u32, Invalid> {
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {
     let started = Instant::now();
-    let shared = Shared::read(matches)?;
+    let shared = CommonArguments::read(matches)?;
     let kubelet_uid = read(matches, "kubelet-uid", uid)?.unwrap_or(0);
     let add = read(matches, "add", pairs)?.unwrap_or_default();
     let delete = read(matches, "delete", pairs)?.unwrap_or_default();

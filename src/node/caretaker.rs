@@ -12,7 +12,7 @@ use crate::sys::text::rounded;
 
 use super::Agent;
 use super::budget::Budget;
-use super::decide::{Decision, Programmer, decide};
+use super::decide::{PodDecision, Programmer, decide};
 use super::ears::Ears;
 use super::events::{Happened, Kind};
 use super::inventory::{Place, State, TrackedPod};
@@ -91,21 +91,21 @@ impl Care {
         let interval = self.agent.settings.verify_interval;
         let known = self.tracked.known();
         let (by, mut wanted, why) = match decide(&known, &self.agent.policy) {
-            Decision::LeaveAlone(why) => {
+            PodDecision::LeaveAlone(why) => {
                 self.ears = None;
                 self.tracked.inner().place = None;
                 self.nothing_to_mend();
                 self.tracked.set(State::LeftAlone { why });
                 return interval * TOLD_FACTOR;
             }
-            Decision::Refuse(error) => {
+            PodDecision::Refuse(error) => {
                 let why = error.to_string();
                 if self.tracked.set(State::Failed { why: why.clone() }) {
                     self.tell(Kind::Failed, why.clone(), why);
                 }
                 return interval * TOLD_FACTOR;
             }
-            Decision::Intercept { by, options, face, why, .. } => {
+            PodDecision::Intercept { by, options, face, why, .. } => {
                 (by, Wanted { options, face, resolv_conf: None }, why)
             }
         };

@@ -39,7 +39,7 @@ pub(super) enum Programmer {
 
 /// What is to be done with a pod.
 #[derive(Debug, Clone)]
-pub(super) enum Decision {
+pub(super) enum PodDecision {
     LeaveAlone(String),
     Intercept {
         by: Programmer,
@@ -53,30 +53,30 @@ pub(super) enum Decision {
 }
 
 /// Decides about a pod.
-pub(super) fn decide(known: &Known, policy: &Policy) -> Decision {
+pub(super) fn decide(known: &Known, policy: &Policy) -> PodDecision {
     if known.host_network {
-        return Decision::LeaveAlone("it is in the node's own network namespace".into());
+        return PodDecision::LeaveAlone("it is in the node's own network namespace".into());
     }
     if policy.exclude_namespaces.contains(&known.namespace) {
-        return Decision::LeaveAlone(LeftAlone::ExcludedNamespace(known.namespace.clone()).to_string());
+        return PodDecision::LeaveAlone(LeftAlone::ExcludedNamespace(known.namespace.clone()).to_string());
     }
     match known.pod.select() {
         Ok(proxy) => {
             let mut warnings = Vec::new();
             match annotations::options(&known.pod, proxy, &policy.defaults, &mut |w| warnings.push(w)) {
-                Ok(options) if let Some(error) = nonsense(&options) => Decision::Refuse(error),
-                Ok(options) => Decision::Intercept {
+                Ok(options) if let Some(error) = nonsense(&options) => PodDecision::Refuse(error),
+                Ok(options) => PodDecision::Intercept {
                     by: Programmer::Plugin,
                     options,
                     face: Face::Init,
                     why: "a sidecar was injected",
                     warnings,
                 },
-                Err(error) => Decision::Refuse(error.into()),
+                Err(error) => PodDecision::Refuse(error.into()),
             }
         }
         Err(LeftAlone::HasInit) => by_init(&known.pod, policy),
-        Err(why) => Decision::LeaveAlone(why.to_string()),
+        Err(why) => PodDecision::LeaveAlone(why.to_string()),
     }
 }
 
@@ -99,19 +99,19 @@ fn nonsense(options: &Given) -> Option<CniError> {
 }
 
 /// A pod whose own init container makes its rules.
-fn by_init(pod: &Pod, policy: &Policy) -> Decision {
+fn by_init(pod: &Pod, policy: &Policy) -> PodDecision {
     let Some((arguments, variables)) = pod.init_arguments() else {
-        return Decision::LeaveAlone(LeftAlone::HasInit.to_string());
+        return PodDecision::LeaveAlone(LeftAlone::HasInit.to_string());
     };
     match (policy.read_init)(&arguments, &variables) {
-        Ok((options, face)) => Decision::Intercept {
+        Ok((options, face)) => PodDecision::Intercept {
             by: Programmer::Init,
             options,
             face,
             why: "its init container makes its rules",
             warnings: Vec::new(),
         },
-        Err(problem) => Decision::LeaveAlone(format!(
+        Err(problem) => PodDecision::LeaveAlone(format!(
             "{}, by arguments that podweir does not understand: {problem}",
             LeftAlone::HasInit
         )),
@@ -147,7 +147,7 @@ mod tests {
             (pod("shop", false, proxy.clone(), json!([])), "not-injected"),
             (pod("shop", false, proxy, json!([{ "name": "istio-init" }])), "own-init-container"),
         ] {
-            assert!(matches!(decide(&known, &policy), Decision::LeaveAlone(_)), "{word}");
+            assert!(matches!(decide(&known, &policy), PodDecision::LeaveAlone(_)), "{word}");
             assert_eq!(left_alone_by(&known, &policy), word);
         }
     }
@@ -167,8 +167,8 @@ mod tests {
             defaults: Given::default(),
             read_init: |_, _| Err("there is none".into()),
         };
-        assert!(matches!(decide(&known("80,8080"), &policy), Decision::Intercept { .. }));
-        let Decision::Refuse(error) = decide(&known("99999"), &policy) else { panic!() };
+        assert!(matches!(decide(&known("80,8080"), &policy), PodDecision::Intercept { .. }));
+        let PodDecision::Refuse(error) = decide(&known("99999"), &policy) else { panic!() };
         let text = error.to_string();
         for words in ["99999", "traffic.sidecar.istio.io/includeInboundPorts", "correct the pod's annotation"] {
             assert!(text.contains(words), "{words}: {text}");

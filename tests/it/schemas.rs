@@ -1,7 +1,10 @@
 //! What commands print as JSON is what the schema files in `scripts/schemas` say.
 
+use std::collections::BTreeMap;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 
+use jsonschema::Validator;
 use serde_json::Value;
 
 use crate::fixture::{Namespace, PODWEIR};
@@ -10,12 +13,21 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Holds what a command printed against a schema file by name.
 pub fn hold(schema: &str, printed: &Value) {
-    let path = format!("{ROOT}/scripts/schemas/{schema}.schema.json");
-    let mut schema: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    allow_no_unknown_members(&mut schema);
-    let validator = jsonschema::validator_for(&schema).unwrap();
+    let validator = validator(schema);
     let errors: Vec<String> = validator.iter_errors(printed).map(|e| format!("{}: {e}", e.instance_path())).collect();
-    assert!(errors.is_empty(), "{path}: {}\n{printed:#}", errors.join("\n"));
+    assert!(errors.is_empty(), "{schema}.schema.json: {}\n{printed:#}", errors.join("\n"));
+}
+
+/// A schema file's validator, which is made once.
+fn validator(schema: &str) -> Arc<Validator> {
+    static ALL: Mutex<BTreeMap<String, Arc<Validator>>> = Mutex::new(BTreeMap::new());
+    let make = || {
+        let path = format!("{ROOT}/scripts/schemas/{schema}.schema.json");
+        let mut schema: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        allow_no_unknown_members(&mut schema);
+        Arc::new(jsonschema::validator_for(&schema).unwrap())
+    };
+    ALL.lock().unwrap().entry(schema.to_owned()).or_insert_with(make).clone()
 }
 
 /// The files allow members that they do not know, so that some may be added; a test has to notice that one was.

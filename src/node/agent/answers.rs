@@ -17,7 +17,7 @@ use crate::node::ambient::standing::{self, Standing};
 use crate::node::ambient::{Ambient, Joined, Real};
 use crate::node::api;
 use crate::node::cache::{Found, Known};
-use crate::node::decide::{Decision, Programmer, decide};
+use crate::node::decide::{PodDecision, Programmer, decide};
 use crate::node::http::Metered;
 use crate::node::inventory::{State, TrackedPod, timestamp};
 use crate::node::socket::Answers;
@@ -52,19 +52,19 @@ impl Agent {
             Err(error) => return refusal(&error),
         };
         let decision = decide(&known, &self.policy);
-        if let (Decision::LeaveAlone(_), Some(ambient)) = (&decision, self.ambient.get())
+        if let (PodDecision::LeaveAlone(_), Some(ambient)) = (&decision, self.ambient.get())
             && let Some(answer) = self.join(ambient, &known, &asked, started).await
         {
             return answer;
         }
         match decision {
-            Decision::LeaveAlone(why) => Answer::LeaveAlone { why },
+            PodDecision::LeaveAlone(why) => Answer::LeaveAlone { why },
             // Its own init container makes its rules.
-            Decision::Intercept { by: Programmer::Init, why, .. } => Answer::LeaveAlone { why: why.into() },
-            Decision::Intercept { options, why, warnings, .. } => {
+            PodDecision::Intercept { by: Programmer::Init, why, .. } => Answer::LeaveAlone { why: why.into() },
+            PodDecision::Intercept { options, why, warnings, .. } => {
                 Answer::Intercept { why: why.into(), options: settings(&options), warnings }
             }
-            Decision::Refuse(error) => refusal(&error),
+            PodDecision::Refuse(error) => refusal(&error),
         }
     }
 
@@ -200,12 +200,12 @@ impl Agent {
         };
         let standing = self.ambient.get().and_then(|ambient| ambient.standing(&known));
         report["decision"] = match decide(&known, &self.policy) {
-            Decision::LeaveAlone(_) if let Some(Standing::In { why, options, warnings }) = &standing => json!({
+            PodDecision::LeaveAlone(_) if let Some(Standing::In { why, options, warnings }) = &standing => json!({
                 "intercept": false, "ambient": true, "why": why, "warnings": warnings,
                 "options": ambient_options(options) }),
-            Decision::LeaveAlone(why) => json!({ "intercept": false, "why": why }),
-            Decision::Refuse(error) => json!({ "intercept": false, "why": error.to_string() }),
-            Decision::Intercept { options, why, warnings, .. } => {
+            PodDecision::LeaveAlone(why) => json!({ "intercept": false, "why": why }),
+            PodDecision::Refuse(error) => json!({ "intercept": false, "why": error.to_string() }),
+            PodDecision::Intercept { options, why, warnings, .. } => {
                 json!({ "intercept": true, "why": why, "warnings": warnings, "options": settings(&options) })
             }
         };

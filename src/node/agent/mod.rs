@@ -18,7 +18,7 @@ use super::ambient::{Ambient, Real};
 use super::cache::{Cache, Change, Found, Known, Phase};
 use super::caretaker;
 use super::condition::{Condition, TellError};
-use super::decide::{Decision, Policy, decide};
+use super::decide::{PodDecision, Policy, decide};
 use super::events::Teller;
 use super::http::Metered;
 use super::installer::keeper::Inspection;
@@ -225,7 +225,7 @@ impl Agent {
     fn track(self: &Arc<Self>, known: &Arc<Known>) -> Arc<TrackedPod> {
         let (tracked, _) = self.inventory.track(known);
         match decide(known, &self.policy) {
-            Decision::LeaveAlone(why) => {
+            PodDecision::LeaveAlone(why) => {
                 // Nobody is going to look at its namespace for a sidecar's rules.
                 tracked.inner().place = None;
                 let standing = self.ambient.get().and_then(|ambient| {

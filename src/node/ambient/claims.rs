@@ -18,12 +18,12 @@ struct Claim {
 
 /// How entries change.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Difference {
+pub struct EntryChanges {
     pub add: Vec<(IpAddr, String)>,
     pub delete: Vec<(IpAddr, String)>,
 }
 
-impl Difference {
+impl EntryChanges {
     pub fn is_empty(&self) -> bool {
         self.add.is_empty() && self.delete.is_empty()
     }
@@ -50,7 +50,7 @@ impl Claims {
 
     /// A pod has these addresses and no others; gives what changes by it. `created`: when
     /// the pod was made, in seconds since 1970.
-    pub(super) fn set(&mut self, uid: &str, created: Option<i64>, addresses: BTreeSet<IpAddr>) -> Difference {
+    pub(super) fn set(&mut self, uid: &str, created: Option<i64>, addresses: BTreeSet<IpAddr>) -> EntryChanges {
         let before = self.of(uid);
         if addresses.is_empty() {
             self.pods.remove(uid);
@@ -59,7 +59,7 @@ impl Claims {
             let age = self.pods.get(uid).map_or((created, self.count), |claim| claim.age);
             self.pods.insert(uid.to_owned(), Claim { addresses: addresses.clone(), age });
         }
-        let mut difference = Difference::default();
+        let mut difference = EntryChanges::default();
         for address in before.union(&addresses) {
             let owner = self.owner(address).map(str::to_owned);
             let old = self.entries.get(address).cloned();
@@ -96,7 +96,7 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
-    fn words(difference: &Difference) -> Vec<String> {
+    fn words(difference: &EntryChanges) -> Vec<String> {
         let add = difference.add.iter().map(|(address, uid)| format!("+{address} {uid}"));
         add.chain(difference.delete.iter().map(|(address, uid)| format!("-{address} {uid}"))).collect()
     }

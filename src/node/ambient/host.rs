@@ -15,7 +15,7 @@ use crate::config::ambient::HostOptions;
 use crate::config::settings::BackendChoice;
 
 use super::super::ears::Ears;
-use super::claims::Difference;
+use super::claims::EntryChanges;
 use super::world::World;
 use super::{Ambient, Entries};
 
@@ -91,10 +91,10 @@ impl Host {
     }
 
     /// Changes entries; rules and the other entries stay.
-    pub(super) async fn change(&self, difference: Difference) -> Result<(), String> {
+    pub(super) async fn change(&self, difference: EntryChanges) -> Result<(), String> {
         let _turn = self.turn.lock().await;
         self.work(move |probes| {
-            let Difference { add, delete } = &difference;
+            let EntryChanges { add, delete } = &difference;
             let add: Vec<(IpAddr, &str)> = add.iter().map(|(ip, uid)| (*ip, uid.as_str())).collect();
             let delete: Vec<(IpAddr, &str)> = delete.iter().map(|(ip, uid)| (*ip, uid.as_str())).collect();
             probes.change(&add, &delete).map(drop)
@@ -145,7 +145,7 @@ pub(super) async fn keep<W: World>(ambient: Arc<Ambient<W>>, host: Arc<Host>) {
     let mut failures = 0u32;
     loop {
         ears.forget();
-        let result = match (&mut left, ambient.book.is_settled()) {
+        let result = match (&mut left, ambient.book.has_searched_all()) {
             (None, _) | (_, false) => {
                 left = host.entries().await.ok().or(left);
                 host.set_up().await
@@ -186,9 +186,9 @@ pub(super) async fn keep<W: World>(ambient: Arc<Ambient<W>>, host: Arc<Host>) {
                 }
             }
         }
-        let settled = ambient.book.is_settled();
+        let searched = ambient.book.has_searched_all();
         let longest = match failures {
-            0 if !settled => Duration::from_millis(200),
+            0 if !searched => Duration::from_millis(200),
             0 => interval,
             _ => super::zds::pause(failures).max(BETWEEN),
         };

@@ -53,7 +53,7 @@ use crate::config::types::Families;
 use super::cache::{Known, Phase};
 use super::inventory::Place;
 
-pub use claims::{Difference, Entries};
+pub use claims::{Entries, EntryChanges};
 use figures::Figures;
 use member::{Member, Where};
 pub use real::Real;
@@ -235,7 +235,7 @@ impl<W: World> Ambient<W> {
         let book = self.book.clone();
         tokio::spawn(async move {
             tokio::time::sleep(LOOKING).await;
-            book.settle_all();
+            book.search_is_over();
         });
     }
 

@@ -31,7 +31,7 @@ use super::super::ears::Ears;
 use super::super::events::{Happened, Kind};
 use super::super::inventory::{Place, State};
 use super::super::worker::Urgency;
-use super::claims::Difference;
+use super::claims::EntryChanges;
 use super::host::Host;
 use super::standing::{Options, REDIRECTION};
 use super::start::AmbientFlags;
@@ -220,7 +220,7 @@ impl World for Real {
         ears.heard().await;
     }
 
-    async fn change_sets(&self, difference: Difference) -> Result<(), String> {
+    async fn change_sets(&self, difference: EntryChanges) -> Result<(), String> {
         self.host.change(difference).await
     }
 

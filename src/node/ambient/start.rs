@@ -60,7 +60,8 @@ pub fn start(agent: &Arc<Agent>, given: &AmbientFlags, client: kube::Client) -> 
     let world = Real::new(agent.clone(), host.clone(), given);
     let ambient = Arc::new(Ambient::new(world, settings, agent.metrics.ambient.clone()));
     let listener = zds::listen(&given.socket)?;
-    let shared = zds::Shared { book: ambient.book.clone(), figures: ambient.figures.clone(), patience: zds::PATIENCE };
+    let shared =
+        zds::ServerContext { book: ambient.book.clone(), figures: ambient.figures.clone(), patience: zds::PATIENCE };
     if agent.ambient.set(ambient.clone()).is_err() {
         return Ok(());
     }

@@ -8,7 +8,7 @@ use super::super::cache::Known;
 use super::super::events::Kind;
 use super::super::inventory::{Place, State};
 use super::super::worker::Urgency;
-use super::claims::Difference;
+use super::claims::EntryChanges;
 use super::standing::Options;
 
 /// What programming a namespace did.
@@ -49,7 +49,7 @@ pub trait World: Send + Sync + 'static {
     /// Waits for a change.
     fn heard(ears: &Self::Ears) -> impl Future<Output = ()> + Send;
     /// Changes the node's sets of probed addresses.
-    fn change_sets(&self, difference: Difference) -> impl Future<Output = Result<(), String>> + Send;
+    fn change_sets(&self, difference: EntryChanges) -> impl Future<Output = Result<(), String>> + Send;
     /// Writes the pod's annotation, or removes it. A pod that is gone is no error.
     fn annotate(&self, known: &Known, value: Option<&'static str>) -> impl Future<Output = Result<(), String>> + Send;
     /// Shows how a pod is; whether that is news.

@@ -75,7 +75,7 @@ struct Plugin {
 
 /// A network configuration list.
 #[derive(Debug, Clone)]
-pub(super) struct Chain {
+pub(super) struct Conflist {
     /// The keys of the list but `plugins`, as they stand in the file.
     keys: IndexMap<String, Box<RawValue>>,
     /// Where `plugins` stands among the keys.
@@ -108,7 +108,7 @@ fn raw(value: &Value) -> Box<RawValue> {
     RawValue::from_string(value.to_string()).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
-impl Chain {
+impl Conflist {
     /// Reads a file's text. A single plugin becomes a list of one, with its name and
     /// version, as libcni's `ConfListFromConf` makes it.
     ///
@@ -228,11 +228,11 @@ mod tests {
         json!({ "type": "podweir", "cni_agent_run_dir": "/var/run/podweir" })
     }
 
-    fn list(text: &str) -> Chain {
-        Chain::parse(text.as_bytes(), Form::List).unwrap()
+    fn list(text: &str) -> Conflist {
+        Conflist::parse(text.as_bytes(), Form::List).unwrap()
     }
 
-    fn of(kinds: &[&str]) -> Chain {
+    fn of(kinds: &[&str]) -> Conflist {
         let plugins: Vec<Value> =
             kinds.iter().map(|kind| if *kind == TYPE { entry() } else { json!({ "type": kind }) }).collect();
         list(&json!({ "cniVersion": "1.0.0", "name": "n", "plugins": plugins }).to_string())
@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn a_single_plugin_becomes_a_list() {
         let single = r#"{ "cniVersion": "0.3.1", "name": "n", "type": "macvlan", "mtu": 1.50 }"#;
-        let chain = Chain::parse(single.as_bytes(), Form::Single).unwrap();
+        let chain = Conflist::parse(single.as_bytes(), Form::Single).unwrap();
         let made: Value = serde_json::from_str(&chain.clone().with(&entry()).render()).unwrap();
         assert_eq!(made["cniVersion"], "0.3.1");
         assert_eq!(made["name"], "n");
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn what_is_no_list_is_refused_with_the_reason() {
-        let refused = |text: &str| Chain::parse(text.as_bytes(), Form::List).unwrap_err().to_string();
+        let refused = |text: &str| Conflist::parse(text.as_bytes(), Form::List).unwrap_err().to_string();
         for (text, words) in [
             ("", "no JSON object"),
             ("{", "line 1, column 1"),

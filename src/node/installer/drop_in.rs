@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::atomic::{self, Attributes, UNFINISHED, named};
-use super::chain::{Chain, EntryState};
+use super::chain::{Conflist, EntryState};
 use super::folder;
 use super::state::ChainState;
 
@@ -54,7 +54,7 @@ pub(super) fn find(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
         return Ok(ChainState::Waiting { reason });
     };
     let broken = |reason: String| Ok(ChainState::Broken { file: path.clone(), reason });
-    let chain = match Chain::parse(&folder::read(&path).map_err(|e| named(&path, e))?, form) {
+    let chain = match Conflist::parse(&folder::read(&path).map_err(|e| named(&path, e))?, form) {
         Ok(chain) => chain,
         Err(error) => return broken(error.to_string()),
     };

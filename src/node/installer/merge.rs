@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::atomic::{self, Attributes, named};
-use super::chain::{Chain, EntryState, Form, TYPE};
+use super::chain::{Conflist, EntryState, Form, TYPE};
 use super::folder;
 use super::state::ChainState;
 
@@ -20,7 +20,7 @@ const ATTEMPTS: usize = 5;
 
 /// The configuration that the runtime uses, or why there is none.
 enum Current {
-    Usable { path: PathBuf, form: Form, text: Vec<u8>, chain: Chain },
+    Usable { path: PathBuf, form: Form, text: Vec<u8>, chain: Conflist },
     Not(ChainState),
 }
 
@@ -49,7 +49,7 @@ fn current(conf_dir: &Path) -> io::Result<Current> {
         }
         Err(e) => return Err(named(&path, e)),
     };
-    Ok(match Chain::parse(&text, form) {
+    Ok(match Conflist::parse(&text, form) {
         Ok(chain) => Current::Usable { path, form, text, chain },
         Err(error) => Current::Not(ChainState::Broken {
             reason: format!("{error}; it is left as it is, and a runtime that reads it starts no pod"),
@@ -203,7 +203,7 @@ fn remove_from(path: &Path, form: Form, entry: &Value) -> io::Result<bool> {
     for _ in 0..ATTEMPTS {
         let text = folder::read(path).map_err(|e| named(path, e))?;
         // A file that nobody understands has no entry of ours: we would not have written it.
-        let Ok(chain) = Chain::parse(&text, form) else { return Ok(false) };
+        let Ok(chain) = Conflist::parse(&text, form) else { return Ok(false) };
         if chain.standing(entry) == EntryState::Absent {
             return Ok(false);
         }
@@ -211,7 +211,7 @@ fn remove_from(path: &Path, form: Form, entry: &Value) -> io::Result<bool> {
         let single = ["conf", "json"].map(|ending| path.with_extension(ending)).into_iter();
         let single = single.filter(|single| put_aside(single).exists()).find(|single| {
             let old = folder::read(&put_aside(single)).ok();
-            let old = old.and_then(|old| Chain::parse(&old, Form::Single).ok());
+            let old = old.and_then(|old| Conflist::parse(&old, Form::Single).ok());
             old.is_some_and(|old| same(&old, &without))
         });
         if let Some(single) = single {
@@ -234,8 +234,8 @@ fn remove_from(path: &Path, form: Form, entry: &Value) -> io::Result<bool> {
 }
 
 /// Whether two lists say the same, however they are written.
-fn same(a: &Chain, b: &Chain) -> bool {
-    let value = |chain: &Chain| serde_json::from_str::<Value>(&chain.render()).ok();
+fn same(a: &Conflist, b: &Conflist) -> bool {
+    let value = |chain: &Conflist| serde_json::from_str::<Value>(&chain.render()).ok();
     value(a).is_some_and(|a| Some(a) == value(b))
 }
 

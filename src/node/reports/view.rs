@@ -10,7 +10,7 @@ use crate::audit::escapes::kind::Severity;
 use crate::audit::fleet::shapes::{Asked, Shapes};
 use crate::config::facts::families_of;
 use crate::node::cache::{Known, Phase};
-use crate::node::decide::{Decision, Policy, decide};
+use crate::node::decide::{PodDecision, Policy, decide};
 use crate::node::inventory::State;
 
 use super::Looked;
@@ -88,7 +88,7 @@ impl View {
         policy: &Policy,
         used: &mut HashMap<String, Arc<[PodFinding]>>,
     ) -> Option<Arc<[PodFinding]>> {
-        let Decision::Intercept { options, face, .. } = decide(pod, policy) else { return None };
+        let PodDecision::Intercept { options, face, .. } = decide(pod, policy) else { return None };
         let proxy_user = pod.pod.proxy().and_then(|proxy| pod.pod.user_of(proxy));
         let asked = Asked::of_options(&options, face, families_of(&pod.ips), None, proxy_user, Vec::new());
         let key = format!("{:?} {}", asked.proxy_user, asked.key);

@@ -79,9 +79,7 @@ fn ends(node: &Node, pod: &Pod) {
 
 /// What the agent says of ambient mode.
 pub fn status(node: &Node) -> Value {
-    let (_, text) = node.person(&["status", "--json"]);
-    let end = text.rfind("\n}").map_or(0, |at| at + 2);
-    serde_json::from_str::<Value>(&text[..end]).unwrap_or_default()["ambient"].clone()
+    node.report()["ambient"].clone()
 }
 
 fn inode(pod: &Pod) -> u64 {

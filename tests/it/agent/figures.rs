@@ -43,12 +43,7 @@ fn status_has_the_last_errors() {
     let mut node = Node::new();
     node.server.fault(|asked, _| (asked.what == What::Condition).then_some(Fault::Refuse(403, "Forbidden")));
     node.start(&[]);
-    let errors = || -> Vec<Value> {
-        let (_, text) = node.person(&["status", "--json"]);
-        let end = text.rfind("\n}").map_or(0, |at| at + 2);
-        let status: Value = serde_json::from_str(&text[..end]).unwrap_or_default();
-        status["lastErrors"].as_array().cloned().unwrap_or_default()
-    };
+    let errors = || -> Vec<Value> { node.report()["lastErrors"].as_array().cloned().unwrap_or_default() };
     let found = node.wait("the error", || errors().into_iter().find(|error| error["cause"] == "condition"));
     assert!(found["what"].as_str().unwrap().contains("cannot tell the node's condition"), "{found}");
     assert!(found["time"].as_str().unwrap().starts_with("20") && found["times"] == 1, "{found}");

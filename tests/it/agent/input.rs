@@ -173,6 +173,7 @@ fn a_thousand_pods_with_long_names_are_listed_and_audited_and_an_older_program_i
     assert!(text.lines().eq(wanted.iter().map(String::as_str)), "{} lines", text.lines().count());
     let (status, text) = node.person(&["list", "--json"]);
     let list: Value = serde_json::from_str(&text).unwrap();
+    crate::schemas::hold("node-list", &list);
     assert_eq!((status, list["pods"].as_array().unwrap().len(), &list["next"]), (Some(0), 1000, &Value::Null));
     let (status, text) = node.person(&["audit", &format!("--host-proc={}", node.path("proc").display())]);
     let facts: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

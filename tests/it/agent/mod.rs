@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 use crate::api::{Api, TOKEN, kubeconfig};
 use crate::fixture::{Namespace, PODWEIR, RESOLV, V4};
 use crate::plugin::{self, Plugin, sidecar};
+use crate::schemas;
 use server::Server;
 
 pub const NODE: &str = "node1";
@@ -217,11 +218,26 @@ impl Node {
         (output.status.code(), text)
     }
 
+    /// What `podweir node status` says in JSON; null while no agent answers.
+    pub fn report(&self) -> Value {
+        let (_, text) = self.person(&["status", "--json"]);
+        // Behind it may stand why the node is not ready.
+        let end = text.rfind("\n}").map_or(0, |at| at + 2);
+        let report: Value = serde_json::from_str(&text[..end]).unwrap_or_default();
+        if !report.is_null() {
+            schemas::hold("node-status", &report);
+        }
+        report
+    }
+
     /// The state of a pod, as the agent has it.
     pub fn state(&self, pod: &Pod) -> String {
         let (_, text) = self.person(&["why", &pod.full_name(), "--json"]);
         let value: Value =
             text.split_inclusive("\n}\n").next().and_then(|t| serde_json::from_str(t).ok()).unwrap_or_default();
+        if !value.is_null() {
+            schemas::hold("node-why", &value);
+        }
         value["state"].as_str().unwrap_or_default().to_owned()
     }
 

@@ -17,7 +17,7 @@ use nix::sys::socket::{
     socket,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use podweir::node::ambient::zds::message::{Request, WorkloadRequest};
+use podweir::node::ambient::zds::message::{RequestKind, WorkloadRequest};
 use prost::Message;
 
 /// The pods that it has, by UID: with the namespace's inode, or none where it was told to keep it.
@@ -105,22 +105,22 @@ fn serve(socket: &OwnedFd, pods: &Mutex<Pods>, snapshots: &Mutex<usize>, slow: D
             return;
         }
         let request = WorkloadRequest::decode(&buffer[..length]).unwrap().payload.unwrap();
-        if matches!(request, Request::Add(_)) {
+        if matches!(request, RequestKind::Add(_)) {
             std::thread::sleep(slow);
         }
         match request {
-            Request::Add(add) => {
+            RequestKind::Add(add) => {
                 assert_eq!(descriptors.len(), 1);
                 let inode = File::from(descriptors.remove(0)).metadata().unwrap().ino();
                 told.insert(add.uid, Some(inode));
             }
-            Request::Keep(keep) => {
+            RequestKind::Keep(keep) => {
                 assert!(!snapshot, "a real one ends now");
                 let known = pods.lock().unwrap().get(&keep.uid).copied().flatten();
                 told.insert(keep.uid, known);
             }
-            Request::Del(del) => drop(told.remove(&del.uid)),
-            Request::SnapshotSent(_) => {
+            RequestKind::Del(del) => drop(told.remove(&del.uid)),
+            RequestKind::SnapshotSent(_) => {
                 assert!(!std::mem::replace(&mut snapshot, true), "a real one ends now");
                 *snapshots.lock().unwrap() += 1;
             }

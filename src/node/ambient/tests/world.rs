@@ -12,7 +12,7 @@ use super::super::super::events::Kind;
 use super::super::super::inventory::{Place, State};
 use super::super::standing::Options;
 use super::super::world::{Programmed, World};
-use super::super::{Difference, Entries, lock};
+use super::super::{Entries, EntryChanges, lock};
 use crate::node::worker::Urgency;
 use crate::sys::netns::Netns;
 
@@ -155,7 +155,7 @@ impl World for Fake {
         ears.notified().await;
     }
 
-    async fn change_sets(&self, difference: Difference) -> Result<(), String> {
+    async fn change_sets(&self, difference: EntryChanges) -> Result<(), String> {
         self.does("sets", &format!("+{} -{}", difference.add.len(), difference.delete.len()))?;
         self.with(|played| {
             for (address, uid) in &difference.delete {

@@ -9,7 +9,7 @@ use prost::Message;
 use tokio::task::JoinHandle;
 
 use super::super::lock;
-use super::super::zds::message::{Request, WorkloadRequest};
+use super::super::zds::message::{RequestKind, WorkloadRequest};
 use super::super::zds::{self, Identity, PATIENCE};
 use super::{Agent, LONG};
 use crate::sys::seqpacket::{Connection, Reception};
@@ -21,8 +21,8 @@ pub(super) struct Ztunnel {
     served: JoinHandle<()>,
 }
 
-fn shared(agent: &Agent) -> zds::Shared {
-    zds::Shared { book: agent.book.clone(), figures: agent.figures.clone(), patience: PATIENCE }
+fn shared(agent: &Agent) -> zds::ServerContext {
+    zds::ServerContext { book: agent.book.clone(), figures: agent.figures.clone(), patience: PATIENCE }
 }
 
 impl Ztunnel {
@@ -48,20 +48,22 @@ impl Ztunnel {
                     tokio::time::sleep(takes).await;
                 }
                 match request {
-                    Request::Add(_) if refuses > 0 => {
+                    RequestKind::Add(_) if refuses > 0 => {
                         refuses -= 1;
                         answer = b"\x0a\x04\x0a\x02no";
                     }
-                    Request::Add(add) => {
+                    RequestKind::Add(add) => {
                         let meta = std::fs::File::from(descriptors.into_iter().next().unwrap()).metadata().unwrap();
                         lock(&kept).insert(add.uid, Some((meta.dev(), meta.ino())));
                     }
-                    Request::Keep(keep) => {
+                    RequestKind::Keep(keep) => {
                         assert!(!snapshot, "ztunnel would end");
                         lock(&kept).insert(keep.uid, None);
                     }
-                    Request::Del(del) => drop(lock(&kept).remove(&del.uid)),
-                    Request::SnapshotSent(_) => assert!(!std::mem::replace(&mut snapshot, true), "ztunnel would end"),
+                    RequestKind::Del(del) => drop(lock(&kept).remove(&del.uid)),
+                    RequestKind::SnapshotSent(_) => {
+                        assert!(!std::mem::replace(&mut snapshot, true), "ztunnel would end")
+                    }
                 }
                 if theirs.send(answer, None).await.is_err() {
                     return;

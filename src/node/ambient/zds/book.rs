@@ -10,8 +10,8 @@ use crate::sys::netns::Netns;
 
 use super::super::super::inventory::Place;
 use super::ledger::{Ledger, Next, pause};
-use super::message::{self, AddWorkload, DelWorkload, KeepWorkload, Request, SnapshotSent, WorkloadInfo};
-use super::tell::{Identity, Pod, Pods, Tell, Uid};
+use super::message::{self, AddWorkload, DelWorkload, KeepWorkload, RequestKind, SnapshotSent, WorkloadInfo};
+use super::tell::{Identity, Pods, Tell, ToldPod, Uid};
 
 /// How far a pod is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub enum Progress {
 struct Announced {
     info: WorkloadInfo,
     place: Option<Place>,
-    settled: bool,
+    searched: bool,
     /// How many connections in a row were lost while it was told of.
     lost: u32,
     not_before: Option<Instant>,
@@ -38,7 +38,7 @@ struct Announced {
 impl Announced {
     fn new(info: WorkloadInfo) -> Self {
         let progress = watch::Sender::new(Progress::Waiting);
-        Self { info, place: None, settled: false, lost: 0, not_before: None, progress }
+        Self { info, place: None, searched: false, lost: 0, not_before: None, progress }
     }
 
     fn becomes(&self, now: Progress) {
@@ -53,19 +53,19 @@ impl Announced {
 #[derive(Debug, Default)]
 struct Workloads {
     pods: HashMap<Uid, Announced>,
-    unsettled: usize,
+    unsearched: usize,
     complete: bool,
 }
 
 impl Pods for Workloads {
-    fn get(&self, uid: &Uid) -> Option<Pod> {
+    fn get(&self, uid: &Uid) -> Option<ToldPod> {
         let pod = self.pods.get(uid)?;
         let identity = pod.place.as_ref().map(|place| place.identity);
-        Some(Pod { identity, settled: pod.settled, not_before: pod.not_before })
+        Some(ToldPod { identity, searched: pod.searched, not_before: pod.not_before })
     }
 
     fn is_complete(&self) -> bool {
-        self.complete && self.unsettled == 0
+        self.complete && self.unsearched == 0
     }
 }
 
@@ -100,12 +100,12 @@ impl Inner {
         self.lines.values().for_each(|line| line.wake.notify_one());
     }
 
-    fn settle(&mut self, uid: &Uid) {
+    fn mark_searched(&mut self, uid: &Uid) {
         if let Some(pod) = self.workloads.pods.get_mut(uid)
-            && !std::mem::replace(&mut pod.settled, true)
+            && !std::mem::replace(&mut pod.searched, true)
         {
-            self.workloads.unsettled -= 1;
-            if self.workloads.unsettled == 0 {
+            self.workloads.unsearched -= 1;
+            if self.workloads.unsearched == 0 {
                 // Somebody may wait to say that this was all.
                 self.wake_all();
             }
@@ -159,7 +159,7 @@ impl Book {
             return;
         }
         inner.workloads.pods.insert(uid.clone(), Announced::new(info));
-        inner.workloads.unsettled += 1;
+        inner.workloads.unsearched += 1;
         drop(inner);
         // Somebody may wait until it is let go of, which it is not any more.
         self.tell_news();
@@ -184,7 +184,7 @@ impl Book {
         {
             pod.place = None;
         }
-        inner.settle(uid);
+        inner.mark_searched(uid);
         inner.changed(uid);
     }
 
@@ -195,7 +195,7 @@ impl Book {
         let is_taken = inner.has(uid, place.identity);
         let Inner { workloads, .. } = &mut *inner;
         if !workloads.pods.contains_key(uid) {
-            workloads.unsettled += 1;
+            workloads.unsearched += 1;
         }
         let pod = workloads.pods.entry(uid.clone()).or_insert_with(|| Announced::new(info));
         if pod.place.as_ref().is_none_or(|known| known.identity != place.identity) {
@@ -204,7 +204,7 @@ impl Book {
             pod.place = Some(place);
         }
         let progress = pod.progress.subscribe();
-        inner.settle(uid);
+        inner.mark_searched(uid);
         inner.changed(uid);
         progress
     }
@@ -212,7 +212,7 @@ impl Book {
     /// Has every ztunnel let go of a pod.
     pub fn remove(&self, uid: &Uid) {
         let mut inner = self.lock();
-        inner.settle(uid);
+        inner.mark_searched(uid);
         inner.workloads.pods.remove(uid);
         inner.changed(uid);
     }
@@ -239,12 +239,12 @@ impl Book {
     }
 
     /// Looking for namespaces has taken long enough: snapshots may end without.
-    pub fn settle_all(&self) {
+    pub fn search_is_over(&self) {
         let mut inner = self.lock();
         let late: Vec<Uid> =
-            inner.workloads.pods.iter().filter(|(_, pod)| !pod.settled).map(|(uid, _)| uid.clone()).collect();
+            inner.workloads.pods.iter().filter(|(_, pod)| !pod.searched).map(|(uid, _)| uid.clone()).collect();
         for uid in late {
-            inner.settle(&uid);
+            inner.mark_searched(&uid);
             inner.changed(&uid);
         }
     }
@@ -256,7 +256,7 @@ impl Book {
     }
 
     /// Whether every pod of the node is known, and each was looked for.
-    pub fn is_settled(&self) -> bool {
+    pub fn has_searched_all(&self) -> bool {
         self.lock().workloads.is_complete()
     }
 
@@ -326,11 +326,11 @@ impl Book {
                 let pod = workloads.pods.get(uid);
                 netns = pod.and_then(|pod| pod.place.as_ref()).map(|place| place.netns.clone());
                 let info = pod.map(|pod| pod.info.clone()).unwrap_or_default();
-                Request::Add(AddWorkload { uid: name(uid), workload_info: Some(info) })
+                RequestKind::Add(AddWorkload { uid: name(uid), workload_info: Some(info) })
             }
-            Tell::Keep(uid) => Request::Keep(KeepWorkload { uid: name(uid) }),
-            Tell::Del(uid) => Request::Del(DelWorkload { uid: name(uid) }),
-            Tell::SnapshotSent => Request::SnapshotSent(SnapshotSent {}),
+            Tell::Keep(uid) => RequestKind::Keep(KeepWorkload { uid: name(uid) }),
+            Tell::Del(uid) => RequestKind::Del(DelWorkload { uid: name(uid) }),
+            Tell::SnapshotSent => RequestKind::SnapshotSent(SnapshotSent {}),
         };
         Do::Send(Letter { tell, packet: message::encode(request), netns })
     }

@@ -40,7 +40,7 @@ pub(super) enum ConnectionEnd {
 
 /// What connections share.
 #[derive(Debug, Clone)]
-pub struct Shared {
+pub struct ServerContext {
     pub book: Arc<Book>,
     pub figures: Arc<Figures>,
     /// How long greeting, writing and an acknowledgement may take.
@@ -48,7 +48,7 @@ pub struct Shared {
 }
 
 /// Serves a ztunnel until its connection ends.
-pub(super) async fn serve(connection: Connection, shared: Shared) {
+pub(super) async fn serve(connection: Connection, shared: ServerContext) {
     let pid = connection.peer().map_or(0, |(_, pid)| pid);
     let mut buffer = vec![0; LONGEST_RESPONSE];
     if let Err(ended) = greeting(&connection, &shared, &mut buffer).await {
@@ -88,7 +88,7 @@ fn word(ended: &ConnectionEnd) -> &'static str {
     }
 }
 
-async fn greeting(connection: &Connection, shared: &Shared, buffer: &mut [u8]) -> Result<(), ConnectionEnd> {
+async fn greeting(connection: &Connection, shared: &ServerContext, buffer: &mut [u8]) -> Result<(), ConnectionEnd> {
     let received = within(shared.patience, "greeted", connection.receive(buffer)).await?;
     let packet = whole(received, buffer, "greeting")?;
     let version =
@@ -125,7 +125,7 @@ fn whole<'a>(received: Reception, buffer: &'a [u8], what: &'static str) -> Resul
 /// A ztunnel that has greeted.
 struct Client {
     connection: Connection,
-    shared: Shared,
+    shared: ServerContext,
     number: u64,
     buffer: Vec<u8>,
     /// What was told and is not acknowledged yet.

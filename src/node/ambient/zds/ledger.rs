@@ -123,7 +123,7 @@ impl Ledger {
         let Some(identity) = pod.identity else {
             // What is being looked for may be found in a moment; until then there is nothing to try again.
             self.failed.remove(uid);
-            return (can_keep && pod.settled).then(|| Tell::Keep(uid.clone()));
+            return (can_keep && pod.searched).then(|| Tell::Keep(uid.clone()));
         };
         if told == Some(LastSent::Added(identity)) {
             self.failed.remove(uid);
@@ -173,31 +173,31 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::tell::Pod;
+    use super::super::tell::ToldPod;
     use super::*;
 
     #[derive(Default)]
     struct Fixed {
-        pods: BTreeMap<Uid, Pod>,
+        pods: BTreeMap<Uid, ToldPod>,
         complete: bool,
     }
 
     impl Pods for Fixed {
-        fn get(&self, uid: &Uid) -> Option<Pod> {
+        fn get(&self, uid: &Uid) -> Option<ToldPod> {
             self.pods.get(uid).copied()
         }
 
         fn is_complete(&self) -> bool {
-            self.complete && self.pods.values().all(|pod| pod.settled)
+            self.complete && self.pods.values().all(|pod| pod.searched)
         }
     }
 
-    fn pod(inode: u64) -> Pod {
-        Pod { identity: Some((1, inode)), settled: true, not_before: None }
+    fn pod(inode: u64) -> ToldPod {
+        ToldPod { identity: Some((1, inode)), searched: true, not_before: None }
     }
 
-    fn looked_for(settled: bool) -> Pod {
-        Pod { identity: None, settled, not_before: None }
+    fn looked_for(searched: bool) -> ToldPod {
+        ToldPod { identity: None, searched, not_before: None }
     }
 
     /// Everything that is told one after the other, acknowledged as `done` says.
@@ -273,7 +273,7 @@ mod tests {
     fn a_pod_over_which_connections_were_lost_waits_and_the_others_do_not() {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
-        let bad = Pod { not_before: Some(later), ..pod(1) };
+        let bad = ToldPod { not_before: Some(later), ..pod(1) };
         let pods = Fixed { pods: [("a".into(), bad), ("b".into(), pod(2))].into(), complete: true };
         let mut ledger = Ledger::new(pods.pods.keys());
         assert_eq!(all(&mut ledger, &pods, now, |_| true), ["keep a", "add b", "snapshot-sent "]);
@@ -322,7 +322,7 @@ mod tests {
     fn event() -> impl Strategy<Value = Event> {
         prop_oneof![
             (0u8..4, proptest::option::of(0u64..3), any::<bool>())
-                .prop_map(|(uid, inode, settled)| Event::Set(uid, inode, settled)),
+                .prop_map(|(uid, inode, searched)| Event::Set(uid, inode, searched)),
             (0u8..4).prop_map(Event::Remove),
             Just(Event::Complete),
             any::<bool>().prop_map(Event::Step),
@@ -374,9 +374,9 @@ mod tests {
             };
             for event in events {
                 match event {
-                    Event::Set(n, inode, settled) => {
+                    Event::Set(n, inode, searched) => {
                         let identity = inode.map(|inode| (1, inode));
-                        pods.pods.insert(uid(n), Pod { identity, settled: settled || identity.is_some(), not_before: None });
+                        pods.pods.insert(uid(n), ToldPod { identity, searched: searched || identity.is_some(), not_before: None });
                         ledger.changed(&uid(n));
                     }
                     Event::Remove(n) => {

@@ -64,12 +64,12 @@ pub struct SnapshotSent {}
 /// What the agent says.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct WorkloadRequest {
-    #[prost(oneof = "Request", tags = "1, 2, 3, 5")]
-    pub payload: Option<Request>,
+    #[prost(oneof = "RequestKind", tags = "1, 2, 3, 5")]
+    pub payload: Option<RequestKind>,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Oneof)]
-pub enum Request {
+pub enum RequestKind {
     #[prost(message, tag = "1")]
     Add(AddWorkload),
     #[prost(message, tag = "2")]
@@ -101,7 +101,7 @@ pub enum Response {
 }
 
 /// The packet of a request.
-pub fn encode(request: Request) -> Vec<u8> {
+pub fn encode(request: RequestKind) -> Vec<u8> {
     WorkloadRequest { payload: Some(request) }.encode_to_vec()
 }
 
@@ -132,11 +132,11 @@ mod tests {
     #[test]
     fn the_bytes_are_those_of_the_protocol() {
         let info = WorkloadInfo { name: "a".into(), namespace: "b".into(), service_account: "c".into() };
-        let add = encode(Request::Add(AddWorkload { uid: "u".into(), workload_info: Some(info) }));
+        let add = encode(RequestKind::Add(AddWorkload { uid: "u".into(), workload_info: Some(info) }));
         assert_eq!(add, b"\x0a\x0e\x0a\x01u\x12\x09\x0a\x01a\x12\x01b\x1a\x01c");
-        assert_eq!(encode(Request::Del(DelWorkload { uid: "u".into() })), b"\x12\x03\x12\x01u");
-        assert_eq!(encode(Request::SnapshotSent(SnapshotSent {})), b"\x1a\x00");
-        assert_eq!(encode(Request::Keep(KeepWorkload { uid: "u".into() })), b"\x2a\x03\x0a\x01u");
+        assert_eq!(encode(RequestKind::Del(DelWorkload { uid: "u".into() })), b"\x12\x03\x12\x01u");
+        assert_eq!(encode(RequestKind::SnapshotSent(SnapshotSent {})), b"\x1a\x00");
+        assert_eq!(encode(RequestKind::Keep(KeepWorkload { uid: "u".into() })), b"\x2a\x03\x0a\x01u");
         assert_eq!(hello(b"\x08\x01"), Ok(1));
         assert_eq!(hello(b""), Ok(0));
         assert!(hello(b"\xff").is_err());
@@ -151,7 +151,7 @@ mod tests {
         // Names of pods and accounts are at most 253 letters long, of namespaces 63.
         let info = WorkloadInfo { name: "p".repeat(253), namespace: "n".repeat(63), service_account: "s".repeat(253) };
         let uid = "0a1b2c3d-1111-2222-3333-444455556666".into();
-        let packet = encode(Request::Add(AddWorkload { uid, workload_info: Some(info) }));
+        let packet = encode(RequestKind::Add(AddWorkload { uid, workload_info: Some(info) }));
         assert!(packet.len() <= LONGEST_REQUEST, "{}", packet.len());
     }
 }

@@ -29,7 +29,7 @@ use crate::sys::seqpacket::Listener;
 
 use super::super::accept;
 
-pub use connection::Shared;
+pub use connection::ServerContext;
 pub use ledger::pause;
 pub use tell::{Identity, Uid};
 
@@ -74,12 +74,12 @@ pub fn listen(path: &Path) -> Result<Listener, ListenError> {
 
 /// Serves one ztunnel, as a test has it.
 #[cfg(test)]
-pub async fn serve_one(connection: crate::sys::seqpacket::Connection, shared: Shared) {
+pub async fn serve_one(connection: crate::sys::seqpacket::Connection, shared: ServerContext) {
     connection::serve(connection, shared).await;
 }
 
 /// Serves ztunnels for ever.
-pub async fn serve(listener: Listener, shared: Shared) {
+pub async fn serve(listener: Listener, shared: ServerContext) {
     accept::serve(listener, "of a ztunnel", AT_ONCE, |connection| {
         let shared = shared.clone();
         async move {

@@ -9,18 +9,18 @@ pub type Identity = (u64, u64);
 
 /// As much of a pod as decides what is told of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Pod {
+pub(super) struct ToldPod {
     /// Its namespace, once that is found and has its rules.
     pub identity: Option<Identity>,
     /// Its namespace has been looked for at least once.
-    pub settled: bool,
+    pub searched: bool,
     /// It is not told of before: connections were lost over it.
     pub not_before: Option<Instant>,
 }
 
 /// The pods that there are.
 pub(super) trait Pods {
-    fn get(&self, uid: &Uid) -> Option<Pod>;
+    fn get(&self, uid: &Uid) -> Option<ToldPod>;
     /// Whether these are all of them.
     fn is_complete(&self) -> bool;
 }

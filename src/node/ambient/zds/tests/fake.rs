@@ -14,15 +14,15 @@ use tokio::sync::watch;
 use super::super::super::super::inventory::Place;
 use super::super::super::figures::Figures;
 use super::super::book::{Book, Progress};
-use super::super::message::{Ack, Request, Response, WorkloadInfo, WorkloadRequest, WorkloadResponse};
-use super::super::{Identity, Shared, connection};
+use super::super::message::{Ack, RequestKind, Response, WorkloadInfo, WorkloadRequest, WorkloadResponse};
+use super::super::{Identity, ServerContext, connection};
 use super::{DONE, LONG};
 use crate::sys::netns::Netns;
 use crate::sys::seqpacket::{Connection, Reception};
 
 /// The agent's side.
 pub(super) struct Side {
-    pub(super) shared: Shared,
+    pub(super) shared: ServerContext,
     registry: prometheus_client::registry::Registry,
 }
 
@@ -31,7 +31,7 @@ impl Side {
         let figures = Arc::new(Figures::default());
         let mut registry = prometheus_client::registry::Registry::default();
         figures.register(&mut registry);
-        Self { shared: Shared { book: Arc::new(Book::default()), figures, patience }, registry }
+        Self { shared: ServerContext { book: Arc::new(Book::default()), figures, patience }, registry }
     }
 
     pub(super) fn book(&self) -> &Book {
@@ -65,7 +65,7 @@ pub(super) struct Ztunnel {
 }
 
 impl Ztunnel {
-    pub(super) async fn packet(&self) -> Option<(Request, Vec<OwnedFd>)> {
+    pub(super) async fn packet(&self) -> Option<(RequestKind, Vec<OwnedFd>)> {
         let mut buffer = [0; 1024];
         match self.end.receive_with_descriptors(&mut buffer).await.unwrap() {
             (Reception::End, _) => None,
@@ -79,19 +79,19 @@ impl Ztunnel {
     /// What it is told next, in words.
     pub(super) async fn told(&self) -> String {
         let Some((request, descriptors)) = self.packet().await else { return "the end".into() };
-        if !matches!(request, Request::Add(_)) {
+        if !matches!(request, RequestKind::Add(_)) {
             assert!(descriptors.is_empty());
         }
         match request {
-            Request::Add(add) => {
+            RequestKind::Add(add) => {
                 assert_eq!(descriptors.len(), 1);
                 let info = add.workload_info.unwrap();
                 assert_eq!((info.namespace.as_str(), info.service_account.as_str()), ("shop", "account"));
                 format!("add {} {}", add.uid, identity(&descriptors[0]).1)
             }
-            Request::Keep(keep) => format!("keep {}", keep.uid),
-            Request::Del(del) => format!("del {}", del.uid),
-            Request::SnapshotSent(_) => "snapshot".into(),
+            RequestKind::Keep(keep) => format!("keep {}", keep.uid),
+            RequestKind::Del(del) => format!("del {}", del.uid),
+            RequestKind::SnapshotSent(_) => "snapshot".into(),
         }
     }
 

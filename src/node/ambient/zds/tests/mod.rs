@@ -58,7 +58,7 @@ async fn looking_for_namespaces_does_not_hold_a_snapshot_up_for_ever() {
     side.book().complete();
     let ztunnel = side.connect(Some(HELLO)).await;
     assert!(tokio::time::timeout(SHORT, ztunnel.told()).await.is_err());
-    side.book().settle_all();
+    side.book().search_is_over();
     ztunnel.take(&["keep a", "snapshot"]).await;
 }
 
