@@ -98,6 +98,8 @@ impl<'a> Node<'a> {
         let mut command = Command::new(self.podweir);
         command
             .args(["node", "run", "--node-name=node1", "--listen=none", "--log_output_level=default:none"])
+            // As the chart has it: it costs a watch, and a connection.
+            .arg("--daemon-set=podweir-system/podweir-node")
             .args(more);
         for (flag, name) in [
             ("cni-bin-dir", "bin"),
