@@ -47,7 +47,8 @@ pub(super) trait Answers: Send + Sync + 'static {
 }
 
 /// Makes the socket. A socket that is there already is one that a killed agent left: the
-/// caller holds the lock that only one agent has.
+/// caller holds the lock that only one agent has. The new one takes its place in one step: by
+/// the path the plugin tells whether there is an agent, and at no moment is there none.
 ///
 /// # Errors
 /// The path is too long, or is taken by something that is no socket, or cannot be made.
@@ -59,14 +60,20 @@ pub(super) fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     }
     let failed = |source| SocketError::Io { path: shown(), source };
     match fs::symlink_metadata(path) {
-        Ok(meta) if meta.file_type().is_socket() => fs::remove_file(path).map_err(failed)?,
+        Ok(meta) if meta.file_type().is_socket() => {}
         Ok(_) => return Err(SocketError::Taken { path: shown() }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(failed(e)),
     }
-    let listener = UnixListener::bind(path).map_err(failed)?;
+    let new = path.with_extension("new");
+    match fs::remove_file(&new) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&new).map_err(failed)?;
     // The folder is root's alone, so nobody gets in between.
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    fs::rename(&new, path).map_err(failed)?;
     Ok(listener)
 }
 
@@ -224,6 +231,37 @@ mod tests {
         let long = folder.join("x".repeat(120));
         assert!(matches!(bind(&long).unwrap_err(), SocketError::TooLong { .. }));
         assert!(matches!(bind(&folder.join("none/node.sock")).unwrap_err(), SocketError::Io { .. }));
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_socket_that_takes_the_place_of_another_is_never_missing() {
+        let folder = std::env::temp_dir().join(format!("podweir-socket-place-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("node.sock");
+        let mut kept = vec![bind(&path).unwrap()];
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let order = std::sync::atomic::Ordering::SeqCst;
+        std::thread::scope(|scope| {
+            let looking = scope.spawn(|| {
+                let (mut looks, mut missing) = (0, 0);
+                while !done.load(order) {
+                    looks += 1;
+                    missing += usize::from(path.symlink_metadata().is_err());
+                }
+                (looks, missing)
+            });
+            for _ in 0..2000 {
+                kept.push(bind(&path).unwrap());
+                kept.remove(0);
+            }
+            done.store(true, order);
+            let (looks, missing) = looking.join().unwrap();
+            assert!(looks > 0 && missing == 0, "{missing} of {looks} times");
+        });
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(UnixStream::connect(&path).await.is_ok() && fs::read_dir(&folder).unwrap().count() == 1);
         fs::remove_dir_all(folder).unwrap();
     }
 }
