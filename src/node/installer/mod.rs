@@ -1,6 +1,6 @@
 //! The installer: puts the plugin's binary and its entry in the runtime's chain on the node,
 //! and keeps them there against everybody who takes them away. Nothing is removed when the
-//! agent ends: only [`super::run::uninstall`] removes.
+//! agent ends: only [`super::removal::uninstall`] removes.
 //!
 //! | file | what it owns |
 //! |---|---|
