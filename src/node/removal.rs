@@ -38,7 +38,7 @@ use super::metrics::Metrics;
 use super::pulse::WatchPulse;
 use super::run::{RunError, SOCKET};
 use super::settings::ObjectName;
-use super::{ambient, api};
+use super::{ambient, api, socket};
 
 /// What only one agent on a node holds.
 const LOCK: &str = "node.lock";
@@ -187,11 +187,10 @@ pub(super) fn remove(installation: &Installation, run_dir: &Path) -> Result<(), 
             Err(error) => problems.push(error.to_string()),
         }
     }
-    for name in [SOCKET, LOCK] {
-        match fs::remove_file(run_dir.join(name)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                problems.push(format!("{}: {e}", run_dir.join(name).display()))
-            }
+    let socket = run_dir.join(SOCKET);
+    for path in [socket::place_before(&socket), socket, run_dir.join(LOCK)] {
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => problems.push(format!("{}: {e}", path.display())),
             _ => {}
         }
     }

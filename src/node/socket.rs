@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +46,11 @@ pub(super) trait Answers: Send + Sync + 'static {
     fn heard(&self, request: &'static str, result: &'static str);
 }
 
+/// Where a socket is before it takes its place.
+pub(super) fn place_before(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
 /// Makes the socket. A socket that is there already is one that a killed agent left: the
 /// caller holds the lock that only one agent has. The new one takes its place in one step: by
 /// the path the plugin tells whether there is an agent, and at no moment is there none.
@@ -65,7 +70,7 @@ pub(super) fn bind(path: &Path) -> Result<UnixListener, SocketError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(failed(e)),
     }
-    let new = path.with_extension("new");
+    let new = place_before(path);
     match fs::remove_file(&new) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
         _ => {}
@@ -153,8 +158,6 @@ fn word(request: &Request) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
 
     struct Fixed;
