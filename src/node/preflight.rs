@@ -11,6 +11,7 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessR
 use kube::api::{Api, PostParams};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 use crate::backend::survey;
@@ -44,7 +45,7 @@ pub(super) fn node(settings: &AgentSettings) -> Vec<String> {
         ("the runtime's plugins", "--cni-bin-dir", &installation.bin_dir),
         ("network configurations", "--cni-conf-dir", &installation.conf_dir),
     ] {
-        problems.extend(folder(what, flag, path));
+        problems.extend(folder(what, flag, path, &settings.host_proc));
     }
     let init = settings.host_proc.join("1/ns/net");
     match fs::metadata(&init) {
@@ -96,7 +97,7 @@ fn missing_family(wanted: Families, has: impl Fn(Family) -> bool) -> Option<Stri
 }
 
 /// What is wrong with a folder of the node, if anything.
-fn folder(what: &str, flag: &str, path: &Path) -> Option<String> {
+fn folder(what: &str, flag: &str, path: &Path, host_proc: &Path) -> Option<String> {
     let shown = path.display();
     let meta = match fs::metadata(path) {
         Ok(meta) => meta,
@@ -116,18 +117,28 @@ fn folder(what: &str, flag: &str, path: &Path) -> Option<String> {
             "the folder of {what}, {shown}, cannot be written ({errno}): mount it from the node for writing; where the node's own file system is read-only, name another folder with {flag}"
         ));
     }
-    // A folder that nobody mounted is on the container's own root or on a tmpfs.
+    // A folder that nobody mounted is on the container's own root or on a tmpfs of the container's.
     let on_tmpfs = statfs(path).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC);
-    let on_root = fs::metadata("/").is_ok_and(|root| root.dev() == meta.dev()) && is_container();
-    (on_tmpfs || on_root).then(|| {
+    let on_own_tmpfs = on_tmpfs && !is_mounted_on_node(meta.dev(), host_proc);
+    let on_root = fs::metadata("/").is_ok_and(|root| root.dev() == meta.dev()) && is_container(host_proc);
+    (on_own_tmpfs || on_root).then(|| {
         format!("the folder of {what}, {shown}, is not the node's: mount it with hostPath, or what is written there helps nobody")
     })
 }
 
 /// Whether the process runs in a container whose root is not the node's.
-fn is_container() -> bool {
-    let root = |path: &str| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
-    Path::new("/host/proc/1/root").exists() && root("/host/proc/1/root") != root("/")
+fn is_container(host_proc: &Path) -> bool {
+    let root = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    root(&host_proc.join("1/root")).is_some_and(|of_node| Some(of_node) != root(Path::new("/")))
+}
+
+/// Whether the node has this file system mounted somewhere: a tmpfs has a device number of its own,
+/// and some nodes keep everything in one (proc_pid_mountinfo(5), field 3).
+fn is_mounted_on_node(device: u64, host_proc: &Path) -> bool {
+    let number = format!("{}:{}", major(device), minor(device));
+    let mounts = fs::read_to_string(host_proc.join("1/mountinfo"));
+    // Where it cannot be told, nobody is accused.
+    mounts.map_or(true, |mounts| mounts.lines().any(|line| line.split(' ').nth(2) == Some(&number)))
 }
 
 /// What the agent's account may not do and should, in sentences.
@@ -247,11 +258,30 @@ mod tests {
     fn a_folder_that_is_not_there_or_none_is_told_with_the_flag() {
         let top = std::env::temp_dir().join(format!("podweir-preflight-{}", std::process::id()));
         let _ = fs::remove_dir_all(&top);
-        let told = |path: &Path| folder("plugins", "--cni-bin-dir", path).unwrap_or_default();
+        let told = |path: &Path| folder("plugins", "--cni-bin-dir", path, "/proc".as_ref()).unwrap_or_default();
         assert!(told(&top).contains("is not there") && told(&top).contains("--cni-bin-dir"));
         fs::create_dir(&top).unwrap();
         fs::write(top.join("file"), "").unwrap();
         assert!(told(&top.join("file")).contains("is no folder"));
+        assert_eq!(told(&top), "");
+        fs::remove_dir_all(top).unwrap();
+    }
+
+    #[test]
+    fn a_folder_on_a_tmpfs_is_the_node_s_where_the_node_has_that_mounted() {
+        let top = std::env::temp_dir().join(format!("podweir-preflight-mounts-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&top);
+        fs::create_dir_all(top.join("1")).unwrap();
+        let memory = Path::new("/dev/shm");
+        let meta = fs::metadata(memory).unwrap();
+        assert_eq!(statfs(memory).unwrap().filesystem_type(), TMPFS_MAGIC);
+        let told = || folder("plugins", "--cni-bin-dir", memory, &top);
+        assert_eq!(told(), None, "nobody says what the node has");
+        fs::write(top.join("1/mountinfo"), "21 1 254:1 / / rw - ext4 /dev/vda rw\n").unwrap();
+        assert!(told().unwrap().contains("is not the node's"));
+        let mount = format!("30 21 {}:{} / /run rw - tmpfs tmpfs rw\n", major(meta.dev()), minor(meta.dev()));
+        fs::write(top.join("1/mountinfo"), mount).unwrap();
+        assert_eq!(told(), None);
         fs::remove_dir_all(top).unwrap();
     }
 }
