@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use socket2::Type;
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use crate::fixture::Namespace;
@@ -81,13 +82,19 @@ impl Busy {
     ) -> Load {
         let tally = Arc::new(Tally::default());
         let start = |namespace, owner, ends: [End; 2]| {
-            let (tally, task) = (tally.clone(), task.clone());
+            let (tally, abandoned, task) = (tally.clone(), tally.clone(), task.clone());
             Worker::start(namespace, owner, move |stop| {
                 let each = (0..each_way).map(|n| tokio::spawn(task(ends[n % 2], stop.clone(), tally.clone())));
                 let each: Vec<_> = each.collect();
                 async move {
-                    for task in each {
-                        task.await.unwrap();
+                    let all = async {
+                        for task in each {
+                            task.await.unwrap();
+                        }
+                    };
+                    tokio::select! {
+                        () = all => {}
+                        () = abandoned.abandoned.notified() => {}
                     }
                 }
             })
@@ -152,6 +159,8 @@ pub struct Tally {
     pub rounds: Count,
     /// What went wrong: one entry for each connection.
     pub broken: Mutex<Vec<String>>,
+    /// Nobody wants to know any more what comes of connections that are open.
+    abandoned: Notify,
 }
 
 /// Connections that are being used.
@@ -192,6 +201,12 @@ impl Load {
         workers.iter().for_each(|worker| worker.stop.store(true, Ordering::Relaxed));
         drop(workers);
         std::mem::take(&mut tally.broken.lock().unwrap())
+    }
+
+    /// Ends it, whatever becomes of its connections.
+    pub fn abandon(self) {
+        self.workers.iter().for_each(|worker| worker.stop.store(true, Ordering::Relaxed));
+        self.tally.abandoned.notify_waiters();
     }
 }
 
