@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use jiff::civil::date;
 use podweir::audit::accept::Accepted;
-use podweir::audit::ask::{Defaults, Protocol, Question};
 use podweir::audit::explain::{NoTrace, explain};
 use podweir::audit::flow::{Direction, Surroundings};
+use podweir::audit::question::{Defaults, Protocol, Question};
 use podweir::audit::report::{Input, Report, html, json, sarif, text};
 use podweir::audit::source::dump::{self, Text};
 use podweir::audit::source::options::{self, KnownPod};

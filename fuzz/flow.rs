@@ -1,8 +1,8 @@
 //! Any line is a question about a flow or an error, and a question has an answer. Seeds:
 //! tests/data/flows.
 
-use podweir::audit::ask::{Defaults, Question};
 use podweir::audit::explain::{NoTrace, explain};
+use podweir::audit::question::{Defaults, Question};
 use podweir::audit::source::options::{self, KnownPod};
 use podweir::config::given::Given;
 use podweir::config::settings::Face;

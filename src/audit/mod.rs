@@ -2,7 +2,6 @@
 
 pub mod accept;
 pub mod answer;
-pub mod ask;
 pub mod digest;
 pub mod draw;
 pub mod escapes;
@@ -12,6 +11,7 @@ pub mod fleet;
 pub mod flow;
 pub mod lints;
 pub mod partition;
+pub mod question;
 pub mod report;
 pub mod routes;
 pub mod ruleset;

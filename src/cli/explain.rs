@@ -10,9 +10,9 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Value, json};
 
 use crate::audit::answer;
-use crate::audit::ask::{self, AskedOwner, Defaults, Protocol, Question};
 use crate::audit::explain::{Explanation, NoTrace, explain};
 use crate::audit::flow::{Direction, Flow, Surroundings, Taker};
+use crate::audit::question::{self, AskedOwner, Defaults, Protocol, Question};
 use crate::audit::source::Source;
 
 use super::error::CliError;
@@ -127,7 +127,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {
         None => flows(matches, &source, &defaults, expect),
         Some(question) => {
             let flow = question.flow(&defaults).map_err(CliError::Usage)?;
-            let asked_as = ask::asked_as(&question, &flow);
+            let asked_as = question::asked_as(&question, &flow);
             one(matches, &source, &flow, asked_as, expect)
         }
     }
@@ -137,9 +137,9 @@ fn question(matches: &ArgMatches) -> Result<Question, CliError> {
     let text = |name: &str| matches.get_one::<String>(name).map(String::as_str);
     let wrong = |name: &str, text: &str, expected: &str| CliError::invalid(&format!("--{name}"), text, expected);
     let protocol =
-        text("proto").map(|t| Protocol::parse(t).ok_or_else(|| wrong("proto", t, ask::PROTOCOL))).transpose()?;
+        text("proto").map(|t| Protocol::parse(t).ok_or_else(|| wrong("proto", t, question::PROTOCOL))).transpose()?;
     let owner = |name: &'static str| {
-        text(name).map(|t| AskedOwner::parse(t).ok_or_else(|| wrong(name, t, ask::OWNER))).transpose()
+        text(name).map(|t| AskedOwner::parse(t).ok_or_else(|| wrong(name, t, question::OWNER))).transpose()
     };
     let mark = |t: &str| match t.strip_prefix("0x") {
         Some(hex) => u32::from_str_radix(hex, 16).ok(),
@@ -271,7 +271,7 @@ impl Batch<'_> {
         let expect = question.as_ref().ok().and_then(|question| question.expect).or(self.expect);
         let asked = question.and_then(|question| {
             let flow = question.flow(self.defaults)?;
-            Ok((ask::asked_as(&question, &flow), flow))
+            Ok((question::asked_as(&question, &flow), flow))
         });
         let (asked_as, flow) = match asked {
             Ok(asked) => asked,

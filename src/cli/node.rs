@@ -16,8 +16,8 @@ use crate::config::value;
 use crate::node::credentials::Credentials;
 use crate::node::http::Listen;
 use crate::node::installer::{ChainMode, Installation, TYPE};
-use crate::node::settings::{AgentSettings, ObjectName, OnFailure};
-use crate::node::{self, Policy, ambient};
+use crate::node::settings::{AgentSettings, AmbientFlags, ObjectName, OnFailure};
+use crate::node::{self, Policy};
 
 use super::args::{path_of, text_of};
 use super::error::CliError;
@@ -272,7 +272,7 @@ fn settings(matches: &ArgMatches) -> Result<AgentSettings, CliError> {
     })
 }
 
-fn ambient_given(matches: &ArgMatches) -> Result<ambient::AmbientFlags, CliError> {
+fn ambient_given(matches: &ArgMatches) -> Result<AmbientFlags, CliError> {
     let backend = text_of(matches, "ambient-backend").unwrap_or_default();
     let refused = |flag: &str, invalid: value::Invalid| {
         CliError::Usage(format!("{flag}: '{}' {}; expected {}", invalid.item, invalid.problem, invalid.expected))
@@ -281,7 +281,7 @@ fn ambient_given(matches: &ArgMatches) -> Result<ambient::AmbientFlags, CliError
     let families = text_of(matches, "ambient-ip-families").unwrap_or_default();
     let families =
         crate::config::ambient::families(&families).map_err(|invalid| refused("--ambient-ip-families", invalid))?;
-    Ok(ambient::AmbientFlags {
+    Ok(AmbientFlags {
         socket: path_of(matches, "ztunnel-socket"),
         dns: matches.get_one("ambient-dns-capture").copied().unwrap_or(true),
         backend,

@@ -15,7 +15,6 @@
 
 pub(crate) mod access;
 pub mod agent;
-mod answer;
 pub(crate) mod client;
 mod confine;
 pub(crate) mod decide;
@@ -27,6 +26,7 @@ pub(crate) mod namespace;
 pub(crate) mod netconf;
 mod patience;
 pub(crate) mod protocol;
+mod reply;
 pub(crate) mod request;
 mod resolver;
 mod rotate;
@@ -39,10 +39,10 @@ use std::sync::Arc;
 use crate::config::given::{Environment, process_environment};
 use crate::sys::start;
 
-use answer::{Delivery, Reply};
 use log::Caller;
 use netconf::RawNetconf;
 use protocol::{CniError, CniVersion, Code, Verb};
+use reply::{Delivery, Reply};
 use request::{DEFAULT_TIMEOUT, Deadline, Variables};
 use verbs::Call;
 

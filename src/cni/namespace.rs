@@ -22,9 +22,9 @@ use crate::probe::{self, Beside};
 use crate::sys::lock::LockError;
 use crate::sys::netns::{self, Netns};
 
-use super::answer::{Delivery, Reply};
 use super::confine;
 use super::protocol::{CniError, Code};
+use super::reply::{Delivery, Reply};
 use super::request::Deadline;
 
 /// How long a connection through rules just repaired may take to arrive.

@@ -51,7 +51,7 @@ pub(crate) struct AttachmentState {
 /// A network namespace as it is kept: the path, and what it led to then, since a path may
 /// lead to another one later.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeptNetns {
+pub(crate) struct KeptNetns {
     pub path: PathBuf,
     /// Device and inode.
     pub identity: (u64, u64),

@@ -19,13 +19,13 @@ use crate::sys::netns::Netns;
 use crate::sys::trust;
 
 use super::agent::{self, message};
-use super::answer::{Delivery, Reply};
 use super::confine;
 use super::decide;
 use super::decision::Decision;
 use super::namespace::{self, Job, ProgrammedPod};
 use super::netconf::Netconf;
 use super::protocol::{self, CniError, Code};
+use super::reply::{Delivery, Reply};
 use super::request::{Attachment, Deadline, Variables};
 use super::state::{self, AttachmentState, KeptNetns, Store};
 

@@ -22,7 +22,7 @@ use super::cache::{Cache, Change, WatchedPod};
 use super::credentials::Credentials;
 use super::metrics::Metrics;
 use super::pulse::WatchPulse;
-use super::wire::Wire;
+use super::transport::Transport;
 
 /// A client that shows the newest token with every request, waits for no answer longer than
 /// it is worth, and tells the pulse of everything that it hears on the watch.
@@ -32,8 +32,8 @@ use super::wire::Wire;
 pub fn client(credentials: Credentials, pulse: Arc<WatchPulse>) -> Result<kube::Client, Problem> {
     let access = credentials.access()?;
     let https = connection::https(&access)?;
-    let wire = Arc::new(Wire::new(https, credentials, &access, pulse));
-    Ok(kube::Client::new(service_fn(move |request| wire.clone().send(request)), "default"))
+    let transport = Arc::new(Transport::new(https, credentials, &access, pulse));
+    Ok(kube::Client::new(service_fn(move |request| transport.clone().send(request)), "default"))
 }
 
 /// Watches the pods of a node for ever: one list from the API server's cache at the start,
@@ -72,7 +72,7 @@ pub async fn watch_all<K>(
     // takes twice the list's size for a moment: 20 MiB for 500 pods of 20 KiB.
     let config = watcher::Config { page_size: None, ..config }.any_semantic();
     loop {
-        // Each request of it ends in time (see `wire`), and so does a silent watch, which kube
+        // Each request of it ends in time (see `transport`), and so does a silent watch, which kube
         // takes up again where it was: nothing here may begin anew with a list because of it.
         let stream = watch(all.clone(), config.clone());
         pin_mut!(stream);

@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use kube::runtime::watcher::Event;
 use tokio::sync::watch;
 
 use crate::config::pod::model::{MIRROR_OF, Pod};
+use crate::sys::mutex::lock;
 
 pub(super) use super::watched::WatchedPod;
 
@@ -144,7 +145,7 @@ pub enum Found {
 
 impl Cache {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// Takes an event of the watch in, and says what it changed.

@@ -10,7 +10,6 @@ use tracing::{info, warn};
 use crate::probe::Beside;
 use crate::sys::text::rounded;
 
-use super::Agent;
 use super::budget::Budget;
 use super::decide::{PodDecision, Programmer, decide};
 use super::ears::Ears;
@@ -19,6 +18,7 @@ use super::inventory::{Place, State, TrackedPod};
 use super::look::{self, Drift, Look, Mending, Wanted};
 use super::noticed::Noticed;
 use super::on_failure::{self, Acted, FailedRepairs};
+use super::shared::Shared;
 use super::worker::Urgency;
 
 /// Changes come in bursts: one look for all of them.
@@ -41,10 +41,10 @@ const WAIT_FOR_PROCESS: Duration = Duration::from_secs(2);
 const TOLD_FACTOR: u32 = 10;
 
 /// Looks after a pod until it is forgotten.
-pub(super) async fn look_after(agent: Arc<Agent>, tracked: Arc<TrackedPod>) {
+pub(super) async fn look_after(shared: Arc<Shared>, tracked: Arc<TrackedPod>) {
     let now = Instant::now();
     let mut care = Care {
-        agent,
+        shared,
         tracked,
         ears: None,
         looks: Budget::new(LOOKS.0, LOOKS.1, now),
@@ -68,7 +68,7 @@ fn pause_after(failures: u32) -> Duration {
 }
 
 struct Care {
-    agent: Arc<Agent>,
+    shared: Arc<Shared>,
     tracked: Arc<TrackedPod>,
     /// Of the namespace with this identity.
     ears: Option<((u64, u64), Ears)>,
@@ -88,9 +88,9 @@ struct Care {
 impl Care {
     /// Looks once, and mends. Gives the time of the next look, should nothing happen before.
     async fn round(&mut self) -> Duration {
-        let interval = self.agent.settings.verify_interval;
+        let interval = self.shared.settings.verify_interval;
         let known = self.tracked.known();
-        let (by, mut wanted, why) = match decide(&known, &self.agent.policy) {
+        let (by, mut wanted, why) = match decide(&known, &self.shared.settings.policy) {
             PodDecision::LeaveAlone(why) => {
                 self.ears = None;
                 self.tracked.inner().place = None;
@@ -109,7 +109,7 @@ impl Care {
                 (by, Wanted { options, face, resolv_conf: None }, why)
             }
         };
-        let Some(place) = self.agent.place_of(&self.tracked).await else {
+        let Some(place) = self.shared.place_of(&self.tracked).await else {
             self.ears = None;
             self.tracked.set(State::NoNamespace);
             return interval;
@@ -119,7 +119,7 @@ impl Care {
             return pause;
         }
         if wanted.needs_resolv_conf() {
-            match self.agent.places.resolv_conf(&self.tracked.known().uid, place.identity).await {
+            match self.shared.places.resolv_conf(&self.tracked.known().uid, place.identity).await {
                 Ok(Some(text)) => wanted.resolv_conf = Some(text),
                 // Its first process comes in a moment.
                 Ok(None) => return WAIT_FOR_PROCESS,
@@ -135,7 +135,7 @@ impl Care {
         let noticed = Noticed::now();
         let looked = {
             let (wanted, netns) = (wanted.clone(), place.netns.clone());
-            self.agent.workers.run(Urgency::Background, place.netns.clone(), move || look::look(&netns, &wanted)).await
+            self.shared.workers.run(Urgency::Background, place.netns.clone(), move || look::look(&netns, &wanted)).await
         };
         let look = match looked {
             Ok(look) => look,
@@ -150,14 +150,14 @@ impl Care {
         self.failed_looks = 0;
         match look {
             Look::Same { backend } => {
-                self.agent.metrics.verified("same");
+                self.shared.metrics.verified("same");
                 self.nothing_to_mend();
                 self.tracked.set(State::Intercepted { backend: backend.into() });
                 let told = self.ears.as_ref().is_some_and(|(_, ears)| ears.hear_all_of(backend));
                 if told { interval * TOLD_FACTOR } else { interval }
             }
             Look::CannotTell(reason) => {
-                self.agent.metrics.verified("unknown");
+                self.shared.metrics.verified("unknown");
                 self.failed(format!("its rules cannot be verified: {reason}"));
                 interval
             }
@@ -167,18 +167,18 @@ impl Care {
                 Duration::from_secs(2)
             }
             Look::Nothing => {
-                self.agent.metrics.verified("nothing");
+                self.shared.metrics.verified("nothing");
                 // While it is tried again, what was found of the first try stays shown.
                 if self.failed_repairs.count() == 0 && !self.waits_for_older {
                     self.tracked.set(State::Unguarded);
                 }
                 if by == Programmer::Plugin {
-                    self.agent.has_no_rules(&self.tracked);
+                    self.shared.installed.has_no_rules(&self.tracked);
                 }
                 self.mend(&place, &wanted, None, why, noticed).await
             }
             Look::Differs(drift) => {
-                self.agent.metrics.verified("different");
+                self.shared.metrics.verified("different");
                 self.waits_for_older = false;
                 if self.failed_repairs.count() == 0 {
                     self.tracked.set(State::Drifted { first: drift.first.clone(), escapes: drift.escapes });
@@ -205,7 +205,7 @@ impl Care {
             return;
         }
         let pod = self.tracked.known().to_string();
-        let Some(ears) = Ears::open(&self.agent.workers, Urgency::Background, place, &pod).await else { return };
+        let Some(ears) = Ears::open(&self.shared.workers, Urgency::Background, place, &pod).await else { return };
         self.ears = Some((place.identity, ears));
     }
 
@@ -218,13 +218,13 @@ impl Care {
         why: &str,
         noticed: Noticed,
     ) -> Duration {
-        let interval = self.agent.settings.verify_interval;
+        let interval = self.shared.settings.verify_interval;
         let noticed = *self.drifted.get_or_insert(noticed);
         let what = match &drift {
             None => format!("its rules were missing, although {why}"),
             Some(drift) => format!("its rules differed: {}", drift.first),
         };
-        if !self.agent.settings.heal {
+        if !self.shared.settings.heal {
             let consequence =
                 drift.as_ref().and_then(|d| d.effects.first()).map(|e| format!("; {e}")).unwrap_or_default();
             let note = format!("{what}{consequence}; it is not repaired, since --heal is off");
@@ -244,8 +244,8 @@ impl Care {
         }
         let mended = {
             let (wanted, netns) = (wanted.clone(), place.netns.clone());
-            let wait = self.agent.settings.wait_for_older && drift.is_none() && noticed.elapsed() < LONGEST_WAIT;
-            self.agent
+            let wait = self.shared.settings.wait_for_older && drift.is_none() && noticed.elapsed() < LONGEST_WAIT;
+            self.shared
                 .workers
                 .run(Urgency::Background, place.netns.clone(), move || {
                     look::mend(&netns, &wanted, wait, REPAIR_TIMEOUT)
@@ -264,7 +264,7 @@ impl Care {
         };
         self.nothing_to_mend();
         self.waits = false;
-        self.agent.metrics.healed("mended", noticed.elapsed());
+        self.shared.metrics.healed("mended", noticed.elapsed());
         self.tracked.set(State::Intercepted { backend: mended.backend.into() });
         let effects = drift.iter().flat_map(|d| &d.effects).take(2).cloned().collect::<Vec<_>>().join("; ");
         let effects = if effects.is_empty() { String::new() } else { format!("; meanwhile {effects}") };
@@ -304,7 +304,7 @@ impl Care {
     }
 
     async fn not_mended(&mut self, what: &str, error: String) -> Duration {
-        self.agent.metrics.healed("failed", Duration::ZERO);
+        self.shared.metrics.healed("failed", Duration::ZERO);
         self.waits_for_older = false;
         self.failed_repairs.add();
         self.failed(format!("{what}, and cannot be repaired: {error}"));
@@ -319,7 +319,8 @@ impl Care {
     /// Does what `--on-failure` asks for.
     async fn act(&mut self) {
         let known = self.tracked.known();
-        let acted = on_failure::act(self.agent.settings.on_failure, &self.agent.client, &known, &self.agent.evictions);
+        let acted =
+            on_failure::act(self.shared.settings.on_failure, &self.shared.client, &known, &self.shared.evictions);
         match acted.await {
             Ok(Acted::Done(done)) => {
                 self.failed_repairs.acted();
@@ -332,7 +333,7 @@ impl Care {
                 let pause = rounded(self.failed_repairs.refused(Instant::now()));
                 let text =
                     format!("what --on-failure asks for cannot be done: {problem}; it is tried again after {pause}");
-                self.agent.metrics.error("on-failure", format_args!("{known}: {problem}"));
+                self.shared.metrics.error("on-failure", format_args!("{known}: {problem}"));
                 warn!(pod = %known, "{text}");
                 self.tracked.note(text);
             }
@@ -354,13 +355,13 @@ impl Care {
 
     /// Tells of it in an event; `cause` is the note without what differs each time.
     fn tell(&self, kind: Kind, cause: String, note: String) {
-        self.agent.events.tell(Happened { pod: self.tracked.known(), kind, cause, note });
+        self.shared.events.tell(Happened { pod: self.tracked.known(), kind, cause, note });
     }
 
     /// Waits until there is a reason to look again.
     async fn wait(&mut self, longest: Duration) {
         // Spread, so that pods that came together are not all looked at together.
-        let spread = longest.mul_f64(0.9 + 0.2 * f64::from(self.agent.random()) / f64::from(u32::MAX));
+        let spread = longest.mul_f64(0.9 + 0.2 * f64::from(self.shared.random()) / f64::from(u32::MAX));
         let tracked = self.tracked.clone();
         let heard = async {
             match &self.ears {

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whether pods on this node are intercepted, as far as the agent knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Condition {
+pub(super) struct Condition {
     pub holds: bool,
     /// One word (`lastTransitionTime`, `reason` and `message` as in core/v1 NodeCondition).
     pub reason: &'static str,
@@ -28,13 +28,13 @@ pub struct Condition {
 
 impl Condition {
     /// Everything works.
-    pub fn works() -> Self {
+    pub(super) fn works() -> Self {
         let message = "podweir is in the runtime's chain and answers it".into();
         Self { holds: true, reason: "PodweirReady", message }
     }
 
     /// Something does not.
-    pub fn fails(reason: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn fails(reason: &'static str, message: impl Into<String>) -> Self {
         Self { holds: false, reason, message: message.into() }
     }
 

@@ -70,7 +70,7 @@ impl Kind {
 
 /// Something that happened to a pod.
 #[derive(Debug, Clone)]
-pub struct Happened {
+pub(super) struct Happened {
     pub pod: Arc<Known>,
     pub kind: Kind,
     /// What tells it from others of its kind: the note without what differs each time.
@@ -115,19 +115,19 @@ impl Told {
 
 /// Where happenings are told.
 #[derive(Debug, Clone)]
-pub struct Teller {
+pub(super) struct Teller {
     queue: Sender<Happened>,
 }
 
 impl Teller {
     /// A teller, and the queue that is sent from.
-    pub fn new() -> (Self, Receiver<Happened>) {
+    pub(super) fn new() -> (Self, Receiver<Happened>) {
         let (queue, receiver) = channel(QUEUE);
         (Self { queue }, receiver)
     }
 
     /// Tells, without waiting. What does not fit the queue is in the log all the same.
-    pub fn tell(&self, happened: Happened) {
+    pub(super) fn tell(&self, happened: Happened) {
         match self.queue.try_send(happened) {
             Ok(()) => {}
             Err(TrySendError::Full(happened) | TrySendError::Closed(happened)) => {

@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::sys::mutex::lock;
 
 /// How many may be connected at once: the node itself, and all others together.
 const OWN: usize = 8;
@@ -32,7 +34,7 @@ pub(super) struct Guest {
 
 impl Guests {
     fn lock(&self) -> MutexGuard<'_, Connected> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Counts a connection of `peer` to the node's address `here`; `None`: there is no place

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kube::runtime::watcher::Event;
 
 use super::backoff::WatchBackoff;
-use super::wire::Watches;
+use super::transport::Watches;
 
 const NODES: usize = 5_000;
 

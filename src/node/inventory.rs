@@ -2,7 +2,7 @@
 //! what the last look found.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::cni::agent::message::AttachmentName;
+use crate::sys::mutex::lock;
 use crate::sys::netns::Netns;
 
 use super::cache::Known;
@@ -93,7 +94,7 @@ impl State {
 
 /// What happened to a pod, for `why`.
 #[derive(Debug, Clone)]
-pub struct Happening {
+pub(super) struct Happening {
     pub at: SystemTime,
     pub what: String,
 }
@@ -111,7 +112,7 @@ pub struct Place {
 
 /// A pod that is looked after.
 #[derive(Debug)]
-pub struct TrackedPod {
+pub(super) struct TrackedPod {
     pub known: Mutex<Arc<Known>>,
     pub inner: Mutex<Inner>,
     /// Wakes the task that looks after it.
@@ -119,7 +120,7 @@ pub struct TrackedPod {
 }
 
 #[derive(Debug)]
-pub struct Inner {
+pub(super) struct Inner {
     pub state: State,
     pub since: SystemTime,
     pub place: Option<Place>,
@@ -131,12 +132,8 @@ pub struct Inner {
     pub task: Option<AbortHandle>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl TrackedPod {
-    pub fn new(known: Arc<Known>) -> Self {
+    pub(super) fn new(known: Arc<Known>) -> Self {
         let inner = Inner {
             state: State::New,
             since: SystemTime::now(),
@@ -150,16 +147,16 @@ impl TrackedPod {
         Self { known: Mutex::new(known), inner: Mutex::new(inner), wake: Notify::new() }
     }
 
-    pub fn known(&self) -> Arc<Known> {
+    pub(super) fn known(&self) -> Arc<Known> {
         lock(&self.known).clone()
     }
 
-    pub fn inner(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
         lock(&self.inner)
     }
 
     /// Notes a state; whether it is a new one.
-    pub fn set(&self, state: State) -> bool {
+    pub(super) fn set(&self, state: State) -> bool {
         let mut inner = self.inner();
         let is_new = inner.state != state;
         if is_new {
@@ -170,7 +167,7 @@ impl TrackedPod {
     }
 
     /// Notes what happened.
-    pub fn note(&self, what: impl Into<String>) {
+    pub(super) fn note(&self, what: impl Into<String>) {
         let mut inner = self.inner();
         if inner.happenings.len() == MOST_HAPPENINGS {
             inner.happenings.remove(0);
@@ -179,7 +176,7 @@ impl TrackedPod {
     }
 
     /// The pod as people and programs are shown it.
-    pub fn report(&self) -> Value {
+    pub(super) fn report(&self) -> Value {
         let known = self.known();
         let inner = self.inner();
         let happenings: Vec<Value> =
@@ -205,7 +202,7 @@ pub(super) fn timestamp(time: SystemTime) -> String {
 
 /// Every pod that is looked after, by UID.
 #[derive(Debug, Default)]
-pub struct Inventory {
+pub(super) struct Inventory {
     pods: Mutex<HashMap<String, Arc<TrackedPod>>>,
 }
 
@@ -215,7 +212,7 @@ impl Inventory {
     }
 
     /// A pod by its UID, made if it is not there; whether it was made.
-    pub fn track(&self, known: &Arc<Known>) -> (Arc<TrackedPod>, bool) {
+    pub(super) fn track(&self, known: &Arc<Known>) -> (Arc<TrackedPod>, bool) {
         let mut pods = self.pods();
         if let Some(tracked) = pods.get(&known.uid) {
             *lock(&tracked.known) = known.clone();
@@ -226,12 +223,12 @@ impl Inventory {
         (tracked, true)
     }
 
-    pub fn get(&self, uid: &str) -> Option<Arc<TrackedPod>> {
+    pub(super) fn get(&self, uid: &str) -> Option<Arc<TrackedPod>> {
         self.pods().get(uid).cloned()
     }
 
     /// Forgets a pod: its task ends, and its namespace is let go of.
-    pub fn forget(&self, uid: &str) -> Option<Arc<TrackedPod>> {
+    pub(super) fn forget(&self, uid: &str) -> Option<Arc<TrackedPod>> {
         let tracked = self.pods().remove(uid)?;
         let mut inner = tracked.inner();
         inner.place = None;
@@ -243,13 +240,13 @@ impl Inventory {
     }
 
     /// The pod that has this attachment.
-    pub fn by_attachment(&self, attachment: &AttachmentName) -> Option<Arc<TrackedPod>> {
+    pub(super) fn by_attachment(&self, attachment: &AttachmentName) -> Option<Arc<TrackedPod>> {
         let pods = self.pods();
         pods.values().find(|tracked| tracked.inner().attachment.as_ref() == Some(attachment)).cloned()
     }
 
     /// Every pod, in the order of their names; of two of one name, by their UIDs.
-    pub fn all(&self) -> Vec<Arc<TrackedPod>> {
+    pub(super) fn all(&self) -> Vec<Arc<TrackedPod>> {
         let mut all: Vec<Arc<TrackedPod>> = self.pods().values().cloned().collect();
         all.sort_by_key(|tracked| {
             let known = tracked.known();
@@ -270,7 +267,7 @@ impl Inventory {
     }
 
     /// How many pods are in each state.
-    pub fn counts(&self) -> HashMap<&'static str, usize> {
+    pub(super) fn counts(&self) -> HashMap<&'static str, usize> {
         let mut counts: HashMap<&'static str, usize> = State::WORDS.into_iter().map(|word| (word, 0)).collect();
         for tracked in self.pods().values() {
             *counts.entry(tracked.inner().state.word()).or_default() += 1;

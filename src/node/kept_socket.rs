@@ -7,25 +7,27 @@ use std::fmt::Display;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tracing::{info, warn};
+
+use crate::sys::mutex::lock;
 
 /// How often it is looked whether a path still leads to its socket.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// The sockets that are not at their paths and cannot be made again, each with why.
 #[derive(Debug, Default)]
-pub struct LostSockets(Mutex<BTreeMap<&'static str, String>>);
+pub(super) struct LostSockets(Mutex<BTreeMap<&'static str, String>>);
 
 impl LostSockets {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// The first one, in a sentence.
-    pub fn problem(&self) -> Option<String> {
+    pub(super) fn problem(&self) -> Option<String> {
         self.lock().values().next().cloned()
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt::{Display, Write};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use prometheus_client::encoding::text::encode;
@@ -14,6 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::sys::mutex::lock;
 use crate::sys::text::one_line;
 
 use super::ambient::figures::Figures;
@@ -209,7 +210,7 @@ impl Metrics {
     pub fn error(&self, cause: &'static str, what: impl Display) {
         self.errors.get_or_create(&labels([("cause", cause)])).inc();
         let what = one_line(&what.to_string(), LONGEST_ERROR);
-        let mut last = self.last_errors.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last_errors);
         // What is said again and again keeps its place among the others.
         let times = match last.iter().position(|error| error.cause == cause && error.what == what) {
             Some(at) => last.remove(at).map_or(1, |error| error.times.saturating_add(1)),
@@ -223,7 +224,7 @@ impl Metrics {
 
     /// The last errors, the newest last.
     pub fn last_errors(&self) -> Vec<LastError> {
-        self.last_errors.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        lock(&self.last_errors).iter().cloned().collect()
     }
 
     pub fn request(&self, request: &str, result: &str) {

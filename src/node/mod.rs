@@ -13,20 +13,20 @@
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | `installer` | the plugin's binary and its entry in the chain |
-//! | `api`, `backoff`, `wire`, `watched`, `cache` | the watch and its pauses, the way to the API server, a pod as it comes, and what is known of each |
+//! | `installer`, `installed`, `missed` | the plugin's binary and its entry in the chain; what is known of these, and whether the runtime uses them |
+//! | `api`, `backoff`, `transport`, `watched`, `cache` | the watch and its pauses, the way to the API server, a pod as it comes, and what is known of each |
 //! | `decide` | what is to be done with a pod: pure |
 //! | `socket` | requests of the plugin and of people |
 //! | `inventory`, `caretaker`, `look` | each pod's state; looking after it; looking and mending |
 //! | `facts` | what the kernel has in pods' namespaces, for an audit of the cluster |
-//! | `worker`, `processes`, `ears` | threads in pods' namespaces; finding these; hearing of changes there |
+//! | `worker`, `places`, `processes`, `ears` | threads in pods' namespaces; finding these; hearing of changes there |
 //! | `pulse` | heartbeats, by which something that hangs shows |
 //! | `events`, `metrics`, `http`, `guests`, `condition`, `noticed` | saying what happens, when, and to whom |
 //! | `reports` | what was found, as objects that policy tools show |
 //! | `ambient` | pods without a proxy of their own: telling ztunnel, and keeping that true |
 //! | `preflight`, `on_failure` | what is looked at first; what becomes of a pod that cannot be repaired |
 //! | `kept_socket` | sockets that stay at their paths |
-//! | `agent`, `run`, `removal` | all of it together; whether the agent is being removed, and taking everything away |
+//! | `shared`, `agent`, `run`, `removal` | what the parts share; all of it together; whether the agent is being removed, and taking everything away |
 //!
 //! # A cluster of 5,000 nodes and 150,000 pods
 //!
@@ -77,20 +77,24 @@ mod condition;
 pub mod credentials;
 mod decide;
 mod ears;
+mod error;
 mod events;
 pub mod facts;
 mod guests;
 #[cfg(test)]
 mod herd;
 pub mod http;
+mod installed;
 pub mod installer;
 mod inventory;
 mod kept_socket;
 mod labels;
 mod look;
 mod metrics;
+mod missed;
 mod noticed;
 mod on_failure;
+mod places;
 mod preflight;
 mod processes;
 mod pulse;
@@ -98,13 +102,13 @@ mod removal;
 mod reports;
 mod run;
 pub mod settings;
+mod shared;
 mod socket;
+mod transport;
 mod watched;
-mod wire;
 mod worker;
 
-use agent::Agent;
-
 pub use decide::{Policy, ReadInit};
+pub use error::RunError;
 pub use removal::uninstall;
-pub use run::{RunError, run};
+pub use run::run;

@@ -1,6 +1,6 @@
 //! What becomes of a pod that cannot be repaired, where more is wanted than an event.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
@@ -10,6 +10,8 @@ use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::Status;
 use serde_json::json;
+
+use crate::sys::mutex::lock;
 
 use super::cache::Known;
 use super::settings::OnFailure;
@@ -74,7 +76,7 @@ impl FailedRepairs {
 
 /// When the last pod was evicted.
 #[derive(Debug, Default)]
-pub struct Evictions(Mutex<Option<Instant>>);
+pub(super) struct Evictions(Mutex<Option<Instant>>);
 
 impl Evictions {
     /// Takes the right to evict one pod, at most one a minute.
@@ -82,7 +84,7 @@ impl Evictions {
     /// # Errors
     /// How long it is until there is one again.
     fn take(&self, now: Instant) -> Result<(), Duration> {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.0);
         let passed = last.map_or(BETWEEN_EVICTIONS, |last| now.saturating_duration_since(last));
         match BETWEEN_EVICTIONS.checked_sub(passed) {
             Some(left) if !left.is_zero() => Err(left),
@@ -95,7 +97,7 @@ impl Evictions {
 
     /// Nothing was evicted by the right that was taken then: another pod may be.
     fn give_back(&self, taken: Instant) {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.0);
         if *last == Some(taken) {
             *last = None;
         }

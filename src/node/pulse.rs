@@ -1,9 +1,11 @@
 //! Heartbeats: when something last came round that has to come round again, or hangs.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::sys::mutex::lock;
 
 /// When something last came round, whatever it found.
 #[derive(Debug)]
@@ -17,11 +19,11 @@ impl Default for Pulse {
 
 impl Pulse {
     pub fn beat(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *lock(&self.0) = Instant::now();
     }
 
     pub fn age(&self) -> Duration {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+        lock(&self.0).elapsed()
     }
 }
 

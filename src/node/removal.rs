@@ -21,7 +21,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -33,10 +33,13 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
 use tracing::{error, info, warn};
 
+use crate::cni;
+use crate::sys::mutex::lock;
+
+use super::error::RunError;
 use super::installer::Installation;
 use super::metrics::Metrics;
 use super::pulse::WatchPulse;
-use super::run::{RunError, SOCKET};
 use super::settings::ObjectName;
 use super::{ambient, api, socket};
 
@@ -80,7 +83,7 @@ impl OwnDaemonSet {
             Some(_) => Told::Gone,
             None => Told::There,
         };
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         match event {
             Event::Apply(set) => told.0 = state(&set),
             Event::Delete(_) => told.0 = Told::Gone,
@@ -92,7 +95,7 @@ impl OwnDaemonSet {
     }
 
     fn told(&self) -> Told {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).0
+        lock(&self.told).0
     }
 
     /// Watches it for ever: it alone, and nothing of it but its metadata.
@@ -187,7 +190,7 @@ pub(super) fn remove(installation: &Installation, run_dir: &Path) -> Result<(), 
             Err(error) => problems.push(error.to_string()),
         }
     }
-    let socket = run_dir.join(SOCKET);
+    let socket = cni::agent::socket(run_dir);
     for path in [socket::place_before(&socket), socket, run_dir.join(LOCK)] {
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => problems.push(format!("{}: {e}", path.display())),

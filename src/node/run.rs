@@ -1,7 +1,6 @@
 //! Starting the agent, and ending it.
 
 use std::fs::File;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,24 +11,23 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
-use crate::cni::access::Problem;
+use crate::cni;
 use crate::cni::state::Store;
 use crate::sys::{memory, process};
 
 use super::agent::{Agent, OnSocket};
-use super::ambient::zds::ListenError;
 use super::cache::Found;
 use super::condition::{Condition, Reporter, TellError};
+use super::error::RunError;
 use super::events::{self, Teller};
 use super::installer::keeper::Keeper;
 use super::pulse::WatchPulse;
 use super::removal::{self, OwnDaemonSet};
 use super::settings::AgentSettings;
+use super::shared::Shared;
 use super::socket::SocketError;
 use super::{ambient, api, http, kept_socket, preflight, reports, socket};
 
-/// The socket's name in the run directory.
-pub(super) const SOCKET: &str = "node.sock";
 /// Enough for 20,000 pods.
 const MOST_DESCRIPTORS: u64 = 65_536;
 /// How often the condition is looked at.
@@ -46,31 +44,6 @@ const STARTS: Duration = Duration::from_secs(30);
 const STARTING: Duration = Duration::from_millis(200);
 /// How long telling the condition may hold the removal up, for which the pod has little time.
 const LAST_WORD: Duration = Duration::from_secs(3);
-
-/// Why the agent could not start, or had to end.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    #[error("the agent's credentials cannot be used: {0}")]
-    Credentials(Problem),
-    #[error(
-        "cannot use the run directory {path}: {source}; it has to be a folder of root's on the node, mounted for writing"
-    )]
-    RunDir { path: String, source: io::Error },
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    #[error(transparent)]
-    Ztunnel(#[from] ListenError),
-    #[error("{0}")]
-    Listen(io::Error),
-    #[error("cannot start: {0}")]
-    Start(io::Error),
-    #[error(
-        "podweir's agent runs on this node and would put everything back; nothing was removed. Remove its DaemonSet first (helm uninstall, or kubectl delete daemonset), wait until its pod is gone, and run this again"
-    )]
-    AgentRuns,
-    #[error("not everything could be removed: {0}")]
-    Uninstall(String),
-}
 
 /// Runs the agent until it is told to end.
 ///
@@ -98,32 +71,36 @@ async fn agent(settings: AgentSettings) -> Result<(), RunError> {
     let pulse = Arc::<WatchPulse>::default();
     let client = api::client(settings.credentials.clone(), pulse.clone()).map_err(RunError::Credentials)?;
     let (teller, queue) = Teller::new();
-    let agent = Arc::new(Agent::new(settings, client.clone(), pulse, teller));
-    let settings = &agent.settings;
+    let shared = Arc::new(Shared::new(settings, client.clone(), pulse, teller));
+    let settings = &shared.settings;
+    let ambient = settings.ambient.as_ref().map(|given| ambient::prepare(&shared, given)).transpose()?;
+    let agent = Arc::new(Agent::new(shared.clone(), ambient.as_ref().map(|ready| ready.ambient.clone())));
     // The port first, so that probes are answered while everything else waits for others.
     if let Some(address) = settings.listen {
         let listener = http::bind(address).await.map_err(RunError::Listen)?;
         tokio::spawn(http::serve(listener, agent.clone()));
     }
-    let listener = socket::bind(&settings.run_dir.join(SOCKET))?;
+    let listener = socket::bind(&cni::agent::socket(&settings.run_dir))?;
     tokio::spawn(serve(agent.clone(), listener));
-    tokio::spawn(events::send(client.clone(), settings.node.clone(), queue, agent.metrics.clone()));
-    agent.places.read_attachments();
-    if let Some(given) = &settings.ambient {
+    tokio::spawn(events::send(client.clone(), settings.node.clone(), queue, shared.metrics.clone()));
+    shared.places.read_attachments();
+    if let Some(ambient) = ambient {
         // A client of its own: the pauses between watches are those of one watch. And before
         // the first pod is known.
-        let client = api::client(settings.credentials.clone(), agent.namespaces_watch.clone());
-        ambient::start(&agent, given, client.map_err(RunError::Credentials)?)?;
+        let client = api::client(settings.credentials.clone(), shared.namespaces_watch.clone());
+        let hears = agent.clone();
+        let changed = move |changed: &[String]| hears.namespaces_changed(changed);
+        ambient.run(&shared, client.map_err(RunError::Credentials)?, changed);
     }
     tokio::spawn(watch(agent.clone()));
     for problem in preflight::node(settings) {
-        agent.metrics.error("preflight", &problem);
+        shared.metrics.error("preflight", &problem);
         error!("{problem}");
     }
-    tokio::spawn(check_account(agent.clone()));
-    tokio::spawn(collect(agent.clone()));
-    tokio::spawn(give_back(agent.clone()));
-    tokio::spawn(beat(agent.clone()));
+    tokio::spawn(check_account(shared.clone()));
+    tokio::spawn(collect(shared.clone()));
+    tokio::spawn(give_back(shared.clone()));
+    tokio::spawn(beat(shared.clone()));
     let teller = settings.condition.then(|| tokio::spawn(tell_condition(agent.clone())));
     let own = settings.daemon_set.clone().map(|name| Arc::new(OwnDaemonSet::new(name)));
     if let Some(own) = own.clone() {
@@ -131,11 +108,11 @@ async fn agent(settings: AgentSettings) -> Result<(), RunError> {
         // the agent's health: without it the agent keeps what is on the node.
         let pulse = Arc::<WatchPulse>::default();
         let client = api::client(settings.credentials.clone(), pulse.clone()).map_err(RunError::Credentials)?;
-        let agent = agent.clone();
-        tokio::spawn(async move { own.watch(client, &agent.metrics, &pulse).await });
+        let shared = shared.clone();
+        tokio::spawn(async move { own.watch(client, &shared.metrics, &pulse).await });
     }
     if settings.policy_reports {
-        tokio::spawn(reports::keep(agent.clone()));
+        tokio::spawn(reports::keep(shared.clone()));
     }
     let hears = agent.clone();
     let keeper =
@@ -155,7 +132,7 @@ async fn agent(settings: AgentSettings) -> Result<(), RunError> {
             teller.abort();
             last_word(&client, &settings.node).await;
         }
-        if let Some(ambient) = agent.ambient.get() {
+        if let Some(ambient) = &agent.ambient {
             ambient::leave_node(ambient).await;
         }
         return removal::remove(&settings.installation, &settings.run_dir);
@@ -166,22 +143,22 @@ async fn agent(settings: AgentSettings) -> Result<(), RunError> {
 
 /// Shows now and then that pods' rules can still be looked at: by a thread for it, behind
 /// whatever else is to be done, since one that never comes back takes the place of all.
-async fn beat(agent: Arc<Agent>) {
+async fn beat(shared: Arc<Shared>) {
     loop {
-        if agent.workers.are_alive().await {
-            agent.verifier.beat();
+        if shared.workers.are_alive().await {
+            shared.verifier.beat();
         }
         tokio::time::sleep(BEAT_EVERY).await;
     }
 }
 
 /// Says once what the agent's account may not do, as soon as the API server tells.
-async fn check_account(agent: Arc<Agent>) {
+async fn check_account(shared: Arc<Shared>) {
     loop {
-        match preflight::account(&agent.client, &agent.settings).await {
+        match preflight::account(&shared.client, &shared.settings).await {
             Ok(missing) => {
                 for problem in missing {
-                    agent.metrics.error("rbac", &problem);
+                    shared.metrics.error("rbac", &problem);
                     error!("{problem}");
                 }
                 return;
@@ -193,19 +170,19 @@ async fn check_account(agent: Arc<Agent>) {
 }
 
 /// Forgets the attachments of pods that are gone, which runtimes forget to ask for.
-async fn collect(agent: Arc<Agent>) {
+async fn collect(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(COLLECT_EVERY).await;
-        if !agent.cache.is_synced() {
+        if !shared.cache.is_synced() {
             continue;
         }
-        let agent = agent.clone();
+        let shared = shared.clone();
         // Files are blocking work.
         let work = tokio::task::spawn_blocking(move || {
-            let store = Store::new(&agent.settings.run_dir);
+            let store = Store::new(&shared.settings.run_dir);
             store.keep_pods(COLLECT_EVERY, |pod, uid| {
                 let (namespace, name) = pod.split_once('/').unwrap_or_default();
-                matches!(agent.cache.find(namespace, name, uid), Found::Pod(_))
+                matches!(shared.cache.find(namespace, name, uid), Found::Pod(_))
             })
         });
         match work.await {
@@ -221,8 +198,8 @@ async fn collect(agent: Arc<Agent>) {
 
 /// Gives back what reading every pod of the node took, and the looks at them; and now and
 /// then what bursts took since.
-async fn give_back(agent: Arc<Agent>) {
-    while !agent.cache.is_synced() {
+async fn give_back(shared: Arc<Shared>) {
+    while !shared.cache.is_synced() {
         tokio::time::sleep(SETTLES).await;
     }
     let mut pause = SETTLES;
@@ -260,15 +237,16 @@ async fn watch(agent: Arc<Agent>) {
         let agent = agent.clone();
         move |change| agent.changed(change)
     };
-    let (client, node) = (agent.client.clone(), agent.settings.node.clone());
-    let (cache, metrics, pulse) = (agent.cache.clone(), agent.metrics.clone(), agent.watch.clone());
+    let (client, node) = (agent.shared.client.clone(), agent.shared.settings.node.clone());
+    let (cache, metrics, pulse) =
+        (agent.shared.cache.clone(), agent.shared.metrics.clone(), agent.shared.pods_watch.clone());
     api::watch_pods(client, node, cache, metrics, pulse, changed).await;
 }
 
 /// Answers on the agent's socket for ever.
 async fn serve(agent: Arc<Agent>, listener: UnixListener) {
-    let run_dir = &agent.settings.run_dir;
-    let path = run_dir.join(SOCKET);
+    let run_dir = &agent.shared.settings.run_dir;
+    let path = cni::agent::socket(run_dir);
     let bind = || {
         // The folder may have gone with the socket.
         crate::sys::trust::make_directory(run_dir)
@@ -277,7 +255,7 @@ async fn serve(agent: Arc<Agent>, listener: UnixListener) {
     };
     let answers = Arc::new(OnSocket(agent.clone()));
     let serve = |listener| socket::serve(listener, answers.clone());
-    kept_socket::serve(&path, "the agent's socket", listener, bind, serve, &agent.lost_sockets).await;
+    kept_socket::serve(&path, "the agent's socket", listener, bind, serve, &agent.shared.lost_sockets).await;
 }
 
 /// Tells that pods are not intercepted any more. The right to do so is gone mostly.
@@ -301,14 +279,14 @@ async fn tell_condition(agent: Arc<Agent>) {
         }
     };
     let _ = tokio::time::timeout(STARTS, starts).await;
-    let mut reporter = Reporter::new(agent.settings.node.clone());
+    let mut reporter = Reporter::new(agent.shared.settings.node.clone());
     let mut said: Option<TellError> = None;
     loop {
-        let problem = reporter.tell(&agent.client, agent.condition()).await.err();
+        let problem = reporter.tell(&agent.shared.client, agent.condition()).await.err();
         agent.node_is_unknown(matches!(problem, Some(TellError::UnknownNode(_))));
         if let Some(problem) = problem.as_ref().filter(|problem| said.as_ref() != Some(problem)) {
             warn!("{problem}");
-            agent.metrics.error("condition", problem);
+            agent.shared.metrics.error("condition", problem);
         }
         said = problem;
         tokio::time::sleep(CONDITION_EVERY).await;

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::ambient;
+use crate::config::settings::BackendChoice;
+use crate::config::types::Families;
+
 use super::credentials::Credentials;
 use super::decide::Policy;
 use super::http::Listen;
@@ -40,6 +42,20 @@ pub struct ObjectName {
     pub name: String,
 }
 
+/// What the agent is told about ambient mode.
+#[derive(Debug, Clone)]
+pub struct AmbientFlags {
+    /// Where ztunnels connect to.
+    pub socket: PathBuf,
+    /// Whether DNS is taken of a pod that does not say.
+    pub dns: bool,
+    pub backend: BackendChoice,
+    /// The families to program.
+    pub families: Families,
+    /// As whom the kubelet runs, where that is not to be found out.
+    pub kubelet_uid: Option<u32>,
+}
+
 /// The settings of an agent.
 pub struct AgentSettings {
     pub node: String,
@@ -67,5 +83,5 @@ pub struct AgentSettings {
     /// Keep PolicyReport objects.
     pub policy_reports: bool,
     /// Ambient mode, where that is on.
-    pub ambient: Option<ambient::AmbientFlags>,
+    pub ambient: Option<AmbientFlags>,
 }

@@ -24,13 +24,14 @@
 use std::fs::{DirEntry, File, Metadata};
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 use nix::sys::stat::{fstat, major, minor};
 
+use super::mutex::lock;
 use super::netlink::{Netlink, attributes};
 use super::netns;
 
@@ -53,7 +54,7 @@ impl Drop for Lock {
         let Some((spare, member)) = self.spare.take().zip(self.member.take()) else { return };
         // What does not leave the group is closed, which leaves it as well.
         if member.drop_membership(GROUP).is_ok() {
-            *spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(member);
+            *lock(&spare) = Some(member);
         }
     }
 }
@@ -74,7 +75,7 @@ impl KeptLock {
     ///
     /// The errors of [`acquire`].
     pub fn acquire(&self, deadline: Duration) -> Result<Lock, LockError> {
-        let kept = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let kept = lock(&self.spare).take();
         Ok(Lock { member: join(kept, deadline)?, spare: Some(self.spare.clone()) })
     }
 }

@@ -9,6 +9,7 @@ pub mod inet_diag;
 pub mod link;
 pub mod lock;
 pub mod memory;
+pub mod mutex;
 pub mod netlink;
 pub mod netns;
 pub mod packet;

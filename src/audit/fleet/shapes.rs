@@ -8,11 +8,11 @@ use std::sync::Arc;
 use jiff::civil::Date;
 
 use crate::audit::accept::{Accepted, Subject};
-use crate::audit::ask;
 use crate::audit::digest::digest;
 use crate::audit::escapes::kind::{EscapeKind, Severity};
 use crate::audit::escapes::{Escape, words};
 use crate::audit::lints::{Lint, OF_MANY, containers};
+use crate::audit::question;
 use crate::audit::report::drift::DriftFinding;
 use crate::audit::report::{Acceptance, Input, Report, by, proxy_owners};
 use crate::audit::source::Source;
@@ -247,7 +247,7 @@ fn of_escape(escape: &Escape, space: &Space, accepted: Option<Acceptance>) -> Fl
         items: items(escape, space),
         what: words::flows(escape, space),
         by: by(escape),
-        example: Some(ask::command(&escape.example)),
+        example: Some(question::command(&escape.example)),
         closes: escape.closes().into(),
         accepted,
     }

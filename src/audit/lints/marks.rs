@@ -4,11 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::audit::ask;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::{example, words};
 use crate::audit::flow::Taker;
 use crate::audit::partition::{Part, TooManyParts};
+use crate::audit::question;
 use crate::audit::ruleset::Ruleset;
 use crate::audit::space::cube::{Cube, merged};
 use crate::audit::space::{Scope, Space};
@@ -69,7 +69,7 @@ pub fn lints(ruleset: &Ruleset, space: &Space, families: Families) -> Result<Vec
 fn lint(mark: u32, LetOut { flows, places }: &LetOut, space: &Space) -> Option<Lint> {
     let mut flow = example::of_any(flows, Scope::Outbound, space)?;
     flow.mark = mark;
-    let command = ask::command(&flow);
+    let command = question::command(&flow);
     let mut lines = words::sets(flows, Scope::Outbound, space);
     let more = lines.len().saturating_sub(SHOWN);
     lines.truncate(SHOWN);

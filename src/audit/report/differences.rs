@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use crate::audit::ask;
 use crate::audit::escapes::words;
+use crate::audit::question;
 use crate::audit::undo::is_policy;
 use crate::audit::verification::{Finding, TrafficChange, Verification, What};
 use crate::plan::diff::{Difference, Side};
@@ -162,7 +162,7 @@ pub fn json(report: &Verification) -> Value {
             "found_rule": effect.found_rule,
             "example": {
                 "flow": effect.example.to_string(),
-                "explain": ask::arguments(&effect.example),
+                "explain": question::arguments(&effect.example),
             },
         })
     };

@@ -3,11 +3,11 @@
 
 use std::fmt::Write;
 
-use crate::audit::ask;
 use crate::audit::draw::svg::escaped;
 use crate::audit::escapes::Escape;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::words;
+use crate::audit::question;
 
 use super::text::{pod, summary};
 use super::{Acceptance, Judged, Report, by};
@@ -154,7 +154,7 @@ fn escape(out: &mut String, report: &Report, judged: &Judged<Escape>) {
         out,
         "<dt>For example</dt>\n<dd>{}</dd>\n<dd><code>{}</code></dd>",
         escaped(&escape.example.to_string()),
-        escaped(&ask::command(&escape.example))
+        escaped(&question::command(&escape.example))
     );
     let _ = writeln!(out, "<dt>To close it</dt>\n<dd>{}</dd>\n</dl>\n</article>", escaped(escape.closes()));
 }

@@ -2,9 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::audit::ask;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::{Escape, scope_name};
+use crate::audit::question;
 use crate::audit::space::Scope;
 use crate::audit::space::cube::{Cube, NOBODY, Owners};
 use crate::config::ranges::{Discrete, RangeList};
@@ -90,8 +90,8 @@ fn escape(report: &Report, judged: &Judged<Escape>) -> Value {
         "accepted": acceptance(&judged.accepted),
         "rules": rules.collect::<Vec<_>>(),
         "falls_through": falls_through(escape),
-        "example": ask::json(&escape.example),
-        "explain": ask::arguments(&escape.example),
+        "example": question::json(&escape.example),
+        "explain": question::arguments(&escape.example),
         "flows": escape.flows.iter().map(|(family, cube)| flows(report, escape.scope, *family, cube)).collect::<Vec<_>>(),
     })
 }

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 
-use crate::audit::ask;
 use crate::audit::escapes::Escape;
 use crate::audit::escapes::kind::Severity;
 use crate::audit::escapes::words;
+use crate::audit::question;
 use crate::config::facts::is_global;
 
 use super::{Acceptance, Judged, Report, by};
@@ -104,6 +104,6 @@ fn escape(out: &mut String, report: &Report, judged: &Judged<Escape>) {
     fields(out, "what", &words::flows(escape, report.space));
     fields(out, "by", &by(escape));
     field(out, "try", &escape.example.to_string());
-    field(out, "", &ask::command(&escape.example));
+    field(out, "", &question::command(&escape.example));
     field(out, "close", escape.closes());
 }

@@ -20,6 +20,7 @@ use crate::config::pod::injector::Injector;
 use super::kubectl::{Kubectl, KubectlRefusal, again};
 use super::pods::Eye;
 use crate::cli::error::CliError;
+use crate::sys::mutex::lock;
 
 /// How many agents are asked at once.
 const AT_ONCE: usize = 50;
@@ -164,7 +165,7 @@ fn ask_all(kubectl: &Kubectl, agents: &[Agent], timeout: Duration) -> ClusterFac
             let asked = again(|| ask_latest(kubectl, &mut agent, timeout, &facts));
             if let Err(refusal) = asked {
                 let Agent { node, namespace, name } = &agent;
-                facts.lock().unwrap_or_else(PoisonError::into_inner).missed.push(Missed {
+                lock(&facts).missed.push(Missed {
                     what: format!("node {node}"),
                     why: format!(
                         "its agent {namespace}/{name} gives no answer, so its pods are told by their manifests: {}",
@@ -227,7 +228,7 @@ fn ask(kubectl: &Kubectl, agent: &Agent, timeout: Duration, facts: &Mutex<Cluste
     let mut lines = 0;
     let mut each = |line: &str| {
         lines += 1;
-        facts.lock().unwrap_or_else(PoisonError::into_inner).line(&mut telling, line)
+        lock(facts).line(&mut telling, line)
     };
     kubectl.exec((&agent.namespace, &agent.name), &ASK, timeout, &mut each)?;
     match telling.is_over() && lines > 0 {

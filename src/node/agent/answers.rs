@@ -23,8 +23,8 @@ use crate::node::inventory::{State, TrackedPod, timestamp};
 use crate::node::socket::Answers;
 use crate::sys::text::shortened;
 
+use super::Agent;
 use super::pages::{self, Position};
-use super::{Agent, lock};
 
 /// How long the plugin waits for the watch to bring a pod, and then for the API server.
 const WATCH_PATIENCE: Duration = Duration::from_secs(2);
@@ -40,7 +40,7 @@ impl Agent {
         let answer = self.decided(asked).await;
         if let Answer::Error { code, .. } = &answer {
             let later = *code == Code::TryAgainLater.number();
-            self.metrics.added("refused", if later { "later" } else { "failed" });
+            self.shared.metrics.added("refused", if later { "later" } else { "failed" });
         }
         answer
     }
@@ -51,8 +51,8 @@ impl Agent {
             Ok(known) => known,
             Err(error) => return refusal(&error),
         };
-        let decision = decide(&known, &self.policy);
-        if let (PodDecision::LeaveAlone(_), Some(ambient)) = (&decision, self.ambient.get())
+        let decision = decide(&known, &self.shared.settings.policy);
+        if let (PodDecision::LeaveAlone(_), Some(ambient)) = (&decision, self.ambient.as_ref())
             && let Some(answer) = self.join(ambient, &known, &asked, started).await
         {
             return answer;
@@ -84,9 +84,9 @@ impl Agent {
             Some(Standing::Out { .. }) => return None,
             Some(Standing::In { .. }) | None => {}
         }
-        let (tracked, _) = self.inventory.track(known);
+        let (tracked, _) = self.shared.inventory.track(known);
         tracked.inner().attachment = Some(asked.attachment.clone());
-        let joined = match self.places.open(Path::new(&asked.netns)) {
+        let joined = match self.shared.places.open(Path::new(&asked.netns)) {
             Ok(place) => ambient.join(known, place, left()).await,
             Err(e) => Err(format!(
                 "{e}; the agent's container needs the runtime's folder of network namespaces, such as /var/run/netns"
@@ -112,7 +112,7 @@ impl Agent {
     async fn find(&self, asked: &Decide) -> Result<Arc<Known>, CniError> {
         let Decide { namespace, name, uid, .. } = asked;
         let uid = uid.as_deref();
-        if let Found::Pod(known) = self.cache.wait_for(namespace, name, uid, WATCH_PATIENCE).await {
+        if let Found::Pod(known) = self.shared.cache.wait_for(namespace, name, uid, WATCH_PATIENCE).await {
             return Ok(known);
         }
         let later = |problem: String| {
@@ -126,8 +126,8 @@ impl Agent {
             CniError::new(Code::LookUp, format!("there is no such pod any more: {namespace}/{name}"))
                 .details("it was deleted meanwhile; the kubelet gives it up by itself")
         };
-        match api::look_up(&self.client, namespace, name, API_PATIENCE).await {
-            Ok(Some(pod)) => match self.cache.learn(pod) {
+        match api::look_up(&self.shared.client, namespace, name, API_PATIENCE).await {
+            Ok(Some(pod)) => match self.shared.cache.learn(pod) {
                 Some(known) if uid.is_none_or(|uid| uid == known.uid) => Ok(known),
                 Some(_) => Err(gone()),
                 None => Err(later("the API server's answer makes no sense".into())),
@@ -138,34 +138,27 @@ impl Agent {
     }
 
     fn status(&self) -> Value {
-        let installed = lock(&self.installed);
-        let chain = installed.look.as_ref().map(|look| match &look.chain {
-            Ok(state) => state.to_string(),
-            Err(e) => e.clone(),
-        });
-        let effective = installed.effective.map(timestamp);
-        drop(installed);
         let problems = self.not_ready();
         json!({
             "ready": problems.is_empty(),
             "problems": problems,
             "version": env!("CARGO_PKG_VERSION"),
-            "node": self.settings.node,
-            "chain": chain,
-            "chainSince": effective,
+            "node": self.shared.settings.node,
+            "chain": self.shared.installed.chain(),
+            "chainSince": self.shared.installed.effective_since().map(timestamp),
             "watchAgeSeconds": self.watch_age().map(|age| age.as_secs()),
-            "knownPods": self.cache.len(),
-            "pods": self.inventory.counts(),
-            "lastErrors": self.metrics.last_errors().iter().map(|error| json!({
+            "knownPods": self.shared.cache.len(),
+            "pods": self.shared.inventory.counts(),
+            "lastErrors": self.shared.metrics.last_errors().iter().map(|error| json!({
                 "time": timestamp(error.at), "cause": error.cause, "what": error.what, "times": error.times,
             })).collect::<Vec<Value>>(),
-            "ambient": self.ambient.get().map(|ambient| ambient.report()),
+            "ambient": self.ambient.as_ref().map(|ambient| ambient.report()),
         })
     }
 
     /// Every pod with its state, or a page of them.
     fn list(&self, from: Option<&str>) -> Value {
-        let pods = self.inventory.all();
+        let pods = self.shared.inventory.all();
         // A line holds some hundred pods; who wants more of one asks why.
         let short = |known: &Known, tracked: &TrackedPod| {
             let inner = tracked.inner();
@@ -188,18 +181,18 @@ impl Agent {
     }
 
     fn why(&self, namespace: &str, name: &str) -> Answer {
-        let Found::Pod(known) = self.cache.find(namespace, name, None) else {
-            let text = format!("no pod {namespace}/{name} is known on node {}", self.settings.node);
+        let Found::Pod(known) = self.shared.cache.find(namespace, name, None) else {
+            let text = format!("no pod {namespace}/{name} is known on node {}", self.shared.settings.node);
             let details = "kubectl get pod -o wide tells the node it is on".into();
             return Answer::Error { code: Code::LookUp.number(), message: text, details };
         };
-        let mut report = match self.inventory.get(&known.uid) {
+        let mut report = match self.shared.inventory.get(&known.uid) {
             Some(tracked) => tracked.report(),
             None => json!({ "namespace": known.namespace, "name": known.name, "uid": known.uid,
                 "state": "ended", "sentence": "all its containers have ended" }),
         };
-        let standing = self.ambient.get().and_then(|ambient| ambient.standing(&known));
-        report["decision"] = match decide(&known, &self.policy) {
+        let standing = self.ambient.as_ref().and_then(|ambient| ambient.standing(&known));
+        report["decision"] = match decide(&known, &self.shared.settings.policy) {
             PodDecision::LeaveAlone(_) if let Some(Standing::In { why, options, warnings }) = &standing => json!({
                 "intercept": false, "ambient": true, "why": why, "warnings": warnings,
                 "options": ambient_options(options) }),
@@ -259,6 +252,6 @@ impl Answers for OnSocket {
     }
 
     fn heard(&self, request: &'static str, result: &'static str) {
-        self.0.metrics.request(request, result);
+        self.0.shared.metrics.request(request, result);
     }
 }

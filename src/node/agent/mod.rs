@@ -1,13 +1,13 @@
-//! The agent: what its parts share, and its answers.
+//! The agent: what it does with what the API server, the installer and the plugin tell it, and
+//! its answers.
 
 mod answers;
-mod missed;
 mod pages;
-mod places;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tracing::info;
 
@@ -15,194 +15,98 @@ use crate::cni::agent::message::{AttachmentName, Done, FAILED};
 use crate::cni::state::KeptNetns;
 
 use super::ambient::{Ambient, Real};
-use super::cache::{Cache, Change, Found, Known, Phase};
+use super::cache::{Change, Found, Known, Phase};
 use super::caretaker;
 use super::condition::{Condition, TellError};
-use super::decide::{PodDecision, Policy, decide};
-use super::events::Teller;
+use super::decide::{PodDecision, decide};
 use super::http::Metered;
 use super::installer::keeper::Inspection;
 use super::installer::{ChainState, Placed};
-use super::inventory::{Inventory, Place, State, TrackedPod};
-use super::kept_socket::LostSockets;
-use super::metrics::Metrics;
-use super::on_failure::Evictions;
-use super::pulse::{self, Pulse, WatchPulse};
-use super::settings::AgentSettings;
-use super::worker::Workers;
+use super::inventory::{Place, State, TrackedPod};
+use super::pulse;
+use super::shared::Shared;
 pub(super) use answers::OnSocket;
-use missed::Missed;
-use places::Places;
 
 /// The agent.
-pub struct Agent {
-    pub settings: AgentSettings,
-    pub policy: Policy,
-    pub cache: Arc<Cache>,
-    pub inventory: Inventory,
-    pub places: Arc<Places>,
-    pub metrics: Arc<Metrics>,
-    pub events: Teller,
-    pub workers: Workers,
-    /// Beats while the watch of pods, and the verifier, do not hang.
-    pub watch: Arc<WatchPulse>,
-    pub verifier: Pulse,
-    pub client: kube::Client,
-    pub evictions: Evictions,
+pub(super) struct Agent {
+    pub shared: Arc<Shared>,
     /// Ambient mode, where that is on.
-    pub ambient: OnceLock<Arc<Ambient<Real>>>,
-    pub namespaces_watch: Arc<WatchPulse>,
-    pub lost_sockets: LostSockets,
-    installed: Mutex<Installed>,
-    random: Mutex<u32>,
-}
-
-/// What the installer told last, and what came of it.
-#[derive(Default)]
-struct Installed {
-    look: Option<Inspection>,
-    /// Since when the chain has had our entry.
-    effective: Option<SystemTime>,
-    /// A pod that should have been intercepted and for which no ADD came, since then.
-    missed: Option<Missed>,
+    pub ambient: Option<Arc<Ambient<Real>>>,
     /// The API server knows no node of the name that the agent was given.
-    unknown_node: bool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    node_is_unknown: AtomicBool,
 }
 
 impl Agent {
-    pub fn new(settings: AgentSettings, client: kube::Client, watch: Arc<WatchPulse>, events: Teller) -> Self {
-        let places = Arc::new(Places::new(&settings.run_dir, &settings.host_proc));
-        Self {
-            policy: settings.policy.clone(),
-            settings,
-            cache: Arc::default(),
-            inventory: Inventory::default(),
-            places,
-            metrics: Arc::default(),
-            events,
-            workers: Workers::default(),
-            watch,
-            verifier: Pulse::default(),
-            client,
-            evictions: Evictions::default(),
-            ambient: OnceLock::new(),
-            namespaces_watch: Arc::default(),
-            lost_sockets: LostSockets::default(),
-            installed: Mutex::default(),
-            random: Mutex::new(std::process::id() | 1),
-        }
-    }
-
-    /// A number that spreads what would otherwise come together (xorshift32).
-    pub fn random(&self) -> u32 {
-        let mut state = lock(&self.random);
-        *state ^= *state << 13;
-        *state ^= *state >> 17;
-        *state ^= *state << 5;
-        *state
+    pub(super) fn new(shared: Arc<Shared>, ambient: Option<Arc<Ambient<Real>>>) -> Self {
+        Self { shared, ambient, node_is_unknown: AtomicBool::new(false) }
     }
 
     /// How long ago the API server last said anything on the watch, a bookmark included.
     fn watch_age(&self) -> Option<Duration> {
-        self.cache.is_synced().then(|| self.watch.heard.age())
+        self.shared.cache.is_synced().then(|| self.shared.pods_watch.heard.age())
     }
 
     /// Hears of a look of the installer.
-    pub fn installed(&self, look: &Inspection) {
+    pub(super) fn installed(&self, look: &Inspection) {
         let effective = matches!(&look.chain, Ok(state) if state.is_effective());
-        self.metrics.chain(effective, look.rewritten);
+        self.shared.metrics.chain(effective, look.rewritten);
         // A look that finds everything in its place installs nothing.
         match &look.binary {
-            Ok(Placed::New | Placed::Replaced) => self.metrics.installed("binary", "done"),
+            Ok(Placed::New | Placed::Replaced) => self.shared.metrics.installed("binary", "done"),
             Ok(Placed::Same) => {}
-            Err(problem) => self.metrics.install_failed("binary", problem),
+            Err(problem) => self.shared.metrics.install_failed("binary", problem),
         }
         match &look.chain {
-            Ok(ChainState::Effective { written: true, .. }) => self.metrics.installed("chain", "done"),
+            Ok(ChainState::Effective { written: true, .. }) => self.shared.metrics.installed("chain", "done"),
             Ok(_) => {}
-            Err(problem) => self.metrics.install_failed("chain", problem),
+            Err(problem) => self.shared.metrics.install_failed("chain", problem),
         }
-        let mut installed = lock(&self.installed);
-        match (effective, installed.effective) {
-            // While others had taken it out, pods may have started without.
-            (true, _) if look.rewritten => installed.effective = Some(SystemTime::now()),
-            (true, None) => installed.effective = Some(SystemTime::now()),
-            (false, Some(_)) => installed.effective = None,
-            _ => {}
-        }
-        installed.look = Some(look.clone());
+        self.shared.installed.looked(look);
     }
 
     /// Hears whether the API server knows the node.
-    pub fn node_is_unknown(&self, unknown: bool) {
-        lock(&self.installed).unknown_node = unknown;
-    }
-
-    /// Hears of a pod that a look found without any rules, though the plugin should have made
-    /// them: if the chain had our entry when it was made and no ADD came for it, the runtime
-    /// uses another chain.
-    pub fn has_no_rules(&self, tracked: &TrackedPod) {
-        let known = tracked.known();
-        let mut inner = tracked.inner();
-        let mut installed = lock(&self.installed);
-        // A pod is judged once: what is not repaired is looked at again and again.
-        if inner.attachment.is_some() || std::mem::replace(&mut inner.judged, true) {
-            return;
-        }
-        if let (Some(effective), Some(created)) = (installed.effective, known.created)
-            && missed::is_made_after(created, effective)
-        {
-            installed.missed = Some(Missed::new(&known, Instant::now()));
-        }
+    pub(super) fn node_is_unknown(&self, unknown: bool) {
+        self.node_is_unknown.store(unknown, Ordering::Relaxed);
     }
 
     /// Whether it is known how things stand: the chain and the binary have been looked at, and
     /// the node's pods are known.
-    pub fn knows_how_things_stand(&self) -> bool {
-        lock(&self.installed).look.is_some() && self.cache.is_synced()
+    pub(super) fn knows_how_things_stand(&self) -> bool {
+        self.shared.installed.is_looked_at() && self.shared.cache.is_synced()
     }
 
     /// Hears of changes of the watch.
-    pub fn changed(self: &Arc<Self>, change: Change) {
+    pub(super) fn changed(self: &Arc<Self>, change: Change) {
         match change {
             Change::Set(known) if known.phase == Phase::Ended => {
-                drop(self.inventory.forget(&known.uid));
-                self.is_gone(&known);
-                if let Some(ambient) = self.ambient.get() {
+                drop(self.shared.inventory.forget(&known.uid));
+                self.shared.installed.is_gone(&known);
+                if let Some(ambient) = &self.ambient {
                     ambient.consider(&known);
                 }
             }
             Change::Set(known) => drop(self.track(&known)),
             Change::Gone(known) => {
-                drop(self.inventory.forget(&known.uid));
-                self.is_gone(&known);
-                self.places.forget(&known.uid);
-                if let Some(ambient) = self.ambient.get() {
+                drop(self.shared.inventory.forget(&known.uid));
+                self.shared.installed.is_gone(&known);
+                self.shared.places.forget(&known.uid);
+                if let Some(ambient) = &self.ambient {
                     ambient.gone(&known.uid);
                 }
             }
             Change::Synced => {
-                info!(pods = self.cache.len(), "every pod of the node is known");
+                info!(pods = self.shared.cache.len(), "every pod of the node is known");
                 self.maybe_complete();
             }
         }
     }
 
-    /// A pod has ended, or is gone: what was missed of it says nothing of the next one.
-    fn is_gone(&self, known: &Known) {
-        lock(&self.installed).missed.take_if(|missed| missed.is_of(known));
-    }
-
     /// Hears of changes of the watch of namespaces: these are in ambient mode now, or are not.
-    pub fn namespaces_changed(self: &Arc<Self>, changed: &[String]) {
-        let Some(ambient) = self.ambient.get() else { return };
+    pub(super) fn namespaces_changed(self: &Arc<Self>, changed: &[String]) {
+        let Some(ambient) = &self.ambient else { return };
         // Before all was known, nothing was decided about any.
         let first = !ambient.is_complete() && ambient.knows_namespaces();
-        for known in self.cache.all() {
+        for known in self.shared.cache.all() {
             if known.phase != Phase::Ended && (first || changed.contains(&known.namespace)) {
                 self.track(&known);
             }
@@ -212,8 +116,8 @@ impl Agent {
 
     /// Says that ztunnels may be told that they know everything, as soon as they may.
     fn maybe_complete(self: &Arc<Self>) {
-        if let Some(ambient) = self.ambient.get()
-            && self.cache.is_synced()
+        if let Some(ambient) = &self.ambient
+            && self.shared.cache.is_synced()
             && ambient.knows_namespaces()
             && !ambient.is_complete()
         {
@@ -223,12 +127,12 @@ impl Agent {
 
     /// Looks after a pod from now on, or looks again.
     fn track(self: &Arc<Self>, known: &Arc<Known>) -> Arc<TrackedPod> {
-        let (tracked, _) = self.inventory.track(known);
-        match decide(known, &self.policy) {
+        let (tracked, _) = self.shared.inventory.track(known);
+        match decide(known, &self.shared.settings.policy) {
             PodDecision::LeaveAlone(why) => {
                 // Nobody is going to look at its namespace for a sidecar's rules.
                 tracked.inner().place = None;
-                let standing = self.ambient.get().and_then(|ambient| {
+                let standing = self.ambient.as_ref().and_then(|ambient| {
                     ambient.consider(known);
                     ambient.standing(known)
                 });
@@ -242,7 +146,7 @@ impl Agent {
                 match &inner.task {
                     Some(_) => tracked.wake.notify_one(),
                     None => {
-                        let task = tokio::spawn(caretaker::look_after(self.clone(), tracked.clone()));
+                        let task = tokio::spawn(caretaker::look_after(self.shared.clone(), tracked.clone()));
                         inner.task = Some(task.abort_handle());
                     }
                 }
@@ -251,63 +155,21 @@ impl Agent {
         tracked
     }
 
-    /// The namespace of a pod: as ADD told it, as it was kept on disk while there was no agent,
-    /// or that of one of its processes.
-    pub async fn place_of(&self, tracked: &TrackedPod) -> Option<Place> {
-        if let Some(place) = tracked.inner().place.clone() {
-            return Some(place);
-        }
-        let uid = tracked.known().uid.clone();
-        let place = match self.places.kept(&uid) {
-            Some((attachment, place)) => {
-                tracked.inner().attachment = Some(attachment);
-                place
-            }
-            None => self.places.of_processes(&uid).await?,
-        };
-        tracked.inner().place = Some(place.clone());
-        Some(place)
-    }
-
-    /// The namespace of a pod by its UID: as it was kept on disk while there was no agent, or
-    /// that of one of its processes.
-    pub async fn place_by_uid(&self, uid: &str) -> Option<Place> {
-        if let Some((attachment, place)) = self.places.kept(uid) {
-            if let Some(tracked) = self.inventory.get(uid) {
-                tracked.inner().attachment = Some(attachment);
-            }
-            return Some(place);
-        }
-        self.places.of_processes(uid).await
-    }
-
     /// What keeps pods on this node from being intercepted, as a condition of the node.
-    pub fn condition(&self) -> Condition {
-        if let Some(problem) = self.lost_sockets.problem() {
+    pub(super) fn condition(&self) -> Condition {
+        if let Some(problem) = self.shared.lost_sockets.problem() {
             return Condition::fails("SocketLost", problem);
         }
-        let mut installed = lock(&self.installed);
-        match &installed.look {
-            None => return Condition::fails("Starting", "the agent is starting"),
-            Some(look) => {
-                if let Some(problem) = look.problem() {
-                    let taken_out = matches!(look.chain, Ok(ChainState::TakenOut { .. }));
-                    return Condition::fails(if taken_out { "TakenOut" } else { "NotInstalled" }, problem);
-                }
-            }
+        if let Some(problem) = self.shared.installed.problem(&self.shared.settings.installation.conf_dir) {
+            return problem;
         }
-        installed.missed.take_if(|missed| missed.is_old(Instant::now()));
-        if let Some(missed) = &installed.missed {
-            let message = format!(
-                "pod {missed} was started without the plugin although the entry is in the chain: the runtime uses another folder or file; compare its configuration with --cni-conf-dir {}",
-                self.settings.installation.conf_dir.display()
+        if self.node_is_unknown.load(Ordering::Relaxed) {
+            return Condition::fails(
+                "NodeUnknown",
+                TellError::UnknownNode(self.shared.settings.node.clone()).to_string(),
             );
-            return Condition::fails("ChainNotUsed", message);
         }
-        if installed.unknown_node {
-            return Condition::fails("NodeUnknown", TellError::UnknownNode(self.settings.node.clone()).to_string());
-        }
-        if !self.cache.is_synced() {
+        if !self.shared.cache.is_synced() {
             return Condition::fails("NotSynced", "the API server has not told the pods of this node yet");
         }
         Condition::works()
@@ -316,26 +178,26 @@ impl Agent {
     /// Hears what the plugin has done.
     fn done(self: &Arc<Self>, done: Done) {
         if done.action == FAILED {
-            return self.metrics.added("intercepted", "failed");
+            return self.shared.metrics.added("intercepted", "failed");
         }
-        self.metrics.added(if done.why.is_some() { "left-alone" } else { "intercepted" }, "done");
+        self.shared.metrics.added(if done.why.is_some() { "left-alone" } else { "intercepted" }, "done");
         for (phase, milliseconds) in &done.phases {
-            self.metrics.add_phase(phase, *milliseconds);
+            self.shared.metrics.add_phase(phase, *milliseconds);
         }
-        lock(&self.installed).missed = None;
-        let place = self.places.open(Path::new(&done.netns));
+        self.shared.installed.is_used();
+        let place = self.shared.places.open(Path::new(&done.netns));
         let kept = |place: &Place| KeptNetns { path: done.netns.clone().into(), identity: place.identity };
-        let Found::Pod(known) = self.cache.find(&done.namespace, &done.name, done.uid.as_deref()) else {
+        let Found::Pod(known) = self.shared.cache.find(&done.namespace, &done.name, done.uid.as_deref()) else {
             // The watch is behind: what is known of the pod's place waits for it.
             if let (Some(uid), Ok(place)) = (&done.uid, &place) {
-                self.places.keep(uid.clone(), done.attachment.clone(), kept(place));
+                self.shared.places.keep(uid.clone(), done.attachment.clone(), kept(place));
             }
             return;
         };
-        let (tracked, _) = self.inventory.track(&known);
+        let (tracked, _) = self.shared.inventory.track(&known);
         // Also that of a pod which is left alone: its labels may change while it runs.
         if let Ok(place) = &place {
-            self.places.keep(known.uid.clone(), done.attachment.clone(), kept(place));
+            self.shared.places.keep(known.uid.clone(), done.attachment.clone(), kept(place));
         }
         {
             let mut inner = tracked.inner();
@@ -353,13 +215,13 @@ impl Agent {
     }
 
     fn forget(&self, attachment: &AttachmentName) {
-        if let Some(tracked) = self.inventory.by_attachment(attachment) {
+        if let Some(tracked) = self.shared.inventory.by_attachment(attachment) {
             let mut inner = tracked.inner();
             inner.attachment = None;
             inner.place = None;
             drop(inner);
-            self.places.forget(&tracked.known().uid);
-            if let Some(ambient) = self.ambient.get() {
+            self.shared.places.forget(&tracked.known().uid);
+            if let Some(ambient) = &self.ambient {
                 ambient.sandbox_gone(&tracked.known().uid);
             }
             tracked.note("its sandbox is gone");
@@ -370,15 +232,15 @@ impl Agent {
 
 impl Metered for Agent {
     fn metrics(&self) -> String {
-        self.metrics.cache(self.watch_age(), self.cache.len());
-        if let Some(ambient) = self.ambient.get() {
-            self.metrics.ambient.namespaces(ambient.open_namespaces());
+        self.shared.metrics.cache(self.watch_age(), self.shared.cache.len());
+        if let Some(ambient) = &self.ambient {
+            self.shared.metrics.ambient.namespaces(ambient.open_namespaces());
         }
-        for (state, count) in self.inventory.counts() {
-            self.metrics.pods(state, count);
+        for (state, count) in self.shared.inventory.counts() {
+            self.shared.metrics.pods(state, count);
         }
-        self.metrics.pods_left_alone(&self.inventory.left_alone(&self.policy));
-        self.metrics.text()
+        self.shared.metrics.pods_left_alone(&self.shared.inventory.left_alone(&self.shared.settings.policy));
+        self.shared.metrics.text()
     }
 
     fn not_ready(&self) -> Vec<String> {
@@ -387,9 +249,9 @@ impl Metered for Agent {
     }
 
     fn not_healthy(&self) -> Vec<String> {
-        let mut hanging = pulse::hanging(self.watch.round.age(), self.verifier.age());
-        if self.ambient.get().is_some() {
-            hanging.extend(pulse::hanging_watch("namespaces", self.namespaces_watch.round.age()));
+        let mut hanging = pulse::hanging(self.shared.pods_watch.round.age(), self.shared.verifier.age());
+        if self.ambient.is_some() {
+            hanging.extend(pulse::hanging_watch("namespaces", self.shared.namespaces_watch.round.age()));
         }
         hanging
     }

@@ -4,8 +4,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::sys::mutex::lock;
+
 use super::super::cache::Known;
-use super::lock;
 use super::standing::REDIRECTION;
 
 /// For how long what was written is believed against the watch.

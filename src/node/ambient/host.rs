@@ -13,6 +13,7 @@ use crate::backend::conditions::Conditions;
 use crate::backend::host::{HostError, HostProbes};
 use crate::config::ambient::HostOptions;
 use crate::config::settings::BackendChoice;
+use crate::sys::mutex::lock;
 
 use super::super::ears::Ears;
 use super::claims::EntryChanges;
@@ -75,7 +76,7 @@ impl Host {
         let (probes, choice, options) = (self.probes.clone(), self.choice, self.options);
         let conditions = self.conditions.clone();
         let worked = tokio::task::spawn_blocking(move || {
-            let mut held = super::lock(&probes);
+            let mut held = lock(&probes);
             let probes = match &mut *held {
                 Some(probes) => probes,
                 None => held.insert(HostProbes::open(choice, options, conditions).map_err(|e| e.to_string())?),

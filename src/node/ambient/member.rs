@@ -1,9 +1,11 @@
 //! A pod of ambient mode, as far as others see it: what they tell it, and how far it is.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
+
+use crate::sys::mutex::lock;
 
 use super::super::cache::Known;
 use super::super::inventory::Place;
@@ -81,7 +83,7 @@ impl Member {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared)
     }
 
     pub(super) fn known(&self) -> Arc<Known> {

@@ -17,7 +17,7 @@
 //! | `member`, `care` | a pod as others see it; looking after it |
 //! | `writer` | writes annotations, beside everything else |
 //! | `world` | what is done to the kernel and the API server, behind a trait |
-//! | `start` | makes all of it |
+//! | `start` | makes all of it, and leaves the node |
 //! | `real`, `host`, `namespaces` | the real world; the node's own rules; the watch of namespaces |
 //! | `probe` | whether probes get through |
 //! | `zds` | telling ztunnels |
@@ -45,10 +45,11 @@ pub mod zds;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::config::types::Families;
+use crate::sys::mutex::lock;
 
 use super::cache::{Known, Phase};
 use super::inventory::Place;
@@ -58,7 +59,8 @@ use figures::Figures;
 use member::{Member, Where};
 pub use real::Real;
 use standing::{EnrolmentPolicy, Standing};
-pub use start::{AmbientFlags, leave_node, leave_node_by_hand, start};
+pub(super) use start::prepare;
+pub use start::{leave_node, leave_node_by_hand};
 use world::World;
 use zds::Identity;
 use zds::book::Book;
@@ -116,10 +118,6 @@ pub struct Ambient<W: World> {
     claims: Mutex<claims::Claims>,
     probed: Mutex<Option<Probed>>,
     writer: writer::Writer,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What ztunnels are told of a pod.

@@ -10,9 +10,12 @@ use kube::Api;
 use kube::runtime::watcher::{self, Event};
 use serde::Deserialize;
 
-use super::super::{Agent, api};
+use crate::sys::mutex::lock;
+
+use super::super::api;
+use super::super::shared::Shared;
+use super::Ambient;
 use super::real::Real;
-use super::{Ambient, lock};
 
 /// What is selected by: a namespace that loses the label is told as gone.
 pub(super) const SELECTOR: &str = "istio.io/dataplane-mode=ambient";
@@ -85,26 +88,26 @@ impl LabelList {
     }
 }
 
-/// Watches the namespaces that have the label, for ever.
-pub(super) async fn watch(agent: Arc<Agent>, ambient: Arc<Ambient<Real>>, client: kube::Client) {
+/// Watches the namespaces that have the label, for ever. `changed` hears which ones are in
+/// ambient mode now, or are not any more.
+pub(super) async fn watch(
+    shared: Arc<Shared>,
+    ambient: Arc<Ambient<Real>>,
+    client: kube::Client,
+    changed: impl Fn(&[String]),
+) {
     let all: Api<WatchedNamespace> = Api::all(client);
     let config = watcher::Config::default().labels(SELECTOR);
     let listing = LabelList::default();
-    let take = |event| {
-        let changed = match listing.told(event) {
-            None => return,
-            Some(LabelNews::One(name, labelled)) => {
-                if ambient.namespace_is(&name, labelled) {
-                    vec![name]
-                } else {
-                    Vec::new()
-                }
-            }
-            Some(LabelNews::All(names)) => ambient.namespaces_are(names),
-        };
-        agent.namespaces_changed(&changed);
+    let take = |event| match listing.told(event) {
+        None => {}
+        Some(LabelNews::One(name, labelled)) => {
+            let is_new = ambient.namespace_is(&name, labelled);
+            changed(if is_new { std::slice::from_ref(&name) } else { &[] });
+        }
+        Some(LabelNews::All(names)) => changed(&ambient.namespaces_are(names)),
     };
-    api::watch_all(all, config, "namespaces", &agent.metrics, &agent.namespaces_watch, take).await;
+    api::watch_all(all, config, "namespaces", &shared.metrics, &shared.namespaces_watch, take).await;
 }
 
 #[cfg(test)]

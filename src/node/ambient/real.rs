@@ -25,16 +25,16 @@ use crate::plan::{self, model::Plan};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns::Netns;
 
-use super::super::Agent;
 use super::super::cache::{Known, WatchedPod};
 use super::super::ears::Ears;
 use super::super::events::{Happened, Kind};
 use super::super::inventory::{Place, State};
+use super::super::settings::AmbientFlags;
+use super::super::shared::Shared;
 use super::super::worker::Urgency;
 use super::claims::EntryChanges;
 use super::host::Host;
 use super::standing::{Options, REDIRECTION};
-use super::start::AmbientFlags;
 use super::world::{Programmed, World};
 
 /// How long to wait for somebody else who is changing the node's rules.
@@ -55,7 +55,7 @@ const PATCH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The real world.
 pub struct Real {
-    agent: Arc<Agent>,
+    shared: Arc<Shared>,
     host: Arc<Host>,
     backend: BackendChoice,
     families: Families,
@@ -102,9 +102,9 @@ fn left_by_another(namespace: &Namespace, plan: &Plan, error: &InstallError) -> 
 
 impl Real {
     /// The world of an agent, with the rules of its node.
-    pub(super) fn new(agent: Arc<Agent>, host: Arc<Host>, given: &AmbientFlags) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, host: Arc<Host>, given: &AmbientFlags) -> Self {
         let AmbientFlags { backend, families, .. } = *given;
-        Self { agent, host, backend, families }
+        Self { shared, host, backend, families }
     }
 
     /// The rules of the agent's node.
@@ -121,7 +121,7 @@ impl Real {
     ) -> Result<T, String> {
         let (netns, choice) = (place.netns.clone(), self.backend);
         let work = move || work(namespace(&netns, choice, urgency)?);
-        self.agent.workers.run(urgency, place.netns.clone(), work).await.map_err(|e| e.to_string())?
+        self.shared.workers.run(urgency, place.netns.clone(), work).await.map_err(|e| e.to_string())?
     }
 }
 
@@ -136,7 +136,7 @@ impl Real {
         place: &Place,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, String> {
-        self.agent.workers.run(Urgency::Background, place.netns.clone(), work).await.map_err(|e| e.to_string())
+        self.shared.workers.run(Urgency::Background, place.netns.clone(), work).await.map_err(|e| e.to_string())
     }
 }
 
@@ -144,7 +144,7 @@ impl World for Real {
     type Ears = Ears;
 
     async fn find(&self, uid: &str) -> Option<Place> {
-        self.agent.place_by_uid(uid).await
+        self.shared.place_by_uid(uid).await
     }
 
     fn is_there(&self, place: &Place) -> bool {
@@ -184,7 +184,7 @@ impl World for Real {
             Ok(_) => "different",
             Err(_) => "unknown",
         };
-        self.agent.metrics.verified(result);
+        self.shared.metrics.verified(result);
         verified
     }
 
@@ -199,7 +199,7 @@ impl World for Real {
     }
 
     async fn addresses(&self, urgency: Urgency, place: &Place) -> Vec<IpAddr> {
-        let listed = self.agent.workers.run(urgency, place.netns.clone(), || {
+        let listed = self.shared.workers.run(urgency, place.netns.clone(), || {
             let mut netlink = Netlink::open(Netlink::ROUTE)?;
             routing::addresses(&mut netlink)
         });
@@ -209,7 +209,7 @@ impl World for Real {
     }
 
     async fn listen(&self, urgency: Urgency, place: &Place) -> Option<Ears> {
-        Ears::open(&self.agent.workers, urgency, place, "of ambient mode").await
+        Ears::open(&self.shared.workers, urgency, place, "of ambient mode").await
     }
 
     fn hear_all_of(ears: &Ears, backend: &str) -> bool {
@@ -225,7 +225,7 @@ impl World for Real {
     }
 
     async fn annotate(&self, known: &Known, value: Option<&'static str>) -> Result<(), String> {
-        let pods: Api<WatchedPod> = Api::namespaced(self.agent.client.clone(), &known.namespace);
+        let pods: Api<WatchedPod> = Api::namespaced(self.shared.client.clone(), &known.namespace);
         let mut patch = json!({ "metadata": { "annotations": { REDIRECTION: value } } });
         if !known.mirror {
             // A pod of the same name that has come meanwhile is not meant.
@@ -243,16 +243,16 @@ impl World for Real {
     }
 
     fn show(&self, uid: &str, state: State) -> bool {
-        self.agent.inventory.get(uid).is_some_and(|tracked| tracked.set(state))
+        self.shared.inventory.get(uid).is_some_and(|tracked| tracked.set(state))
     }
 
     fn note(&self, uid: &str, what: String) {
-        if let Some(tracked) = self.agent.inventory.get(uid) {
+        if let Some(tracked) = self.shared.inventory.get(uid) {
             tracked.note(what);
         }
     }
 
     fn tell(&self, known: &Arc<Known>, kind: Kind, cause: String, text: String) {
-        self.agent.events.tell(Happened { pod: known.clone(), kind, cause, note: text });
+        self.shared.events.tell(Happened { pod: known.clone(), kind, cause, note: text });
     }
 }

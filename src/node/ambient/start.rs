@@ -1,4 +1,4 @@
-//! Starts ambient mode: makes its parts, and lets them run beside the agent's others.
+//! Makes the parts of ambient mode, lets them run beside the agent's others, and leaves the node.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,73 +11,86 @@ use crate::backend::iptables::programs::ProgramEnvironment;
 use crate::config::ambient::HostOptions;
 use crate::config::given::process_environment;
 use crate::config::settings::BackendChoice;
-use crate::config::types::Families;
+use crate::sys::seqpacket::Listener;
 
-use super::super::{Agent, kept_socket};
+use super::super::kept_socket;
+use super::super::settings::AmbientFlags;
+use super::super::shared::Shared;
 use super::host::Host;
 use super::real::{LOCK_TIMEOUT, Real};
 use super::standing::EnrolmentPolicy;
 use super::zds::{self, ListenError};
 use super::{Ambient, AmbientSettings, host, kubelet, namespaces, probe, writer};
 
-/// What the agent is told about ambient mode.
-#[derive(Debug, Clone)]
-pub struct AmbientFlags {
-    /// Where ztunnels connect to.
-    pub socket: PathBuf,
-    /// Whether DNS is taken of a pod that does not say.
-    pub dns: bool,
-    pub backend: BackendChoice,
-    /// The families to program.
-    pub families: Families,
-    /// As whom the kubelet runs, where that is not to be found out.
-    pub kubelet_uid: Option<u32>,
+/// Ambient mode that is ready to run.
+pub(in crate::node) struct ReadyAmbient {
+    pub ambient: Arc<Ambient<Real>>,
+    host: Arc<Host>,
+    kubelet_uid: u32,
+    socket: PathBuf,
+    listener: Listener,
 }
 
-/// Starts ambient mode.
+/// Makes the parts of ambient mode.
 ///
 /// # Errors
 ///
 /// Ztunnels cannot be listened for.
-pub fn start(agent: &Arc<Agent>, given: &AmbientFlags, client: kube::Client) -> Result<(), ListenError> {
-    let kubelet_uid = given.kubelet_uid.or_else(|| kubelet::uid(&agent.settings.host_proc));
+pub(in crate::node) fn prepare(shared: &Arc<Shared>, given: &AmbientFlags) -> Result<ReadyAmbient, ListenError> {
+    let settings = &shared.settings;
+    let kubelet_uid = given.kubelet_uid.or_else(|| kubelet::uid(&settings.host_proc));
     match kubelet_uid {
         Some(uid) => info!(uid, "the kubelet's user, by which probes are told"),
         None => warn!(
             "no kubelet is seen in {}: its probes are told by user 0; give --kubelet-uid where it runs as another one",
-            agent.settings.host_proc.display()
+            settings.host_proc.display()
         ),
     }
-    let host_options = HostOptions { families: given.families, kubelet_uid: kubelet_uid.unwrap_or(0) };
+    let kubelet_uid = kubelet_uid.unwrap_or(0);
+    let host_options = HostOptions { families: given.families, kubelet_uid };
     let host = Arc::new(Host::new(given.backend, host_options, of_node()));
-    let policy = EnrolmentPolicy { exclude_namespaces: agent.policy.exclude_namespaces.clone(), dns: given.dns };
-    let settings = AmbientSettings {
+    let policy = EnrolmentPolicy { exclude_namespaces: settings.policy.exclude_namespaces.clone(), dns: given.dns };
+    let ambient_settings = AmbientSettings {
         policy,
         families: given.families,
-        heal: agent.settings.heal,
-        verify_interval: agent.settings.verify_interval,
+        heal: settings.heal,
+        verify_interval: settings.verify_interval,
     };
-    let world = Real::new(agent.clone(), host.clone(), given);
-    let ambient = Arc::new(Ambient::new(world, settings, agent.metrics.ambient.clone()));
+    let world = Real::new(shared.clone(), host.clone(), given);
+    let ambient = Arc::new(Ambient::new(world, ambient_settings, shared.metrics.ambient.clone()));
     let listener = zds::listen(&given.socket)?;
-    let shared =
-        zds::ServerContext { book: ambient.book.clone(), figures: ambient.figures.clone(), patience: zds::PATIENCE };
-    if agent.ambient.set(ambient.clone()).is_err() {
-        return Ok(());
+    Ok(ReadyAmbient { ambient, host, kubelet_uid, socket: given.socket.clone(), listener })
+}
+
+impl ReadyAmbient {
+    /// Runs beside the agent's other parts from now on. `client` is for the watch of namespaces;
+    /// `changed` hears which namespaces are in ambient mode now, or are not any more.
+    pub(crate) fn run(
+        self,
+        shared: &Arc<Shared>,
+        client: kube::Client,
+        changed: impl Fn(&[String]) + Send + Sync + 'static,
+    ) {
+        let Self { ambient, host, kubelet_uid, socket, listener } = self;
+        info!(socket = %socket.display(), "ambient mode is on");
+        let for_ztunnels = zds::ServerContext {
+            book: ambient.book.clone(),
+            figures: ambient.figures.clone(),
+            patience: zds::PATIENCE,
+        };
+        tokio::spawn({
+            let shared = shared.clone();
+            async move {
+                let (bind, serve) = (|| zds::listen(&socket), |listener| zds::serve(listener, for_ztunnels.clone()));
+                kept_socket::serve(&socket, "the socket for ztunnels", listener, bind, serve, &shared.lost_sockets)
+                    .await;
+            }
+        });
+        tokio::spawn(host::keep(ambient.clone(), host));
+        tokio::spawn(writer::write(ambient.clone()));
+        tokio::spawn(namespaces::watch(shared.clone(), ambient.clone(), client, changed));
+        tokio::spawn(probe::until_seen(ambient, kubelet_uid));
     }
-    tokio::spawn({
-        let (agent, path) = (agent.clone(), given.socket.clone());
-        async move {
-            let (bind, serve) = (|| zds::listen(&path), |listener| zds::serve(listener, shared.clone()));
-            kept_socket::serve(&path, "the socket for ztunnels", listener, bind, serve, &agent.lost_sockets).await;
-        }
-    });
-    tokio::spawn(host::keep(ambient.clone(), host));
-    tokio::spawn(writer::write(ambient.clone()));
-    tokio::spawn(namespaces::watch(agent.clone(), ambient.clone(), client));
-    tokio::spawn(probe::until_seen(ambient, kubelet_uid.unwrap_or(0)));
-    info!(socket = %given.socket.display(), "ambient mode is on");
-    Ok(())
 }
 
 /// Takes the node's rules away with the agent, unless pods are in ambient mode still: these keep

@@ -8,9 +8,10 @@ use std::time::Instant;
 use tokio::sync::Notify;
 use tracing::warn;
 
+use crate::sys::mutex::lock;
+
 use super::Ambient;
 use super::annotation::Value;
-use super::lock;
 use super::member::Member;
 use super::world::World;
 

@@ -51,10 +51,10 @@ use kube::Api;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use tracing::{info, warn};
 
-use super::agent::Agent;
 use super::cache::Known;
 use super::decide::Policy;
 use super::inventory::State;
+use super::shared::Shared;
 use object::{DIGEST, NodeReference, ReportObject, object_name, reports};
 use view::View;
 
@@ -85,10 +85,10 @@ fn resource() -> ApiResource {
 type Looked = (Arc<Known>, State);
 
 /// Keeps this node's objects, for ever.
-pub(super) async fn keep(agent: Arc<Agent>) {
+pub(super) async fn keep(shared: Arc<Shared>) {
     let started = Instant::now();
     let mut keeper = ReportKeeper {
-        agent,
+        shared,
         owner: None,
         there: HashMap::new(),
         refused: HashMap::new(),
@@ -109,7 +109,7 @@ pub(super) async fn keep(agent: Arc<Agent>) {
 }
 
 struct ReportKeeper {
-    agent: Arc<Agent>,
+    shared: Arc<Shared>,
     /// The Node, and what it has in the cluster, once that was asked for.
     owner: Option<NodeReference>,
     /// By namespace: the digest of the object that is there, and when it was written.
@@ -126,11 +126,16 @@ struct ReportKeeper {
 impl ReportKeeper {
     /// Writes what changed.
     async fn round(&mut self, is_starting: bool) -> Result<(), String> {
-        if !self.agent.cache.is_synced() {
+        if !self.shared.cache.is_synced() {
             return Ok(());
         }
-        let pods: Vec<Looked> =
-            self.agent.inventory.all().iter().map(|tracked| (tracked.known(), tracked.inner().state.clone())).collect();
+        let pods: Vec<Looked> = self
+            .shared
+            .inventory
+            .all()
+            .iter()
+            .map(|tracked| (tracked.known(), tracked.inner().state.clone()))
+            .collect();
         if is_starting && pods.iter().any(|(_, state)| *state == State::New) || is_same(&pods, &self.told) {
             return Ok(());
         }
@@ -177,7 +182,7 @@ impl ReportKeeper {
 
     /// Says a problem, unless it is the one that was said last.
     fn say(&mut self, problem: String) {
-        self.agent.metrics.error("reports", &problem);
+        self.shared.metrics.error("reports", &problem);
         if self.said.as_ref() != Some(&problem) {
             warn!("{problem}");
         }
@@ -186,11 +191,11 @@ impl ReportKeeper {
 
     /// Finds out who owns the objects, and which are there from before.
     async fn begin(&mut self) -> Result<NodeReference, String> {
-        let nodes: Api<Node> = Api::all(self.agent.client.clone());
-        let name = self.agent.settings.node.clone();
+        let nodes: Api<Node> = Api::all(self.shared.client.clone());
+        let name = self.shared.settings.node.clone();
         let node = answer("read its own Node", nodes.get(&name)).await?;
         let owner = NodeReference { uid: node.metadata.uid.unwrap_or_default(), node: name };
-        let all: Api<DynamicObject> = Api::all_with(self.agent.client.clone(), &resource());
+        let all: Api<DynamicObject> = Api::all_with(self.shared.client.clone(), &resource());
         // From the API server's memory, and without what they tell.
         let params = ListParams::default().fields(&format!("metadata.name={}", object_name(&owner.node))).at("0");
         let params = params.match_any();
@@ -211,7 +216,7 @@ impl ReportKeeper {
         owner: NodeReference,
     ) -> Result<BTreeMap<String, ReportObject>, String> {
         let mut view = std::mem::take(&mut self.view);
-        let policy: Policy = self.agent.policy.clone();
+        let policy: Policy = self.shared.settings.policy.clone();
         let work = move || {
             let told = view.of(&pods, &policy);
             (reports(&owner, &told), view)
@@ -223,11 +228,11 @@ impl ReportKeeper {
     }
 
     fn objects(&self, namespace: &str) -> Api<DynamicObject> {
-        Api::namespaced_with(self.agent.client.clone(), namespace, &resource())
+        Api::namespaced_with(self.shared.client.clone(), namespace, &resource())
     }
 
     async fn write(&self, namespace: &str, report: &ReportObject) -> Result<(), String> {
-        let name = object_name(&self.agent.settings.node);
+        let name = object_name(&self.shared.settings.node);
         // One request, whether it is there or not.
         let params = PatchParams::apply(MANAGER).force();
         let patch = Patch::Apply(&report.object);
@@ -239,7 +244,7 @@ impl ReportKeeper {
     }
 
     async fn remove(&self, namespace: &str) -> Result<(), String> {
-        let name = object_name(&self.agent.settings.node);
+        let name = object_name(&self.shared.settings.node);
         match tokio::time::timeout(PATIENCE, self.objects(namespace).delete(&name, &DeleteParams::default())).await {
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(()),
             asked => answered(&format!("delete the PolicyReport {namespace}/{name}"), asked).map(drop),

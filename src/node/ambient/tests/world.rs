@@ -12,8 +12,9 @@ use super::super::super::events::Kind;
 use super::super::super::inventory::{Place, State};
 use super::super::standing::Options;
 use super::super::world::{Programmed, World};
-use super::super::{Entries, EntryChanges, lock};
+use super::super::{Entries, EntryChanges};
 use crate::node::worker::Urgency;
+use crate::sys::mutex::lock;
 use crate::sys::netns::Netns;
 
 pub(super) struct Played {

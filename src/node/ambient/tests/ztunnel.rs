@@ -8,10 +8,10 @@ use std::time::Duration;
 use prost::Message;
 use tokio::task::JoinHandle;
 
-use super::super::lock;
 use super::super::zds::message::{RequestKind, WorkloadRequest};
 use super::super::zds::{self, Identity, PATIENCE};
 use super::{Agent, LONG};
+use crate::sys::mutex::lock;
 use crate::sys::seqpacket::{Connection, Reception};
 
 /// A ztunnel that takes what it is given, and what it has.

@@ -1,11 +1,12 @@
 //! The pods that every ztunnel is to take the traffic of, and how far each ztunnel is told.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use tokio::sync::{Notify, watch};
 
+use crate::sys::mutex::lock;
 use crate::sys::netns::Netns;
 
 use super::super::super::inventory::Place;
@@ -144,7 +145,7 @@ impl Default for Book {
 
 impl Book {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     fn tell_news(&self) {

@@ -5,7 +5,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use tracing::warn;
 
 use crate::cni::access::Access;
 use crate::cni::client::Https;
+use crate::sys::mutex::lock;
 
 use super::credentials::Credentials;
 use super::pulse::WatchPulse;
@@ -44,7 +45,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
 /// The way to the API server.
-pub(super) struct Wire {
+pub(super) struct Transport {
     https: Https,
     server: String,
     credentials: Credentials,
@@ -54,11 +55,7 @@ pub(super) struct Wire {
     watches: Mutex<Watches>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Wire {
+impl Transport {
     pub(super) fn new(https: Https, credentials: Credentials, access: &Access, pulse: Arc<WatchPulse>) -> Self {
         Self {
             https,
@@ -166,9 +163,9 @@ struct Watching {
 }
 
 impl Watching {
-    fn begin(wire: &Wire) -> Self {
-        lock(&wire.watches).began = Some(Instant::now());
-        let watching = Self { pulse: wire.pulse.clone() };
+    fn begin(transport: &Transport) -> Self {
+        lock(&transport.watches).began = Some(Instant::now());
+        let watching = Self { pulse: transport.pulse.clone() };
         watching.heard();
         watching
     }

@@ -1,9 +1,10 @@
 //! The one answer a call gives, whoever comes first: the work, or the deadline.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use crate::sys::mutex::lock;
 use crate::sys::text::rounded;
 
 use super::protocol::{self, CniError, CniVersion, Code};
@@ -49,7 +50,7 @@ impl Reply {
     }
 
     fn say(&self, what: Said, text: &str) -> Delivery {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = lock(&self.said);
         if *said != Said::Nothing {
             return Delivery::TooLate;
         }
@@ -97,6 +98,6 @@ impl Reply {
 
     /// Whether the answer was an error object.
     pub(crate) fn has_failed(&self) -> bool {
-        *self.said.lock().unwrap_or_else(PoisonError::into_inner) == Said::Error
+        *lock(&self.said) == Said::Error
     }
 }

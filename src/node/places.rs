@@ -11,11 +11,11 @@ use tracing::warn;
 
 use crate::cni::agent::message::AttachmentName;
 use crate::cni::state::{KeptNetns, Store};
-use crate::node::inventory::Place;
-use crate::node::processes;
+use crate::sys::mutex::lock;
 use crate::sys::netns::{self, Netns};
 
-use super::lock;
+use super::inventory::Place;
+use super::processes;
 
 /// How long a look into the node's /proc is good for.
 const PROCESSES_AGE: Duration = Duration::from_secs(1);
@@ -25,7 +25,7 @@ type Namespaces = HashMap<String, PathBuf>;
 
 /// What leads to pods' network namespaces.
 #[derive(Debug)]
-pub struct Places {
+pub(super) struct Places {
     run_dir: PathBuf,
     host_proc: PathBuf,
     /// The namespaces of pods that have processes, and when that was looked up.
@@ -36,7 +36,7 @@ pub struct Places {
 
 impl Places {
     /// `run_dir` is where the plugin keeps attachments, `host_proc` the node's /proc.
-    pub fn new(run_dir: &Path, host_proc: &Path) -> Self {
+    pub(super) fn new(run_dir: &Path, host_proc: &Path) -> Self {
         Self {
             run_dir: run_dir.into(),
             host_proc: host_proc.into(),
@@ -46,7 +46,7 @@ impl Places {
     }
 
     /// Takes note of the attachments that the plugin kept on disk while no agent ran.
-    pub fn read_attachments(&self) {
+    pub(super) fn read_attachments(&self) {
         let (found, problems) = Store::new(&self.run_dir).all();
         problems.iter().for_each(|problem| warn!("an attachment cannot be used: {problem}"));
         for (attachment, state) in found {
@@ -58,12 +58,12 @@ impl Places {
     }
 
     /// Keeps an attachment for the pod that it belongs to.
-    pub fn keep(&self, uid: String, attachment: AttachmentName, netns: KeptNetns) {
+    pub(super) fn keep(&self, uid: String, attachment: AttachmentName, netns: KeptNetns) {
         lock(&self.kept).insert(uid, (attachment, netns));
     }
 
     /// The attachment of a pod as it was kept, if its path still leads to its namespace.
-    pub fn kept(&self, uid: &str) -> Option<(AttachmentName, Place)> {
+    pub(super) fn kept(&self, uid: &str) -> Option<(AttachmentName, Place)> {
         let (attachment, netns) = lock(&self.kept).get(uid).cloned()?;
         match self.open(&netns.path) {
             Ok(place) if place.identity == netns.identity => Some((attachment, place)),
@@ -76,12 +76,12 @@ impl Places {
     }
 
     /// Forgets what is kept of a pod.
-    pub fn forget(&self, uid: &str) {
+    pub(super) fn forget(&self, uid: &str) {
         lock(&self.kept).remove(uid);
     }
 
     /// The namespace that one of a pod's processes is in.
-    pub async fn of_processes(self: &Arc<Self>, uid: &str) -> Option<Place> {
+    pub(super) async fn of_processes(self: &Arc<Self>, uid: &str) -> Option<Place> {
         let (places, wanted) = (self.clone(), uid.to_owned());
         let found = tokio::task::spawn_blocking(move || places.processes().get(&wanted).cloned()).await;
         self.open(&found.ok().flatten()?).inspect_err(|e| warn!(pod = uid, "{e}")).ok()
@@ -91,7 +91,7 @@ impl Places {
     ///
     /// # Errors
     /// It is there and cannot be read.
-    pub async fn resolv_conf(self: &Arc<Self>, uid: &str, identity: (u64, u64)) -> io::Result<Option<String>> {
+    pub(super) async fn resolv_conf(self: &Arc<Self>, uid: &str, identity: (u64, u64)) -> io::Result<Option<String>> {
         let (places, uid) = (self.clone(), uid.to_owned());
         let work = move || match places.processes().get(&uid) {
             Some(netns) => match processes::resolv_conf(netns, identity) {
@@ -107,7 +107,7 @@ impl Places {
     ///
     /// # Errors
     /// It is no network namespace, or the node's, or it cannot be told which one it is.
-    pub fn open(&self, path: &Path) -> Result<Place, String> {
+    pub(super) fn open(&self, path: &Path) -> Result<Place, String> {
         let netns = Netns::open(path).map_err(|e| e.to_string())?;
         let identity = netns.identity().map_err(|e| format!("cannot look at {}: {e}", path.display()))?;
         let host = Netns::open(&self.host_proc.join("1/ns/net"))

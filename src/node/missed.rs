@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::node::cache::Known;
+use super::cache::Known;
 
 /// How far the clocks of the API server, which says when a pod was made, and of the node may be
 /// apart. A pod that was made less than this after the entry came into the chain says nothing.
