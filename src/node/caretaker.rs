@@ -319,13 +319,21 @@ impl Care {
     /// Does what `--on-failure` asks for.
     async fn act(&mut self) {
         let known = self.tracked.known();
-        let acted =
-            on_failure::act(self.shared.settings.on_failure, &self.shared.client, &known, &self.shared.evictions);
-        match acted.await {
+        let (shared, pod) = (self.shared.clone(), known.clone());
+        // In a task of its own: an evicted pod may be gone before the answer is read, and with it
+        // the task that looks after it.
+        let acted = tokio::spawn(async move {
+            let acted = on_failure::act(shared.settings.on_failure, &shared.client, &pod, &shared.evictions).await;
+            if let Ok(Acted::Done(done)) = acted {
+                let note = format!("it cannot be repaired, so {done}");
+                shared.events.tell(Happened { pod, kind: Kind::Acted, cause: done.into(), note });
+            }
+            acted
+        });
+        match acted.await.unwrap_or_else(|e| Err(format!("the work was lost: {e}"))) {
             Ok(Acted::Done(done)) => {
                 self.failed_repairs.acted();
                 self.tracked.note(done);
-                self.tell(Kind::Acted, done.into(), format!("it cannot be repaired, so {done}"));
             }
             Ok(Acted::Nothing) => self.failed_repairs.acted(),
             Ok(Acted::Later(pause)) => self.failed_repairs.wait(Instant::now(), pause),
