@@ -22,7 +22,7 @@ pub const TOKEN: &str = "the-plugin's-token";
 pub enum Answer {
     /// A pod, whatever its name is: the one that was asked for.
     Pod(Value),
-    /// The same, if it is asked for by this name; there is no other.
+    /// A pod that is there by this name; there is no other.
     Named(&'static str, Value),
     /// These words.
     Json(Value),

@@ -149,8 +149,8 @@ pub fn serve(ports: &[(&'static str, u16)], uid: u32, gid: u32) -> Server {
     answering(sockets)
 }
 
-/// The same with transparent sockets that mark what they send, as ztunnel's do. Of datagrams
-/// only DNS is taken.
+/// Answers on these ports by transparent sockets that mark what they send, as ztunnel's do. Of
+/// datagrams only DNS is taken.
 pub fn serve_marked(ports: &[(&'static str, u16)], mark: u32) -> Server {
     let mut sockets: Vec<(&'static str, Socket, bool)> =
         ports.iter().flat_map(|&(tag, port)| listeners(tag, port)).collect();

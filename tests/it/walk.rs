@@ -37,7 +37,7 @@ fn counted(pod: &Namespace) -> BTreeSet<String> {
     out
 }
 
-/// The same of the rules on a walk.
+/// The rules that podweir's walk of a packet names, and what it said.
 fn walked(pod: &Namespace, question: &[&str]) -> (BTreeSet<String>, String) {
     let text = pod.print(PODWEIR, &[&["explain", "--live", "-v", "--dns-server", DNS], question].concat());
     let mut table = "";

@@ -72,7 +72,7 @@ pub(super) fn find(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
     })
 }
 
-/// The same where somebody else manages the chain, who has to put right what is wrong.
+/// Looks at a chain that somebody else manages, who has to put right what is wrong with it.
 ///
 /// # Errors
 /// The operating system's, naming the file.

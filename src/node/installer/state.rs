@@ -14,8 +14,8 @@ pub enum ChainState {
     Effective { file: PathBuf, written: bool },
     /// The runtime's chain, in this file, does not have our entry: who only looks does not write it.
     Absent { file: PathBuf },
-    /// The same, since another program took it out again and again; it is written again within
-    /// this time.
+    /// The runtime's chain, in this file, does not have our entry, since another program took it
+    /// out again and again; it is written again within this time.
     TakenOut { file: PathBuf, within: Duration },
     /// There is nothing yet that the entry could be added to.
     Waiting { reason: String },

@@ -117,7 +117,7 @@ impl Node {
         self.agent = Some(self.spawn(more));
     }
 
-    /// The same, by a program that becomes the agent.
+    /// Starts a program that becomes the agent.
     pub fn start_by(&mut self, program: &[&str], more: &[&str]) {
         let agent = self.command(more);
         let mut command = Command::new(program[0]);

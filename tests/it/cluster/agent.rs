@@ -29,12 +29,12 @@ impl Cluster {
         self.install_agent_with(&[]);
     }
 
-    /// The same from manifests in which texts are replaced by others.
+    /// Installs the agent from manifests in which texts are replaced by others, and waits until it works.
     pub fn install_agent_with(&self, changes: &[(&str, &str)]) {
         self.install_agent_by(MANIFESTS, changes);
     }
 
-    /// The same by other manifests.
+    /// Installs the agent by these manifests, with texts replaced by others, and waits until it works.
     pub fn install_agent_by(&self, manifests: &str, changes: &[(&str, &str)]) {
         if self.chain().to_string().contains("podweir") {
             self.take_down_by_hand();
@@ -63,7 +63,7 @@ impl Cluster {
         self.with_changed_manifests(verb, &[]);
     }
 
-    /// The same of manifests in which texts are replaced by others.
+    /// Has kubectl do this with the agent's manifests, in which texts are replaced by others.
     pub fn with_changed_manifests(&self, verb: &str, changes: &[(&str, &str)]) {
         self.with(verb, MANIFESTS, changes);
     }

@@ -128,7 +128,7 @@ fn get(to: IpAddr) -> Result<String, String> {
     text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).ok_or_else(|| format!("no answer: {text:?}"))
 }
 
-/// The same from the node, as one of its users.
+/// Asks a pod from the node, as one of its users.
 fn get_as(cluster: &Cluster, user: u32, to: IpAddr) -> Result<String, String> {
     cluster.machine().network().run(|| {
         nix::unistd::setfsuid(nix::unistd::Uid::from_raw(user));

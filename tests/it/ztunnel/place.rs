@@ -108,7 +108,7 @@ impl Place {
         Self { node, pods, xds }
     }
 
-    /// The same with its agent and a ztunnel that know everything.
+    /// A place with these pods whose agent and ztunnel know everything.
     pub fn running(count: u32) -> (Self, Ztunnel) {
         let mut place = Self::new(count);
         ambient::start(&mut place.node, &[]);
