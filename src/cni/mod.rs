@@ -11,7 +11,7 @@
 //! | `lookup`, `patience` | asking for a pod, and asking again |
 //! | `namespace` | working in a pod's network namespace |
 //! | `confine` | what a call may still do when it reads what others wrote |
-//! | `verbs`, `state`, `answer`, `log`, `rotate` | what each verb does, remembers and says |
+//! | `verbs`, `state`, `reply`, `log`, `rotate` | what each verb does, remembers and says |
 
 pub(crate) mod access;
 pub mod agent;
