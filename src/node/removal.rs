@@ -115,7 +115,7 @@ impl OwnDaemonSet {
             true
         };
         loop {
-            // After a 401 the token is read anew for the next request (see `wire`).
+            // After a 401 the token is read anew for the next request (see `transport`).
             let problem = match tokio::time::timeout_at(until, sets.get_opt(&name.name)).await {
                 Ok(Ok(None)) => return removed(),
                 Ok(Ok(Some(set))) if set.metadata.deletion_timestamp.is_some() => return removed(),
