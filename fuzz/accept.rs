@@ -22,6 +22,7 @@ pub fn run(bytes: &str) {
         manifest: None,
         proxy_user: None,
         established: None,
+        explain: None,
         accepted: &accepted,
         today: date(2026, 1, 1),
     };

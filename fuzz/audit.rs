@@ -69,6 +69,7 @@ pub fn run(bytes: &[u8]) {
         manifest: None,
         proxy_user: None,
         established: None,
+        explain: None,
         accepted: &Accepted::default(),
         today: date(2026, 1, 1),
     };

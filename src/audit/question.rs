@@ -315,9 +315,10 @@ pub fn arguments(flow: &Flow) -> Vec<String> {
     members(flow).into_iter().flat_map(|(name, text, _)| [option(name), text]).collect()
 }
 
-/// The command that asks about a flow, as it is typed into a shell.
-pub fn command(flow: &Flow) -> String {
-    let words: Vec<String> = arguments(flow).iter().map(|word| quoted(word)).collect();
+/// The command that asks about a flow, as it is typed into a shell. `rules`: the arguments of
+/// `podweir explain` that name the rules to ask.
+pub fn command(flow: &Flow, rules: &[String]) -> String {
+    let words: Vec<String> = arguments(flow).iter().chain(rules).map(|word| quoted(word)).collect();
     format!("podweir explain {}", words.join(" "))
 }
 

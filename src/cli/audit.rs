@@ -134,6 +134,7 @@ pub(super) fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliErro
     let (accepted, _) = path("accept").map(accepted).transpose()?.unwrap_or_default().of(&subject);
     let (main, wanted) = sources(matches, has_options, asked.as_ref(), found)?;
     let space = Space::telling_apart(&[&main.ruleset], &main.pod, &accepted.interfaces());
+    let explain = explained_by(matches, &main, asked.as_ref());
     let input = Input {
         about: about(matches, has_options, manifest),
         file: file(matches),
@@ -142,6 +143,7 @@ pub(super) fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliErro
         manifest,
         proxy_user: manifest.and_then(Manifest::proxy_user),
         established: established.as_ref(),
+        explain: explain.as_deref(),
         accepted: &accepted,
         today: Timestamp::now().to_zoned(TimeZone::UTC).date(),
     };
@@ -208,6 +210,18 @@ fn sources(
         }
         None => (wanted, None),
     })
+}
+
+/// The arguments by which `podweir explain` asks the rules that are looked at; `None`: it cannot.
+fn explained_by(matches: &ArgMatches, main: &Source, asked: Option<&ManifestArguments>) -> Option<Vec<String>> {
+    let mut words = source::words_of_rules(matches);
+    let options = match asked {
+        Some(asked) if !source::names_found(matches) && !matches.contains_id("options") => asked.words(main)?,
+        _ => source::words_of_options(matches),
+    };
+    // Behind -- there are options only.
+    words.extend(options);
+    Some(words)
 }
 
 fn accepted(path: &Path) -> Result<Accepted, CliError> {

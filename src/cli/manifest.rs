@@ -2,6 +2,7 @@
 //! and the reading of the files they name.
 
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
@@ -9,6 +10,7 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 use crate::audit::source::options::KnownPod;
 use crate::audit::source::{Source, options};
 use crate::cni;
+use crate::config::given::Given;
 use crate::config::pod::NodeOptions;
 use crate::config::pod::manifest::{Manifest, PodOptions};
 use crate::config::settings::Face;
@@ -91,6 +93,39 @@ impl ManifestArguments {
             known.dns_servers.clone_from(&self.manifest.dns_servers);
         }
         known
+    }
+
+    /// The arguments by which other commands make the rules that the manifest asks for, of a pod
+    /// as it was found; `None`: not all of what it asks for has an option.
+    pub(super) fn words(&self, found: &Source) -> Option<Vec<String>> {
+        let mut words = Vec::new();
+        let mut known = |name: &str, all: &[IpAddr]| {
+            let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+            if !all.is_empty() {
+                words.extend([format!("--{name}"), all.join(",")]);
+            }
+        };
+        known("pod-ip", &self.manifest.addresses);
+        known("dns-server", found.pod.dns_servers.as_deref().unwrap_or_default());
+        words.push("--".into());
+        match self.manifest.wanted(&self.node).ok()? {
+            PodOptions::Init { arguments, variables } => {
+                if Given::from_environment(&|name| variables.get(name).cloned()).iter().next().is_some() {
+                    return None;
+                }
+                if !matches!(arguments.first().map(String::as_str), Some("init" | "istio-iptables")) {
+                    words.push("istio-iptables".into());
+                }
+                words.extend(arguments);
+            }
+            PodOptions::Annotations(given, _) => {
+                for (opt, _, text) in given.iter() {
+                    let long = Some(opt.spec().long).filter(|long| !long.is_empty())?;
+                    words.push(format!("--{long}={text}"));
+                }
+            }
+        }
+        Some(words)
     }
 
     /// The rules that the manifest asks for, for a pod as it was found.

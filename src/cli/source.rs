@@ -130,6 +130,42 @@ pub fn names_found(matches: &ArgMatches) -> bool {
     confine::is_live(matches) || matches.contains_id("dump")
 }
 
+/// The arguments about rules that are there and about the pod, as they were given.
+pub(super) fn words_of_rules(matches: &ArgMatches) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut add = |name: &str, value: String| words.extend([format!("--{name}"), value]);
+    let path = |name| matches.get_one::<PathBuf>(name).map(|path| path.display().to_string());
+    let joined = |name: &str| {
+        let all = matches.get_raw(name)?.map(|text| text.to_string_lossy().into_owned());
+        Some(all.collect::<Vec<_>>().join(","))
+    };
+    for (name, value) in [
+        ("netns", path("netns")),
+        ("pid", matches.get_one::<u32>("pid").map(u32::to_string)),
+        ("pod-ip", joined("pod-ip")),
+        ("uplink", joined("uplink")),
+        ("dns-server", joined("dns-server")),
+    ] {
+        value.into_iter().for_each(|value| add(name, value));
+    }
+    matches.get_many::<String>("dump").into_iter().flatten().for_each(|file| add("dump", file.clone()));
+    if matches.get_flag("live") && !["netns", "pid"].iter().any(|name| matches.contains_id(name)) {
+        words.push("--live".into());
+    }
+    words
+}
+
+/// The arguments that rules are made of, as they were given: none where the rules are there.
+pub(super) fn words_of_options(matches: &ArgMatches) -> Vec<String> {
+    if names_found(matches) {
+        return Vec::new();
+    }
+    let face = matches.get_one::<String>("as").into_iter().flat_map(|face| ["--as".to_owned(), face.clone()]);
+    let options =
+        matches.get_many::<String>("options").map(|options| ["--".to_owned()].into_iter().chain(options.cloned()));
+    face.chain(options.into_iter().flatten()).collect()
+}
+
 /// Says what the user should hear about a source.
 pub fn warn(source: &Source) {
     for note in &source.notes {

@@ -98,7 +98,7 @@ proptest! {
         let commands = commands(&report);
         prop_assert!(!commands.is_empty(), "{}{}", report, String::from_utf8_lossy(&output.stderr));
         let explain = |(verdict, arguments): &(&str, String)| {
-            format!("'{PODWEIR}' explain --dump {dump} --expect {verdict} {arguments} 2>&1 || exit 1\n")
+            format!("'{PODWEIR}' explain --expect {verdict} {arguments} 2>&1 || exit 1\n")
         };
         let script: String = commands.iter().map(explain).collect();
         let output = Command::new("sh").args(["-c", &script]).output().unwrap();

@@ -12,7 +12,6 @@ use crate::audit::digest::digest;
 use crate::audit::escapes::kind::{EscapeKind, Severity};
 use crate::audit::escapes::{Escape, words};
 use crate::audit::lints::{Lint, OF_MANY, containers};
-use crate::audit::question;
 use crate::audit::report::drift::DriftFinding;
 use crate::audit::report::{Acceptance, Input, Report, by, proxy_owners};
 use crate::audit::source::Source;
@@ -150,6 +149,7 @@ impl<'a> Shapes<'a> {
             manifest: None,
             proxy_user,
             established: None,
+            explain: None,
             accepted,
             today: self.today,
         };
@@ -247,7 +247,7 @@ fn of_escape(escape: &Escape, space: &Space, accepted: Option<Acceptance>) -> Fl
         items: items(escape, space),
         what: words::flows(escape, space),
         by: by(escape),
-        example: Some(question::command(&escape.example)),
+        example: Some(escape.example.to_string()),
         closes: escape.closes().into(),
         accepted,
     }

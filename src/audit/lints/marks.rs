@@ -29,11 +29,17 @@ struct LetOut {
 }
 
 /// Lints about traffic from the pod that rules take, unless it is marked: one for each mark.
+/// `explain`: the arguments by which `podweir explain` asks these rules, if it can.
 ///
 /// # Errors
 ///
 /// More parts than an audit takes, with the chain that makes them.
-pub fn lints(ruleset: &Ruleset, space: &Space, families: Families) -> Result<Vec<Lint>, TooManyParts> {
+pub fn lints(
+    ruleset: &Ruleset,
+    space: &Space,
+    families: Families,
+    explain: Option<&[String]>,
+) -> Result<Vec<Lint>, TooManyParts> {
     let mut found: BTreeMap<u32, LetOut> = BTreeMap::new();
     for family in families.iter() {
         let marks = ruleset.family(family).marks();
@@ -63,13 +69,16 @@ pub fn lints(ruleset: &Ruleset, space: &Space, families: Families) -> Result<Vec
             }
         }
     }
-    Ok(found.into_iter().filter_map(|(mark, out)| lint(mark, &out, space)).collect())
+    Ok(found.into_iter().filter_map(|(mark, out)| lint(mark, &out, space, explain)).collect())
 }
 
-fn lint(mark: u32, LetOut { flows, places }: &LetOut, space: &Space) -> Option<Lint> {
+fn lint(mark: u32, LetOut { flows, places }: &LetOut, space: &Space, explain: Option<&[String]>) -> Option<Lint> {
     let mut flow = example::of_any(flows, Scope::Outbound, space)?;
     flow.mark = mark;
-    let command = question::command(&flow);
+    let example = match explain {
+        Some(rules) => format!("try {}", question::command(&flow, rules)),
+        None => format!("for example {flow}"),
+    };
     let mut lines = words::sets(flows, Scope::Outbound, space);
     let more = lines.len().saturating_sub(SHOWN);
     lines.truncate(SHOWN);
@@ -80,7 +89,7 @@ fn lint(mark: u32, LetOut { flows, places }: &LetOut, space: &Space) -> Option<L
         id: "marked-packets-escape",
         subject: format!("packets marked {mark:#x}{at}"),
         message: format!(
-            "{}: the proxy gets this, but not what is marked {mark:#x}; a process with CAP_NET_RAW can mark its packets; try {command}",
+            "{}: the proxy gets this, but not what is marked {mark:#x}; a process with CAP_NET_RAW can mark its packets; {example}",
             lines.join("; ")
         ),
         advice: "drop NET_RAW and NET_ADMIN from the capabilities of the pod's containers, or let the rule ask for more than the mark".into(),

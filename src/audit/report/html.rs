@@ -150,12 +150,10 @@ fn escape(out: &mut String, report: &Report, judged: &Judged<Escape>) {
     };
     list(out, "What", &words::flows(escape, report.space));
     list(out, "By", &by(escape));
-    let _ = writeln!(
-        out,
-        "<dt>For example</dt>\n<dd>{}</dd>\n<dd><code>{}</code></dd>",
-        escaped(&escape.example.to_string()),
-        escaped(&question::command(&escape.example))
-    );
+    let _ = writeln!(out, "<dt>For example</dt>\n<dd>{}</dd>", escaped(&escape.example.to_string()));
+    if let Some(rules) = report.explain {
+        let _ = writeln!(out, "<dd><code>{}</code></dd>", escaped(&question::command(&escape.example, rules)));
+    }
     let _ = writeln!(out, "<dt>To close it</dt>\n<dd>{}</dd>\n</dl>\n</article>", escaped(escape.closes()));
 }
 

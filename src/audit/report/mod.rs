@@ -46,6 +46,8 @@ pub struct Input<'a> {
     pub proxy_user: Option<u32>,
     /// The connections of a pod that is there.
     pub established: Option<&'a Established>,
+    /// The arguments by which `podweir explain` asks these rules; `None`: it cannot.
+    pub explain: Option<&'a [String]>,
     pub accepted: &'a Accepted,
     pub today: Date,
 }
@@ -56,6 +58,8 @@ pub struct Report<'a> {
     pub file: Option<String>,
     pub pod: &'a Surroundings,
     pub families: Families,
+    /// The arguments by which `podweir explain` asks these rules; `None`: it cannot.
+    pub explain: Option<&'a [String]>,
     pub escapes: Vec<Judged<Escape<'a>>>,
     pub lints: Vec<Judged<Lint>>,
     /// `None`: there is nothing to compare with.
@@ -128,6 +132,7 @@ impl<'a> Report<'a> {
             file: input.file,
             pod: space.pod,
             families,
+            explain: input.explain,
             escapes,
             lints,
             drift,
@@ -163,7 +168,7 @@ fn all_lints(input: &Input, space: &Space, families: Families) -> Result<Vec<Lin
     let ruleset = &input.source.ruleset;
     let mut out = lints::shadow::lints(ruleset, &space.interfaces);
     out.extend(lints::foreign::lints(ruleset));
-    out.extend(lints::marks::lints(ruleset, space, families)?);
+    out.extend(lints::marks::lints(ruleset, space, families, input.explain)?);
     out.extend(lints::link_local::lint(ruleset, space.pod).filter(|_| input.source.told.v6));
     out.extend(input.established.into_iter().flat_map(lints::established::lints));
     // Options are those of the source, or those it is compared with.

@@ -104,6 +104,8 @@ fn escape(out: &mut String, report: &Report, judged: &Judged<Escape>) {
     fields(out, "what", &words::flows(escape, report.space));
     fields(out, "by", &by(escape));
     field(out, "try", &escape.example.to_string());
-    field(out, "", &question::command(&escape.example));
+    if let Some(rules) = report.explain {
+        field(out, "", &question::command(&escape.example, rules));
+    }
     field(out, "close", escape.closes());
 }
