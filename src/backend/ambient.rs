@@ -10,6 +10,7 @@ use crate::sys::netlink::Netlink;
 
 use super::conditions::Conditions;
 use super::install::{InstallError, InstallRequest, Outcome, Prospect, Session, without_routes_by_lo};
+use super::limit::Most;
 use super::listing::Holder;
 use super::routing::{self, FoundRouting};
 use super::{BackendKind, Reading, everything, ours};
@@ -96,7 +97,7 @@ impl Namespace {
     /// That the rules cannot be looked at.
     pub fn verify_without_programs(&self, plan: &Plan) -> Result<Option<Vec<String>>, InstallError> {
         let survey = |source| InstallError::Survey { source, hint: String::new() };
-        let listed = everything::listing(&self.conditions.programs, self.conditions.lock_timeout);
+        let listed = everything::listing(&self.conditions.programs, self.conditions.lock_timeout, Most::OF_A_POD);
         let listed = listed.map_err(|e| survey(io::Error::other(e.to_string())))?;
         let [held] = &ours::holdings(&listed.tables)[..] else { return Ok(None) };
         if held.holder != Holder::Kernel(BackendKind::IptablesNft) || held.plan.dataplane != Dataplane::Ambient {

@@ -37,19 +37,20 @@ impl ListingError {
     }
 }
 
-/// Lists everything. `programs`: where iptables-legacy-save is looked for.
+/// Lists everything, unless there is more than `most`. `programs`: where iptables-legacy-save
+/// is looked for.
 ///
 /// # Errors
 ///
 /// The kernel does not list its tables, or a program that has to does not.
-pub fn listing(programs: &ProgramEnvironment, lock_timeout: Duration) -> Result<Listing, ListingError> {
-    let mut tables = nft_tables()?;
+pub fn listing(programs: &ProgramEnvironment, lock_timeout: Duration, most: Most) -> Result<Listing, ListingError> {
+    let mut tables = nft_tables(most)?;
     let legacy = survey::any_legacy_tables().map_err(ListingError::of("the tables of iptables-legacy"))?;
-    tables.extend(legacy_tables(programs, lock_timeout, legacy)?);
+    tables.extend(legacy_tables(programs, lock_timeout, legacy, most)?);
     Ok(Listing::new(tables, Families::BOTH))
 }
 
-fn nft_tables() -> Result<Vec<ListedTable>, ListingError> {
+fn nft_tables(most: Most) -> Result<Vec<ListedTable>, ListingError> {
     let failed = ListingError::of("nf_tables");
     let mut netlink = match Netlink::open(Netlink::NETFILTER) {
         Ok(netlink) => netlink,
@@ -58,7 +59,7 @@ fn nft_tables() -> Result<Vec<ListedTable>, ListingError> {
     };
     let mut attempt = 1;
     loop {
-        match list::everything(&mut netlink, Most::TO_UNDERSTAND) {
+        match list::everything(&mut netlink, most) {
             Ok(tables) => return Ok(tables::listed(&tables)),
             Err(e) if e.kind() == io::ErrorKind::Interrupted && attempt < ATTEMPTS => attempt += 1,
             Err(e) if survey::is_unsupported(&e) => return Ok(Vec::new()),
@@ -74,12 +75,13 @@ fn legacy_tables(
     programs: &ProgramEnvironment,
     lock_timeout: Duration,
     families: Families,
+    most: Most,
 ) -> Result<Vec<ListedTable>, ListingError> {
     let programs = Programs::new(Variant::Legacy, programs.clone(), lock_timeout);
     let mut out = Vec::new();
     for family in families.iter() {
         let text = programs.save(family)?;
-        limit::check(text.as_bytes(), Most::TO_UNDERSTAND).map_err(|many| ListingError::TooMany {
+        limit::check(text.as_bytes(), most).map_err(|many| ListingError::TooMany {
             what: BackendKind::IptablesLegacy.name(),
             many: many.to_string(),
         })?;

@@ -18,6 +18,9 @@ pub struct Most {
 impl Most {
     /// For whoever wants to know where traffic goes.
     pub const TO_UNDERSTAND: Most = Most { rules: 20_000, elements: 100_000 };
+    /// For the node's agent, which looks at every pod of a node again and again: what a container
+    /// with CAP_NET_ADMIN makes in its own pod must not take the agent's memory.
+    pub const OF_A_POD: Most = Most { rules: 2_000, elements: 20_000 };
     /// For whoever reads what is its own.
     pub const ALL: Most = Most { rules: usize::MAX, elements: usize::MAX };
 }

@@ -10,6 +10,7 @@ use crate::audit::source::options;
 use crate::audit::verification::TrafficChange;
 use crate::audit::verify;
 use crate::backend::install::Session;
+use crate::backend::limit::Most;
 use crate::backend::listing::ListedTable;
 use crate::config::interception::Interception;
 use crate::config::settings::Settings;
@@ -90,7 +91,12 @@ const MOST_SUSPECTS: usize = 16;
 /// Flows that by the plan are the proxy's, and that rules of others may let out. Who may not look
 /// at the rules gets none: the usual ways are tested all the same.
 fn suspects(settings: &Settings) -> Vec<Suspect> {
-    let live = Live { programs: session::programs(), lock_timeout: settings.run.lock_timeout, resolv_conf: None };
+    let live = Live {
+        programs: session::programs(),
+        lock_timeout: settings.run.lock_timeout,
+        resolv_conf: None,
+        most: Most::TO_UNDERSTAND,
+    };
     let found = match live::read(&live) {
         Ok(found) => found,
         Err(e) => {

@@ -103,6 +103,9 @@ fn failed(error: InstallError) -> CniError {
         }
         InstallError::Interference { problem } => CniError::new(Code::Programming, problem.clone())
             .details("have whoever makes them make none in pods, or take \"strict\" out of the netconf's interception"),
+        error if error.lacks_program() => CniError::new(Code::Programming, error.to_string()).details(
+            "the pod's rules are in iptables, whose programs are not here: delete the pod to have it set up anew, or run the agent in an image that has iptables",
+        ),
         _ => CniError::new(Code::Programming, error.to_string()),
     }
 }

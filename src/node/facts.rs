@@ -26,6 +26,7 @@ use crate::audit::flow::Surroundings;
 use crate::audit::schema;
 use crate::audit::source::{Source, live};
 use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
+use crate::backend::limit::Most;
 use crate::config::facts::{families_of, is_link_local_v6};
 use crate::config::given::process_environment;
 use crate::sys::netns::Netns;
@@ -99,7 +100,12 @@ fn read(path: &Path) -> Result<Source, String> {
         user_namespace: owner,
         ..ProgramEnvironment::default()
     };
-    let live = live::Live { programs, lock_timeout: LOCK_TIMEOUT, resolv_conf: resolv_conf.as_deref() };
+    let live = live::Live {
+        programs,
+        lock_timeout: LOCK_TIMEOUT,
+        resolv_conf: resolv_conf.as_deref(),
+        most: Most::TO_UNDERSTAND,
+    };
     let look = || {
         netns.enter().map_err(|e| e.to_string())?;
         live::read(&live).map_err(|e| e.to_string())

@@ -9,6 +9,8 @@ use std::time::Duration;
 use crate::audit::report::drift::{WORST, drift};
 use crate::audit::source::{Source, SourceError, live, options};
 use crate::backend::iptables::programs::{NO_LOCK, ProgramEnvironment};
+use crate::backend::limit::Most;
+use crate::backend::listing::ListedTable;
 use crate::backend::ours::Holding;
 use crate::cni::namespace::{self, Job, Replacement};
 use crate::cni::protocol::CniError;
@@ -17,6 +19,8 @@ use crate::config::given::{Given, process_environment};
 use crate::config::options::Opt;
 use crate::config::settings::Face;
 use crate::config::value;
+use crate::plan::canon::Canon;
+use crate::plan::model::Plan;
 use crate::probe::Beside;
 use crate::sys::netns::Netns;
 
@@ -92,7 +96,12 @@ fn reader(wanted: &Wanted, user_namespace: Option<Arc<File>>) -> live::Live<'_> 
         user_namespace,
         ..ProgramEnvironment::default()
     };
-    live::Live { programs, lock_timeout: LOCK_TIMEOUT, resolv_conf: wanted.resolv_conf.as_deref() }
+    live::Live {
+        programs,
+        lock_timeout: LOCK_TIMEOUT,
+        resolv_conf: wanted.resolv_conf.as_deref(),
+        most: Most::OF_A_POD,
+    }
 }
 
 /// What the options want of a pod as it was found.
@@ -106,13 +115,20 @@ fn of_options(wanted: &Wanted, found: &Source) -> Result<Source, SourceError> {
 }
 
 fn compare(want: &Source, found: &Source) -> Look {
-    let ours_alone = |held: &Holding| found.tables.iter().all(|t| t.holder == held.holder && t.kind().is_some());
-    if let [held] = &found.held[..]
-        && ours_alone(held)
-        && held.strange.is_empty()
-        && want.canon() == found.canon()
+    let is_ours = |table: &ListedTable| {
+        table.kind().is_some() && found.held.iter().any(|held: &Holding| held.holder == table.holder)
+    };
+    let wanted = want.canon();
+    let is_wanted = |held: &Holding| {
+        let plan = Plan { routing: found.routing.clone().unwrap_or_default(), ..held.plan.clone() };
+        held.strange.is_empty() && Canon::of(&plan) == wanted
+    };
+    if let [held, ..] = &found.held[..]
+        && found.tables.iter().all(is_ours)
+        && found.held.iter().all(is_wanted)
     {
-        // Nobody else has rules here, so nothing else can decide about a packet.
+        // Nobody else has rules here, so nothing else can decide about a packet. A plugin behind
+        // ours in the chain may have made the same rules once more, by which nothing changes.
         return Look::Same { backend: held.holder.name() };
     }
     let (drifts, notes) = drift(want, found);

@@ -9,6 +9,7 @@ use crate::audit::flow::Surroundings;
 use crate::audit::routes::{Route, Routes};
 use crate::audit::ruleset::Ruleset;
 use crate::backend::iptables::programs::ProgramEnvironment;
+use crate::backend::limit::Most;
 use crate::backend::listing::Listing;
 use crate::backend::routing::{self, FoundRouting};
 use crate::backend::{everything, ours, route_table};
@@ -25,6 +26,8 @@ pub struct Live<'a> {
     /// Where iptables-legacy-save is looked for.
     pub programs: ProgramEnvironment,
     pub lock_timeout: std::time::Duration,
+    /// More rules than these are refused before they are understood.
+    pub most: Most,
     /// The pod's resolv.conf(5), if it can be known.
     pub resolv_conf: Option<&'a str>,
 }
@@ -35,7 +38,7 @@ pub struct Live<'a> {
 ///
 /// What of the kernel could not be read: rules, routes, addresses, or the namespace itself.
 pub fn read(live: &Live) -> Result<Source, SourceError> {
-    let Listing { tables, told, mut notes } = everything::listing(&live.programs, live.lock_timeout)?;
+    let Listing { tables, told, mut notes } = everything::listing(&live.programs, live.lock_timeout, live.most)?;
     let held = ours::holdings(&tables);
     let mut route = Netlink::open(Netlink::ROUTE).map_err(|e| SourceError::kernel("routing", e))?;
     let addresses = routing::addresses(&mut route).map_err(|e| SourceError::kernel("the pod's addresses", e))?;

@@ -14,6 +14,7 @@ use crate::backend::limit::Most;
 use crate::backend::listing::{self, Holder};
 use crate::backend::nftables::survey::Tables;
 use crate::backend::nftables::{list, tables};
+use crate::backend::ours::{self, Holding};
 use crate::backend::routing::{self, FoundRouting, RoutingError};
 use crate::backend::survey::{self, Survey};
 use crate::backend::{BackendKind, Backup, Reading};
@@ -105,7 +106,11 @@ impl Session {
         }
         if found.survey.iptables_nft {
             let families = found.survey.iptables_nft_tables();
-            self.read_into(BackendKind::IptablesNft, families, &mut found)?;
+            if families.iter().all(|family| self.programs(Variant::Nft).exist(family)) {
+                self.read_into(BackendKind::IptablesNft, families, &mut found)?;
+            } else {
+                self.read_without_programs(&mut found)?;
+            }
         }
         let legacy = found.survey.iptables_legacy;
         if !legacy.is_empty() {
@@ -148,6 +153,28 @@ impl Session {
             return Ok(());
         }
         found.readings.push((kind, reading));
+        Ok(())
+    }
+
+    /// Reads what iptables-nft holds as nf_tables itself tells it, where its programs are not
+    /// there. Such rules can be held against a plan, and not be changed.
+    fn read_without_programs(&mut self, found: &mut KernelState) -> Result<(), InstallError> {
+        const HOLDER: Holder = Holder::Kernel(BackendKind::IptablesNft);
+        let netlink = self.netfilter.as_mut().ok_or(InstallError::NoNftables)?;
+        let all = list::everything(netlink, MOST).map_err(error::survey)?;
+        let tables = tables::listed(&all);
+        let Holding { plan, strange, .. } =
+            ours::of_holder(HOLDER, &tables.iter().filter(|table| table.holder == HOLDER).collect::<Vec<_>>());
+        debug!(rules = plan.rule_count(), "read what iptables-nft holds without its programs");
+        if plan.families.is_empty() {
+            return Ok(());
+        }
+        if plan.dataplane != self.dataplane {
+            found.of_others.push((BackendKind::IptablesNft, plan.dataplane));
+            return Ok(());
+        }
+        let reading = Reading { present: true, plan, strange, backup: Backup::Nothing };
+        found.readings.push((BackendKind::IptablesNft, reading));
         Ok(())
     }
 

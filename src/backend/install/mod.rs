@@ -331,20 +331,23 @@ impl Session {
             let removal = self.dataplane.removal();
             return Err(InstallError::Drift { backend: kind, elsewhere, differences, removal });
         }
-        self.check_programs(kind, plan)?;
+        self.check_programs(kind, plan.families)?;
+        for &other in &elsewhere {
+            self.check_programs(other, found.reading(other).plan.families)?;
+        }
         let action = if reading.present || !elsewhere.is_empty() { Action::Replaced } else { Action::Installed };
         Ok(InstallDecision { action, reading, ours, elsewhere })
     }
 
     /// Whether the programs that a backend needs are there, before anything is touched.
-    fn check_programs(&self, kind: BackendKind, plan: &Plan) -> Result<(), InstallError> {
+    fn check_programs(&self, kind: BackendKind, families: Families) -> Result<(), InstallError> {
         let variant = match kind {
             BackendKind::Nftables => return Ok(()),
             BackendKind::IptablesNft => Variant::Nft,
             BackendKind::IptablesLegacy => Variant::Legacy,
         };
         let programs = self.programs(variant);
-        plan.families.iter().try_for_each(|family| programs.check(family).map_err(BackendError::from))?;
+        families.iter().try_for_each(|family| programs.check(family).map_err(BackendError::from))?;
         Ok(())
     }
 
@@ -361,6 +364,9 @@ impl Session {
         if let Some(guard) = found.guard.clone() {
             let held = Held::of(&Plan::nothing_of(self.dataplane), found.plans());
             self.done.push(UndoableStep::Guard { guard, held, left: true });
+        }
+        for &kind in &holders {
+            self.check_programs(kind, found.reading(kind).plan.families)?;
         }
         for &kind in &holders {
             self.remove(kind, &found)?;

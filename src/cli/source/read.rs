@@ -9,6 +9,7 @@ use tracing::warn;
 use crate::audit::source::dump::Text;
 use crate::audit::source::live::{self, Live};
 use crate::audit::source::{Source, SourceError};
+use crate::backend::limit::Most;
 use crate::config::types::Family;
 use crate::sys::{file, netns};
 
@@ -67,7 +68,12 @@ pub(super) fn from_kernel(matches: &ArgMatches) -> Result<LiveRules, CliError> {
     }
     confine::entered();
     let lock_timeout = std::time::Duration::from_secs(5);
-    let live = Live { programs: session::programs(), lock_timeout, resolv_conf: resolv_conf.as_deref() };
+    let live = Live {
+        programs: session::programs(),
+        lock_timeout,
+        resolv_conf: resolv_conf.as_deref(),
+        most: Most::TO_UNDERSTAND,
+    };
     Ok(LiveRules { source: live::read(&live)?, passwd, group })
 }
 

@@ -7,6 +7,7 @@ mod failure;
 mod figures;
 mod heal;
 mod input;
+mod iptables;
 mod kills;
 mod removal;
 pub mod server;
