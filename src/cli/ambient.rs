@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use crate::backend::ambient::Namespace;
 use crate::backend::conditions::Conditions;
-use crate::backend::install::{self, Action, Session};
+use crate::backend::install::Session;
 use crate::backend::{node, routing};
 use crate::config::ambient::{self, AmbientOptions};
 use crate::config::facts;
@@ -274,19 +274,9 @@ fn heard(mut changing: Session) -> Result<(), CliError> {
 
 /// Prints what would be done, and says what the namespace would make of it.
 fn foretell(namespace: &Namespace, plan: &Plan) -> Result<(), CliError> {
-    let prospect = namespace.foresee(plan).unwrap_or_else(|why| {
-        info!("this kernel's rules cannot be looked at, so the options alone decide: {why}");
-        install::choose_unseen(&namespace.conditions, namespace.choice)
-    });
-    prospect.warnings.iter().for_each(|warning| warn!("{warning}"));
-    let backend = prospect.backend.name();
-    match prospect.would {
-        Err(error) => warn!(backend, "would fail: {error}"),
-        Ok(Action::Unchanged) => info!(backend, "would change nothing: the kernel holds it already"),
-        Ok(Action::Replaced) => info!(backend, "would replace what is there"),
-        Ok(_) => info!(backend, "would be installed"),
-    }
-    output::print(&dry_run::text(plan, prospect.backend, namespace.conditions.rule_comments))
+    let looked = namespace.foresee(plan).map_err(CliError::from);
+    let backend = dry_run::say(looked, None, &namespace.conditions, namespace.choice);
+    output::print(&dry_run::text(plan, backend, namespace.conditions.rule_comments))
 }
 
 /// Whether what was said was heard. The sets of a node are not taken back: they are as asked for,

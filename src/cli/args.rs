@@ -1,6 +1,8 @@
 //! The command line of the interception faces, made from the option table.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
@@ -55,4 +57,12 @@ pub(super) fn path_of(matches: &ArgMatches, name: &str) -> PathBuf {
 /// An option's text, where it was given.
 pub(super) fn text_of(matches: &ArgMatches, name: &str) -> Option<String> {
     matches.get_one::<String>(name).cloned()
+}
+
+/// A number of a range, in the form in which clap wants it.
+pub(super) fn number<T>(range: RangeInclusive<T>, expected: &'static str) -> impl Fn(&str) -> Result<T, String> + Clone
+where
+    T: FromStr + PartialOrd + Clone,
+{
+    move |text| text.parse().ok().filter(|number| range.contains(number)).ok_or_else(|| format!("expected {expected}"))
 }

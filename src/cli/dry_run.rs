@@ -5,12 +5,13 @@ use std::fmt::Write;
 use tracing::{info, warn};
 
 use crate::backend::BackendKind;
+use crate::backend::conditions::Conditions;
 use crate::backend::facts::NamespaceFacts;
 use crate::backend::install::{self, Action, InstallRequest, Prospect, Session};
 use crate::backend::iptables::script;
 use crate::backend::nftables;
 use crate::backend::routing;
-use crate::config::settings::{Face, Settings};
+use crate::config::settings::{BackendChoice, Face, Settings};
 use crate::config::types::Family;
 use crate::plan::lower::lower;
 use crate::plan::model::{Plan, Routing, Table};
@@ -48,16 +49,29 @@ fn foresee(face: Face, plan: &Plan, settings: &Settings, system: NamespaceFacts)
         let refused = session::check_namespace(face, run, &mut route, &addresses).err();
         Ok((Session::open(session::conditions(run), route)?.foresee(&request)?, refused))
     };
-    let (prospect, refused, decided_by) = match looked() {
-        Ok((prospect, refused)) => (prospect, refused, "this kernel"),
+    let (looked, refused) = match looked() {
+        Ok((prospect, refused)) => (Ok(prospect), refused),
+        Err(why) => (Err(why), None),
+    };
+    say(looked, refused, &session::conditions(run), run.backend)
+}
+
+/// Says on stderr what a run would do, what is known of that by, and gives the backend. `looked`:
+/// what this kernel's rules make of it; where they cannot be looked at, the options alone decide.
+pub(super) fn say(
+    looked: Result<Prospect, CliError>,
+    refused: Option<CliError>,
+    conditions: &Conditions,
+    choice: BackendChoice,
+) -> BackendKind {
+    let (prospect, decided_by) = match looked {
+        Ok(prospect) => (prospect, "this kernel"),
         Err(why) => {
             info!("this kernel's rules cannot be looked at, so the options alone decide: {why}");
-            (install::choose_unseen(&session::conditions(run), run.backend), None, "the options alone")
+            (install::choose_unseen(conditions, choice), "the options alone")
         }
     };
-    for warning in &prospect.warnings {
-        warn!("{warning}");
-    }
+    prospect.warnings.iter().for_each(|warning| warn!("{warning}"));
     let backend = prospect.backend.name();
     match (refused, prospect.would) {
         (Some(error), _) => warn!(backend, decided_by, "would fail: {error}"),

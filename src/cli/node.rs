@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::cni;
 use crate::config::given::{Given, process_environment};
+use crate::config::log_levels;
 use crate::config::settings::Face;
 use crate::config::value;
 use crate::node::credentials::Credentials;
@@ -19,7 +20,7 @@ use crate::node::installer::{ChainMode, Installation, TYPE};
 use crate::node::settings::{AgentSettings, AmbientFlags, ObjectName, OnFailure};
 use crate::node::{self, Policy};
 
-use super::args::{path_of, text_of};
+use super::args::{number, path_of, text_of};
 use super::error::CliError;
 use super::{confine, source};
 
@@ -131,7 +132,7 @@ pub(super) fn command() -> Command {
         Arg::new("kubelet-uid")
             .long("kubelet-uid")
             .value_name("UID")
-            .value_parser(value_parser!(u32))
+            .value_parser(number(0..=u32::MAX, "the number of a user"))
             .help("The user by whom the kubelet's probes are told; default: that of the kubelet found in --host-proc"),
         text("api-server", "URL", "The API server; default: the variables KUBERNETES_SERVICE_HOST and _PORT"),
         path("account", ACCOUNT, "Folder with the account's token and ca.crt"),
@@ -221,15 +222,18 @@ fn settings(matches: &ArgMatches) -> Result<AgentSettings, CliError> {
     let daemon_set = daemon_set(matches)?;
     duration(matches, "agent-timeout")?;
     let interception: Value = match text_of(matches, "interception") {
-        Some(text) => serde_json::from_str(&text)
-            .map_err(|e| CliError::Usage(format!("--interception: no JSON object (column {})", e.column())))?,
+        Some(text) => serde_json::from_str(&text).map_err(|e| {
+            CliError::invalid("--interception", &text, &format!("a JSON object (column {})", e.column()))
+        })?,
         None => json!({}),
     };
+    let log_level = text_of(matches, "plugin-log-level").unwrap_or_default();
+    log_levels::by_scope(&log_level).map_err(|invalid| CliError::Usage(invalid.of_option("--plugin-log-level")))?;
     let mut entry = json!({
         "type": TYPE,
         "cni_agent_run_dir": run_dir,
         "exclude_namespaces": exclude,
-        "plugin_log_level": text_of(matches, "plugin-log-level"),
+        "plugin_log_level": log_level,
         "agent_timeout": text_of(matches, "agent-timeout"),
         "capabilities": { "io.kubernetes.cri.pod-annotations": true },
     });
@@ -274,9 +278,7 @@ fn settings(matches: &ArgMatches) -> Result<AgentSettings, CliError> {
 
 fn ambient_given(matches: &ArgMatches) -> Result<AmbientFlags, CliError> {
     let backend = text_of(matches, "ambient-backend").unwrap_or_default();
-    let refused = |flag: &str, invalid: value::Invalid| {
-        CliError::Usage(format!("{flag}: '{}' {}; expected {}", invalid.item, invalid.problem, invalid.expected))
-    };
+    let refused = |flag: &str, invalid: value::Invalid| CliError::Usage(invalid.of_option(flag));
     let backend = crate::config::ambient::backend(&backend).map_err(|invalid| refused("--ambient-backend", invalid))?;
     let families = text_of(matches, "ambient-ip-families").unwrap_or_default();
     let families =

@@ -57,7 +57,7 @@ pub fn with_source(command: Command) -> Command {
             .help("Read the rules of the network namespace at this path"),
         arg("pid")
             .value_name("PID")
-            .value_parser(value_parser!(u32).range(1..))
+            .value_parser(args::number(1..=u32::MAX, "the number of a process"))
             .help("Read the rules of the network namespace of this process"),
         arg("dump")
             .value_name("FILE")

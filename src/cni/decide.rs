@@ -55,8 +55,9 @@ pub(crate) fn by_asking(
     // The netconf of an installation by an agent says so; a socket says it as well.
     if netconf.agent_timeout.is_some() || agent::is_there(&netconf.run_dir) {
         let longest = netconf.agent_timeout.unwrap_or(AGENT_TIMEOUT);
-        // With a kubeconfig, an agent that does not answer at once is not waited for.
-        let has_kubeconfig = kubeconfig::is_there(&place);
+        // With a kubeconfig, an agent that does not answer at once is not waited for. What is in
+        // ambient mode the API server's answer alone does not tell, nor what ztunnel has taken.
+        let has_kubeconfig = kubeconfig::is_there(&place) && !netconf.ambient;
         let longest = if has_kubeconfig { longest.min(AGENT_TIMEOUT_BESIDE) } else { longest };
         match agent::decide(&netconf.run_dir, &asked, deadline, longest) {
             Err(error) if has_kubeconfig && error.code == Code::TryAgainLater => {

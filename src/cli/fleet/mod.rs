@@ -25,7 +25,7 @@ use crate::config::pod::injector::Injector;
 use crate::config::pod::injector::required::InjectorVerdict;
 
 use super::error::CliError;
-use super::{confine, manifest, output};
+use super::{args as arguments, confine, manifest, output};
 use pods::Eye;
 
 /// The most bytes of one file of manifests.
@@ -93,7 +93,7 @@ pub(super) fn with_fleet(command: Command) -> Command {
         arg("context", "NAME").requires("cluster").help("The kubeconfig's context; default: its current one"),
         arg("node-timeout", "SECONDS")
             .requires("cluster")
-            .value_parser(value_parser!(u64).range(1..=3600))
+            .value_parser(arguments::number(1..=3600u64, "seconds from 1 to 3600"))
             .default_value("30")
             .help("How long one node's agent may take"),
     ];

@@ -2,6 +2,7 @@
 //! own, in a network namespace of its own, with pods that are network namespaces.
 
 pub mod ambient;
+mod beside;
 mod chain;
 mod failure;
 mod figures;
