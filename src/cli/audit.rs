@@ -42,7 +42,7 @@ high if traffic escapes by it, low if it changes nothing.
 
 Examples:
   podweir audit --pod-ip 10.244.0.6 -- -i '*' -b '*' -d 15020,15021,15090
-  kubectl get pod shop -o yaml | podweir audit --pod-manifest - --fail-on medium
+  kubectl get pod shop -o yaml | podweir audit --pod-manifest - --fail-on high
   podweir audit --pid 4242 --pod-manifest shop.yaml --format html >shop.html
   podweir audit --dump rules.v4 rules.v6 --accept known.yaml --format sarif
 ";

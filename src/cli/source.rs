@@ -135,16 +135,15 @@ pub(super) fn words_of_rules(matches: &ArgMatches) -> Vec<String> {
     let mut words = Vec::new();
     let mut add = |name: &str, value: String| words.extend([format!("--{name}"), value]);
     let path = |name| matches.get_one::<PathBuf>(name).map(|path| path.display().to_string());
-    let joined = |name: &str| {
-        let all = matches.get_raw(name)?.map(|text| text.to_string_lossy().into_owned());
-        Some(all.collect::<Vec<_>>().join(","))
-    };
+    let joined = |all: Vec<String>| Some(all.join(",")).filter(|all| !all.is_empty());
+    let texts = |name| matches.get_many::<String>(name).into_iter().flatten().cloned().collect();
+    let pod_ips = addresses(matches, "pod-ip").iter().map(ToString::to_string).collect();
     for (name, value) in [
         ("netns", path("netns")),
         ("pid", matches.get_one::<u32>("pid").map(u32::to_string)),
-        ("pod-ip", joined("pod-ip")),
-        ("uplink", joined("uplink")),
-        ("dns-server", joined("dns-server")),
+        ("pod-ip", joined(pod_ips)),
+        ("uplink", joined(texts("uplink"))),
+        ("dns-server", joined(texts("dns-server"))),
     ] {
         value.into_iter().for_each(|value| add(name, value));
     }

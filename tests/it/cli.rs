@@ -163,6 +163,7 @@ fn a_dry_run_is_for_the_backend_that_a_run_takes() {
         (None, &["istio-iptables", "-i", "*"][..], NO_PROGRAMS, "nftables", "would be installed"),
         (None, &["istio-iptables", "-i", "*"], &[], "iptables-nft", "would be installed"),
         (None, &same, &[], "nftables", "would be installed"),
+        (None, &["ambient"], &[], "nftables", "would be installed"),
         (Some(legacy), &same, &[], "iptables-legacy", "would change nothing"),
         (Some(nft), &same, &[], "iptables-nft", "would change nothing"),
         (Some(nft), &["init", "-b", "*"], &[], "iptables-nft", "would fail: the rules in iptables-nft differ"),

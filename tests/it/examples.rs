@@ -128,7 +128,7 @@ fn nothing_that_tells_an_example_from_others_is_left_out() {
     let text = audit("text");
     for words in [
         "try     TCP to 203.0.113.10:443 from port 1000 uid 1000 out by $(a)'b\n",
-        "--source-port 1000 --destination 203.0.113.10 --port 443 --interface '$(a)'\\''b'\n",
+        "--source-port 1000 --destination 203.0.113.10 --port 443 --interface '$(a)'\\''b' --live\n",
         "try     TCP to 203.0.113.10:443\n",
         " --uid none --gid none ",
     ] {

@@ -62,7 +62,7 @@ fn who_has_the_capability_and_is_another_user_is_told_to_be_user_0() {
     }
 }
 
-/// What the README's init container is granted.
+/// What the init container of docs/init-container.md is granted.
 #[test]
 fn net_admin_is_enough_but_for_iptables_legacy() {
     for backend in BACKENDS {

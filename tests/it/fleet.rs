@@ -293,5 +293,5 @@ fn every_format_is_what_its_readers_expect() {
 
     let screen = text(&audit(&[]).stdout);
     assert!(screen.contains("MEDIUM  outbound-excluded-port 3306: ") && screen.lines().count() < 60, "{screen}");
-    assert!(text(&audit(&["-v"]).stdout).contains("  try     TCP to "));
+    assert!(text(&audit(&["-v"]).stdout).contains("  try   TCP to 203.0.113.10:"));
 }
