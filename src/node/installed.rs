@@ -12,7 +12,7 @@ use super::condition::Condition;
 use super::installer::ChainState;
 use super::installer::keeper::Inspection;
 use super::inventory::TrackedPod;
-use super::missed::{self, Missed};
+use super::missed::{self, MissedPod};
 
 /// What is known of the installation.
 #[derive(Default)]
@@ -25,7 +25,7 @@ struct Inner {
     /// Since when the chain has had our entry.
     effective: Option<SystemTime>,
     /// A pod that should have been intercepted and for which no ADD came, since then.
-    missed: Option<Missed>,
+    missed: Option<MissedPod>,
 }
 
 impl Installed {
@@ -75,7 +75,7 @@ impl Installed {
         if let (Some(effective), Some(created)) = (inner.effective, known.created)
             && missed::is_made_after(created, effective)
         {
-            inner.missed = Some(Missed::new(&known, Instant::now()));
+            inner.missed = Some(MissedPod::new(&known, Instant::now()));
         }
     }
 

@@ -21,13 +21,13 @@ pub(super) fn is_made_after(created: i64, effective: SystemTime) -> bool {
 
 /// A pod for which no ADD came.
 #[derive(Debug)]
-pub(super) struct Missed {
+pub(super) struct MissedPod {
     name: String,
     uid: String,
     noticed: Instant,
 }
 
-impl Missed {
+impl MissedPod {
     pub(super) fn new(known: &Known, now: Instant) -> Self {
         Self { name: known.to_string(), uid: known.uid.clone(), noticed: now }
     }
@@ -42,7 +42,7 @@ impl Missed {
     }
 }
 
-impl fmt::Display for Missed {
+impl fmt::Display for MissedPod {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(&self.name)
     }
@@ -60,7 +60,7 @@ mod tests {
             assert!(!is_made_after(created, effective), "{created}");
         }
         let now = Instant::now();
-        let missed = Missed { name: "shop/web".into(), uid: "u".into(), noticed: now };
+        let missed = MissedPod { name: "shop/web".into(), uid: "u".into(), noticed: now };
         assert!(!missed.is_old(now) && !missed.is_old(now + COUNTS - Duration::from_secs(1)));
         assert!(missed.is_old(now + COUNTS));
     }

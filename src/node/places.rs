@@ -21,7 +21,7 @@ use super::processes;
 const PROCESSES_AGE: Duration = Duration::from_secs(1);
 
 /// The paths of pods' network namespaces, by the pods' UIDs.
-type Namespaces = HashMap<String, PathBuf>;
+type NetworkNamespaces = HashMap<String, PathBuf>;
 
 /// What leads to pods' network namespaces.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(super) struct Places {
     run_dir: PathBuf,
     host_proc: PathBuf,
     /// The namespaces of pods that have processes, and when that was looked up.
-    processes: Mutex<Option<(Instant, Arc<Namespaces>)>>,
+    processes: Mutex<Option<(Instant, Arc<NetworkNamespaces>)>>,
     /// Attachments as the plugin told of them, or kept them on disk while no agent ran, by UID.
     kept: Mutex<HashMap<String, (AttachmentName, KeptNetns)>>,
 }
@@ -119,7 +119,7 @@ impl Places {
         }
     }
 
-    fn processes(&self) -> Arc<Namespaces> {
+    fn processes(&self) -> Arc<NetworkNamespaces> {
         let mut processes = lock(&self.processes);
         if let Some((at, known)) = &*processes
             && at.elapsed() < PROCESSES_AGE

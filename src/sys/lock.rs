@@ -99,7 +99,7 @@ fn hint(error: &io::Error) -> String {
 
 /// A netlink socket that is a member of the group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Member {
+struct LockSocket {
     inode: u64,
     port: u32,
 }
@@ -186,7 +186,7 @@ impl Members {
         Self { diagnosis: Netlink::open(NETLINK_SOCK_DIAG).ok() }
     }
 
-    fn list(&mut self) -> io::Result<Vec<Member>> {
+    fn list(&mut self) -> io::Result<Vec<LockSocket>> {
         if let Some(netlink) = &mut self.diagnosis {
             match listed(netlink) {
                 Ok(members) => return Ok(members),
@@ -199,7 +199,7 @@ impl Members {
 }
 
 /// Asks the kernel (`struct netlink_diag_req` and `netlink_diag_msg`, linux/netlink_diag.h).
-fn listed(netlink: &mut Netlink) -> io::Result<Vec<Member>> {
+fn listed(netlink: &mut Netlink) -> io::Result<Vec<LockSocket>> {
     let mut request = Vec::with_capacity(36);
     request.extend(36u32.to_ne_bytes());
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
@@ -220,7 +220,7 @@ fn listed(netlink: &mut Netlink) -> io::Result<Vec<Member>> {
             && let (Some(port), Some(inode)) = (word(4), word(16))
             && groups.is_some_and(is_member)
         {
-            members.push(Member { inode: inode.into(), port });
+            members.push(LockSocket { inode: inode.into(), port });
         }
     })?;
     Ok(members)
@@ -235,7 +235,7 @@ fn is_member(groups: &[u8]) -> bool {
 
 /// Lines such as `00000000b053b2e8 12  14108  40000000 0 0 0 2 0 1321465`: the protocol,
 /// the port, the first 32 groups, and the inode at the end.
-fn from_proc(listing: impl BufRead) -> io::Result<Vec<Member>> {
+fn from_proc(listing: impl BufRead) -> io::Result<Vec<LockSocket>> {
     let mut members = Vec::new();
     for line in listing.lines().skip(1) {
         let line = line?;
@@ -244,7 +244,7 @@ fn from_proc(listing: impl BufRead) -> io::Result<Vec<Member>> {
         let groups = u32::from_str_radix(groups, 16).unwrap_or(0);
         if groups >> (GROUP - 1) & 1 == 1 {
             let number = |text: &str| text.parse().map_err(|_| io::Error::other(format!("odd line: {line}")));
-            members.push(Member { inode: number(inode)?, port: number(port)? as u32 });
+            members.push(LockSocket { inode: number(inode)?, port: number(port)? as u32 });
         }
     }
     Ok(members)
@@ -252,7 +252,7 @@ fn from_proc(listing: impl BufRead) -> io::Result<Vec<Member>> {
 
 /// Who has a socket, as "name (pid N)": a socket's port is its process's number, as long
 /// as that process has no other and is seen from here.
-fn name_of(member: Member) -> String {
+fn name_of(member: LockSocket) -> String {
     let pid = member.port;
     match has_socket(pid, member.inode) {
         true => described(&pid.to_string()),
@@ -271,7 +271,7 @@ fn has_socket(pid: u32, inode: u64) -> bool {
             let sees_it = |thread: DirEntry| {
                 let listing = File::open(thread.path().join("net/netlink")).map(BufReader::new);
                 let members = listing.and_then(from_proc).unwrap_or_default();
-                members.contains(&Member { inode, port: pid })
+                members.contains(&LockSocket { inode, port: pid })
             };
             std::fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|threads| threads.flatten().any(sees_it))
         }
@@ -339,7 +339,7 @@ mod tests {
             00000000b053b2e8 12  14108      40000000 0        0        0     2        0        1321465\n\
             00000000f2f05280 12  77         00000040 0        0        0     2        0        1321005\n\
             00000000486c3ba6 0   78         40000000 0        0        0     2        0        1320999\n";
-        assert_eq!(from_proc(text.as_bytes()).unwrap(), [Member { inode: 1321465, port: 14108 }]);
+        assert_eq!(from_proc(text.as_bytes()).unwrap(), [LockSocket { inode: 1321465, port: 14108 }]);
         assert!(from_proc("\n0 12 x 40000000 0 0 0 2 0 y\n".as_bytes()).is_err());
         assert!(is_member(&0x4000_0000u64.to_ne_bytes()) && !is_member(&[0; 8]) && !is_member(&[]));
     }

@@ -32,7 +32,7 @@ const NAMED: usize = 5;
 
 /// An agent's pod.
 #[derive(Clone)]
-struct Agent {
+struct AgentPod {
     node: String,
     namespace: String,
     name: String,
@@ -142,12 +142,12 @@ pub(super) fn collect(
 }
 
 /// An agent that can be asked: one that runs.
-fn agent(pod: &Value) -> Option<Agent> {
+fn agent(pod: &Value) -> Option<AgentPod> {
     let text = |path: &str| pod.pointer(path).and_then(Value::as_str);
     let is_ending = pod.pointer("/metadata/deletionTimestamp").is_some();
     let runs = text("/status/phase") == Some("Running") && !is_ending;
     runs.then_some(())?;
-    Some(Agent {
+    Some(AgentPod {
         node: text("/spec/nodeName")?.into(),
         namespace: text("/metadata/namespace")?.into(),
         name: text("/metadata/name")?.into(),
@@ -155,7 +155,7 @@ fn agent(pod: &Value) -> Option<Agent> {
 }
 
 /// Asks every agent what its node's kernel has.
-fn ask_all(kubectl: &Kubectl, agents: &[Agent], timeout: Duration) -> ClusterFacts {
+fn ask_all(kubectl: &Kubectl, agents: &[AgentPod], timeout: Duration) -> ClusterFacts {
     let facts = Mutex::new(ClusterFacts::default());
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let shows = std::io::stderr().is_terminal();
@@ -164,7 +164,7 @@ fn ask_all(kubectl: &Kubectl, agents: &[Agent], timeout: Duration) -> ClusterFac
             let mut agent = agent.clone();
             let asked = again(|| ask_latest(kubectl, &mut agent, timeout, &facts));
             if let Err(refusal) = asked {
-                let Agent { node, namespace, name } = &agent;
+                let AgentPod { node, namespace, name } = &agent;
                 lock(&facts).missed.push(Missed {
                     what: format!("node {node}"),
                     why: format!(
@@ -199,7 +199,7 @@ fn ask_all(kubectl: &Kubectl, agents: &[Agent], timeout: Duration) -> ClusterFac
 /// Asks an agent. One that is gone, as in an upgrade, has a successor on its node.
 fn ask_latest(
     kubectl: &Kubectl,
-    agent: &mut Agent,
+    agent: &mut AgentPod,
     timeout: Duration,
     facts: &Mutex<ClusterFacts>,
 ) -> Result<(), KubectlRefusal> {
@@ -223,7 +223,12 @@ fn ask_latest(
     }
 }
 
-fn ask(kubectl: &Kubectl, agent: &Agent, timeout: Duration, facts: &Mutex<ClusterFacts>) -> Result<(), KubectlRefusal> {
+fn ask(
+    kubectl: &Kubectl,
+    agent: &AgentPod,
+    timeout: Duration,
+    facts: &Mutex<ClusterFacts>,
+) -> Result<(), KubectlRefusal> {
     let mut telling = Telling::default();
     let mut lines = 0;
     let mut each = |line: &str| {

@@ -37,7 +37,7 @@ pub(super) enum SandboxEvent {
 }
 
 #[derive(Debug)]
-struct Shared {
+struct MemberState {
     known: Arc<Known>,
     /// The pod is gone from the API server.
     gone: bool,
@@ -66,7 +66,7 @@ impl Drop for Start {
 pub(super) struct Member {
     pub uid: Uid,
     pub annotation: Annotation,
-    shared: Mutex<Shared>,
+    shared: Mutex<MemberState>,
     wake: Notify,
     whereabouts: watch::Sender<Where>,
 }
@@ -76,13 +76,13 @@ impl Member {
         Self {
             uid: known.uid.as_str().into(),
             annotation: Annotation::default(),
-            shared: Mutex::new(Shared { known, gone: false, sandbox: None, place: None, task: None, starts: 0 }),
+            shared: Mutex::new(MemberState { known, gone: false, sandbox: None, place: None, task: None, starts: 0 }),
             wake: Notify::new(),
             whereabouts: watch::Sender::new(Where::Joining),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shared> {
+    fn lock(&self) -> MutexGuard<'_, MemberState> {
         lock(&self.shared)
     }
 
