@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 use crate::cni::access::Problem;
 use crate::cni::client as connection;
 
-use super::backoff::WatchBackoff;
+use super::backoff::ServerBackoff;
 use super::cache::{Cache, Change, WatchedPod};
 use super::credentials::Credentials;
 use super::metrics::Metrics;
@@ -66,7 +66,7 @@ pub async fn watch_all<K>(
     K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let mut said = String::new();
-    let mut backoff = WatchBackoff::default();
+    let mut backoff = ServerBackoff::default();
     // From the API server's memory, and therefore whole: pages come from its database, and where
     // kube asks for pages it does not say that any version will do (`resourceVersion=0`). That
     // takes twice the list's size for a moment: 20 MiB for 500 pods of 20 KiB.

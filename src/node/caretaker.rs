@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use crate::probe::Beside;
 use crate::sys::text::rounded;
 
+use super::backoff::growing;
 use super::budget::Budget;
 use super::decide::{PodDecision, Programmer, decide};
 use super::ears::Ears;
@@ -63,8 +64,7 @@ pub(super) async fn look_after(shared: Arc<Shared>, tracked: Arc<TrackedPod>) {
 
 /// The pause after this many failures in a row.
 fn pause_after(failures: u32) -> Duration {
-    let (first, longest) = AFTER_FAILURE;
-    first.saturating_mul(1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX)).min(longest)
+    growing(AFTER_FAILURE, failures)
 }
 
 struct Care {

@@ -50,12 +50,42 @@ fn a_refused_eviction_is_tried_again_and_the_event_says_what_was_done() {
     for asked in node.server.asked(What::Evict) {
         assert_evicts(&asked.body, &pod);
     }
-    let notes = || -> Vec<String> {
-        let events = node.server.asked(What::Event).into_iter();
-        events.filter(|asked| asked.method == "POST").map(|asked| asked.body["note"].as_str().unwrap().into()).collect()
+    let has = |words: &str| notes(&node).iter().any(|note| note.contains(words)).then_some(());
+    node.wait("its event", || has("it cannot be repaired, so it is evicted"));
+    assert!(has("and cannot be repaired: ").is_some(), "{:?}", notes(&node));
+}
+
+/// The notes of the events that were asked to be made, in order.
+fn notes(node: &Node) -> Vec<String> {
+    let events = node.server.asked(What::Event).into_iter().filter(|asked| asked.method == "POST");
+    events.map(|asked| asked.body["note"].as_str().unwrap().into()).collect()
+}
+
+#[test]
+fn an_event_that_is_refused_is_sent_when_the_refusals_end_and_only_once() {
+    let pod = Pod::new("web", 1);
+    let mut node = Node::new();
+    let refuse = |node: &Node, code: u16, reason: &'static str| {
+        node.server.fault(move |asked, _| (asked.what == What::Event).then_some(Fault::Refuse(code, reason)));
     };
-    node.wait("its event", || notes().iter().any(|n| n == "it cannot be repaired, so it is evicted").then_some(()));
-    assert!(notes().iter().any(|note| note.contains("and cannot be repaired: ")), "{:?}", notes());
+    refuse(&node, 503, "ServiceUnavailable");
+    start(&mut node, &pod, &[]);
+    node.wait("two tries", || (node.server.count(What::Event) >= 2).then_some(()));
+    // Whoever may not write events is asked again as well: somebody may give the right.
+    refuse(&node, 403, "Forbidden");
+    let before = node.server.count(What::Event);
+    node.wait("two more", || (node.server.count(What::Event) >= before + 2).then_some(()));
+    assert_eq!(node.metric("podweir_events_total{reason=\"InterceptionFailed\",result=\"sent\"}"), 0.0);
+    node.server.behave();
+    let before = node.server.count(What::Event);
+    let sent = || node.metric("podweir_events_total{reason=\"InterceptionFailed\",result=\"sent\"}");
+    node.wait("the event", || (sent() == 1.0).then_some(()));
+    let told = notes(&node).split_off(before);
+    assert!(told.len() == 1 && told[0].contains("and cannot be repaired: "), "{told:?}");
+    // Repairs fail on, which is not new; and what was taken does not come again.
+    let failed = failures(&node);
+    node.wait("more failures", || (failures(&node) >= failed + 1.0).then_some(()));
+    assert_eq!((node.server.count(What::Event), sent()), (before + 1, 1.0));
 }
 
 #[test]
