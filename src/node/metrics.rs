@@ -46,6 +46,7 @@ pub struct LastError {
 pub struct Metrics {
     registry: Registry,
     installs: Family<Labels, Counter>,
+    intercepting: Gauge,
     chain_effective: Gauge,
     chain_rewrites: Counter,
     adds: Family<Labels, Counter>,
@@ -72,6 +73,7 @@ impl Default for Metrics {
         let mut metrics = Self {
             registry: Registry::with_prefix("podweir"),
             installs: Family::default(),
+            intercepting: Gauge::default(),
             chain_effective: Gauge::default(),
             chain_rewrites: Counter::default(),
             adds: Family::default(),
@@ -102,6 +104,11 @@ impl Metrics {
             "installs",
             "Placements of the binary and the chain entry, by part and result",
             self.installs.clone(),
+        );
+        r.register(
+            "intercepting",
+            "1 while pods of this node are intercepted, as its condition says, or would say; 0 while they are not",
+            self.intercepting.clone(),
         );
         r.register("chain_effective", "1 while the runtime's chain has podweir's entry", self.chain_effective.clone());
         r.register(
@@ -147,6 +154,10 @@ impl Metrics {
     pub fn install_failed(&self, part: &'static str, problem: &str) {
         self.installed(part, "failed");
         self.error(part, problem);
+    }
+
+    pub fn intercepting(&self, holds: bool) {
+        self.intercepting.set(holds.into());
     }
 
     pub fn chain(&self, effective: bool, rewritten: bool) {
@@ -246,6 +257,9 @@ impl Metrics {
 mod tests {
     use super::*;
 
+    const ALERTS: &str = include_str!("../../cni-conf/chart/monitoring/alerts.yaml");
+    const DASHBOARD: &str = include_str!("../../cni-conf/chart/monitoring/dashboard.json");
+
     #[test]
     fn the_last_errors_are_kept_with_how_often_they_were() {
         let metrics = Metrics::default();
@@ -262,9 +276,10 @@ mod tests {
         assert!(last.iter().all(|error| error.what.chars().count() < LONGEST_ERROR + 30), "{newest:?}");
     }
 
-    #[test]
-    fn the_text_has_every_metric_and_no_label_that_came_from_outside() {
+    /// Metrics of which each has been counted.
+    fn counted() -> Metrics {
         let metrics = Metrics::default();
+        metrics.intercepting(true);
         metrics.installed("binary", "same");
         metrics.chain(true, true);
         metrics.added("intercepted", "done");
@@ -282,8 +297,34 @@ mod tests {
         metrics.event("InterceptionRepaired", "sent");
         metrics.error("api", "it does not answer");
         metrics.request("decide", "answered");
-        let text = metrics.text();
+        metrics
+    }
+
+    /// The names of podweir's metrics in a text.
+    fn names(text: &str) -> Vec<&str> {
+        let is_of_name = |c: char| c.is_ascii_lowercase() || c == '_';
+        let starts = text.match_indices("podweir_").map(|(at, _)| &text[at..]);
+        starts.map(|name| &name[..name.find(|c| !is_of_name(c)).unwrap_or(name.len())]).collect()
+    }
+
+    #[test]
+    fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+        let text = counted().text();
+        let there: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).flat_map(names).collect();
+        for asking in [ALERTS, DASHBOARD] {
+            let asked = names(asking);
+            assert!(asked.len() > 3);
+            for name in asked {
+                assert!(there.contains(&name), "{name} is not among {there:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_text_has_every_metric_and_no_label_that_came_from_outside() {
+        let text = counted().text();
         for line in [
+            "podweir_intercepting 1",
             "podweir_chain_effective 1",
             "podweir_chain_rewrites_by_others_total 1",
             "podweir_adds_total{decision=\"intercepted\",result=\"done\"} 1",

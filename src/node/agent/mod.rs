@@ -232,6 +232,7 @@ impl Agent {
 
 impl Metered for Agent {
     fn metrics(&self) -> String {
+        self.shared.metrics.intercepting(self.condition().holds);
         self.shared.metrics.cache(self.watch_age(), self.shared.cache.len());
         if let Some(ambient) = &self.ambient {
             self.shared.metrics.ambient.namespaces(ambient.open_namespaces());
