@@ -256,6 +256,7 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::events::{CONTROLLER, Kind};
 
     const ALERTS: &str = include_str!("../../cni-conf/chart/monitoring/alerts.yaml");
     const DASHBOARD: &str = include_str!("../../cni-conf/chart/monitoring/dashboard.json");
@@ -317,6 +318,22 @@ mod tests {
             for name in asked {
                 assert!(there.contains(&name), "{name} is not among {there:?}");
             }
+        }
+    }
+
+    #[test]
+    fn every_alert_has_a_command_and_that_for_repairs_shows_each_kind_of_them() {
+        for alert in ALERTS.split("- alert: ").skip(1) {
+            let (_, description) = alert.split_once("description:").unwrap();
+            assert!(["podweir node ", "kubectl "].iter().any(|word| description.contains(word)), "{alert}");
+            assert!(!description.contains("reason="), "events of other reasons are left out: {alert}");
+        }
+        let (_, repairs) = ALERTS.split_once("- alert: PodweirRepairsOften").unwrap();
+        let words: Vec<&str> = repairs.split_whitespace().collect();
+        let selector = format!("kubectl get events -A --field-selector reportingComponent={CONTROLLER}");
+        assert!(words.join(" ").contains(&selector), "{repairs}");
+        for kind in [Kind::Repaired, Kind::Drifted] {
+            assert!(repairs.contains(kind.reason()), "{repairs}");
         }
     }
 
