@@ -125,7 +125,11 @@ impl Metrics {
             self.cache_age.clone(),
         );
         r.register("cache_pods", "Pods of this node that are known", self.cache_pods.clone());
-        r.register("watch_restarts", "Restarts of the watch of pods, by cause", self.watch_restarts.clone());
+        r.register(
+            "watch_restarts",
+            "Restarts of the agent's watches, by what is watched and cause",
+            self.watch_restarts.clone(),
+        );
         r.register("pods", "Pods of this node by state", self.pods.clone());
         r.register("pods_left_alone", "Pods of this node that are left alone, by reason", self.pods_left_alone.clone());
         r.register("verifications", "Looks at a pod's rules, by result", self.verifications.clone());
@@ -185,8 +189,8 @@ impl Metrics {
         self.cache_pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
     }
 
-    pub fn watch_restarted(&self, cause: &str) {
-        self.watch_restarts.get_or_create(&labels([("cause", cause)])).inc();
+    pub fn watch_restarted(&self, watch: &str, cause: &str) {
+        self.watch_restarts.get_or_create(&labels([("watch", watch), ("cause", cause)])).inc();
     }
 
     pub fn pods(&self, state: &str, count: usize) {
@@ -289,7 +293,7 @@ mod tests {
         metrics.add_phase("a pod's name", 1.0);
         metrics.add_phase("total", f64::NAN);
         metrics.cache(Some(Duration::from_secs(2)), 7);
-        metrics.watch_restarted("gone");
+        metrics.watch_restarted("pods", "expired");
         metrics.pods("intercepted", 3);
         metrics.pods_left_alone(&[("no-proxy", 1), ("host-network", 1)].into());
         metrics.pods_left_alone(&[("no-proxy", 2)].into());
@@ -350,6 +354,7 @@ mod tests {
             "podweir_add_phase_seconds_count{phase=\"total\"} 1",
             "podweir_cache_age_seconds 2.0",
             "podweir_cache_pods 7",
+            "podweir_watch_restarts_total{watch=\"pods\",cause=\"expired\"} 1",
             "podweir_pods{state=\"intercepted\"} 3",
             "podweir_heals_total{result=\"mended\"} 1",
             "podweir_mend_seconds_count 1",
