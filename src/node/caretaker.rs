@@ -99,10 +99,7 @@ impl Care {
                 return interval * TOLD_FACTOR;
             }
             PodDecision::Refuse(error) => {
-                let why = error.to_string();
-                if self.tracked.set(State::Failed { why: why.clone() }) {
-                    self.tell(Kind::Failed, why.clone(), why);
-                }
+                self.failed(error.to_string());
                 return interval * TOLD_FACTOR;
             }
             PodDecision::Intercept { by, options, face, why, .. } => {
@@ -326,6 +323,7 @@ impl Care {
             let acted = on_failure::act(shared.settings.on_failure, &shared.client, &pod, &shared.evictions).await;
             if let Ok(Acted::Done(done)) = acted {
                 let note = format!("it cannot be repaired, so {done}");
+                warn!(pod = %pod, "{note}");
                 shared.events.tell(Happened { pod, kind: Kind::Acted, cause: done.into(), note });
             }
             acted

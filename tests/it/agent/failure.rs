@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::server::{Fault, What};
 use super::{Node, Pod, uid};
+use crate::plugin::sidecar;
 
 /// A node whose agent finds a pod without rules, and can make none: the programs are not there
 /// by which its rules would be made.
@@ -53,6 +54,7 @@ fn a_refused_eviction_is_tried_again_and_the_event_says_what_was_done() {
     let has = |words: &str| notes(&node).iter().any(|note| note.contains(words)).then_some(());
     node.wait("its event", || has("it cannot be repaired, so it is evicted"));
     assert!(has("and cannot be repaired: ").is_some(), "{:?}", notes(&node));
+    node.wait_for_log("it cannot be repaired, so it is evicted");
 }
 
 /// The notes of the events that were asked to be made, in order.
@@ -122,6 +124,23 @@ fn a_label_is_set_once_and_a_failure_that_lasts_is_told_once() {
     let history: Vec<&str> = last["history"].as_array().unwrap().iter().filter_map(|h| h["what"].as_str()).collect();
     let failed = history.iter().filter(|what| what.contains("cannot be repaired")).count();
     assert_eq!((failed, history.len()), (1, 2), "{history:?}");
+    assert_eq!(node.log().matches("so it has the label podweir.dev/interception=failed").count(), 1, "{}", node.log());
+}
+
+#[test]
+fn a_pod_that_asks_for_nonsense_is_in_the_log_and_in_an_event_once() {
+    let annotations = json!({ "traffic.sidecar.istio.io/includeInboundPorts": "99999" });
+    let pod = Pod::of("web", 1, sidecar(annotations));
+    let node = Node::running(&[&pod]);
+    node.wait_for_state(&pod, "failed");
+    let said = |text: &str| text.contains("includeInboundPorts") && text.contains("99999");
+    node.wait("the event", || notes(&node).iter().any(|note| said(note)).then_some(()));
+    let warnings = || node.log().lines().filter(|line| line.contains("WARN") && said(line)).count();
+    node.wait("the log", || (warnings() == 1).then_some(()));
+    // It is looked at again, and there is nothing new to say.
+    node.server.set(&pod.manifest);
+    node.add(&pod).call().error();
+    assert_eq!((warnings(), notes(&node).len()), (1, 1), "{}", node.log());
 }
 
 #[test]
