@@ -160,7 +160,7 @@ impl Agent {
         if let Some(problem) = self.shared.lost_sockets.problem() {
             return Condition::fails("SocketLost", problem);
         }
-        if let Some(problem) = self.shared.installed.problem(&self.shared.settings.installation.conf_dir) {
+        if let Some(problem) = self.shared.installed.problem(&self.shared.settings.installation) {
             return problem;
         }
         if self.node_is_unknown.load(Ordering::Relaxed) {

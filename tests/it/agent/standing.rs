@@ -173,3 +173,19 @@ fn a_pod_for_which_no_add_came_accuses_the_chain_as_long_as_it_is_there() {
         assert_eq!(gauges(), (1.0, 1.0));
     }
 }
+
+#[test]
+fn a_pod_that_multus_was_not_asked_for_is_told_with_its_annotation() {
+    let mut node = Node::new();
+    node.start(&["--chain=standalone", "--heal=false"]);
+    node.wait_until_ready();
+    let pod = missed(&node, 1, 600);
+    node.server.set(&pod.manifest);
+    let found = || told(&node).into_iter().find(|one| one["reason"] == "ChainNotUsed");
+    let message = node.wait("the condition", found)["message"].to_string();
+    for words in
+        ["pod shop/web-1", "k8s.v1.cni.cncf.io/networks", "NetworkAttachmentDefinition podweir", "--cni-conf-dir"]
+    {
+        assert!(message.contains(words), "{message}");
+    }
+}
