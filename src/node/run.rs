@@ -95,9 +95,12 @@ async fn agent(settings: AgentSettings) -> Result<(), RunError> {
         ambient.run(&shared, client.map_err(RunError::Credentials)?, changed);
     }
     tokio::spawn(watch(agent.clone()));
-    for problem in preflight::node(settings) {
-        shared.metrics.error("preflight", &problem);
-        error!("{problem}");
+    for lack in preflight::node(settings) {
+        shared.metrics.error("preflight", &lack.text);
+        error!("{}", lack.text);
+        if lack.keeps_pods {
+            agent.is_not_capable(lack.text);
+        }
     }
     tokio::spawn(check_account(shared.clone()));
     tokio::spawn(collect(shared.clone()));

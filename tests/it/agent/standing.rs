@@ -189,3 +189,23 @@ fn a_pod_that_multus_was_not_asked_for_is_told_with_its_annotation() {
         assert!(message.contains(words), "{message}");
     }
 }
+
+#[test]
+fn what_an_agent_in_ambient_mode_cannot_do_is_in_the_condition() {
+    for ambient in [true, false] {
+        let mut node = Node::new();
+        let socket = format!("--ztunnel-socket={}", ambient::socket(&node).display());
+        let flags = ["--ambient", &socket];
+        let without = ["setpriv", "--inh-caps=-sys_admin", "--bounding-set=-sys_admin"];
+        node.start_by(&without, if ambient { &flags } else { &[] });
+        node.wait_for_log("the agent lacks CAP_SYS_ADMIN");
+        let first = node.wait("the condition", || told(&node).into_iter().next());
+        if ambient {
+            assert_eq!((&first["status"], &first["reason"]), (&json!("False"), &json!("NotCapable")), "{first}");
+            assert!(first["message"].as_str().unwrap().contains("securityContext.capabilities"), "{first}");
+        } else {
+            // The runtime runs the plugin, with rights of its own.
+            assert_eq!(first["status"], "True", "{first}");
+        }
+    }
+}
