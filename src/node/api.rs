@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 use crate::cni::access::Problem;
 use crate::cni::client as connection;
 
-use super::backoff::WatchBackoff;
+use super::backoff::ServerBackoff;
 use super::cache::{Cache, Change, WatchedPod};
 use super::credentials::Credentials;
 use super::metrics::Metrics;
@@ -36,6 +36,36 @@ pub fn client(credentials: Credentials, pulse: Arc<WatchPulse>) -> Result<kube::
     Ok(kube::Client::new(service_fn(move |request| transport.clone().send(request)), "default"))
 }
 
+/// What is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    Pods,
+    /// The agent's own.
+    DaemonSet,
+    /// Those in ambient mode.
+    Namespaces,
+}
+
+impl Watch {
+    /// A word for metrics.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Pods => "pods",
+            Self::DaemonSet => "daemonset",
+            Self::Namespaces => "namespaces",
+        }
+    }
+
+    /// What it is of, in a sentence.
+    fn of(self) -> &'static str {
+        match self {
+            Self::Pods => "pods",
+            Self::DaemonSet => "its own DaemonSet",
+            Self::Namespaces => "namespaces",
+        }
+    }
+}
+
 /// Watches the pods of a node for ever: one list from the API server's cache at the start,
 /// then a watch with bookmarks that goes on where it was when the connection is lost, and a
 /// list again only where the API server says that it has forgotten (410).
@@ -50,23 +80,24 @@ pub async fn watch_pods(
     let pods: Api<WatchedPod> = Api::all(client);
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     let take = |event| cache.apply(event).into_iter().for_each(&changed);
-    watch_all(pods, config, "pods", &metrics, &pulse, take).await;
+    watch_all(pods, config, Watch::Pods, &metrics, &pulse, take).await;
 }
 
-/// Watches objects for ever; `what` they are, in the plural. The pulse beats for everything
+/// Watches objects for ever. The pulse beats for everything
 /// that is told, and for every attempt that is refused: a server that is away is no hang.
 pub async fn watch_all<K>(
     all: Api<K>,
     config: watcher::Config,
-    what: &'static str,
+    watched: Watch,
     metrics: &Metrics,
     pulse: &WatchPulse,
     take: impl Fn(Event<K>),
 ) where
     K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
+    let what = watched.of();
     let mut said = String::new();
-    let mut backoff = WatchBackoff::default();
+    let mut backoff = ServerBackoff::default();
     // From the API server's memory, and therefore whole: pages come from its database, and where
     // kube asks for pages it does not say that any version will do (`resourceVersion=0`). That
     // takes twice the list's size for a moment: 20 MiB for 500 pods of 20 KiB.
@@ -88,7 +119,7 @@ pub async fn watch_all<K>(
                     take(event);
                 }
                 Err(error) => {
-                    metrics.watch_restarted(cause(&error));
+                    metrics.watch_restarted(watched.word(), cause(&error));
                     let text = words(&error, what);
                     metrics.error("watch", &text);
                     match text == said {

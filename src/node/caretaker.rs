@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use crate::probe::Beside;
 use crate::sys::text::rounded;
 
+use super::backoff::growing;
 use super::budget::Budget;
 use super::decide::{PodDecision, Programmer, decide};
 use super::ears::Ears;
@@ -63,8 +64,7 @@ pub(super) async fn look_after(shared: Arc<Shared>, tracked: Arc<TrackedPod>) {
 
 /// The pause after this many failures in a row.
 fn pause_after(failures: u32) -> Duration {
-    let (first, longest) = AFTER_FAILURE;
-    first.saturating_mul(1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX)).min(longest)
+    growing(AFTER_FAILURE, failures)
 }
 
 struct Care {
@@ -99,10 +99,7 @@ impl Care {
                 return interval * TOLD_FACTOR;
             }
             PodDecision::Refuse(error) => {
-                let why = error.to_string();
-                if self.tracked.set(State::Failed { why: why.clone() }) {
-                    self.tell(Kind::Failed, why.clone(), why);
-                }
+                self.failed(error.to_string());
                 return interval * TOLD_FACTOR;
             }
             PodDecision::Intercept { by, options, face, why, .. } => {
@@ -326,6 +323,7 @@ impl Care {
             let acted = on_failure::act(shared.settings.on_failure, &shared.client, &pod, &shared.evictions).await;
             if let Ok(Acted::Done(done)) = acted {
                 let note = format!("it cannot be repaired, so {done}");
+                warn!(pod = %pod, "{note}");
                 shared.events.tell(Happened { pod, kind: Kind::Acted, cause: done.into(), note });
             }
             acted

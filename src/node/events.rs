@@ -1,6 +1,9 @@
 //! Events about pods, as `kubectl describe pod` shows them. They are told through a queue,
 //! aggregated by kube's recorder, and limited: a pod that makes many takes nothing from
-//! the API server.
+//! the API server. What the API server does not take is kept, of each pod and kind the newest,
+//! and sent again (see [`unsent`]).
+
+mod unsent;
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -10,13 +13,18 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::budget::Budget;
-use super::cache::Known;
+use super::cache::{Cache, Known};
 use super::metrics::Metrics;
+use unsent::{Key, Unsent, Waiting};
 
-/// How many events may wait to be sent.
+/// As whom events are told (`reportingController`).
+pub(super) const CONTROLLER: &str = "podweir";
+/// What became of an event that is never sent, in the metrics.
+const DROPPED: &str = "dropped";
+/// How many events may wait to be looked at.
 const QUEUE: usize = 256;
 /// How many events of one kind a pod may have at once, and how often after that: many of one
 /// kind must not keep the other from being told.
@@ -95,11 +103,15 @@ impl Told {
         }
     }
 
-    /// The action to be told for a cause; `None`: there are too many events. The recorder puts events
-    /// of the same reason and action together, and keeps the first one's note: each cause has an
-    /// action of its own, as far as the budget goes.
-    fn action(&mut self, kind: Kind, cause: &str, now: Instant) -> Option<String> {
-        self.budget.take(now).ok()?;
+    /// Takes the right to tell one more; without it there are too many.
+    fn may_be_told(&mut self, now: Instant) -> bool {
+        self.budget.take(now).is_ok()
+    }
+
+    /// The action to be told for a cause. The recorder puts events of the same reason and action
+    /// together, and keeps the first one's note: each cause has an action of its own, as far as the
+    /// budget goes.
+    fn action(&mut self, kind: Kind, cause: &str, now: Instant) -> String {
         self.recorded.retain(|(_, at)| now.saturating_duration_since(*at) < RECORDED);
         let mut hasher = DefaultHasher::new();
         cause.hash(&mut hasher);
@@ -107,23 +119,24 @@ impl Told {
         match self.recorded.iter_mut().find(|(known, _)| *known == digest) {
             Some((_, at)) => *at = now,
             None if self.causes.take(now).is_ok() => self.recorded.push((digest, now)),
-            None => return Some(kind.action().into()),
+            None => return kind.action().into(),
         }
-        Some(format!("{}-{digest:016x}", kind.action()))
+        format!("{}-{digest:016x}", kind.action())
     }
 }
 
 /// Where happenings are told.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Teller {
     queue: Sender<Happened>,
+    metrics: Arc<Metrics>,
 }
 
 impl Teller {
     /// A teller, and the queue that is sent from.
-    pub(super) fn new() -> (Self, Receiver<Happened>) {
+    pub(super) fn new(metrics: Arc<Metrics>) -> (Self, Receiver<Happened>) {
         let (queue, receiver) = channel(QUEUE);
-        (Self { queue }, receiver)
+        (Self { queue, metrics }, receiver)
     }
 
     /// Tells, without waiting. What does not fit the queue is in the log all the same.
@@ -131,6 +144,7 @@ impl Teller {
         match self.queue.try_send(happened) {
             Ok(()) => {}
             Err(TrySendError::Full(happened) | TrySendError::Closed(happened)) => {
+                self.metrics.event(happened.kind.reason(), DROPPED);
                 warn!(pod = %happened.pod, "an event is not sent, since too many wait: {}", happened.note);
             }
         }
@@ -138,39 +152,133 @@ impl Teller {
 }
 
 /// Sends what is told, for ever.
-pub(super) async fn send(client: kube::Client, node: String, mut queue: Receiver<Happened>, metrics: Arc<Metrics>) {
-    let recorder = Recorder::new(client, Reporter { controller: "podweir".into(), instance: Some(node) });
-    let mut told: HashMap<(String, Kind), Told> = HashMap::new();
-    while let Some(happened) = queue.recv().await {
-        let now = Instant::now();
-        if told.len() > 4 * QUEUE {
-            told.clear();
-        }
-        let reason = happened.kind.reason();
-        let of_pod = told.entry((happened.pod.uid.clone(), happened.kind)).or_insert_with(|| Told::new(now));
-        let Some(action) = of_pod.action(happened.kind, &happened.cause, now) else {
-            metrics.event(reason, "limited");
-            continue;
-        };
-        let event = Event {
-            type_: if happened.kind == Kind::Repaired { EventType::Normal } else { EventType::Warning },
-            reason: reason.into(),
-            note: Some(shortened(&happened.note)),
-            action,
-            secondary: None,
-        };
-        let sent = tokio::time::timeout(PATIENCE, recorder.publish(&event, &reference(&happened.pod))).await;
-        let problem = match sent {
-            Ok(Ok(())) => {
-                metrics.event(reason, "sent");
-                continue;
+pub(super) async fn send(
+    client: kube::Client,
+    node: String,
+    mut queue: Receiver<Happened>,
+    metrics: Arc<Metrics>,
+    cache: Arc<Cache>,
+) {
+    let recorder = Recorder::new(client, Reporter { controller: CONTROLLER.into(), instance: Some(node) });
+    let mut sending = Sending { recorder, metrics, cache, told: HashMap::new(), unsent: Unsent::default() };
+    loop {
+        let due = sending.unsent.next_try();
+        let wait = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due.into()).await,
+                None => std::future::pending().await,
             }
-            Ok(Err(error)) => crate::cni::client::chain(&error),
-            Err(_) => "the API server does not answer".to_owned(),
         };
-        metrics.event(reason, "failed");
-        metrics.error("events", &problem);
-        warn!(pod = %happened.pod, "cannot send the event {reason}: {problem}");
+        tokio::select! {
+            happened = queue.recv() => match happened {
+                Some(happened) => sending.hear(happened).await,
+                None => return,
+            },
+            () = wait => sending.send_again().await,
+        }
+    }
+}
+
+/// The time by the clock that sleeps go by.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// What sends.
+struct Sending {
+    recorder: Recorder,
+    metrics: Arc<Metrics>,
+    cache: Arc<Cache>,
+    told: HashMap<Key, Told>,
+    unsent: Unsent,
+}
+
+impl Sending {
+    /// Sends what happened, unless there are too many of its kind, or keeps it.
+    async fn hear(&mut self, happened: Happened) {
+        let now = now();
+        if self.told.len() > 4 * QUEUE {
+            self.told.clear();
+        }
+        let (kind, reason) = (happened.kind, happened.kind.reason());
+        let key = (happened.pod.uid.clone(), kind);
+        let of_pod = self.told.entry(key.clone()).or_insert_with(|| Told::new(now));
+        // One that waits has been allowed already, and nothing of it was told: the newer one goes.
+        let waits = self.unsent.has(&key);
+        if !waits && !of_pod.may_be_told(now) {
+            return self.metrics.event(reason, "limited");
+        }
+        let action = of_pod.action(kind, &happened.cause, now);
+        if waits {
+            self.unsent.replace(&key, happened, action);
+            return self.metrics.event(reason, "replaced");
+        }
+        let waiting = Waiting::new(happened, action, now);
+        match self.unsent.pauses(now) {
+            true => self.keep(key, waiting),
+            false => self.send(key, waiting).await,
+        }
+    }
+
+    /// Sends the one whose time came first.
+    async fn send_again(&mut self) {
+        let now = now();
+        for waiting in self.unsent.remove_of_the_past(&self.cache, now) {
+            self.give_up(&waiting, "its pod is gone for long");
+        }
+        if let Some((key, waiting)) = self.unsent.take_due(now) {
+            self.send(key, waiting).await;
+        }
+    }
+
+    /// Sends one, and keeps it if it is not taken.
+    async fn send(&mut self, key: Key, mut waiting: Waiting) {
+        let (pod, reason) = (waiting.happened.pod.clone(), waiting.happened.kind.reason());
+        let (event, about) = (event(&waiting.happened, &waiting.action), reference(&pod));
+        let sent = tokio::time::timeout(PATIENCE, self.recorder.publish(&event, &about)).await;
+        let (problem, is_of_server) = match sent {
+            Ok(Ok(())) => {
+                self.metrics.event(reason, "sent");
+                return self.unsent.is_taken();
+            }
+            Ok(Err(error)) => (crate::cni::client::chain(&error), unsent::is_of_server(&error)),
+            Err(_) => ("the API server does not answer".to_owned(), true),
+        };
+        self.metrics.event(reason, "failed");
+        self.metrics.error("events", &problem);
+        let text = format!("cannot send the event {reason}: {problem}; it is kept, and sent again");
+        match waiting.is_new() {
+            true => warn!(pod = %pod, "{text}"),
+            false => debug!(pod = %pod, "{text}"),
+        }
+        let now = now();
+        waiting.is_refused(now);
+        if is_of_server {
+            self.unsent.pause(now);
+        }
+        self.keep(key, waiting);
+    }
+
+    fn keep(&mut self, key: Key, waiting: Waiting) {
+        if let Some(dropped) = self.unsent.keep(key, waiting) {
+            self.give_up(&dropped, "too many wait");
+        }
+    }
+
+    fn give_up(&self, waiting: &Waiting, why: &str) {
+        let Happened { pod, kind, note, .. } = &waiting.happened;
+        self.metrics.event(kind.reason(), DROPPED);
+        warn!(pod = %pod, "an event is not sent, since {why}: {note}");
+    }
+}
+
+fn event(happened: &Happened, action: &str) -> Event {
+    Event {
+        type_: if happened.kind == Kind::Repaired { EventType::Normal } else { EventType::Warning },
+        reason: happened.kind.reason().into(),
+        note: Some(shortened(&happened.note)),
+        action: action.into(),
+        secondary: None,
     }
 }
 
@@ -198,10 +306,19 @@ fn shortened(note: &str) -> String {
 mod tests {
     use super::*;
 
+    /// The action of what is told; `None`: it is too much.
+    struct Limited(Told);
+
+    impl Limited {
+        fn action(&mut self, kind: Kind, cause: &str, now: Instant) -> Option<String> {
+            self.0.may_be_told(now).then(|| self.0.action(kind, cause, now))
+        }
+    }
+
     #[test]
     fn each_cause_has_an_action_of_its_own_within_a_budget() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
-        let mut told = Told::new(start);
+        let mut told = Limited(Told::new(start));
         let one = told.action(Kind::Drifted, "one", start).unwrap();
         let other = told.action(Kind::Drifted, "other", start).unwrap();
         assert!(one != other && one.starts_with("Verify-") && one.len() <= 128, "{one}, {other}");
@@ -214,9 +331,9 @@ mod tests {
         let of_their_own = hour.iter().filter(|action| *action != "Verify").count();
         assert_eq!(hour.len(), 119);
         assert!((12..=16).contains(&of_their_own), "{of_their_own}");
-        assert!(told.recorded.len() <= 6, "{:?}", told.recorded);
+        assert!(told.0.recorded.len() <= 6, "{:?}", told.0.recorded);
         // What was told all the time needs none of that.
-        let mut told = Told::new(start);
+        let mut told = Limited(Told::new(start));
         let again = (0..120u32).filter_map(|at| told.action(Kind::Drifted, "one", start + 30 * second * at));
         assert!(again.into_iter().all(|action| action == one));
         assert!((0..4).all(|at| {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kube::runtime::watcher::Event;
 
-use super::backoff::WatchBackoff;
+use super::backoff::ServerBackoff;
 use super::transport::Watches;
 
 const NODES: usize = 5_000;
@@ -37,7 +37,7 @@ fn after_a_restart(away: Duration) -> Vec<usize> {
         watches.began = Some(start);
         // It had gone on for a minute.
         let mut at = watches.next(start + Duration::from_secs(60), random.next());
-        let mut backoff = WatchBackoff::default();
+        let mut backoff = ServerBackoff::default();
         loop {
             count(&mut seconds, at);
             if at >= away {
@@ -61,7 +61,7 @@ fn lists_that_are_refused(until: Duration) -> Vec<usize> {
     let mut seconds = Vec::new();
     for node in 0..NODES {
         let mut at = Duration::from_secs(5) * node as u32 / NODES as u32;
-        let mut backoff = WatchBackoff::default();
+        let mut backoff = ServerBackoff::default();
         while at < until {
             count(&mut seconds, at);
             at += backoff.after(&Told::Ok(Event::Init)) + backoff.after(&Told::Err(()));

@@ -1,7 +1,6 @@
 //! What is known of the installation on the node: what the installer's last look found, since
 //! when the chain has had our entry, and whether the runtime goes by that chain.
 
-use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Instant, SystemTime};
 
@@ -9,8 +8,8 @@ use crate::sys::mutex::lock;
 
 use super::cache::Known;
 use super::condition::Condition;
-use super::installer::ChainState;
 use super::installer::keeper::Inspection;
+use super::installer::{ChainMode, ChainState, Installation};
 use super::inventory::TrackedPod;
 use super::missed::{self, MissedPod};
 
@@ -90,8 +89,8 @@ impl Installed {
     }
 
     /// What keeps the plugin from being run for every pod, as a condition of the node; `None`:
-    /// nothing does. `conf_dir` is the folder of the chain.
-    pub(super) fn problem(&self, conf_dir: &Path) -> Option<Condition> {
+    /// nothing does.
+    pub(super) fn problem(&self, installation: &Installation) -> Option<Condition> {
         let mut inner = lock(&self.0);
         let Some(look) = &inner.look else {
             return Some(Condition::fails("Starting", "the agent is starting"));
@@ -101,12 +100,19 @@ impl Installed {
             return Some(Condition::fails(if taken_out { "TakenOut" } else { "NotInstalled" }, problem));
         }
         inner.missed.take_if(|missed| missed.is_old(Instant::now()));
-        inner.missed.as_ref().map(|missed| {
-            let message = format!(
-                "pod {missed} was started without the plugin although the entry is in the chain: the runtime uses another folder or file; compare its configuration with --cni-conf-dir {}",
-                conf_dir.display()
-            );
-            Condition::fails("ChainNotUsed", message)
-        })
+        inner.missed.as_ref().map(|missed| Condition::fails("ChainNotUsed", not_used(missed, installation)))
+    }
+}
+
+/// What is wrong, and what helps, where a pod was missed.
+fn not_used(missed: &Missed, installation: &Installation) -> String {
+    let folder = installation.conf_dir.display();
+    match installation.mode {
+        ChainMode::Standalone => format!(
+            "pod {missed} was started without the plugin although the list podweir is in {folder}: Multus runs it only for pods whose annotation k8s.v1.cni.cncf.io/networks names it; have the injector write the annotation, see that the NetworkAttachmentDefinition podweir is in the namespace that the annotation names (cni.networkAttachmentNamespaces of the chart), and that Multus reads the folder that --cni-conf-dir names"
+        ),
+        ChainMode::Merge | ChainMode::DropIn | ChainMode::None => format!(
+            "pod {missed} was started without the plugin although the entry is in the chain: the runtime uses another folder or file; compare its configuration with --cni-conf-dir {folder}"
+        ),
     }
 }

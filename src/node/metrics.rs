@@ -46,6 +46,7 @@ pub struct LastError {
 pub struct Metrics {
     registry: Registry,
     installs: Family<Labels, Counter>,
+    intercepting: Gauge,
     chain_effective: Gauge,
     chain_rewrites: Counter,
     adds: Family<Labels, Counter>,
@@ -72,6 +73,7 @@ impl Default for Metrics {
         let mut metrics = Self {
             registry: Registry::with_prefix("podweir"),
             installs: Family::default(),
+            intercepting: Gauge::default(),
             chain_effective: Gauge::default(),
             chain_rewrites: Counter::default(),
             adds: Family::default(),
@@ -103,6 +105,11 @@ impl Metrics {
             "Placements of the binary and the chain entry, by part and result",
             self.installs.clone(),
         );
+        r.register(
+            "intercepting",
+            "1 while pods of this node are intercepted, as its condition says, or would say; 0 while they are not",
+            self.intercepting.clone(),
+        );
         r.register("chain_effective", "1 while the runtime's chain has podweir's entry", self.chain_effective.clone());
         r.register(
             "chain_rewrites_by_others",
@@ -118,7 +125,11 @@ impl Metrics {
             self.cache_age.clone(),
         );
         r.register("cache_pods", "Pods of this node that are known", self.cache_pods.clone());
-        r.register("watch_restarts", "Restarts of the watch of pods, by cause", self.watch_restarts.clone());
+        r.register(
+            "watch_restarts",
+            "Restarts of the agent's watches, by what is watched and cause",
+            self.watch_restarts.clone(),
+        );
         r.register("pods", "Pods of this node by state", self.pods.clone());
         r.register("pods_left_alone", "Pods of this node that are left alone, by reason", self.pods_left_alone.clone());
         r.register("verifications", "Looks at a pod's rules, by result", self.verifications.clone());
@@ -149,6 +160,10 @@ impl Metrics {
         self.error(part, problem);
     }
 
+    pub fn intercepting(&self, holds: bool) {
+        self.intercepting.set(holds.into());
+    }
+
     pub fn chain(&self, effective: bool, rewritten: bool) {
         self.chain_effective.set(effective.into());
         if rewritten {
@@ -174,8 +189,8 @@ impl Metrics {
         self.cache_pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
     }
 
-    pub fn watch_restarted(&self, cause: &str) {
-        self.watch_restarts.get_or_create(&labels([("cause", cause)])).inc();
+    pub fn watch_restarted(&self, watch: &str, cause: &str) {
+        self.watch_restarts.get_or_create(&labels([("watch", watch), ("cause", cause)])).inc();
     }
 
     pub fn pods(&self, state: &str, count: usize) {
@@ -245,6 +260,10 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::events::{CONTROLLER, Kind};
+
+    const ALERTS: &str = include_str!("../../cni-conf/chart/monitoring/alerts.yaml");
+    const DASHBOARD: &str = include_str!("../../cni-conf/chart/monitoring/dashboard.json");
 
     #[test]
     fn the_last_errors_are_kept_with_how_often_they_were() {
@@ -262,9 +281,10 @@ mod tests {
         assert!(last.iter().all(|error| error.what.chars().count() < LONGEST_ERROR + 30), "{newest:?}");
     }
 
-    #[test]
-    fn the_text_has_every_metric_and_no_label_that_came_from_outside() {
+    /// Metrics of which each has been counted.
+    fn counted() -> Metrics {
         let metrics = Metrics::default();
+        metrics.intercepting(true);
         metrics.installed("binary", "same");
         metrics.chain(true, true);
         metrics.added("intercepted", "done");
@@ -273,7 +293,7 @@ mod tests {
         metrics.add_phase("a pod's name", 1.0);
         metrics.add_phase("total", f64::NAN);
         metrics.cache(Some(Duration::from_secs(2)), 7);
-        metrics.watch_restarted("gone");
+        metrics.watch_restarted("pods", "expired");
         metrics.pods("intercepted", 3);
         metrics.pods_left_alone(&[("no-proxy", 1), ("host-network", 1)].into());
         metrics.pods_left_alone(&[("no-proxy", 2)].into());
@@ -282,8 +302,50 @@ mod tests {
         metrics.event("InterceptionRepaired", "sent");
         metrics.error("api", "it does not answer");
         metrics.request("decide", "answered");
-        let text = metrics.text();
+        metrics
+    }
+
+    /// The names of podweir's metrics in a text.
+    fn names(text: &str) -> Vec<&str> {
+        let is_of_name = |c: char| c.is_ascii_lowercase() || c == '_';
+        let starts = text.match_indices("podweir_").map(|(at, _)| &text[at..]);
+        starts.map(|name| &name[..name.find(|c| !is_of_name(c)).unwrap_or(name.len())]).collect()
+    }
+
+    #[test]
+    fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+        let text = counted().text();
+        let there: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).flat_map(names).collect();
+        for asking in [ALERTS, DASHBOARD] {
+            let asked = names(asking);
+            assert!(asked.len() > 3);
+            for name in asked {
+                assert!(there.contains(&name), "{name} is not among {there:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_alert_has_a_command_and_that_for_repairs_shows_each_kind_of_them() {
+        for alert in ALERTS.split("- alert: ").skip(1) {
+            let (_, description) = alert.split_once("description:").unwrap();
+            assert!(["podweir node ", "kubectl "].iter().any(|word| description.contains(word)), "{alert}");
+            assert!(!description.contains("reason="), "events of other reasons are left out: {alert}");
+        }
+        let (_, repairs) = ALERTS.split_once("- alert: PodweirRepairsOften").unwrap();
+        let words: Vec<&str> = repairs.split_whitespace().collect();
+        let selector = format!("kubectl get events -A --field-selector reportingComponent={CONTROLLER}");
+        assert!(words.join(" ").contains(&selector), "{repairs}");
+        for kind in [Kind::Repaired, Kind::Drifted] {
+            assert!(repairs.contains(kind.reason()), "{repairs}");
+        }
+    }
+
+    #[test]
+    fn the_text_has_every_metric_and_no_label_that_came_from_outside() {
+        let text = counted().text();
         for line in [
+            "podweir_intercepting 1",
             "podweir_chain_effective 1",
             "podweir_chain_rewrites_by_others_total 1",
             "podweir_adds_total{decision=\"intercepted\",result=\"done\"} 1",
@@ -292,6 +354,7 @@ mod tests {
             "podweir_add_phase_seconds_count{phase=\"total\"} 1",
             "podweir_cache_age_seconds 2.0",
             "podweir_cache_pods 7",
+            "podweir_watch_restarts_total{watch=\"pods\",cause=\"expired\"} 1",
             "podweir_pods{state=\"intercepted\"} 3",
             "podweir_heals_total{result=\"mended\"} 1",
             "podweir_mend_seconds_count 1",

@@ -14,7 +14,7 @@
 //! | module | what it owns |
 //! |---|---|
 //! | `installer`, `installed`, `missed` | the plugin's binary and its entry in the chain; what is known of these, and whether the runtime uses them |
-//! | `api`, `backoff`, `transport`, `watched`, `cache` | the watch and its pauses, the way to the API server, a pod as it comes, and what is known of each |
+//! | `api`, `backoff`, `transport`, `watched`, `cache` | the watch and the pauses after what fails, the way to the API server, a pod as it comes, and what is known of each |
 //! | `decide` | what is to be done with a pod: pure |
 //! | `socket` | requests of the plugin and of people |
 //! | `inventory`, `caretaker`, `look` | each pod's state; looking after it; looking and mending |
@@ -59,7 +59,8 @@
 //! | 15 s | 708 | 40 s |
 //!
 //! While it is away some 3,000 connections are refused in the busiest second. Nobody lists
-//! because of that. But a server that restarted knows no version from before its start, and
+//! because of that. An event that is not taken asks again after the same pauses, one at a time on each
+//! node (`events`). But a server that restarted knows no version from before its start, and
 //! answers 410 to who has heard of nothing since (seen: 1.36, "too old resource version"): each of
 //! these lists once, from the server's memory and spread as above, up to 5,000 × 600 KiB in 40 s. Where
 //! another server takes over, which has been there all the time, there is no list. Where lists

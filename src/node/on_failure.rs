@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::sys::mutex::lock;
 
+use super::backoff::growing;
 use super::cache::Known;
 use super::settings::OnFailure;
 
@@ -66,9 +67,8 @@ impl FailedRepairs {
 
     /// The API server did not do it. Gives how long it is until the next try.
     pub(super) fn refused(&mut self, now: Instant) -> Duration {
-        let (first, longest) = AFTER_REFUSAL;
-        let pause = first.saturating_mul(1u32.checked_shl(self.refusals).unwrap_or(u32::MAX)).min(longest);
         self.refusals = self.refusals.saturating_add(1);
+        let pause = growing(AFTER_REFUSAL, self.refusals);
         self.wait(now, pause);
         pause
     }

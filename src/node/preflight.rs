@@ -1,6 +1,11 @@
 //! What is looked at once when the agent starts: everything that would keep it from its
-//! work, each with its place and its cure. Nothing here ends the agent; what cannot be
-//! waited for shows in its condition as well.
+//! work, each with its place and its cure. Nothing here ends the agent. The condition of the node is
+//! False ([`Lack::keeps_pods`]) only for what is certain, keeps pods from being started as they
+//! should be, and lasts as long as the agent's pod: controllers keep pods away from such a node, which
+//! a guess must not do to a whole cluster. What else is found here shows where it does harm:
+//! folders that cannot be written as an installation that fails, a runtime that uses other folders by the
+//! first pod that was missed, and pods that cannot be looked at as failed, while the plugin,
+//! which the runtime runs and not the agent, intercepts them all the same.
 
 use std::fs;
 use std::io;
@@ -21,24 +26,53 @@ use crate::sys::netlink::Netlink;
 
 use super::settings::{AgentSettings, OnFailure};
 
-/// What this node lacks, in sentences.
-pub(super) fn node(settings: &AgentSettings) -> Vec<String> {
-    let mut problems = Vec::new();
-    match caps::missing_for_namespaces() {
-        Ok(missing) if missing.is_empty() => {}
-        Ok(missing) => problems.push(format!(
-            "the agent lacks {}: add it to securityContext.capabilities of its container",
-            missing.join(" and ")
-        )),
-        Err(e) => problems.push(format!("the agent's capabilities cannot be told: {e}")),
+/// Something that this node, or the agent on it, lacks.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Lack {
+    /// In a sentence.
+    pub text: String,
+    /// Pods cannot be started as they should be, as long as this agent runs.
+    pub keeps_pods: bool,
+}
+
+impl From<String> for Lack {
+    fn from(text: String) -> Self {
+        Self { text, keeps_pods: false }
     }
+}
+
+/// What this node lacks.
+pub(super) fn node(settings: &AgentSettings) -> Vec<Lack> {
+    let mut lacks: Vec<Lack> = Vec::new();
+    match caps::missing_for_namespaces() {
+        // In ambient mode it is the agent that makes the rules of pods, before they start.
+        Ok(missing) => lacks.extend(missing_capabilities(&missing, settings.ambient.is_some())),
+        Err(e) => lacks.push(format!("the agent's capabilities cannot be told: {e}").into()),
+    }
+    if let Some(ambient) = &settings.ambient {
+        lacks.extend(missing_family(ambient.families, kernel_has).map(|text| Lack { text, keeps_pods: true }));
+    }
+    lacks.extend(of_folders_and_kernel(settings).into_iter().map(Lack::from));
+    lacks
+}
+
+/// What is wrong where the agent lacks these capabilities.
+fn missing_capabilities(missing: &[&str], keeps_pods: bool) -> Option<Lack> {
+    let consequence = if keeps_pods { ", and pods in ambient mode cannot start" } else { "" };
+    let text = format!(
+        "the agent lacks {}{consequence}: add it to securityContext.capabilities of its container",
+        missing.join(" and ")
+    );
+    (!missing.is_empty()).then_some(Lack { text, keeps_pods })
+}
+
+/// What is wrong with the node's folders and its kernel, in sentences.
+fn of_folders_and_kernel(settings: &AgentSettings) -> Vec<String> {
+    let mut problems = Vec::new();
     let nftables = Netlink::open(Netlink::NETFILTER)
         .is_ok_and(|mut netlink| survey::survey(Some(&mut netlink)).is_ok_and(|found| found.nftables.is_some()));
     if !nftables {
         problems.push("the kernel's nf_tables cannot be used: load the module nf_tables on the node, or set the backend iptables-legacy, whose programs have to be on the node".into());
-    }
-    if let Some(ambient) = &settings.ambient {
-        problems.extend(missing_family(ambient.families, kernel_has));
     }
     let installation = &settings.installation;
     for (what, flag, path) in [
@@ -241,6 +275,17 @@ mod tests {
             }
         }
         assert_eq!(confined(container, Some("0")), None, "it is permissive");
+    }
+
+    #[test]
+    fn capabilities_that_are_missing_keep_pods_from_starting_only_where_the_agent_makes_their_rules() {
+        let lack = |missing: &[&str], ambient| missing_capabilities(missing, ambient);
+        assert_eq!((lack(&[], true), lack(&[], false)), (None, None));
+        for ambient in [true, false] {
+            let told = lack(&["CAP_NET_ADMIN", "CAP_SYS_ADMIN"], ambient).unwrap();
+            assert_eq!((told.keeps_pods, told.text.contains("ambient mode")), (ambient, ambient), "{told:?}");
+            assert!(told.text.contains("lacks CAP_NET_ADMIN and CAP_SYS_ADMIN"), "{told:?}");
+        }
     }
 
     #[test]

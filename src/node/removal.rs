@@ -102,7 +102,7 @@ impl OwnDaemonSet {
     pub(super) async fn watch(&self, client: kube::Client, metrics: &Metrics, pulse: &WatchPulse) {
         let sets: Api<Watched> = Api::namespaced(client, &self.name.namespace);
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name.name)).any_semantic();
-        api::watch_all(sets, config, "its own DaemonSet", metrics, pulse, |event| self.hear(event)).await;
+        api::watch_all(sets, config, api::Watch::DaemonSet, metrics, pulse, |event| self.hear(event)).await;
     }
 
     /// Whether it is gone or going, for an agent that ends. On any doubt it is not.

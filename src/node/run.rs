@@ -21,6 +21,7 @@ use super::condition::{Condition, Reporter, TellError};
 use super::error::RunError;
 use super::events::{self, Teller};
 use super::installer::keeper::Keeper;
+use super::metrics::Metrics;
 use super::pulse::WatchPulse;
 use super::removal::{self, OwnDaemonSet};
 use super::settings::AgentSettings;
@@ -70,8 +71,9 @@ async fn agent(settings: AgentSettings) -> Result<(), RunError> {
     };
     let pulse = Arc::<WatchPulse>::default();
     let client = api::client(settings.credentials.clone(), pulse.clone()).map_err(RunError::Credentials)?;
-    let (teller, queue) = Teller::new();
-    let shared = Arc::new(Shared::new(settings, client.clone(), pulse, teller));
+    let metrics = Arc::<Metrics>::default();
+    let (teller, queue) = Teller::new(metrics.clone());
+    let shared = Arc::new(Shared::new(settings, client.clone(), pulse, metrics.clone(), teller));
     let settings = &shared.settings;
     let ambient = settings.ambient.as_ref().map(|given| ambient::prepare(&shared, given)).transpose()?;
     let agent = Arc::new(Agent::new(shared.clone(), ambient.as_ref().map(|ready| ready.ambient.clone())));
@@ -82,7 +84,7 @@ async fn agent(settings: AgentSettings) -> Result<(), RunError> {
     }
     let listener = socket::bind(&cni::agent::socket(&settings.run_dir))?;
     tokio::spawn(serve(agent.clone(), listener));
-    tokio::spawn(events::send(client.clone(), settings.node.clone(), queue, shared.metrics.clone()));
+    tokio::spawn(events::send(client.clone(), settings.node.clone(), queue, metrics, shared.cache.clone()));
     shared.places.read_attachments();
     if let Some(ambient) = ambient {
         // A client of its own: the pauses between watches are those of one watch. And before
@@ -93,9 +95,12 @@ async fn agent(settings: AgentSettings) -> Result<(), RunError> {
         ambient.run(&shared, client.map_err(RunError::Credentials)?, changed);
     }
     tokio::spawn(watch(agent.clone()));
-    for problem in preflight::node(settings) {
-        shared.metrics.error("preflight", &problem);
-        error!("{problem}");
+    for lack in preflight::node(settings) {
+        shared.metrics.error("preflight", &lack.text);
+        error!("{}", lack.text);
+        if lack.keeps_pods {
+            agent.is_not_capable(lack.text);
+        }
     }
     tokio::spawn(check_account(shared.clone()));
     tokio::spawn(collect(shared.clone()));

@@ -45,6 +45,7 @@ impl Shared {
         settings: AgentSettings,
         client: kube::Client,
         pods_watch: Arc<WatchPulse>,
+        metrics: Arc<Metrics>,
         events: Teller,
     ) -> Self {
         Self {
@@ -54,7 +55,7 @@ impl Shared {
             cache: Arc::default(),
             inventory: Inventory::default(),
             installed: Installed::default(),
-            metrics: Arc::default(),
+            metrics,
             events,
             workers: Workers::default(),
             evictions: Evictions::default(),

@@ -5,8 +5,8 @@ mod answers;
 mod pages;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tracing::info;
@@ -34,11 +34,13 @@ pub(super) struct Agent {
     pub ambient: Option<Arc<Ambient<Real>>>,
     /// The API server knows no node of the name that the agent was given.
     node_is_unknown: AtomicBool,
+    /// What the agent lacks, without which pods cannot be started as they should be.
+    lacks: OnceLock<String>,
 }
 
 impl Agent {
     pub(super) fn new(shared: Arc<Shared>, ambient: Option<Arc<Ambient<Real>>>) -> Self {
-        Self { shared, ambient, node_is_unknown: AtomicBool::new(false) }
+        Self { shared, ambient, node_is_unknown: AtomicBool::new(false), lacks: OnceLock::new() }
     }
 
     /// How long ago the API server last said anything on the watch, a bookmark included.
@@ -67,6 +69,11 @@ impl Agent {
     /// Hears whether the API server knows the node.
     pub(super) fn node_is_unknown(&self, unknown: bool) {
         self.node_is_unknown.store(unknown, Ordering::Relaxed);
+    }
+
+    /// Hears of something that the agent lacks for as long as it runs; the first is told.
+    pub(super) fn is_not_capable(&self, problem: String) {
+        self.lacks.get_or_init(|| problem);
     }
 
     /// Whether it is known how things stand: the chain and the binary have been looked at, and
@@ -160,7 +167,10 @@ impl Agent {
         if let Some(problem) = self.shared.lost_sockets.problem() {
             return Condition::fails("SocketLost", problem);
         }
-        if let Some(problem) = self.shared.installed.problem(&self.shared.settings.installation.conf_dir) {
+        if let Some(problem) = self.lacks.get() {
+            return Condition::fails("NotCapable", problem.as_str());
+        }
+        if let Some(problem) = self.shared.installed.problem(&self.shared.settings.installation) {
             return problem;
         }
         if self.node_is_unknown.load(Ordering::Relaxed) {
@@ -232,6 +242,7 @@ impl Agent {
 
 impl Metered for Agent {
     fn metrics(&self) -> String {
+        self.shared.metrics.intercepting(self.condition().holds);
         self.shared.metrics.cache(self.watch_age(), self.shared.cache.len());
         if let Some(ambient) = &self.ambient {
             self.shared.metrics.ambient.namespaces(ambient.open_namespaces());

@@ -107,7 +107,7 @@ pub(super) async fn watch(
         }
         Some(LabelNews::All(names)) => changed(&ambient.namespaces_are(names)),
     };
-    api::watch_all(all, config, "namespaces", &shared.metrics, &shared.namespaces_watch, take).await;
+    api::watch_all(all, config, api::Watch::Namespaces, &shared.metrics, &shared.namespaces_watch, take).await;
 }
 
 #[cfg(test)]

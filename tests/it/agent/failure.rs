@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::server::{Fault, What};
 use super::{Node, Pod, uid};
+use crate::plugin::sidecar;
 
 /// A node whose agent finds a pod without rules, and can make none: the programs are not there
 /// by which its rules would be made.
@@ -50,12 +51,43 @@ fn a_refused_eviction_is_tried_again_and_the_event_says_what_was_done() {
     for asked in node.server.asked(What::Evict) {
         assert_evicts(&asked.body, &pod);
     }
-    let notes = || -> Vec<String> {
-        let events = node.server.asked(What::Event).into_iter();
-        events.filter(|asked| asked.method == "POST").map(|asked| asked.body["note"].as_str().unwrap().into()).collect()
+    let has = |words: &str| notes(&node).iter().any(|note| note.contains(words)).then_some(());
+    node.wait("its event", || has("it cannot be repaired, so it is evicted"));
+    assert!(has("and cannot be repaired: ").is_some(), "{:?}", notes(&node));
+    node.wait_for_log("it cannot be repaired, so it is evicted");
+}
+
+/// The notes of the events that were asked to be made, in order.
+fn notes(node: &Node) -> Vec<String> {
+    let events = node.server.asked(What::Event).into_iter().filter(|asked| asked.method == "POST");
+    events.map(|asked| asked.body["note"].as_str().unwrap().into()).collect()
+}
+
+#[test]
+fn an_event_that_is_refused_is_sent_when_the_refusals_end_and_only_once() {
+    let pod = Pod::new("web", 1);
+    let mut node = Node::new();
+    let refuse = |node: &Node, code: u16, reason: &'static str| {
+        node.server.fault(move |asked, _| (asked.what == What::Event).then_some(Fault::Refuse(code, reason)));
     };
-    node.wait("its event", || notes().iter().any(|n| n == "it cannot be repaired, so it is evicted").then_some(()));
-    assert!(notes().iter().any(|note| note.contains("and cannot be repaired: ")), "{:?}", notes());
+    refuse(&node, 503, "ServiceUnavailable");
+    start(&mut node, &pod, &[]);
+    node.wait("two tries", || (node.server.count(What::Event) >= 2).then_some(()));
+    // Whoever may not write events is asked again as well: somebody may give the right.
+    refuse(&node, 403, "Forbidden");
+    let before = node.server.count(What::Event);
+    node.wait("two more", || (node.server.count(What::Event) >= before + 2).then_some(()));
+    assert_eq!(node.metric("podweir_events_total{reason=\"InterceptionFailed\",result=\"sent\"}"), 0.0);
+    node.server.behave();
+    let before = node.server.count(What::Event);
+    let sent = || node.metric("podweir_events_total{reason=\"InterceptionFailed\",result=\"sent\"}");
+    node.wait("the event", || (sent() == 1.0).then_some(()));
+    let told = notes(&node).split_off(before);
+    assert!(told.len() == 1 && told[0].contains("and cannot be repaired: "), "{told:?}");
+    // Repairs fail on, which is not new; and what was taken does not come again.
+    let failed = failures(&node);
+    node.wait("more failures", || (failures(&node) >= failed + 1.0).then_some(()));
+    assert_eq!((node.server.count(What::Event), sent()), (before + 1, 1.0));
 }
 
 #[test]
@@ -92,6 +124,23 @@ fn a_label_is_set_once_and_a_failure_that_lasts_is_told_once() {
     let history: Vec<&str> = last["history"].as_array().unwrap().iter().filter_map(|h| h["what"].as_str()).collect();
     let failed = history.iter().filter(|what| what.contains("cannot be repaired")).count();
     assert_eq!((failed, history.len()), (1, 2), "{history:?}");
+    assert_eq!(node.log().matches("so it has the label podweir.dev/interception=failed").count(), 1, "{}", node.log());
+}
+
+#[test]
+fn a_pod_that_asks_for_nonsense_is_in_the_log_and_in_an_event_once() {
+    let annotations = json!({ "traffic.sidecar.istio.io/includeInboundPorts": "99999" });
+    let pod = Pod::of("web", 1, sidecar(annotations));
+    let node = Node::running(&[&pod]);
+    node.wait_for_state(&pod, "failed");
+    let said = |text: &str| text.contains("includeInboundPorts") && text.contains("99999");
+    node.wait("the event", || notes(&node).iter().any(|note| said(note)).then_some(()));
+    let warnings = || node.log().lines().filter(|line| line.contains("WARN") && said(line)).count();
+    node.wait("the log", || (warnings() == 1).then_some(()));
+    // It is looked at again, and there is nothing new to say.
+    node.server.set(&pod.manifest);
+    node.add(&pod).call().error();
+    assert_eq!((warnings(), notes(&node).len()), (1, 1), "{}", node.log());
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn while_another_program_has_its_way_nobody_says_that_the_entry_is_there() {
     });
     assert!(at_last.contains("cni.exclusive=false"), "{at_last}");
     // In it the binary is kept, and everybody says the same.
-    assert_eq!(node.metric("podweir_chain_effective"), 0.0);
+    assert_eq!((node.metric("podweir_chain_effective"), node.metric("podweir_intercepting")), (0.0, 0.0));
     let (_, status) = node.person(&["status"]);
     assert!(status.contains("was taken out of") && !status.contains("ready    yes"), "{status}");
     std::fs::remove_file(node.path("bin/podweir")).unwrap();
@@ -164,8 +164,48 @@ fn a_pod_for_which_no_add_came_accuses_the_chain_as_long_as_it_is_there() {
         let (_, text) = node.wait("what is wrong", || node.ask("/readyz").filter(|(code, _)| *code == 503));
         assert!(text.contains("shop/web-2 was started without the plugin"), "{text}");
         node.wait("the condition", || told(&node).into_iter().find(|one| one["reason"] == "ChainNotUsed"));
+        // The entry is in the chain all the same: alerts go by what the condition says.
+        let gauges = || (node.metric("podweir_intercepting"), node.metric("podweir_chain_effective"));
+        assert_eq!(gauges(), (0.0, 1.0));
         // It goes, and nobody else comes.
         node.server.delete("shop", "web-2");
         node.wait_until_ready();
+        assert_eq!(gauges(), (1.0, 1.0));
+    }
+}
+
+#[test]
+fn a_pod_that_multus_was_not_asked_for_is_told_with_its_annotation() {
+    let mut node = Node::new();
+    node.start(&["--chain=standalone", "--heal=false"]);
+    node.wait_until_ready();
+    let pod = missed(&node, 1, 600);
+    node.server.set(&pod.manifest);
+    let found = || told(&node).into_iter().find(|one| one["reason"] == "ChainNotUsed");
+    let message = node.wait("the condition", found)["message"].to_string();
+    for words in
+        ["pod shop/web-1", "k8s.v1.cni.cncf.io/networks", "NetworkAttachmentDefinition podweir", "--cni-conf-dir"]
+    {
+        assert!(message.contains(words), "{message}");
+    }
+}
+
+#[test]
+fn what_an_agent_in_ambient_mode_cannot_do_is_in_the_condition() {
+    for ambient in [true, false] {
+        let mut node = Node::new();
+        let socket = format!("--ztunnel-socket={}", ambient::socket(&node).display());
+        let flags = ["--ambient", &socket];
+        let without = ["setpriv", "--inh-caps=-sys_admin", "--bounding-set=-sys_admin"];
+        node.start_by(&without, if ambient { &flags } else { &[] });
+        node.wait_for_log("the agent lacks CAP_SYS_ADMIN");
+        let first = node.wait("the condition", || told(&node).into_iter().next());
+        if ambient {
+            assert_eq!((&first["status"], &first["reason"]), (&json!("False"), &json!("NotCapable")), "{first}");
+            assert!(first["message"].as_str().unwrap().contains("securityContext.capabilities"), "{first}");
+        } else {
+            // The runtime runs the plugin, with rights of its own.
+            assert_eq!(first["status"], "True", "{first}");
+        }
     }
 }

@@ -63,9 +63,25 @@ fn what_the_api_server_has_forgotten_is_listed_again_and_pods_that_went_meanwhil
     node.server.end_watches();
     node.wait("the new pod", || (known(&node) == 3).then_some(()));
     assert_eq!(node.server.count(What::List), 2);
-    assert_eq!(node.metric("podweir_watch_restarts_total{cause=\"expired\"}"), 1.0);
+    let expired =
+        |watch: &str| node.metric(&format!("podweir_watch_restarts_total{{watch=\"{watch}\",cause=\"expired\"}}"));
+    assert_eq!(expired("pods"), 1.0);
     node.server.delete("shop", "goes");
     node.wait("it to go", || (known(&node) == 2).then_some(()));
+}
+
+#[test]
+fn restarts_are_counted_for_the_watch_that_began_again() {
+    let mut node = Node::new();
+    node.server.fault(|asked, before| {
+        (asked.what == What::DaemonSets && before == 0).then_some(Fault::Refuse(500, "InternalError"))
+    });
+    node.start(&["--daemon-set=podweir-system/podweir-node"]);
+    let restarts =
+        |watch: &str| node.metric(&format!("podweir_watch_restarts_total{{watch=\"{watch}\",cause=\"list-failed\"}}"));
+    node.wait_until_ready();
+    node.wait("the restart", || (restarts("daemonset") == 1.0).then_some(()));
+    assert_eq!(restarts("pods"), 0.0);
 }
 
 #[test]
