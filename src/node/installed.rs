@@ -105,7 +105,7 @@ impl Installed {
 }
 
 /// What is wrong, and what helps, where a pod was missed.
-fn not_used(missed: &Missed, installation: &Installation) -> String {
+fn not_used(missed: &MissedPod, installation: &Installation) -> String {
     let folder = installation.conf_dir.display();
     match installation.mode {
         ChainMode::Standalone => format!(
