@@ -147,9 +147,20 @@ impl Conflist {
     }
 
     /// Whether plugins of a drop-in folder are not read (CNI specification 1.1,
-    /// `loadOnlyInlinedPlugins`).
-    pub(super) fn only_inlined(&self) -> bool {
-        self.keys.get("loadOnlyInlinedPlugins").is_some_and(|raw| raw.get().trim() == "true")
+    /// `loadOnlyInlinedPlugins`). libcni takes the text as well, in any case (`readBool` in its
+    /// `NetworkConfFromBytes`).
+    ///
+    /// # Errors
+    /// It is something else, with which libcni refuses the list.
+    pub(super) fn only_inlined(&self) -> Result<bool, ChainError> {
+        const KEY: &str = "loadOnlyInlinedPlugins";
+        let Some(raw) = self.keys.get(KEY) else { return Ok(false) };
+        match serde_json::from_str(raw.get()) {
+            Ok(Value::Bool(value)) => Ok(value),
+            Ok(Value::String(text)) if text.eq_ignore_ascii_case("true") => Ok(true),
+            Ok(Value::String(text)) if text.eq_ignore_ascii_case("false") => Ok(false),
+            _ => Err(ChainError::Key { key: KEY, problem: "neither true nor false" }),
+        }
     }
 
     /// Plugins of other meshes that divert the same traffic.
@@ -298,9 +309,19 @@ mod tests {
 
     #[test]
     fn whether_drop_ins_are_read() {
-        assert!(!of(&["bridge"]).only_inlined());
-        let text = r#"{"cniVersion":"1.1.0","name":"n","loadOnlyInlinedPlugins": true,"plugins":[{"type":"a"}]}"#;
-        assert!(list(text).only_inlined());
-        assert_eq!(list(text).name(), "n");
+        assert_eq!(of(&["bridge"]).only_inlined(), Ok(false));
+        let text = |value| {
+            format!(
+                r#"{{"cniVersion":"1.1.0","name":"n","loadOnlyInlinedPlugins": {value},"plugins":[{{"type":"a"}}]}}"#
+            )
+        };
+        for (value, only) in [("true", true), (r#""true""#, true), (r#""TRUE""#, true), (r#""False""#, false)] {
+            assert_eq!(list(&text(value)).only_inlined(), Ok(only), "{value}");
+        }
+        for value in ["1", "null", r#""yes""#] {
+            let error = list(&text(value)).only_inlined().unwrap_err().to_string();
+            assert!(error.contains("\"loadOnlyInlinedPlugins\" is neither true nor false"), "{error}");
+        }
+        assert_eq!(list(&text("true")).name(), "n");
     }
 }

@@ -1,8 +1,9 @@
 //! `--chain drop-in`: our entry as a file in the folder of drop-ins, so that nothing of
 //! others is rewritten. libcni reads `<conf-dir>/<network name>/*.conf` since 1.3, after the
 //! plugins of the list, unless the list says `loadOnlyInlinedPlugins` (CNI specification
-//! 1.1). Whether the runtime's libcni is new enough cannot be asked for; the agent sees it
-//! by the ADDs that come.
+//! 1.1), and for a list alone, not where the first file is a single plugin's (`.conf`,
+//! `.json`; `NetworkConfFromFile`). Whether the runtime's libcni is new enough cannot be
+//! asked for; the agent sees it by the ADDs that come.
 
 use std::fs;
 use std::io;
@@ -11,12 +12,15 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::atomic::{self, Attributes, UNFINISHED, named};
-use super::chain::{Conflist, EntryState};
+use super::chain::{Conflist, EntryState, Form};
 use super::folder;
 use super::state::ChainState;
 
 /// Behind the drop-ins of others in byte order.
 const FILE: &str = "zz-podweir.conf";
+
+/// What to do about a single plugin's file.
+const OF_LISTS_ALONE: &str = "use --chain merge, or have the network plugin write a .conflist";
 
 /// Makes the folder of drop-ins of the runtime's list hold our entry.
 ///
@@ -58,8 +62,17 @@ pub(super) fn find(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
         Ok(chain) => chain,
         Err(error) => return broken(error.to_string()),
     };
-    if chain.only_inlined() {
-        return broken("its loadOnlyInlinedPlugins is true, so drop-ins are not read; use --chain merge".into());
+    if form == Form::Single {
+        return broken(format!(
+            "it is a single plugin's file, and runtimes read drop-ins of a .conflist alone; {OF_LISTS_ALONE}"
+        ));
+    }
+    match chain.only_inlined() {
+        Ok(false) => {}
+        Ok(true) => {
+            return broken("its loadOnlyInlinedPlugins is true, so drop-ins are not read; use --chain merge".into());
+        }
+        Err(error) => return broken(format!("{error}, so a runtime that reads drop-ins refuses it; put it right")),
     }
     if chain.standing(entry) != EntryState::Absent {
         return broken(
@@ -142,13 +155,40 @@ mod tests {
         assert_eq!(keep(), ChainState::Effective { file: file.clone(), written: false });
         assert_eq!(fs::read_to_string(&list).unwrap(), text(""));
         assert_eq!(fs::read_dir(&conf_dir).unwrap().count(), 2, "nothing stays of what makes the runtime look");
-        fs::write(&list, text(r#","loadOnlyInlinedPlugins":true"#)).unwrap();
-        assert!(matches!(keep(), ChainState::Broken { reason, .. } if reason.contains("merge")));
+        for only in [r#","loadOnlyInlinedPlugins":true"#, r#","loadOnlyInlinedPlugins":"True""#] {
+            fs::write(&list, text(only)).unwrap();
+            assert!(matches!(keep(), ChainState::Broken { reason, .. } if reason.contains("merge")));
+        }
         fs::write(&list, r#"{"cniVersion":"1.1.0","name":"..","plugins":[{"type":"bridge"}]}"#).unwrap();
         assert!(matches!(keep(), ChainState::Broken { .. }));
         assert_eq!(remove(&conf_dir).unwrap(), [file]);
         assert!(remove(&conf_dir).unwrap().is_empty());
         assert!(!conf_dir.join("pods").exists());
+        fs::remove_dir_all(conf_dir).unwrap();
+    }
+
+    /// libcni reads no drop-in there: the plugin would never run.
+    #[test]
+    fn a_single_plugins_file_has_no_drop_ins_which_is_said() {
+        let conf_dir = std::env::temp_dir().join(format!("podweir-drop-in-single-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&conf_dir);
+        fs::create_dir_all(&conf_dir).unwrap();
+        for name in ["10-pods.conf", "05-pods.json"] {
+            fs::write(conf_dir.join(name), r#"{"cniVersion":"1.0.0","name":"pods","type":"bridge"}"#).unwrap();
+            fs::write(
+                conf_dir.join("20-other.conflist"),
+                r#"{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"a"}]}"#,
+            )
+            .unwrap();
+            let ChainState::Broken { file, reason } = keep(&conf_dir, &json!({ "type": "podweir" })).unwrap() else {
+                panic!("{name} is taken for a list")
+            };
+            assert!(
+                file.ends_with(name) && reason.contains(".conflist") && reason.contains("--chain merge"),
+                "{reason}"
+            );
+            assert!(!conf_dir.join("pods").exists(), "nothing is written that nobody reads");
+        }
         fs::remove_dir_all(conf_dir).unwrap();
     }
 }
