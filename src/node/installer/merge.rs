@@ -51,10 +51,11 @@ fn current(conf_dir: &Path) -> io::Result<Current> {
     };
     Ok(match Conflist::parse(&text, form) {
         Ok(chain) => Current::Usable { path, form, text, chain },
-        Err(error) => Current::Not(ChainState::Broken {
-            reason: format!("{error}; it is left as it is, and a runtime that reads it starts no pod"),
-            file: path,
-        }),
+        Err(error) => {
+            let effect = if error.stops_pods() { ", and a runtime that reads it starts no pod" } else { "" };
+            let reason = format!("{error}; it is left as it is{effect}");
+            Current::Not(ChainState::Broken { file: path, reason })
+        }
     })
 }
 
@@ -203,7 +204,7 @@ fn remove_from(path: &Path, form: Form, entry: &Value) -> io::Result<bool> {
     for _ in 0..ATTEMPTS {
         let text = folder::read(path).map_err(|e| named(path, e))?;
         // A file that nobody understands has no entry of ours: we would not have written it.
-        let Ok(chain) = Conflist::parse(&text, form) else { return Ok(false) };
+        let Ok(chain) = Conflist::plugins_of(&text, form) else { return Ok(false) };
         if chain.standing(entry) == EntryState::Absent {
             return Ok(false);
         }
@@ -348,6 +349,25 @@ mod tests {
             assert_eq!(folder.text("05-first.conflist"), damaged);
             assert_eq!(folder.text("10-pods.conflist"), LIST);
         }
+    }
+
+    #[test]
+    fn a_list_of_a_version_that_the_plugin_would_refuse_is_left_alone_and_the_cure_is_told() {
+        let folder = Folder::new("version");
+        for version in ["1.2.0", "0.3.2", "0.2.0"] {
+            let list = LIST.replace("1.0.0", version);
+            folder.write("10-pods.conflist", &list);
+            let ChainState::Broken { file, reason } = folder.keep() else { panic!("{version} is taken") };
+            assert!(file.ends_with("10-pods.conflist") && reason.contains(version), "{reason}");
+            assert!(reason.contains("1.0.0 or 1.1.0") && !reason.contains("starts no pod"), "{reason}");
+            assert_eq!(folder.text("10-pods.conflist"), list);
+        }
+        // An entry that is in one goes all the same.
+        folder.write("10-pods.conflist", LIST);
+        folder.keep();
+        folder.write("10-pods.conflist", &folder.text("10-pods.conflist").replace("1.0.0", "1.2.0"));
+        remove(&folder.0, &entry()).unwrap();
+        assert_eq!(folder.text("10-pods.conflist"), LIST.replace("1.0.0", "1.2.0"));
     }
 
     #[test]
