@@ -223,6 +223,33 @@ impl Conflist {
         self
     }
 
+    /// Whether there is an entry of ours, whoever wrote it.
+    pub(super) fn has_entry(&self) -> bool {
+        self.plugins.iter().any(|plugin| plugin.kind == TYPE)
+    }
+
+    /// Whether there is an entry of ours, and no plugin of others.
+    pub(super) fn is_ours_alone(&self) -> bool {
+        self.has_entry() && self.plugins.iter().all(|plugin| plugin.kind == TYPE)
+    }
+
+    /// The list without the entries that an agent wrote which has this one: they name the same
+    /// run directory. One that somebody else wrote by hand stays.
+    pub(super) fn without_agents(mut self, entry: &Value) -> Self {
+        let run_dir = |entry: &Value| entry["cni_agent_run_dir"].clone();
+        let is_agents = |plugin: &Plugin| {
+            let found = serde_json::from_str::<Value>(plugin.text.get());
+            plugin.kind == TYPE && found.is_ok_and(|found| run_dir(&found) == run_dir(entry))
+        };
+        self.plugins.retain(|plugin| !is_agents(plugin));
+        self
+    }
+
+    /// How many plugins there are.
+    pub(super) fn len(&self) -> usize {
+        self.plugins.len()
+    }
+
     /// Whether no plugin is left, so that the file has no use any more.
     pub(super) fn is_empty(&self) -> bool {
         self.plugins.is_empty()

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::atomic::{self, Attributes, UNFINISHED, named};
-use super::chain::{Conflist, EntryState, Form};
-use super::folder;
+use super::chain::{Conflist, Form};
 use super::state::ChainState;
+use super::{folder, merge, own_file};
 
 /// Behind the drop-ins of others in byte order.
 const FILE: &str = "zz-podweir.conf";
@@ -53,7 +53,7 @@ pub(super) fn find(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(e) => return Err(named(conf_dir, e)),
     };
-    let Some((path, form)) = found.into_iter().next() else {
+    let Some((path, form)) = found.into_iter().find(|(path, _)| !own_file::is_own(conf_dir, path)) else {
         let reason = format!("waiting for a network configuration in {}, whose drop-in to be", conf_dir.display());
         return Ok(ChainState::Waiting { reason });
     };
@@ -74,22 +74,37 @@ pub(super) fn find(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
         }
         Err(error) => return broken(format!("{error}, so a runtime that reads drop-ins refuses it; put it right")),
     }
-    if chain.standing(entry) != EntryState::Absent {
+    // What an agent with --chain merge wrote goes when the drop-in is there.
+    let inlined = chain.has_entry();
+    let Some(folder) = folder_of(conf_dir, &chain) else {
+        return broken(format!("its name {:?} cannot be the name of a folder; use --chain merge", chain.name()));
+    };
+    let others = chain.without_agents(entry);
+    if others.has_entry() {
         return broken(
-            "it has an entry of podweir, which with the drop-in would make two; remove it, or use --chain merge".into(),
+            "it has an entry of podweir that was not written by this agent, and with the drop-in the plugin would run twice; remove that entry, or use --chain merge".into(),
         );
     }
-    let name = chain.name();
-    if name.contains('/') || matches!(name.as_str(), "." | "..") {
-        return broken(format!("its name {name:?} cannot be the name of a folder; use --chain merge"));
+    if inlined && let Some(single) = merge::was_single(&path, &others) {
+        let single = single.display();
+        return broken(format!(
+            "--chain merge made it of {single}, a single plugin's file, of which runtimes read no drop-ins; {OF_LISTS_ALONE}"
+        ));
     }
-    let file = conf_dir.join(name).join(FILE);
+    let file = folder.join(FILE);
     match fs::read(&file) {
         Ok(there) if there == content(entry).as_bytes() => Ok(ChainState::Effective { file, written: false }),
         Ok(_) => Ok(ChainState::Absent { file }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(ChainState::Absent { file }),
         Err(e) => Err(named(&file, e)),
     }
+}
+
+/// The folder of a list's drop-ins; `None` where its name cannot be a folder's.
+pub(super) fn folder_of(conf_dir: &Path, chain: &Conflist) -> Option<PathBuf> {
+    let name = chain.name();
+    let is_name = !name.is_empty() && !name.contains('/') && !matches!(name.as_str(), "." | "..");
+    is_name.then(|| conf_dir.join(name))
 }
 
 /// Makes the runtime read the folder again: containerd watches the top folder alone, and
@@ -116,13 +131,17 @@ pub(super) fn remove(conf_dir: &Path) -> io::Result<Vec<PathBuf>> {
     for entry in entries {
         let folder = entry.map_err(|e| named(conf_dir, e))?.path();
         let file = folder.join(FILE);
+        // On a file system for reading, removing what is not there fails as well.
+        if fs::symlink_metadata(&file).is_err_and(|e| is_absence(&e)) {
+            continue;
+        }
         match fs::remove_file(&file) {
             Ok(()) => {
                 // Ours alone, if it is empty now; somebody's, if not.
                 let _ = fs::remove_dir(&folder);
                 removed.push(file);
             }
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(e) if is_absence(&e) => {}
             Err(e) => return Err(named(&file, e)),
         }
     }
@@ -130,6 +149,10 @@ pub(super) fn remove(conf_dir: &Path) -> io::Result<Vec<PathBuf>> {
         notice(conf_dir)?;
     }
     Ok(removed)
+}
+
+fn is_absence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! | `folder` | which file a runtime reads |
 //! | `chain` | editing a list of plugins: text in, text out |
 //! | `merge`, `drop_in`, `own_file` | the ways in which the entry reaches the runtime |
+//! | `other_modes` | taking away what another of these ways left |
 //! | `keeper` | looking again, when something changes and now and then |
 //! | `atomic`, `pauses` | replacing a file in one step; waiting longer each time |
 
@@ -18,6 +19,7 @@ mod drop_in;
 mod folder;
 pub mod keeper;
 mod merge;
+mod other_modes;
 mod own_file;
 mod pauses;
 mod state;
@@ -74,17 +76,21 @@ pub struct Installation {
 
 impl Installation {
     /// Makes the chain have our entry, unless somebody else manages it. Writes only what
-    /// differs.
+    /// differs. Once it does, what an agent with another mode left is taken away.
     ///
     /// # Errors
     /// The operating system's, naming the file; what was there is then what it was.
     pub fn keep_chain(&self) -> io::Result<ChainState> {
-        match self.mode {
+        let state = match self.mode {
             ChainMode::Merge => merge::keep(&self.conf_dir, &self.entry),
             ChainMode::DropIn => drop_in::keep(&self.conf_dir, &self.entry),
             ChainMode::Standalone => own_file::keep(&self.conf_dir, &self.entry, &self.own_version),
             ChainMode::None => merge::look(&self.conf_dir, &self.entry),
+        }?;
+        if let ChainState::Effective { file, .. } = &state {
+            other_modes::clear(self, file)?;
         }
+        Ok(state)
     }
 
     /// Looks how the chain stands, and writes nothing: where [`Installation::keep_chain`] would
@@ -125,11 +131,9 @@ impl Installation {
             return Ok(Vec::new());
         }
         let (mut changed, mut problems) = (Vec::new(), Vec::new());
-        for removed in [
-            merge::remove(&self.conf_dir, &self.entry),
-            drop_in::remove(&self.conf_dir),
-            own_file::remove(&self.conf_dir),
-        ] {
+        for removed in
+            [merge::remove(&self.conf_dir), drop_in::remove(&self.conf_dir), own_file::remove(&self.conf_dir)]
+        {
             match removed {
                 Ok(files) => changed.extend(files),
                 Err(error) => problems.push(error),
