@@ -8,6 +8,7 @@
 //! | `folder` | which file a runtime reads |
 //! | `chain` | editing a list of plugins: text in, text out |
 //! | `merge`, `drop_in`, `own_file` | the ways in which the entry reaches the runtime |
+//! | `names_us` | which files still name the plugin |
 //! | `other_modes` | taking away what another of these ways left |
 //! | `keeper` | looking again, when something changes and now and then |
 //! | `atomic`, `pauses` | replacing a file in one step; waiting longer each time |
@@ -19,6 +20,7 @@ mod drop_in;
 mod folder;
 pub mod keeper;
 mod merge;
+mod names_us;
 mod other_modes;
 mod own_file;
 mod pauses;
@@ -120,7 +122,8 @@ impl Installation {
         binary::place(&self.executable, &self.bin_dir)
     }
 
-    /// Takes the entry out of the chain, wherever an agent may have put it. The binary
+    /// Takes the entry out of the chain, wherever an agent may have put it, unless somebody
+    /// else manages the chain. The binary
     /// stays: the runtime may read the chain a little later, and a chain that names a
     /// plugin without a binary fails for every pod.
     ///
@@ -140,6 +143,20 @@ impl Installation {
             }
         }
         if problems.is_empty() { Ok(changed) } else { Err(problems) }
+    }
+
+    /// The files that still name the plugin, whoever wrote them: as long as there is one, the
+    /// binary has to stay.
+    ///
+    /// # Errors
+    /// The operating system's, naming the file.
+    pub fn still_named(&self) -> io::Result<Vec<PathBuf>> {
+        names_us::files(&self.conf_dir)
+    }
+
+    /// Where the plugin's binary is.
+    pub fn binary(&self) -> PathBuf {
+        binary::path(&self.bin_dir)
     }
 
     /// Takes the binary away; only after the entry is out of the chain and the runtime
