@@ -176,8 +176,21 @@ pub fn uninstall(installation: &Installation, run_dir: &Path) -> Result<(), RunE
 /// # Errors
 /// What could not be removed. The rest is gone, but where the plugin had to stay so does what it
 /// keeps of pods.
-pub(super) fn remove(installation: &Installation, run_dir: &Path) -> Result<(), RunError> {
+fn remove(installation: &Installation, run_dir: &Path) -> Result<(), RunError> {
     forget(run_dir, take_plugin_away(installation))
+}
+
+/// As [`remove`], by an agent: until the binary is gone the runtime may start the plugin, which
+/// is answered meanwhile.
+///
+/// # Errors
+/// As [`remove`].
+pub(super) async fn remove_and_answer(installation: &Installation, run_dir: &Path) -> Result<(), RunError> {
+    let taken = installation.clone();
+    let problems = tokio::task::spawn_blocking(move || take_plugin_away(&taken)).await;
+    let problems = problems.unwrap_or_else(|e| vec![format!("the plugin's removal ended before its time: {e}")]);
+    // On the thread that answers, so that nobody makes the socket again.
+    forget(run_dir, problems)
 }
 
 /// Takes the plugin out of the chain, and then its binary. What stands in the way of that, in

@@ -59,6 +59,26 @@ fn with_its_daemon_set_everything_goes() {
     }
 }
 
+/// A runtime that read the chain with the entry starts the plugin until it has read the new one.
+#[test]
+fn a_pod_that_starts_while_the_plugin_is_taken_away_is_answered() {
+    let pod = Pod::new("web", 1);
+    let mut node = Node::new();
+    node.server.set(&pod.manifest);
+    node.server.daemon_set(Err((404, "NotFound")));
+    node.start(&["--daemon-set=podweir-system/podweir-node"]);
+    node.wait_until_ready();
+    let agent = nix::unistd::Pid::from_raw(node.pid().cast_signed());
+    nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGTERM).unwrap();
+    node.wait("the entry to be out", || (!node.has_entry()).then_some(()));
+    node.add(&pod).call().ok();
+    assert!(pod.has_rules());
+    assert_eq!(node.end(), Some(0), "{}", node.log());
+    for gone in ["bin/podweir", "run/node.sock", "run/node.lock", "run/attachments"] {
+        assert!(!node.path(gone).exists(), "{gone}");
+    }
+}
+
 /// Waits until the agent watches its DaemonSet, and nothing but that.
 fn wait_for_watch(node: &Node) {
     let begun = || node.server.asked(What::DaemonSets).into_iter().find(|asked| asked.uri.contains("watch=true"));
