@@ -9,7 +9,7 @@ use clap::ArgMatches;
 use crate::backend;
 use crate::config::settings::{BackendChoice, Run};
 use crate::sys::privilege::{
-    self, CAP_DAC_READ_SEARCH, CAP_NET_BIND_SERVICE, CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE, Keep,
+    self, CAP_CHOWN, CAP_DAC_READ_SEARCH, CAP_NET_BIND_SERVICE, CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE, Keep,
 };
 use crate::sys::sandbox::Sandbox;
 
@@ -94,17 +94,20 @@ pub(super) fn to_programming_for_ambient(choice: BackendChoice) {
 
 /// The agent of a node. It enters pods' namespaces, finds them by the processes of pods, and
 /// works there; what a pod with a user namespace of its own has in proc(5) is that user's.
-/// What the agent installs lies in folders of root's.
+/// What the agent installs lies in folders of root's, and a file in which it puts its entry
+/// stays its owner's and group's.
 ///
 /// Landlock is not for it: it writes to folders of the runtime and watches their parents,
 /// which come and go, and it looks into other processes, which who is confined may not.
 pub(super) fn to_the_nodes_agent() {
-    privilege::keep_only(Keep::RULES.and_namespaces().and(CAP_SYS_PTRACE).and(CAP_DAC_READ_SEARCH));
+    let of_pods = Keep::RULES.and_namespaces().and(CAP_SYS_PTRACE).and(CAP_DAC_READ_SEARCH);
+    privilege::keep_only(of_pods.and(CAP_CHOWN));
 }
 
-/// What the agent leaves on a node is removed: files of root's, and the node's rules.
+/// What the agent leaves on a node is removed: files of root's, its entry in files that are
+/// whoever's, and the node's rules.
 pub(super) fn to_uninstalling() {
-    privilege::keep_only(programming(BackendChoice::Auto));
+    privilege::keep_only(programming(BackendChoice::Auto).and(CAP_CHOWN));
 }
 
 /// Who only asks the agent.

@@ -27,6 +27,9 @@ impl CniVersion {
     const WITH_CHECK: Self = Self(4);
     /// The first with GC and STATUS.
     const WITH_GC: Self = Self(6);
+    /// The first in which plugins are chained: from it on a plugin receives the result of the
+    /// one before it as `prevResult`.
+    const WITH_CHAINS: usize = 2;
 
     pub fn parse(text: &str) -> Option<Self> {
         VERSIONS.iter().position(|version| *version == text).map(Self)
@@ -34,6 +37,11 @@ impl CniVersion {
 
     pub fn name(self) -> &'static str {
         VERSIONS[self.0]
+    }
+
+    /// Those in which plugins are chained, oldest first.
+    pub(crate) fn chained() -> impl Iterator<Item = Self> {
+        (Self::WITH_CHAINS..VERSIONS.len()).map(Self)
     }
 }
 

@@ -37,7 +37,7 @@ use crate::cni;
 use crate::sys::mutex::lock;
 
 use super::error::RunError;
-use super::installer::Installation;
+use super::installer::{Installation, TYPE};
 use super::metrics::Metrics;
 use super::pulse::WatchPulse;
 use super::settings::ObjectName;
@@ -174,22 +174,60 @@ pub fn uninstall(installation: &Installation, run_dir: &Path) -> Result<(), RunE
 /// Takes everything off the node; the caller holds the lock that only one agent has.
 ///
 /// # Errors
-/// What could not be removed; the rest is gone.
-pub(super) fn remove(installation: &Installation, run_dir: &Path) -> Result<(), RunError> {
-    let mut problems: Vec<String> = Vec::new();
+/// What could not be removed. The rest is gone, but where the plugin had to stay so does what it
+/// keeps of pods.
+fn remove(installation: &Installation, run_dir: &Path) -> Result<(), RunError> {
+    forget(run_dir, take_plugin_away(installation))
+}
+
+/// As [`remove`], by an agent: until the binary is gone the runtime may start the plugin, which
+/// is answered meanwhile.
+///
+/// # Errors
+/// As [`remove`].
+pub(super) async fn remove_and_answer(installation: &Installation, run_dir: &Path) -> Result<(), RunError> {
+    let taken = installation.clone();
+    let problems = tokio::task::spawn_blocking(move || take_plugin_away(&taken)).await;
+    let problems = problems.unwrap_or_else(|e| vec![format!("the plugin's removal ended before its time: {e}")]);
+    // On the thread that answers, so that nobody makes the socket again.
+    forget(run_dir, problems)
+}
+
+/// Takes the plugin out of the chain, and then its binary. What stands in the way of that, in
+/// sentences.
+fn take_plugin_away(installation: &Installation) -> Vec<String> {
     match installation.remove_entry() {
         Ok(files) => files.iter().for_each(|file| info!("the entry is out of {}", file.display())),
-        Err(errors) => problems.extend(errors.iter().map(ToString::to_string)),
+        Err(errors) => return errors.iter().map(ToString::to_string).collect(),
     }
-    if problems.is_empty() {
-        // A chain that names a plugin without a binary would fail for every pod.
-        std::thread::sleep(RUNTIME_READS);
-        match installation.remove_binary() {
-            Ok(true) => info!("the binary is out of {}", installation.bin_dir.display()),
-            Ok(false) => {}
-            Err(error) => problems.push(error.to_string()),
-        }
+    // A chain that names a plugin without a binary would fail for every pod.
+    std::thread::sleep(RUNTIME_READS);
+    match installation.still_named() {
+        Ok(files) if files.is_empty() => {}
+        Ok(files) => return files.iter().map(|file| stays_for(file, installation)).collect(),
+        Err(error) => return vec![error.to_string()],
     }
+    match installation.remove_binary() {
+        Ok(true) => info!("the binary is out of {}", installation.bin_dir.display()),
+        Ok(false) => {}
+        Err(error) => return vec![error.to_string()],
+    }
+    Vec::new()
+}
+
+/// Why the binary stays, and what to do.
+fn stays_for(file: &Path, installation: &Installation) -> String {
+    let binary = installation.binary();
+    format!(
+        "{} still has the entry \"type\": \"{TYPE}\", which is not this installation's to take out: edit that file (or remove it, if it is a drop-in), then run podweir node uninstall on this node again; until then {} stays, since without it every start and end of a pod would fail",
+        file.display(),
+        binary.display()
+    )
+}
+
+/// Removes what is left in the run directory, behind these problems with the plugin itself.
+fn forget(run_dir: &Path, mut problems: Vec<String>) -> Result<(), RunError> {
+    let plugin_stays = !problems.is_empty();
     let socket = cni::agent::socket(run_dir);
     for path in [socket::place_before(&socket), socket, run_dir.join(LOCK)] {
         match fs::remove_file(&path) {
@@ -197,10 +235,10 @@ pub(super) fn remove(installation: &Installation, run_dir: &Path) -> Result<(), 
             _ => {}
         }
     }
-    match fs::remove_dir_all(run_dir.join("attachments")) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            problems.push(format!("{}: {e}", run_dir.join("attachments").display()))
-        }
+    let attachments = run_dir.join("attachments");
+    // A plugin that stays is asked to end what it has begun.
+    match if plugin_stays { Ok(()) } else { fs::remove_dir_all(&attachments) } {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => problems.push(format!("{}: {e}", attachments.display())),
         _ => {}
     }
     if problems.is_empty() {

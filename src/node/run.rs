@@ -140,7 +140,7 @@ async fn agent(settings: AgentSettings) -> Result<(), RunError> {
         if let Some(ambient) = &agent.ambient {
             ambient::leave_node(ambient).await;
         }
-        return removal::remove(&settings.installation, &settings.run_dir);
+        return removal::remove_and_answer(&settings.installation, &settings.run_dir).await;
     }
     info!("the agent ends; everything it installed stays, and pods that start wait for the next one");
     Ok(())

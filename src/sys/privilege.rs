@@ -11,6 +11,8 @@ use tracing::debug;
 
 use super::caps::{CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN};
 
+/// `CAP_CHOWN`: gives files to other users and groups.
+pub const CAP_CHOWN: u32 = 0;
 /// `CAP_DAC_READ_SEARCH`: reads files whoever they belong to.
 pub const CAP_DAC_READ_SEARCH: u32 = 2;
 /// `CAP_SETGID` and `CAP_SETUID`: acts as other groups and users.

@@ -16,6 +16,7 @@ use crate::fixture::{Namespace, PODWEIR};
 use crate::plugin::{Cluster, sidecar};
 
 // capability.h.
+const CHOWN: u64 = 1 << 0;
 const DAC_READ_SEARCH: u64 = 1 << 2;
 const SETGID: u64 = 1 << 6;
 const SETUID: u64 = 1 << 7;
@@ -312,7 +313,7 @@ fn the_agent_of_a_node_has_what_its_container_gets() {
         std::thread::sleep(Duration::from_millis(10));
     }
     let checked = std::panic::catch_unwind(|| {
-        has_only(agent.id(), NET_ADMIN | NET_RAW | SYS_ADMIN | SYS_PTRACE | DAC_READ_SEARCH)
+        has_only(agent.id(), NET_ADMIN | NET_RAW | SYS_ADMIN | SYS_PTRACE | DAC_READ_SEARCH | CHOWN)
     });
     let status = namespace.podweir(&["node", "status", "--json", "--run-dir", &run]);
     agent.kill().unwrap();

@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::libc;
@@ -39,7 +39,6 @@ impl Attributes {
     /// # Errors
     /// The file cannot be looked at.
     pub(super) fn of_file(path: &Path) -> io::Result<Self> {
-        use std::os::unix::fs::MetadataExt;
         let meta = fs::metadata(path)?;
         let label = xattr::get(path, SELINUX)?;
         Ok(Self { mode: meta.permissions().mode() & 0o7777, owner: Some((meta.uid(), meta.gid())), label })
@@ -80,15 +79,32 @@ fn write(path: &Path, mut content: impl Read, attributes: &Attributes) -> io::Re
     let mut options = File::options();
     let mut file = options.write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)?;
     io::copy(&mut content, &mut file)?;
-    if let Some((user, group)) = attributes.owner {
-        chown(path, Some(user), Some(group))?;
-    }
-    // After the owner, since a change of owner takes set-id bits away.
+    // Before the owner: mode and label of somebody else's file would take CAP_FOWNER.
     file.set_permissions(fs::Permissions::from_mode(attributes.mode))?;
     if let Some(label) = &attributes.label {
         xattr::set(path, SELINUX, label)?;
     }
+    if let Some(owner) = attributes.owner {
+        give(&file, owner)?;
+    }
     file.sync_all()
+}
+
+/// Gives a file to a user and a group, where it is not theirs yet: without a change this takes
+/// no capability, and with one CAP_CHOWN (chown(2)).
+fn give(file: &File, (user, group): (u32, u32)) -> io::Result<()> {
+    let meta = file.metadata()?;
+    let (new_user, new_group) = (Some(user).filter(|u| *u != meta.uid()), Some(group).filter(|g| *g != meta.gid()));
+    if new_user.is_none() && new_group.is_none() {
+        return Ok(());
+    }
+    fchown(file, new_user, new_group).map_err(|e| {
+        let cure = "add CHOWN to securityContext.capabilities of the agent's container (who runs podweir by hand needs CAP_CHOWN), or give the file to root: chown 0:0";
+        io::Error::new(
+            e.kind(),
+            format!("it belongs to user {user} and group {group}, to whom its successor cannot be given ({e}); {cure}"),
+        )
+    })
 }
 
 /// Makes a rename or removal in the folder of `path` last over a power failure.
@@ -107,7 +123,11 @@ pub(super) fn named(path: &Path, error: io::Error) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::chown;
+    use std::thread;
+
+    use crate::sys::caps::has;
+    use crate::sys::privilege::{self, CAP_CHOWN, Keep};
 
     use super::*;
 
@@ -129,6 +149,44 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o640);
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    /// As [`replace`] with what a file has, by a thread that keeps only these capabilities.
+    fn replace_with(keep: Keep, path: &Path, content: &'static [u8]) -> io::Result<()> {
+        let path = path.to_owned();
+        let replaced = thread::spawn(move || {
+            privilege::keep_only(keep);
+            replace(&path, content, &Attributes::of_file(&path)?)
+        });
+        replaced.join().unwrap()
+    }
+
+    #[test]
+    fn a_file_of_another_group_or_user_stays_theirs_and_who_may_not_give_it_to_them_is_told() {
+        let folder = folder("owner");
+        let path = folder.join("10-pods.conflist");
+        fs::write(&path, "one").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        // What is one's own already takes nothing.
+        replace_with(Keep::NOTHING, &path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        if !has(CAP_CHOWN).unwrap() {
+            return fs::remove_dir_all(folder).unwrap();
+        }
+        for (user, group) in [(0, 1234), (1235, 0), (1235, 1234)] {
+            fs::write(&path, "two").unwrap();
+            chown(&path, Some(user), Some(group)).unwrap();
+            // Only CAP_CHOWN: what the agent has of those that are for others' files.
+            replace_with(Keep::NOTHING.and(CAP_CHOWN).and(privilege::CAP_DAC_READ_SEARCH), &path, b"three").unwrap();
+            let meta = fs::metadata(&path).unwrap();
+            assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (user, group, 0o640));
+            let error = replace_with(Keep::NOTHING, &path, b"four").unwrap_err().to_string();
+            let words = format!("10-pods.conflist: it belongs to user {user} and group {group}");
+            assert!(error.contains(&words) && error.contains("add CHOWN to securityContext.capabilities"), "{error}");
+            assert_eq!(fs::read(&path).unwrap(), b"three");
+            assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "nothing is left beside it");
+        }
         fs::remove_dir_all(folder).unwrap();
     }
 

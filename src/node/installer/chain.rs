@@ -8,6 +8,8 @@ use indexmap::IndexMap;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::cni::protocol::CniVersion;
+
 /// The plugin's name: the `type` of its entry, and the file name of its binary.
 pub const TYPE: &str = "podweir";
 
@@ -15,10 +17,6 @@ pub const TYPE: &str = "podweir";
 /// neither interfaces nor addresses, so our entry works in front of them as well, and two
 /// agents that both insist on the very last place would rewrite the file for ever.
 const MAY_FOLLOW: [&str; 4] = ["istio-cni", "linkerd-cni", "kuma-cni", "consul-cni"];
-
-/// The oldest version of the specification in which plugins are chained: from it on a
-/// plugin receives the result of the one before it as `prevResult`.
-const OLDEST: [u64; 3] = [0, 3, 0];
 
 /// Why a file is not one that our entry can be added to. The file is left as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,9 +26,31 @@ pub(super) enum ChainError {
     #[error("its key \"{key}\" is {problem}")]
     Key { key: &'static str, problem: &'static str },
     #[error(
-        "its cniVersion {found} is older than 0.3.0, in which plugins cannot be chained; raise it to 0.3.0 or later"
+        "its cniVersion {found} is older than 0.3.0, in which plugins cannot be chained; raise it to {}",
+        chained()
     )]
     TooOld { found: String },
+    #[error(
+        "its cniVersion {found:?} is not one that this podweir speaks, and its plugin would fail for every pod; write {} there, or install a podweir that speaks it",
+        chained()
+    )]
+    NotSpoken { found: String },
+}
+
+impl ChainError {
+    /// Whether a runtime cannot use the file either, so that no pod starts.
+    pub(super) fn stops_pods(&self) -> bool {
+        matches!(self, Self::NotJson { .. } | Self::Key { .. })
+    }
+}
+
+/// The versions of the specification in which our entry can be chained, in words.
+fn chained() -> String {
+    let names: Vec<&str> = CniVersion::chained().map(CniVersion::name).collect();
+    match names.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+        _ => names.concat(),
+    }
 }
 
 /// In which of the two formats a file is written.
@@ -113,17 +133,24 @@ impl Conflist {
     /// version, as libcni's `ConfListFromConf` makes it.
     ///
     /// # Errors
-    /// What the runtime could not use either, and a version in which nothing is chained.
+    /// What the runtime could not use either, and a version in which nothing is chained, or
+    /// which our plugin does not speak.
     pub(super) fn parse(text_of: &[u8], form: Form) -> Result<Self, ChainError> {
-        let mut keys = object(text_of)?;
-        let version = text(&keys, "cniVersion")?.unwrap_or_default();
-        if !can_chain(&version) {
-            let found = if version.is_empty() { "(none)".to_owned() } else { version };
-            return Err(ChainError::TooOld { found });
-        }
+        let keys = object(text_of)?;
+        can_chain(text(&keys, "cniVersion")?.unwrap_or_default())?;
         if text(&keys, "name")?.is_none_or(|name| name.is_empty()) {
             return Err(ChainError::Key { key: "name", problem: "missing" });
         }
+        Self::plugins_of(text_of, form)
+    }
+
+    /// Reads a file's plugins, whatever else is wrong with it: what is taken out, or looked for,
+    /// may stand in a file that nothing would be added to.
+    ///
+    /// # Errors
+    /// It has no list of plugins.
+    pub(super) fn plugins_of(text_of: &[u8], form: Form) -> Result<Self, ChainError> {
+        let mut keys = object(text_of)?;
         if form == Form::Single {
             let whole = RawValue::from_string(String::from_utf8_lossy(text_of).trim().to_owned());
             let whole = whole.map_err(|e| ChainError::NotJson { line: e.line(), column: e.column() })?;
@@ -147,9 +174,20 @@ impl Conflist {
     }
 
     /// Whether plugins of a drop-in folder are not read (CNI specification 1.1,
-    /// `loadOnlyInlinedPlugins`).
-    pub(super) fn only_inlined(&self) -> bool {
-        self.keys.get("loadOnlyInlinedPlugins").is_some_and(|raw| raw.get().trim() == "true")
+    /// `loadOnlyInlinedPlugins`). libcni takes the text as well, in any case (`readBool` in its
+    /// `NetworkConfFromBytes`).
+    ///
+    /// # Errors
+    /// It is something else, with which libcni refuses the list.
+    pub(super) fn only_inlined(&self) -> Result<bool, ChainError> {
+        const KEY: &str = "loadOnlyInlinedPlugins";
+        let Some(raw) = self.keys.get(KEY) else { return Ok(false) };
+        match serde_json::from_str(raw.get()) {
+            Ok(Value::Bool(value)) => Ok(value),
+            Ok(Value::String(text)) if text.eq_ignore_ascii_case("true") => Ok(true),
+            Ok(Value::String(text)) if text.eq_ignore_ascii_case("false") => Ok(false),
+            _ => Err(ChainError::Key { key: KEY, problem: "neither true nor false" }),
+        }
     }
 
     /// Plugins of other meshes that divert the same traffic.
@@ -185,6 +223,33 @@ impl Conflist {
         self
     }
 
+    /// Whether there is an entry of ours, whoever wrote it.
+    pub(super) fn has_entry(&self) -> bool {
+        self.plugins.iter().any(|plugin| plugin.kind == TYPE)
+    }
+
+    /// Whether there is an entry of ours, and no plugin of others.
+    pub(super) fn is_ours_alone(&self) -> bool {
+        self.has_entry() && self.plugins.iter().all(|plugin| plugin.kind == TYPE)
+    }
+
+    /// The list without the entries that an agent wrote which has this one: they name the same
+    /// run directory. One that somebody else wrote by hand stays.
+    pub(super) fn without_agents(mut self, entry: &Value) -> Self {
+        let run_dir = |entry: &Value| entry["cni_agent_run_dir"].clone();
+        let is_agents = |plugin: &Plugin| {
+            let found = serde_json::from_str::<Value>(plugin.text.get());
+            plugin.kind == TYPE && found.is_ok_and(|found| run_dir(&found) == run_dir(entry))
+        };
+        self.plugins.retain(|plugin| !is_agents(plugin));
+        self
+    }
+
+    /// How many plugins there are.
+    pub(super) fn len(&self) -> usize {
+        self.plugins.len()
+    }
+
     /// Whether no plugin is left, so that the file has no use any more.
     pub(super) fn is_empty(&self) -> bool {
         self.plugins.is_empty()
@@ -201,10 +266,18 @@ impl Conflist {
     }
 }
 
-/// Whether plugins of this version of the specification are chained.
-fn can_chain(version: &str) -> bool {
+/// Whether our entry can be in a list of this version of the specification: a version in which
+/// plugins are chained, and which ours speaks, since a runtime hands it on to every plugin.
+fn can_chain(version: String) -> Result<(), ChainError> {
+    if version.is_empty() {
+        return Err(ChainError::TooOld { found: "(none)".into() });
+    }
+    if CniVersion::chained().any(|chained| chained.name() == version) {
+        return Ok(());
+    }
     let parts: Option<Vec<u64>> = version.split('.').map(|part| part.parse().ok()).collect();
-    parts.is_some_and(|parts| parts.len() == OLDEST.len() && parts.as_slice() >= OLDEST.as_slice())
+    let is_older = parts.is_some_and(|parts| parts < vec![0, 3]);
+    Err(if is_older { ChainError::TooOld { found: version } } else { ChainError::NotSpoken { found: version } })
 }
 
 #[cfg(test)]
@@ -291,16 +364,47 @@ mod tests {
             (r#"{"cniVersion":"1.0.0","plugins":[{"type":"a"}]}"#, "\"name\" is missing"),
             (r#"{"cniVersion":"0.2.0","name":"n","plugins":[{"type":"a"}]}"#, "0.2.0 is older than 0.3.0"),
             (r#"{"name":"n","plugins":[{"type":"a"}]}"#, "(none) is older than 0.3.0"),
+            (r#"{"cniVersion":"0.3.2","name":"n","plugins":[{"type":"a"}]}"#, "\"0.3.2\" is not one that this podweir"),
+            (r#"{"cniVersion":"1.2.0","name":"n","plugins":[{"type":"a"}]}"#, "0.3.0, 0.3.1, 0.4.0, 1.0.0 or 1.1.0"),
+            (r#"{"cniVersion":"v1","name":"n","plugins":[{"type":"a"}]}"#, "\"v1\" is not one that this podweir"),
         ] {
             assert!(refused(text).contains(words), "{text}: {}", refused(text));
         }
     }
 
     #[test]
+    fn every_version_that_the_plugin_speaks_and_in_which_it_is_chained_is_taken() {
+        let taken = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+        for version in taken {
+            list(&json!({ "cniVersion": version, "name": "n", "plugins": [{ "type": "a" }] }).to_string());
+        }
+        assert_eq!(CniVersion::chained().map(CniVersion::name).collect::<Vec<_>>(), taken);
+    }
+
+    #[test]
+    fn what_is_taken_out_may_stand_in_a_list_that_nothing_would_be_added_to() {
+        let text = r#"{"cniVersion":"1.2.0","plugins":[{"type":"a"},{"type":"podweir"}]}"#;
+        assert!(Conflist::parse(text.as_bytes(), Form::List).is_err());
+        let chain = Conflist::plugins_of(text.as_bytes(), Form::List).unwrap();
+        assert_ne!(chain.standing(&entry()), EntryState::Absent);
+        assert_eq!(chain.without().standing(&entry()), EntryState::Absent);
+    }
+
+    #[test]
     fn whether_drop_ins_are_read() {
-        assert!(!of(&["bridge"]).only_inlined());
-        let text = r#"{"cniVersion":"1.1.0","name":"n","loadOnlyInlinedPlugins": true,"plugins":[{"type":"a"}]}"#;
-        assert!(list(text).only_inlined());
-        assert_eq!(list(text).name(), "n");
+        assert_eq!(of(&["bridge"]).only_inlined(), Ok(false));
+        let text = |value| {
+            format!(
+                r#"{{"cniVersion":"1.1.0","name":"n","loadOnlyInlinedPlugins": {value},"plugins":[{{"type":"a"}}]}}"#
+            )
+        };
+        for (value, only) in [("true", true), (r#""true""#, true), (r#""TRUE""#, true), (r#""False""#, false)] {
+            assert_eq!(list(&text(value)).only_inlined(), Ok(only), "{value}");
+        }
+        for value in ["1", "null", r#""yes""#] {
+            let error = list(&text(value)).only_inlined().unwrap_err().to_string();
+            assert!(error.contains("\"loadOnlyInlinedPlugins\" is neither true nor false"), "{error}");
+        }
+        assert_eq!(list(&text("true")).name(), "n");
     }
 }

@@ -1,8 +1,9 @@
 //! `--chain drop-in`: our entry as a file in the folder of drop-ins, so that nothing of
 //! others is rewritten. libcni reads `<conf-dir>/<network name>/*.conf` since 1.3, after the
 //! plugins of the list, unless the list says `loadOnlyInlinedPlugins` (CNI specification
-//! 1.1). Whether the runtime's libcni is new enough cannot be asked for; the agent sees it
-//! by the ADDs that come.
+//! 1.1), and for a list alone, not where the first file is a single plugin's (`.conf`,
+//! `.json`; `NetworkConfFromFile`). Whether the runtime's libcni is new enough cannot be
+//! asked for; the agent sees it by the ADDs that come.
 
 use std::fs;
 use std::io;
@@ -11,12 +12,15 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::atomic::{self, Attributes, UNFINISHED, named};
-use super::chain::{Conflist, EntryState};
-use super::folder;
+use super::chain::{Conflist, Form};
 use super::state::ChainState;
+use super::{folder, merge, own_file};
 
 /// Behind the drop-ins of others in byte order.
 const FILE: &str = "zz-podweir.conf";
+
+/// What to do about a single plugin's file.
+const OF_LISTS_ALONE: &str = "use --chain merge, or have the network plugin write a .conflist";
 
 /// Makes the folder of drop-ins of the runtime's list hold our entry.
 ///
@@ -49,7 +53,7 @@ pub(super) fn find(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(e) => return Err(named(conf_dir, e)),
     };
-    let Some((path, form)) = found.into_iter().next() else {
+    let Some((path, form)) = found.into_iter().find(|(path, _)| !own_file::is_own(conf_dir, path)) else {
         let reason = format!("waiting for a network configuration in {}, whose drop-in to be", conf_dir.display());
         return Ok(ChainState::Waiting { reason });
     };
@@ -58,25 +62,49 @@ pub(super) fn find(conf_dir: &Path, entry: &Value) -> io::Result<ChainState> {
         Ok(chain) => chain,
         Err(error) => return broken(error.to_string()),
     };
-    if chain.only_inlined() {
-        return broken("its loadOnlyInlinedPlugins is true, so drop-ins are not read; use --chain merge".into());
+    if form == Form::Single {
+        return broken(format!(
+            "it is a single plugin's file, and runtimes read drop-ins of a .conflist alone; {OF_LISTS_ALONE}"
+        ));
     }
-    if chain.standing(entry) != EntryState::Absent {
+    match chain.only_inlined() {
+        Ok(false) => {}
+        Ok(true) => {
+            return broken("its loadOnlyInlinedPlugins is true, so drop-ins are not read; use --chain merge".into());
+        }
+        Err(error) => return broken(format!("{error}, so a runtime that reads drop-ins refuses it; put it right")),
+    }
+    // What an agent with --chain merge wrote goes when the drop-in is there.
+    let inlined = chain.has_entry();
+    let Some(folder) = folder_of(conf_dir, &chain) else {
+        return broken(format!("its name {:?} cannot be the name of a folder; use --chain merge", chain.name()));
+    };
+    let others = chain.without_agents(entry);
+    if others.has_entry() {
         return broken(
-            "it has an entry of podweir, which with the drop-in would make two; remove it, or use --chain merge".into(),
+            "it has an entry of podweir that was not written by this agent, and with the drop-in the plugin would run twice; remove that entry, or use --chain merge".into(),
         );
     }
-    let name = chain.name();
-    if name.contains('/') || matches!(name.as_str(), "." | "..") {
-        return broken(format!("its name {name:?} cannot be the name of a folder; use --chain merge"));
+    if inlined && let Some(single) = merge::was_single(&path, &others) {
+        let single = single.display();
+        return broken(format!(
+            "--chain merge made it of {single}, a single plugin's file, of which runtimes read no drop-ins; {OF_LISTS_ALONE}"
+        ));
     }
-    let file = conf_dir.join(name).join(FILE);
+    let file = folder.join(FILE);
     match fs::read(&file) {
         Ok(there) if there == content(entry).as_bytes() => Ok(ChainState::Effective { file, written: false }),
         Ok(_) => Ok(ChainState::Absent { file }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(ChainState::Absent { file }),
         Err(e) => Err(named(&file, e)),
     }
+}
+
+/// The folder of a list's drop-ins; `None` where its name cannot be a folder's.
+pub(super) fn folder_of(conf_dir: &Path, chain: &Conflist) -> Option<PathBuf> {
+    let name = chain.name();
+    let is_name = !name.is_empty() && !name.contains('/') && !matches!(name.as_str(), "." | "..");
+    is_name.then(|| conf_dir.join(name))
 }
 
 /// Makes the runtime read the folder again: containerd watches the top folder alone, and
@@ -103,13 +131,17 @@ pub(super) fn remove(conf_dir: &Path) -> io::Result<Vec<PathBuf>> {
     for entry in entries {
         let folder = entry.map_err(|e| named(conf_dir, e))?.path();
         let file = folder.join(FILE);
+        // On a file system for reading, removing what is not there fails as well.
+        if fs::symlink_metadata(&file).is_err_and(|e| is_absence(&e)) {
+            continue;
+        }
         match fs::remove_file(&file) {
             Ok(()) => {
                 // Ours alone, if it is empty now; somebody's, if not.
                 let _ = fs::remove_dir(&folder);
                 removed.push(file);
             }
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(e) if is_absence(&e) => {}
             Err(e) => return Err(named(&file, e)),
         }
     }
@@ -117,6 +149,10 @@ pub(super) fn remove(conf_dir: &Path) -> io::Result<Vec<PathBuf>> {
         notice(conf_dir)?;
     }
     Ok(removed)
+}
+
+fn is_absence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 #[cfg(test)]
@@ -142,13 +178,40 @@ mod tests {
         assert_eq!(keep(), ChainState::Effective { file: file.clone(), written: false });
         assert_eq!(fs::read_to_string(&list).unwrap(), text(""));
         assert_eq!(fs::read_dir(&conf_dir).unwrap().count(), 2, "nothing stays of what makes the runtime look");
-        fs::write(&list, text(r#","loadOnlyInlinedPlugins":true"#)).unwrap();
-        assert!(matches!(keep(), ChainState::Broken { reason, .. } if reason.contains("merge")));
+        for only in [r#","loadOnlyInlinedPlugins":true"#, r#","loadOnlyInlinedPlugins":"True""#] {
+            fs::write(&list, text(only)).unwrap();
+            assert!(matches!(keep(), ChainState::Broken { reason, .. } if reason.contains("merge")));
+        }
         fs::write(&list, r#"{"cniVersion":"1.1.0","name":"..","plugins":[{"type":"bridge"}]}"#).unwrap();
         assert!(matches!(keep(), ChainState::Broken { .. }));
         assert_eq!(remove(&conf_dir).unwrap(), [file]);
         assert!(remove(&conf_dir).unwrap().is_empty());
         assert!(!conf_dir.join("pods").exists());
+        fs::remove_dir_all(conf_dir).unwrap();
+    }
+
+    /// libcni reads no drop-in there: the plugin would never run.
+    #[test]
+    fn a_single_plugins_file_has_no_drop_ins_which_is_said() {
+        let conf_dir = std::env::temp_dir().join(format!("podweir-drop-in-single-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&conf_dir);
+        fs::create_dir_all(&conf_dir).unwrap();
+        for name in ["10-pods.conf", "05-pods.json"] {
+            fs::write(conf_dir.join(name), r#"{"cniVersion":"1.0.0","name":"pods","type":"bridge"}"#).unwrap();
+            fs::write(
+                conf_dir.join("20-other.conflist"),
+                r#"{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"a"}]}"#,
+            )
+            .unwrap();
+            let ChainState::Broken { file, reason } = keep(&conf_dir, &json!({ "type": "podweir" })).unwrap() else {
+                panic!("{name} is taken for a list")
+            };
+            assert!(
+                file.ends_with(name) && reason.contains(".conflist") && reason.contains("--chain merge"),
+                "{reason}"
+            );
+            assert!(!conf_dir.join("pods").exists(), "nothing is written that nobody reads");
+        }
         fs::remove_dir_all(conf_dir).unwrap();
     }
 }

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::atomic::named;
 use super::chain::Form;
 
 /// A network configuration is a few kilobytes; more is none.
@@ -50,6 +51,19 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no regular file of at most 1 MiB"));
     }
     fs::read(path)
+}
+
+/// The content of a configuration that a runtime could use too; `None` for one that is gone, or
+/// cannot be one.
+///
+/// # Errors
+/// The operating system's, naming the file.
+pub(super) fn read_if_usable(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match read(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(None),
+        Err(e) => Err(named(path, e)),
+    }
 }
 
 #[cfg(test)]

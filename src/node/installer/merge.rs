@@ -51,10 +51,11 @@ fn current(conf_dir: &Path) -> io::Result<Current> {
     };
     Ok(match Conflist::parse(&text, form) {
         Ok(chain) => Current::Usable { path, form, text, chain },
-        Err(error) => Current::Not(ChainState::Broken {
-            reason: format!("{error}; it is left as it is, and a runtime that reads it starts no pod"),
-            file: path,
-        }),
+        Err(error) => {
+            let effect = if error.stops_pods() { ", and a runtime that reads it starts no pod" } else { "" };
+            let reason = format!("{error}; it is left as it is{effect}");
+            Current::Not(ChainState::Broken { file: path, reason })
+        }
     })
 }
 
@@ -182,7 +183,21 @@ fn is_from_single(text: &[u8]) -> bool {
 ///
 /// # Errors
 /// The operating system's, naming the first file that could not be changed; later ones are tried all the same.
-pub(super) fn remove(conf_dir: &Path, entry: &Value) -> io::Result<Vec<PathBuf>> {
+pub(super) fn remove(conf_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    take_out(conf_dir, Conflist::without)
+}
+
+/// Takes out of every list of the folder what this mode put there, as [`remove`] does, where
+/// the entry now reaches the runtime by another mode. A list of our entry alone is
+/// [`super::own_file`]'s.
+///
+/// # Errors
+/// As [`remove`].
+pub(super) fn leave(conf_dir: &Path, entry: &Value) -> io::Result<Vec<PathBuf>> {
+    take_out(conf_dir, |chain| if chain.is_ours_alone() { chain } else { chain.without_agents(entry) })
+}
+
+fn take_out(conf_dir: &Path, take: impl Fn(Conflist) -> Conflist) -> io::Result<Vec<PathBuf>> {
     let found = match folder::configurations(conf_dir) {
         Ok(found) => found,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -190,7 +205,7 @@ pub(super) fn remove(conf_dir: &Path, entry: &Value) -> io::Result<Vec<PathBuf>>
     };
     let (mut changed, mut problem) = (Vec::new(), None);
     for (path, form) in found.into_iter().filter(|(_, form)| *form == Form::List) {
-        match remove_from(&path, form, entry) {
+        match take_out_of(&path, form, &take) {
             Ok(true) => changed.push(path),
             Ok(false) => {}
             Err(error) => problem = problem.or(Some(error)),
@@ -199,22 +214,17 @@ pub(super) fn remove(conf_dir: &Path, entry: &Value) -> io::Result<Vec<PathBuf>>
     problem.map_or(Ok(changed), Err)
 }
 
-fn remove_from(path: &Path, form: Form, entry: &Value) -> io::Result<bool> {
+fn take_out_of(path: &Path, form: Form, take: impl Fn(Conflist) -> Conflist) -> io::Result<bool> {
     for _ in 0..ATTEMPTS {
-        let text = folder::read(path).map_err(|e| named(path, e))?;
+        let Some(text) = folder::read_if_usable(path)? else { return Ok(false) };
         // A file that nobody understands has no entry of ours: we would not have written it.
-        let Ok(chain) = Conflist::parse(&text, form) else { return Ok(false) };
-        if chain.standing(entry) == EntryState::Absent {
+        let Ok(chain) = Conflist::plugins_of(&text, form) else { return Ok(false) };
+        let plugins = chain.len();
+        let without = take(chain);
+        if without.len() == plugins {
             return Ok(false);
         }
-        let without = chain.without();
-        let single = ["conf", "json"].map(|ending| path.with_extension(ending)).into_iter();
-        let single = single.filter(|single| put_aside(single).exists()).find(|single| {
-            let old = folder::read(&put_aside(single)).ok();
-            let old = old.and_then(|old| Conflist::parse(&old, Form::Single).ok());
-            old.is_some_and(|old| same(&old, &without))
-        });
-        if let Some(single) = single {
+        if let Some(single) = was_single(path, &without) {
             // The file first: in byte order it stands before the list.
             fs::rename(put_aside(&single), &single).map_err(|e| named(&single, e))?;
             fs::remove_file(path).map_err(|e| named(path, e))?;
@@ -231,6 +241,16 @@ fn remove_from(path: &Path, form: Form, entry: &Value) -> io::Result<bool> {
         }
     }
     Err(named(path, io::Error::other("another program keeps writing it")))
+}
+
+/// The file of a single plugin that became this list, which without our entry is still the same.
+pub(super) fn was_single(list: &Path, without: &Conflist) -> Option<PathBuf> {
+    let mut singles = ["conf", "json"].map(|ending| list.with_extension(ending)).into_iter();
+    singles.find(|single| {
+        let old = folder::read(&put_aside(single)).ok();
+        let old = old.and_then(|old| Conflist::plugins_of(&old, Form::Single).ok());
+        old.is_some_and(|old| same(&old, without))
+    })
 }
 
 /// Whether two lists say the same, however they are written.
@@ -301,9 +321,9 @@ mod tests {
         assert_eq!(folder.keep(), ChainState::Effective { file: file.clone(), written: false });
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o640);
         assert_eq!(folder.text("20-other.conflist"), LIST);
-        assert_eq!(remove(&folder.0, &entry()).unwrap(), [file]);
+        assert_eq!(remove(&folder.0).unwrap(), [file]);
         assert_eq!(folder.text("10-pods.conflist"), LIST);
-        assert!(remove(&folder.0, &entry()).unwrap().is_empty());
+        assert!(remove(&folder.0).unwrap().is_empty());
         assert_eq!(folder.names(), ["10-pods.conflist", "20-other.conflist"]);
     }
 
@@ -319,7 +339,7 @@ mod tests {
         folder.write("10-pods.conf", SINGLE);
         assert!(matches!(folder.keep(), ChainState::Effective { written: true, .. }));
         assert_eq!(folder.names(), ["10-pods.conf.before-podweir", "10-pods.conflist"]);
-        remove(&folder.0, &entry()).unwrap();
+        remove(&folder.0).unwrap();
         assert_eq!(folder.names(), ["10-pods.conf"]);
         assert_eq!(folder.text("10-pods.conf"), SINGLE);
     }
@@ -351,12 +371,31 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_a_version_that_the_plugin_would_refuse_is_left_alone_and_the_cure_is_told() {
+        let folder = Folder::new("version");
+        for version in ["1.2.0", "0.3.2", "0.2.0"] {
+            let list = LIST.replace("1.0.0", version);
+            folder.write("10-pods.conflist", &list);
+            let ChainState::Broken { file, reason } = folder.keep() else { panic!("{version} is taken") };
+            assert!(file.ends_with("10-pods.conflist") && reason.contains(version), "{reason}");
+            assert!(reason.contains("1.0.0 or 1.1.0") && !reason.contains("starts no pod"), "{reason}");
+            assert_eq!(folder.text("10-pods.conflist"), list);
+        }
+        // An entry that is in one goes all the same.
+        folder.write("10-pods.conflist", LIST);
+        folder.keep();
+        folder.write("10-pods.conflist", &folder.text("10-pods.conflist").replace("1.0.0", "1.2.0"));
+        remove(&folder.0).unwrap();
+        assert_eq!(folder.text("10-pods.conflist"), LIST.replace("1.0.0", "1.2.0"));
+    }
+
+    #[test]
     fn without_a_folder_or_a_file_it_waits_and_says_for_what() {
         let folder = Folder::new("none");
         assert!(matches!(folder.keep(), ChainState::Waiting { reason } if reason.contains("network plugin")));
         fs::remove_dir_all(&folder.0).unwrap();
         assert!(matches!(folder.keep(), ChainState::Waiting { reason } if reason.contains("folder")));
-        assert!(remove(&folder.0, &entry()).unwrap().is_empty());
+        assert!(remove(&folder.0).unwrap().is_empty());
     }
 
     #[test]

@@ -8,6 +8,8 @@
 //! | `folder` | which file a runtime reads |
 //! | `chain` | editing a list of plugins: text in, text out |
 //! | `merge`, `drop_in`, `own_file` | the ways in which the entry reaches the runtime |
+//! | `names_us` | which files still name the plugin |
+//! | `other_modes` | taking away what another of these ways left |
 //! | `keeper` | looking again, when something changes and now and then |
 //! | `atomic`, `pauses` | replacing a file in one step; waiting longer each time |
 
@@ -18,6 +20,8 @@ mod drop_in;
 mod folder;
 pub mod keeper;
 mod merge;
+mod names_us;
+mod other_modes;
 mod own_file;
 mod pauses;
 mod state;
@@ -74,17 +78,21 @@ pub struct Installation {
 
 impl Installation {
     /// Makes the chain have our entry, unless somebody else manages it. Writes only what
-    /// differs.
+    /// differs. Once it does, what an agent with another mode left is taken away.
     ///
     /// # Errors
     /// The operating system's, naming the file; what was there is then what it was.
     pub fn keep_chain(&self) -> io::Result<ChainState> {
-        match self.mode {
+        let state = match self.mode {
             ChainMode::Merge => merge::keep(&self.conf_dir, &self.entry),
             ChainMode::DropIn => drop_in::keep(&self.conf_dir, &self.entry),
             ChainMode::Standalone => own_file::keep(&self.conf_dir, &self.entry, &self.own_version),
             ChainMode::None => merge::look(&self.conf_dir, &self.entry),
+        }?;
+        if let ChainState::Effective { file, .. } = &state {
+            other_modes::clear(self, file)?;
         }
+        Ok(state)
     }
 
     /// Looks how the chain stands, and writes nothing: where [`Installation::keep_chain`] would
@@ -114,7 +122,8 @@ impl Installation {
         binary::place(&self.executable, &self.bin_dir)
     }
 
-    /// Takes the entry out of the chain, wherever an agent may have put it. The binary
+    /// Takes the entry out of the chain, wherever an agent may have put it, unless somebody
+    /// else manages the chain. The binary
     /// stays: the runtime may read the chain a little later, and a chain that names a
     /// plugin without a binary fails for every pod.
     ///
@@ -125,17 +134,29 @@ impl Installation {
             return Ok(Vec::new());
         }
         let (mut changed, mut problems) = (Vec::new(), Vec::new());
-        for removed in [
-            merge::remove(&self.conf_dir, &self.entry),
-            drop_in::remove(&self.conf_dir),
-            own_file::remove(&self.conf_dir),
-        ] {
+        for removed in
+            [merge::remove(&self.conf_dir), drop_in::remove(&self.conf_dir), own_file::remove(&self.conf_dir)]
+        {
             match removed {
                 Ok(files) => changed.extend(files),
                 Err(error) => problems.push(error),
             }
         }
         if problems.is_empty() { Ok(changed) } else { Err(problems) }
+    }
+
+    /// The files that still name the plugin, whoever wrote them: as long as there is one, the
+    /// binary has to stay.
+    ///
+    /// # Errors
+    /// The operating system's, naming the file.
+    pub fn still_named(&self) -> io::Result<Vec<PathBuf>> {
+        names_us::files(&self.conf_dir)
+    }
+
+    /// Where the plugin's binary is.
+    pub fn binary(&self) -> PathBuf {
+        binary::path(&self.bin_dir)
     }
 
     /// Takes the binary away; only after the entry is out of the chain and the runtime

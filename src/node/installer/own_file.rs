@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::atomic::{self, Attributes, named};
+use super::chain::{Conflist, Form};
 use super::folder;
 use super::state::ChainState;
 
@@ -68,12 +69,35 @@ pub(super) fn find(conf_dir: &Path, entry: &Value, version: &str) -> io::Result<
     }
 }
 
-/// Takes our list away; it may be gone already.
+/// The plugins of the file of this name; `None` where there is none that can be read.
+fn there(conf_dir: &Path) -> Option<Conflist> {
+    let text = folder::read(&conf_dir.join(FILE)).ok()?;
+    Conflist::plugins_of(&text, Form::List).ok()
+}
+
+/// Whether this file of the folder is our list: somebody's could be called like it.
+pub(super) fn is_own(conf_dir: &Path, file: &Path) -> bool {
+    *file == conf_dir.join(FILE) && there(conf_dir).is_some_and(|chain| chain.is_ours_alone())
+}
+
+/// Takes our list away, where the entry now reaches the runtime by another mode.
+///
+/// # Errors
+/// As [`remove`].
+pub(super) fn leave(conf_dir: &Path, entry: &Value) -> io::Result<Vec<PathBuf>> {
+    let is_agents = |chain: Conflist| chain.is_ours_alone() && chain.without_agents(entry).is_empty();
+    if there(conf_dir).is_some_and(is_agents) { remove(conf_dir) } else { Ok(Vec::new()) }
+}
+
+/// Takes our list away; it may be gone already. One of this name that has plugins of others stays.
 ///
 /// # Errors
 /// The operating system's, naming the file.
 pub(super) fn remove(conf_dir: &Path) -> io::Result<Vec<PathBuf>> {
     let file = conf_dir.join(FILE);
+    if there(conf_dir).is_some_and(|chain| !chain.is_ours_alone()) {
+        return Ok(Vec::new());
+    }
     match fs::remove_file(&file) {
         Ok(()) => atomic::sync_folder_of(&file).map(|()| vec![file]),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),

@@ -195,6 +195,37 @@ fn a_list_of_its_own_is_kept_and_taken_away_and_the_other_stays_as_it_is() {
     });
 }
 
+/// As MicroK8s has it: its folder of configurations belongs to a group of its users.
+#[test]
+fn a_list_of_another_group_gets_the_entry_and_stays_that_groups() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let mut node = Node::new();
+    let list = node.path("net.d/10-pods.conflist");
+    chown(&list, None, Some(1234)).unwrap();
+    let group = || std::fs::metadata(&list).unwrap().gid();
+    node.start(&[]);
+    wait_for_entry(&node);
+    assert_eq!(group(), 1234);
+    node.kill();
+    uninstall(&node);
+    assert!(!node.has_entry() && group() == 1234);
+}
+
+/// As an upgrade changes `cni.chain`: the agent of another mode follows, and is ready.
+#[test]
+fn a_change_of_mode_leaves_one_entry_and_holds_no_roll_out_up() {
+    let mut node = Node::new();
+    let inline = |node: &Node| node.has_entry();
+    let own = |node: &Node, name: &str| node.path("net.d").join(name).exists();
+    for mode in ["merge", "drop-in", "standalone", "drop-in", "merge", "standalone", "merge"] {
+        node.start(&[&format!("--chain={mode}")]);
+        node.wait_until_ready();
+        let entries = [inline(&node), own(&node, "pods/zz-podweir.conf"), own(&node, "podweir.conflist")];
+        assert_eq!(entries, ["merge", "drop-in", "standalone"].map(|one| one == mode), "{mode}: {}", node.log());
+        assert_eq!(node.end(), Some(0));
+    }
+}
+
 #[test]
 fn installs_are_counted_and_looks_are_not() {
     let node = Node::running(&[]);

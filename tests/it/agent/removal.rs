@@ -59,6 +59,26 @@ fn with_its_daemon_set_everything_goes() {
     }
 }
 
+/// A runtime that read the chain with the entry starts the plugin until it has read the new one.
+#[test]
+fn a_pod_that_starts_while_the_plugin_is_taken_away_is_answered() {
+    let pod = Pod::new("web", 1);
+    let mut node = Node::new();
+    node.server.set(&pod.manifest);
+    node.server.daemon_set(Err((404, "NotFound")));
+    node.start(&["--daemon-set=podweir-system/podweir-node"]);
+    node.wait_until_ready();
+    let agent = nix::unistd::Pid::from_raw(node.pid().cast_signed());
+    nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGTERM).unwrap();
+    node.wait("the entry to be out", || (!node.has_entry()).then_some(()));
+    node.add(&pod).call().ok();
+    assert!(pod.has_rules());
+    assert_eq!(node.end(), Some(0), "{}", node.log());
+    for gone in ["bin/podweir", "run/node.sock", "run/node.lock", "run/attachments"] {
+        assert!(!node.path(gone).exists(), "{gone}");
+    }
+}
+
 /// Waits until the agent watches its DaemonSet, and nothing but that.
 fn wait_for_watch(node: &Node) {
     let begun = || node.server.asked(What::DaemonSets).into_iter().find(|asked| asked.uri.contains("watch=true"));
@@ -153,16 +173,60 @@ fn on_any_doubt_nothing_is_removed_and_the_end_comes_in_time() {
     });
 }
 
+/// What uninstalling by hand says, and its exit status.
+fn uninstall(node: &Node, chain: &str) -> (Option<i32>, String) {
+    let folders = ["cni-bin-dir=bin", "cni-conf-dir=net.d"].map(|pair| {
+        let (flag, name) = pair.split_once('=').unwrap();
+        format!("--{flag}={}", node.path(name).display())
+    });
+    node.person(&["uninstall", &folders[0], &folders[1], &format!("--chain={chain}")])
+}
+
+/// A binary that the chain names and that is not there fails every start and end of a pod.
+#[test]
+fn where_somebody_else_manages_the_chain_the_binary_stays_until_the_entry_is_out() {
+    let list: Value = serde_json::from_str(LIST).unwrap();
+    let mut with_entry = list.clone();
+    with_entry["plugins"].as_array_mut().unwrap().push(json!({ "type": "podweir" }));
+    for in_a_drop_in in [false, true] {
+        let mut node = Node::new();
+        let (chain, drop_in) = (node.path("net.d/10-pods.conflist"), node.path("net.d/pods/50-mesh.conf"));
+        let file = if in_a_drop_in { &drop_in } else { &chain };
+        std::fs::create_dir(node.path("net.d/pods")).unwrap();
+        let text = if in_a_drop_in { with_entry["plugins"][1].to_string() } else { with_entry.to_string() };
+        std::fs::write(file, &text).unwrap();
+        node.server.daemon_set(Err((404, "NotFound")));
+        node.start(&["--daemon-set=podweir-system/podweir-node", "--chain=none"]);
+        node.wait("the binary", || node.path("bin/podweir").exists().then_some(()));
+        node.wait("the socket", || node.run_dir().join("node.sock").exists().then_some(()));
+        std::fs::create_dir_all(node.run_dir().join("attachments")).unwrap();
+        let stays = |node: &Node, said: &str| {
+            assert!(said.contains(&format!("{} still has the entry", file.display())), "{said}");
+            assert!(said.contains("edit that file") && said.contains("bin/podweir stays"), "{said}");
+            assert_eq!(&std::fs::read_to_string(file).unwrap(), &text);
+            assert!(node.path("bin/podweir").is_file() && node.run_dir().join("attachments").is_dir());
+        };
+        assert_eq!(node.end(), Some(1), "{}", node.log());
+        stays(&node, &node.log());
+        let (status, said) = uninstall(&node, "none");
+        assert_eq!(status, Some(1), "{said}");
+        stays(&node, &said);
+        if in_a_drop_in {
+            std::fs::remove_file(file).unwrap()
+        } else {
+            std::fs::write(file, LIST).unwrap()
+        }
+        let (status, said) = uninstall(&node, "none");
+        assert_eq!(status, Some(0), "{said}");
+        assert!(!node.path("bin/podweir").exists() && !node.run_dir().join("attachments").exists());
+        assert_eq!(node.chain(), list);
+    }
+}
+
 #[test]
 fn uninstalling_by_hand_takes_everything_and_does_so_twice() {
     let mut node = Node::running(&[]);
-    let uninstall = |node: &Node| {
-        let folders = ["cni-bin-dir=bin", "cni-conf-dir=net.d"].map(|pair| {
-            let (flag, name) = pair.split_once('=').unwrap();
-            format!("--{flag}={}", node.path(name).display())
-        });
-        node.person(&["uninstall", &folders[0], &folders[1]])
-    };
+    let uninstall = |node: &Node| uninstall(node, "merge");
     // An agent that runs would put everything back.
     let (status, text) = uninstall(&node);
     assert!(status != Some(0) && text.contains("podweir's agent runs on this node"), "{text}");
