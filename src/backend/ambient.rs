@@ -1,8 +1,6 @@
 //! An ambient pod's namespace: making it hold a plan, holding it against one, and taking
 //! everything away. The rest is the same as for a sidecar ([`super::install`]).
 
-use std::io;
-
 use crate::config::settings::BackendChoice;
 use crate::plan::diff;
 use crate::plan::model::{Dataplane, Plan, Routing};
@@ -10,10 +8,7 @@ use crate::sys::netlink::Netlink;
 
 use super::conditions::Conditions;
 use super::install::{InstallError, InstallRequest, Outcome, Prospect, Session, without_routes_by_lo};
-use super::limit::Most;
-use super::listing::Holder;
-use super::routing::{self, FoundRouting};
-use super::{BackendKind, Reading, everything, ours};
+use super::{BackendKind, Reading};
 
 /// How to work in a namespace.
 #[derive(Debug, Clone)]
@@ -86,35 +81,6 @@ impl Namespace {
             out.extend(reading.strange.iter().map(ToString::to_string));
         }
         Ok(out)
-    }
-
-    /// How what iptables holds differs from a plan, in words, as nf_tables itself tells it: for
-    /// where there are no programs of iptables, and rules that another agent made with them.
-    /// `None`: it holds no such rules, or more than these.
-    ///
-    /// # Errors
-    ///
-    /// That the rules cannot be looked at.
-    pub fn verify_without_programs(&self, plan: &Plan) -> Result<Option<Vec<String>>, InstallError> {
-        let survey = |source| InstallError::Survey { source, hint: String::new() };
-        let listed = everything::listing(&self.conditions.programs, self.conditions.lock_timeout, Most::OF_A_POD);
-        let listed = listed.map_err(|e| survey(io::Error::other(e.to_string())))?;
-        let [held] = &ours::holdings(&listed.tables)[..] else { return Ok(None) };
-        if held.holder != Holder::Kernel(BackendKind::IptablesNft) || held.plan.dataplane != Dataplane::Ambient {
-            return Ok(None);
-        }
-        let mut netlink = Netlink::open(Netlink::ROUTE).map_err(InstallError::Socket)?;
-        let routing = FoundRouting {
-            rules: routing::mark_rules(&mut netlink)?,
-            routes: routing::local_routes(&mut netlink)?,
-            mesh_address: false,
-        };
-        let routing = routing.ours(Dataplane::Ambient, &held.plan.marks(), &plan.routing).routing().normalised();
-        let found = Plan { routing, ..held.plan.clone() };
-        let plan = without_routes_by_lo(plan, &found.routing.routes, &mut Vec::new());
-        let differences = diff::from_plan(&plan, &found);
-        let strange = held.strange.iter().map(ToString::to_string);
-        Ok(Some(differences.iter().map(ToString::to_string).chain(strange).collect()))
     }
 
     /// Takes every trace of an ambient pod's rules away, from every backend.

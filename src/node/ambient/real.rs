@@ -10,7 +10,6 @@ use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use tracing::warn;
 
-use crate::backend::BackendKind;
 use crate::backend::ambient::Namespace;
 use crate::backend::conditions::Conditions;
 use crate::backend::install::{Action, InstallError};
@@ -21,7 +20,7 @@ use crate::config::facts;
 use crate::config::given::process_environment;
 use crate::config::settings::BackendChoice;
 use crate::config::types::Families;
-use crate::plan::{self, model::Plan};
+use crate::plan;
 use crate::sys::netlink::Netlink;
 use crate::sys::netns::Netns;
 
@@ -91,13 +90,9 @@ fn namespace(netns: &Netns, choice: BackendChoice, urgency: Urgency) -> Result<N
 const BY_IPTABLES: &str = "another agent made its rules with iptables, whose programs are not here";
 const MADE_ANEW: &str = "delete the pod, so that it is made anew, or run the agent in an image that has iptables";
 
-/// Whether rules of another agent, made with iptables, are what is wanted: they are as good.
-fn left_by_another(namespace: &Namespace, plan: &Plan, error: &InstallError) -> Result<(), String> {
-    match namespace.verify_without_programs(plan).map_err(|e| e.to_string())?.as_deref() {
-        Some([]) => Ok(()),
-        Some([first, ..]) => Err(format!("{BY_IPTABLES}, and they are not what it should have ({first}); {MADE_ANEW}")),
-        None => Err(error.to_string()),
-    }
+/// Why work on rules was not done, in words.
+fn told(error: &InstallError) -> String {
+    if error.lacks_program() { format!("{BY_IPTABLES}; {MADE_ANEW}") } else { error.to_string() }
 }
 
 impl Real {
@@ -153,31 +148,20 @@ impl World for Real {
 
     async fn program(&self, urgency: Urgency, place: &Place, wanted: &Options) -> Result<Programmed, String> {
         let plan = plan::build::ambient(&options(self.families, wanted));
-        self.inside(urgency, place, move |namespace| match namespace.apply(&plan) {
-            Ok(outcome) => Ok(Programmed {
+        self.inside(urgency, place, move |namespace| {
+            let outcome = namespace.apply(&plan).map_err(|e| told(&e))?;
+            Ok(Programmed {
                 backend: outcome.backend.name().into(),
                 changed: outcome.action != Action::Unchanged,
                 warnings: outcome.warnings,
-            }),
-            Err(error) if error.lacks_program() => {
-                left_by_another(&namespace, &plan, &error)?;
-                let backend = BackendKind::IptablesNft.name().into();
-                Ok(Programmed { backend, changed: false, warnings: Vec::new() })
-            }
-            Err(error) => Err(error.to_string()),
+            })
         })
         .await
     }
 
     async fn verify(&self, place: &Place, wanted: &Options) -> Result<Vec<String>, String> {
         let plan = plan::build::ambient(&options(self.families, wanted));
-        let verify = move |namespace: Namespace| match namespace.verify(&plan) {
-            Err(error) if error.lacks_program() => {
-                let held = namespace.verify_without_programs(&plan).map_err(|e| e.to_string())?;
-                held.ok_or_else(|| error.to_string())
-            }
-            verified => verified.map_err(|e| e.to_string()),
-        };
+        let verify = move |namespace: Namespace| namespace.verify(&plan).map_err(|e| e.to_string());
         let verified = self.inside(Urgency::Background, place, verify).await;
         let result = match &verified {
             Ok(differences) if differences.is_empty() => "same",
@@ -190,10 +174,7 @@ impl World for Real {
 
     async fn unprogram(&self, place: &Place) -> Result<bool, String> {
         self.inside(Urgency::Background, place, |namespace| {
-            namespace.remove().map(|outcome| outcome.action != Action::Nothing).map_err(|e| match e.lacks_program() {
-                true => format!("{BY_IPTABLES}; {MADE_ANEW}"),
-                false => e.to_string(),
-            })
+            namespace.remove().map(|outcome| outcome.action != Action::Nothing).map_err(|e| told(&e))
         })
         .await
     }

@@ -33,7 +33,7 @@ fn only_the_families_that_are_asked_for_are_programmed() {
     }
     let output = node.run_to_end(&["--ambient", "--ambient-ip-families=auto"]);
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(2) && said.contains("--ambient-ip-families: 'auto'"), "{said}");
+    assert!(output.status.code() == Some(2) && said.contains("'auto' for --ambient-ip-families"), "{said}");
     drop(ztunnel);
 }
 
