@@ -11,7 +11,7 @@ pub(super) const ACK: u8 = 0x10;
 
 pub(super) use crate::sys::link::Mac;
 
-/// A segment received.
+/// A TCP segment with its addresses.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Segment {
     pub from: SocketAddr,
