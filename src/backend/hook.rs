@@ -139,8 +139,9 @@ impl Base {
     }
 }
 
-/// Which of two chains comes first that want the same place: of one holder's chains the one
-/// that was made last. When iptables-legacy made its own nothing tells.
+/// Which order is assumed for base chains of equal priority, one of them iptables-legacy's, whose
+/// creation order the kernel does not report. Of one holder's chains the one that was made last comes
+/// first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Order {
     #[default]

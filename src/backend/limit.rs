@@ -16,13 +16,13 @@ pub struct Most {
 }
 
 impl Most {
-    /// For whoever wants to know where traffic goes.
+    /// The limit for audits, which must say where traffic goes.
     pub const TO_UNDERSTAND: Most = Most { rules: 20_000, elements: 100_000 };
-    /// For whoever reads what is its own.
+    /// No limit, for podweir's own tables.
     pub const ALL: Most = Most { rules: usize::MAX, elements: usize::MAX };
 }
 
-/// There is more.
+/// A listing exceeds its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TooMany {
     Rules { found: usize, most: usize },

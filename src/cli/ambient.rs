@@ -263,7 +263,10 @@ fn remove(namespace: &Namespace, dry_run: bool, started: Instant) -> Result<(), 
     heard(changing)
 }
 
-/// What nobody was told of is taken back.
+/// Undoes the change if the log could not be written.
+///
+/// # Errors
+/// The log's error, or what could not be undone.
 fn heard(mut changing: Session) -> Result<(), CliError> {
     let Some(error) = logging::failure() else { return Ok(()) };
     changing.undo().map_err(|(problem, _)| {
@@ -289,8 +292,8 @@ fn foretell(namespace: &Namespace, plan: &Plan) -> Result<(), CliError> {
     output::print(&dry_run::text(plan, prospect.backend, namespace.conditions.rule_comments))
 }
 
-/// Whether what was said was heard. The sets of a node are not taken back: they are as asked for,
-/// and asking again does no harm.
+/// Fails if the log could not be written. The changes stay: a node's sets are as asked for, and asking
+/// again does no harm.
 pub(super) fn finish() -> Result<(), CliError> {
     match logging::failure() {
         None => Ok(()),

@@ -37,7 +37,7 @@ pub(crate) struct HttpAnswer {
 pub(crate) enum NoAnswer {
     /// The kubeconfig cannot be used for it.
     Unusable(Problem),
-    /// Nobody there, or nobody to believe, or a connection that broke.
+    /// Connecting failed, TLS did not verify, or the connection broke.
     Failed(String),
     TooLong,
 }

@@ -7,14 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::sys::mutex::lock;
 
-/// How many may be connected at once: the node itself, and all others together.
+/// The most connections of the node itself.
 const OWN: usize = 8;
+/// The most connections of all foreign addresses together.
 const OTHERS: usize = 32;
-/// How many of these one address may have, and how many are left to those that have none yet.
+/// The most connections of one foreign address.
 const OF_ONE: usize = 4;
+/// Places reserved for addresses with none open.
 const FOR_NEW: usize = 8;
 
-/// Everybody who is connected.
+/// Counts the open connections, by their peers' addresses.
 #[derive(Debug, Default)]
 pub(super) struct Guests(Mutex<Connected>);
 

@@ -1,5 +1,5 @@
-//! What the agents of a large cluster ask of the API server: a calculation, and a simulation
-//! with the pauses that the agent really makes. See the module's documentation for the result.
+//! What the agents of a large cluster ask of the API server: a calculation, and a simulation with the
+//! pauses that the agent really makes. The result is in the documentation of `node`.
 
 use std::time::{Duration, Instant};
 

@@ -31,15 +31,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(super) struct FailedRepairs {
     count: u32,
-    /// It is done, or there is nothing to do.
+    /// The configured action is done, or none is configured: nothing is tried any more.
     acted: bool,
     refusals: u32,
-    /// It is not tried again before then.
+    /// The action is not tried before this time.
     not_before: Option<Instant>,
 }
 
 impl FailedRepairs {
-    /// One more.
+    /// Counts one more failed repair.
     pub(super) fn add(&mut self) {
         self.count = self.count.saturating_add(1);
     }
@@ -48,23 +48,24 @@ impl FailedRepairs {
         self.count
     }
 
-    /// How long it is until something is to be done; `None`: nothing, for all that is known.
+    /// How long it is until the configured action is due; `None`: too few repairs have failed, or
+    /// nothing is left to do.
     pub(super) fn acting_in(&self, now: Instant) -> Option<Duration> {
         let is_wanted = self.count >= FAILURES_BEFORE_ACTING && !self.acted;
         is_wanted.then(|| self.not_before.map_or(Duration::ZERO, |then| then.saturating_duration_since(now)))
     }
 
-    /// It was done, or there was nothing to do.
+    /// Records that the configured action needs no retry: it is done, or none is configured.
     pub(super) fn acted(&mut self) {
         self.acted = true;
     }
 
-    /// Others are first.
+    /// Postpones the action by `pause`, since another pod was evicted shortly before.
     pub(super) fn wait(&mut self, now: Instant, pause: Duration) {
         self.not_before = Some(now + pause);
     }
 
-    /// The API server did not do it. Gives how long it is until the next try.
+    /// The API server refused the action, or did not answer. Gives how long it is until the next try.
     pub(super) fn refused(&mut self, now: Instant) -> Duration {
         let (first, longest) = AFTER_REFUSAL;
         let pause = first.saturating_mul(1u32.checked_shl(self.refusals).unwrap_or(u32::MAX)).min(longest);

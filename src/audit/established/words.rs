@@ -97,7 +97,7 @@ pub fn sentence(found: &Established, fate: Fate) -> Option<String> {
     Some(text)
 }
 
-/// That connection tracking could not be asked.
+/// The warning for when conntrack could not be queried.
 pub fn aside(found: &Established) -> Option<String> {
     let problem = found.untold.as_ref()?;
     Some(format!(
@@ -105,7 +105,7 @@ pub fn aside(found: &Established) -> Option<String> {
     ))
 }
 
-/// That some may be the proxy's own.
+/// The warning that connections may be the proxy's, since their group is unknown.
 pub fn unsure(found: &Established) -> Option<String> {
     (found.unsure > 0).then(|| format!(
         "{} may be the proxy's own, which runs as the same user: of which group they are cannot be seen from here; look as root in the node's PID namespace",

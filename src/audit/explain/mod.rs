@@ -33,13 +33,13 @@ pub struct Explanation<'a> {
 }
 
 impl<'a> Explanation<'a> {
-    /// Nobody can tell, because of this rule.
+    /// The answer "unknown", with the rule that is not understood.
     pub fn unknown(because: Option<Decider<'a>>) -> Self {
         let why = because.map(|decider| decider.rule.why());
         Self { taker: Taker::Unknown, decider: because, why, routed_back: false, lost: None }
     }
 
-    /// It is lost, since its mark routes it to the pod itself.
+    /// The answer "dropped" for a packet that its mark routes back to the pod.
     fn astray() -> Self {
         Self { taker: Taker::Dropped, decider: None, why: None, routed_back: true, lost: None }
     }

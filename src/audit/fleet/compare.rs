@@ -128,7 +128,7 @@ impl Baseline {
         Ok(Self { name: name.into(), findings })
     }
 
-    /// What changed since.
+    /// Compares an answer with the baseline.
     pub fn compare(self, answer: &FleetAnswer) -> Comparison {
         let mut now = BTreeMap::new();
         for summed in &answer.workloads {

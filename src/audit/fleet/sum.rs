@@ -162,7 +162,7 @@ impl FleetAnswer {
     }
 }
 
-/// Some that stand alike.
+/// Workloads with one injection status and reason.
 pub struct Stand {
     pub name: &'static str,
     pub why: Option<String>,

@@ -41,7 +41,7 @@ pub fn summary(answer: &FleetAnswer) -> String {
     format!("{}; {} accepted", counts.collect::<Vec<_>>().join(", "), answer.accepted())
 }
 
-/// Writes it; `all`: not just a screen.
+/// Formats the answer as text; `all` lifts the limit of one screen.
 pub fn write(answer: &FleetAnswer, comparison: Option<&Comparison>, all: bool) -> String {
     let mut out = format!("{}: {}\n{}\n", answer.about, scope(answer), summary(answer));
     for severity in Severity::ALL {

@@ -1,4 +1,4 @@
-//! DriftFinding as findings: what is not as it should be, and how bad it is by what it changes.
+//! Drift, as findings of an audit: what is not as it should be, and how bad it is by what it changes.
 
 use crate::audit::escapes::kind::Severity;
 use crate::audit::source::Source;

@@ -59,7 +59,7 @@ impl<'a> Limits<'a> {
         self.charge(size);
     }
 
-    /// Says that so many sets are on their way at once.
+    /// Fails if more sets are pending than the limit.
     pub(crate) fn hold(&self, sets: usize, rule: Decider<'a>) -> Result<(), Exceeded<'a>> {
         if sets > self.sets { Err(Exceeded { rule }) } else { Ok(()) }
     }

@@ -12,7 +12,7 @@ pub(in crate::audit) trait Traffic: Clone {
     /// Whether a part of it is all of it.
     fn is_all(&self, part: &Self) -> bool;
 
-    /// What is left of it around a part: pieces that share nothing.
+    /// The traffic minus a part, as disjoint pieces.
     fn around(&self, part: &Self) -> Vec<Self>;
 
     /// The rules of a chain, from number `from` on, that any of it may meet, where these are

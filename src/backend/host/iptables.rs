@@ -1,5 +1,5 @@
-//! The same with iptables and ipset, which change one after the other: a set is there before
-//! a rule refers to it, and stays until none does.
+//! The node's rules for kubelet probes, held by iptables and ipset. Each changes separately: a set is
+//! there before a rule refers to it, and stays until none does.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;

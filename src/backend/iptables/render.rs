@@ -25,7 +25,7 @@ pub fn rule(rule: &Rule, family: Family, comments: bool) -> String {
     words.0
 }
 
-/// WordList of a rule, with a space between them.
+/// The words of a rule, separated by spaces.
 struct WordList(String);
 
 impl WordList {

@@ -106,7 +106,7 @@ pub(super) enum Register {
         hton: bool,
     },
     Value(Vec<u8>),
-    /// Not followed.
+    /// Holds a value that the decoder does not track.
     Lost,
 }
 

@@ -35,7 +35,7 @@ const DEEPEST: usize = 32;
 /// How the files are called that hold manifests.
 const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
 
-/// What says which many.
+/// The clap group of the options that choose several pods.
 const MANY: &str = "many";
 
 /// Options that are about one pod, and mean nothing for many.

@@ -18,7 +18,7 @@ use crate::config::settings::Face;
 
 use crate::cli::source;
 
-/// What pods are looked at by.
+/// What is needed to audit a pod: the injector, the node's options, the facts that agents told.
 pub(super) struct Eye<'a> {
     pub injector: &'a Injector,
     pub node: &'a NodeOptions,

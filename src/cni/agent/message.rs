@@ -162,7 +162,7 @@ pub enum Answer {
         #[serde(default)]
         details: String,
     },
-    /// Heard.
+    /// Acknowledges a notification.
     Heard {},
     /// The answer to `status`, `list` and `why`, for people and programs; its members are
     /// described where they are made.

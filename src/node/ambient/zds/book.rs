@@ -14,7 +14,7 @@ use super::ledger::{Ledger, Next, pause};
 use super::message::{self, AddWorkload, DelWorkload, KeepWorkload, RequestKind, SnapshotSent, WorkloadInfo};
 use super::tell::{Identity, Pods, Tell, ToldPod, Uid};
 
-/// How far a pod is.
+/// How far a pod's announcement to ztunnels has got.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
     /// No ztunnel has said anything.
