@@ -22,11 +22,12 @@ pub use following::LostPackets;
 #[derive(Debug, Clone)]
 pub struct Explanation<'a> {
     pub taker: Taker,
-    /// `None`: no rule says anything about it.
+    /// The rule that decided; `None`: no rule matched.
     pub decider: Option<Decider<'a>>,
     /// The reason for that part of the rule that the flow meets.
     pub why: Option<&'a Why>,
-    /// Its mark routes it to the pod itself, so that it does not get to where it is addressed to.
+    /// Whether the packet's mark routes it to the pod itself, so that it does not get to its
+    /// destination.
     pub routed_back: bool,
     /// Packets of the connection that are dropped although the first one gets there.
     pub lost: Option<LostPackets<'a>>,

@@ -28,8 +28,7 @@ impl ConntrackView {
     /// The view of the first packet of a connection that conntrack has not seen yet.
     pub(crate) const NEW: ConntrackView = ConntrackView { tracking: Tracking::NotYet, state: CtStates::NEW, mark: 0 };
 
-    /// Lets rules know what conntrack has: the state that the packet has for them, and the
-    /// connection's mark.
+    /// Tells rules what conntrack knows: the state that they see, and the connection's mark.
     pub(crate) fn tell(self, known: &mut KnownFields) {
         let (state, mark) = match self.tracking {
             Tracking::NotYet => (CtStates::INVALID, None),
