@@ -24,7 +24,7 @@ use crate::sys::mutex::lock;
 
 /// How many agents are asked at once.
 const AT_ONCE: usize = 50;
-/// How an agent's pod is known, by the labels that the chart gives it.
+/// The labels that the chart gives to an agent's pod.
 const AGENTS: &str = "app.kubernetes.io/name=podweir,app.kubernetes.io/component=node";
 const ASK: [&str; 3] = ["/usr/local/bin/podweir", "node", "audit"];
 /// How many nodes are named in a note.
@@ -38,7 +38,7 @@ struct Agent {
     name: String,
 }
 
-/// Everything of the cluster that the arguments choose.
+/// Collects the pods that the arguments choose, with what agents know of them.
 ///
 /// # Errors
 /// When not even the pods can be listed.
@@ -141,7 +141,7 @@ pub(super) fn collect(
     Ok(collected)
 }
 
-/// An agent that can be asked: one that runs.
+/// The agent in a pod, if it runs and can be asked.
 fn agent(pod: &Value) -> Option<Agent> {
     let text = |path: &str| pod.pointer(path).and_then(Value::as_str);
     let is_ending = pod.pointer("/metadata/deletionTimestamp").is_some();
@@ -154,7 +154,7 @@ fn agent(pod: &Value) -> Option<Agent> {
     })
 }
 
-/// Asks every agent what its node's kernel has.
+/// Asks all agents what their nodes' kernels hold.
 fn ask_all(kubectl: &Kubectl, agents: &[Agent], timeout: Duration) -> ClusterFacts {
     let facts = Mutex::new(ClusterFacts::default());
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -196,7 +196,7 @@ fn ask_all(kubectl: &Kubectl, agents: &[Agent], timeout: Duration) -> ClusterFac
     facts
 }
 
-/// Asks an agent. One that is gone, as in an upgrade, has a successor on its node.
+/// Asks an agent, or its successor on the node, if it is gone, as in an upgrade.
 fn ask_latest(
     kubectl: &Kubectl,
     agent: &mut Agent,
