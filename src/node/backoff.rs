@@ -1,4 +1,4 @@
-//! The pauses of a watch that fails: they grow until the API server has told something.
+//! The pauses of a watch that fails: they grow until the API server has answered.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub(super) struct WatchBackoff(DefaultBackoff);
 
 impl WatchBackoff {
-    /// The pause after what the watch told. That a list begins is told by the watch itself,
-    /// before it asks: only what the API server answered shows that nothing fails any more.
+    /// The pause after what the watch reported. The beginning of a list is reported by the watch itself
+    /// before it asks the API server, so it does not show that requests succeed again.
     pub(super) fn after<K, E>(&mut self, told: &Result<Event<K>, E>) -> Duration {
         match told {
             Ok(Event::Init | Event::InitApply(_)) => Duration::ZERO,

@@ -18,32 +18,32 @@ use super::metrics::Metrics;
 
 /// How many events may wait to be sent.
 const QUEUE: usize = 256;
-/// How many events of one kind a pod may have at once, and how often after that: many of one
-/// kind must not keep the other from being told.
+/// How many events of one kind a pod may have at once, and the time after which it may have one more:
+/// the limit is for each kind, so that many of one kind do not keep the others from being sent.
 const PER_POD: (u32, Duration) = (2, Duration::from_secs(30));
-/// How many causes of one kind a pod may have at once that are told in events of their own, and how
-/// often one more: those beyond are told in one event together.
+/// For how many causes of one kind a pod may have events of their own at once, and the time after which
+/// it may for one more: the others share one event.
 const CAUSES_PER_POD: (u32, Duration) = (4, Duration::from_secs(300));
 /// How long the recorder knows an event, to which it adds the next of the same reason and action
 /// (kube-runtime, `CACHE_TTL`).
 const RECORDED: Duration = Duration::from_secs(360);
-/// How long sending one may take.
+/// How long sending one event may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The API server takes a note of at most 1 KiB (events.k8s.io/v1, `note`).
+/// The most bytes of a note: the API server takes at most 1 KiB (events.k8s.io/v1, `note`).
 const LONGEST_NOTE: usize = 1000;
 
-/// What kind of event.
+/// The kind of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Rules were missing, and were made.
     Repaired,
     /// Rules differed from what they should be.
     Drifted,
-    /// Something cannot be mended.
+    /// The pod's rules cannot be verified or repaired.
     Failed,
-    /// Something has to be mended so often that it waits. It has the reason of what fails.
+    /// Rules have to be repaired so often that the next repair waits. Its reason is that of a failure.
     Waits,
-    /// Something was done about a pod that cannot be mended. It has the reason of what fails.
+    /// An action was taken for a pod that cannot be repaired. Its reason is that of a failure.
     Acted,
 }
 
@@ -68,7 +68,7 @@ impl Kind {
     }
 }
 
-/// Something that happened to a pod.
+/// Something that happened to a pod, of which an event is sent.
 #[derive(Debug, Clone)]
 pub(super) struct Happened {
     pub pod: Arc<Known>,
@@ -78,11 +78,12 @@ pub(super) struct Happened {
     pub note: String,
 }
 
-/// What was told of one pod and kind.
+/// The limits and the sent events of one pod and kind.
 struct Told {
     budget: Budget,
     causes: Budget,
-    /// What the recorder knows by an event of its own.
+    /// The causes for which the recorder has an event of its own: a digest of each, and when it was last
+    /// sent.
     recorded: Vec<(u64, Instant)>,
 }
 
@@ -95,9 +96,9 @@ impl Told {
         }
     }
 
-    /// The action to be told for a cause; `None`: there are too many events. The recorder puts events
-    /// of the same reason and action together, and keeps the first one's note: each cause has an
-    /// action of its own, as far as the budget goes.
+    /// The action to be sent for a cause; `None` if there are too many events. The recorder merges
+    /// events of the same reason and action and keeps the first one's note, so each cause has an action
+    /// of its own, as far as the limit allows.
     fn action(&mut self, kind: Kind, cause: &str, now: Instant) -> Option<String> {
         self.budget.take(now).ok()?;
         self.recorded.retain(|(_, at)| now.saturating_duration_since(*at) < RECORDED);
@@ -113,20 +114,21 @@ impl Told {
     }
 }
 
-/// Where happenings are told.
+/// The queue to which events are given.
 #[derive(Debug, Clone)]
 pub(super) struct Teller {
     queue: Sender<Happened>,
 }
 
 impl Teller {
-    /// A teller, and the queue that is sent from.
+    /// Makes a queue of events: the end that takes them, and the end from which they are sent.
     pub(super) fn new() -> (Self, Receiver<Happened>) {
         let (queue, receiver) = channel(QUEUE);
         (Self { queue }, receiver)
     }
 
-    /// Tells, without waiting. What does not fit the queue is in the log all the same.
+    /// Queues an event without waiting. An event for which the queue has no place is in the log all the
+    /// same.
     pub(super) fn tell(&self, happened: Happened) {
         match self.queue.try_send(happened) {
             Ok(()) => {}
@@ -137,7 +139,7 @@ impl Teller {
     }
 }
 
-/// Sends what is told, for ever.
+/// Sends the events of the queue, for ever.
 pub(super) async fn send(client: kube::Client, node: String, mut queue: Receiver<Happened>, metrics: Arc<Metrics>) {
     let recorder = Recorder::new(client, Reporter { controller: "podweir".into(), instance: Some(node) });
     let mut told: HashMap<(String, Kind), Told> = HashMap::new();
@@ -185,7 +187,7 @@ fn reference(pod: &Known) -> ObjectReference {
     }
 }
 
-/// At most as much as the API server takes, cut between letters.
+/// As much of a note as the API server takes, cut between characters.
 fn shortened(note: &str) -> String {
     if note.len() <= LONGEST_NOTE {
         return note.to_owned();

@@ -1,5 +1,5 @@
-//! Who is connected to a port that every pod reaches: no address takes the places of others,
-//! and none those of the node itself, whose probes decide whether the agent lives.
+//! Who is connected to a port that every pod reaches: no address takes the places of others, and no
+//! other address those of the node itself, whose probes decide whether the agent is restarted.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -30,7 +30,7 @@ struct Connected {
 #[derive(Debug)]
 pub(super) struct Guest {
     all: Arc<Guests>,
-    /// `None`: the node itself.
+    /// The peer's address; `None` if the peer is the node itself.
     peer: Option<IpAddr>,
 }
 
@@ -39,9 +39,9 @@ impl Guests {
         lock(&self.0)
     }
 
-    /// Counts a connection of `peer` to the node's address `here`; `None`: there is no place
-    /// for one more. Who has the address that is connected to is the node itself: nobody else
-    /// gets an answer there.
+    /// Counts a connection of `peer` to the node's address `here`; `None` if there is no place for it. A
+    /// peer with the address that it connects to is the node itself: nobody else would get an answer
+    /// there.
     pub(super) fn admit(self: &Arc<Self>, peer: IpAddr, here: IpAddr) -> Option<Guest> {
         let (peer, here) = (peer.to_canonical(), here.to_canonical());
         let peer = (peer != here).then_some(peer);
@@ -88,7 +88,7 @@ mod tests {
 
     const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
-    /// As many as are admitted of so many tries of each of these addresses.
+    /// The connections that are admitted of `tries` tries of each of these addresses.
     fn fill(guests: &Arc<Guests>, addresses: &[IpAddr], tries: usize) -> Vec<Guest> {
         let each = addresses.iter().flat_map(|address| std::iter::repeat_n(*address, tries));
         each.filter_map(|address| guests.admit(address, NODE)).collect()

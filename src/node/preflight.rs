@@ -1,6 +1,6 @@
-//! What is looked at once when the agent starts: everything that would keep it from its
-//! work, each with its place and its cure. Nothing here ends the agent; what cannot be
-//! waited for shows in its condition as well.
+//! What is checked once when the agent starts: everything that would keep it from its work, each with
+//! its place and its cure. A problem does not end the agent; one that waiting does not solve shows in
+//! the node's condition as well.
 
 use std::fs;
 use std::io;
@@ -21,7 +21,7 @@ use crate::sys::netlink::Netlink;
 
 use super::settings::{AgentSettings, OnFailure};
 
-/// What this node lacks, in sentences.
+/// What keeps the agent from its work on this node, in sentences.
 pub(super) fn node(settings: &AgentSettings) -> Vec<String> {
     let mut problems = Vec::new();
     match caps::missing_for_namespaces() {
@@ -60,7 +60,7 @@ pub(super) fn node(settings: &AgentSettings) -> Vec<String> {
     problems
 }
 
-/// What SELinux keeps the agent from, if anything.
+/// The problem that SELinux causes for the agent, if there is one.
 fn selinux(host_proc: &Path) -> Option<String> {
     let context = fs::read_to_string("/proc/self/attr/current").ok()?;
     // Containers have no /sys/fs/selinux of their own: the node's is seen by its first process.
@@ -69,8 +69,8 @@ fn selinux(host_proc: &Path) -> Option<String> {
     confined(&context, enforce.as_deref())
 }
 
-/// Whether a process of this context is one of a container that SELinux keeps from the node's folders.
-/// `enforce`: what selinuxfs says; where nobody says, it is taken to be enforcing.
+/// The problem of a process with this context, if it is that of a container which SELinux keeps from the
+/// node's folders. `enforce`: the text of selinuxfs; if there is none, SELinux is taken to be enforcing.
 fn confined(context: &str, enforce: Option<&str>) -> Option<String> {
     // user:role:type:level, where other security modules have one word.
     let label = context.trim_matches(['\0', '\n', ' ']).split(':').nth(2)?;
@@ -87,7 +87,7 @@ fn kernel_has(family: Family) -> bool {
     socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).err() != Some(Errno::EAFNOSUPPORT)
 }
 
-/// What is wrong where pods in ambient mode are to get rules of a family that the kernel has not.
+/// The problem if pods in ambient mode are to get rules of a family that the kernel does not have.
 fn missing_family(wanted: Families, has: impl Fn(Family) -> bool) -> Option<String> {
     let missing = wanted.iter().find(|&family| !has(family))?;
     let other = if missing == Family::V4 { "ipv6" } else { "ipv4" };
@@ -96,7 +96,7 @@ fn missing_family(wanted: Families, has: impl Fn(Family) -> bool) -> Option<Stri
     ))
 }
 
-/// What is wrong with a folder of the node, if anything.
+/// The problem of a folder of the node, if there is one.
 fn folder(what: &str, flag: &str, path: &Path, host_proc: &Path) -> Option<String> {
     let shown = path.display();
     let meta = match fs::metadata(path) {
@@ -141,7 +141,7 @@ fn is_mounted_on_node(device: u64, host_proc: &Path) -> bool {
     mounts.map_or(true, |mounts| mounts.lines().any(|line| line.split(' ').nth(2) == Some(&number)))
 }
 
-/// What the agent's account may not do and should, in sentences.
+/// The rights that the agent's account lacks, in sentences.
 ///
 /// # Errors
 /// The API server cannot be asked, in words.

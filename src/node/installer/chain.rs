@@ -1,6 +1,6 @@
-//! Editing a network configuration list (CNI specification, section 1, "Network
-//! configuration format"): pure functions from the text of a file to the text of a file.
-//! Every plugin of others keeps its text letter by letter and its place in the order.
+//! Editing a network configuration list (CNI specification, section 1, "Network configuration format"):
+//! pure functions from the text of a file to the text of a file. Other plugins keep their text letter by
+//! letter, and their order.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ const MAY_FOLLOW: [&str; 4] = ["istio-cni", "linkerd-cni", "kuma-cni", "consul-c
 /// plugin receives the result of the one before it as `prevResult`.
 const OLDEST: [u64; 3] = [0, 3, 0];
 
-/// Why a file is not one that our entry can be added to. The file is left as it is.
+/// Why our entry cannot be added to a file. The file is left as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ChainError {
     #[error("it is no JSON object (line {line}, column {column})")]
@@ -33,7 +33,7 @@ pub(super) enum ChainError {
     TooOld { found: String },
 }
 
-/// In which of the two formats a file is written.
+/// The format of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     /// `.conflist`: a list of plugins.
@@ -42,16 +42,16 @@ pub(super) enum Form {
     Single,
 }
 
-/// How our entry stands in a list.
+/// The state of our entry in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum EntryState {
-    /// There is none.
+    /// The list has no entry of ours.
     Absent,
-    /// There is one, with the right content, behind everything that it has to be behind.
+    /// The list has our entry, with the right content, after all plugins that have to be before it.
     Effective,
-    /// There is one, but with other content, or there are several.
+    /// The list has an entry of ours with other content, or several entries of ours.
     Different,
-    /// There is one, and plugins stand behind it that have to stand before it.
+    /// The list has our entry, and these plugins are after it that have to be before it.
     Displaced { behind: Vec<String> },
 }
 
@@ -78,7 +78,7 @@ struct Plugin {
 pub(super) struct Conflist {
     /// The keys of the list but `plugins`, as they stand in the file.
     keys: IndexMap<String, Box<RawValue>>,
-    /// Where `plugins` stands among the keys.
+    /// The position of `plugins` among the keys.
     plugins_at: usize,
     plugins: Vec<Plugin>,
 }
@@ -89,7 +89,7 @@ fn object(text: &[u8]) -> Result<Keys, ChainError> {
     serde_json::from_slice(text).map_err(|e| ChainError::NotJson { line: e.line(), column: e.column() })
 }
 
-/// The text of a key that has to be a text; an absent key has none.
+/// The text of a key that has to be a text; `None` if the key is absent.
 fn text(keys: &Keys, key: &'static str) -> Result<Option<String>, ChainError> {
     let Some(raw) = keys.get(key) else { return Ok(None) };
     serde_json::from_str(raw.get()).map(Some).map_err(|_| ChainError::Key { key, problem: "no text" })
@@ -109,11 +109,11 @@ fn raw(value: &Value) -> Box<RawValue> {
 }
 
 impl Conflist {
-    /// Reads a file's text. A single plugin becomes a list of one, with its name and
-    /// version, as libcni's `ConfListFromConf` makes it.
+    /// Reads a file's text. A single plugin becomes a list of one, with its name and version, as
+    /// libcni's `ConfListFromConf` makes it.
     ///
     /// # Errors
-    /// What the runtime could not use either, and a version in which nothing is chained.
+    /// The runtime could not use the file either, or its version has no chains of plugins.
     pub(super) fn parse(text_of: &[u8], form: Form) -> Result<Self, ChainError> {
         let mut keys = object(text_of)?;
         let version = text(&keys, "cniVersion")?.unwrap_or_default();
@@ -141,7 +141,7 @@ impl Conflist {
         Ok(Self { keys, plugins_at, plugins })
     }
 
-    /// The network's name; the folder of its drop-ins is called so.
+    /// The network's name, which is also the name of the folder of its drop-ins.
     pub(super) fn name(&self) -> String {
         text(&self.keys, "name").ok().flatten().unwrap_or_default()
     }
@@ -158,7 +158,7 @@ impl Conflist {
         kinds.filter(|kind| MAY_FOLLOW.contains(kind)).collect()
     }
 
-    /// How our entry stands in the list. `entry`: what it should be.
+    /// The state of our entry in the list. `entry`: the content that it should have.
     pub(super) fn standing(&self, entry: &Value) -> EntryState {
         let mut ours = self.plugins.iter().enumerate().filter(|(_, plugin)| plugin.kind == TYPE);
         let Some((at, found)) = ours.next() else { return EntryState::Absent };

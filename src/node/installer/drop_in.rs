@@ -15,7 +15,7 @@ use super::chain::{Conflist, EntryState};
 use super::folder;
 use super::state::ChainState;
 
-/// Behind the drop-ins of others in byte order.
+/// The file's name, which comes after the drop-ins of other programs in byte order.
 const FILE: &str = "zz-podweir.conf";
 
 /// Makes the folder of drop-ins of the runtime's list hold our entry.
