@@ -10,10 +10,10 @@ use crate::plan::diff::Difference;
 use super::flow::{Flow, Taker};
 use super::space::Scope;
 
-/// What came of holding what was found against what was wanted.
+/// The result of comparing what was found with what was wanted.
 #[derive(Debug)]
 pub struct Verification {
-    /// Who holds something of an interception; more than one is drift.
+    /// The backends that hold parts of an interception; more than one is drift.
     pub holders: Vec<Holder>,
     pub findings: Vec<Finding>,
     /// The affected traffic.

@@ -57,7 +57,7 @@ pub(super) fn with_log_options(command: Command) -> Command {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct LogOptions {
     pub json: bool,
-    /// `SCOPE:LEVEL,…`
+    /// The levels of the log by scope: `SCOPE:LEVEL,…`.
     pub levels: String,
     /// How often `-v` was given.
     pub verbose: u8,

@@ -16,7 +16,7 @@ const LONGEST: usize = 1000;
 /// The versions of the specification that are spoken, oldest first.
 pub(crate) const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
-/// One of [`VERSIONS`].
+/// A version of the specification: the index of its name in [`VERSIONS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CniVersion(usize);
 

@@ -1,5 +1,5 @@
-//! Who is connected to a port that every pod reaches: no address takes the places of others, and no
-//! other address those of the node itself, whose probes decide whether the agent is restarted.
+//! Limits who is connected to a port that every pod reaches: no address takes the places of others, and
+//! none takes those of the node itself, whose probes decide whether the agent is restarted.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

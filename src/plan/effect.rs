@@ -3,7 +3,7 @@
 /// What an unknown statement does with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Effect {
-    /// Its effect is not known.
+    /// Nothing is known of the statement's effect.
     Unknown,
     /// The packet is not delivered, be it dropped or refused.
     Drops,

@@ -1,5 +1,5 @@
-//! As much of TCP as one short exchange takes, in bytes: a client outside of the kernel,
-//! so that its packets come to the pod from outside (RFC 9293, RFC 791, RFC 8200).
+//! The part of TCP that one short exchange needs, in bytes: a client outside of the kernel, so that its
+//! packets come to the pod from outside (RFC 9293, RFC 791, RFC 8200).
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -69,7 +69,8 @@ pub struct KeptLock {
 }
 
 impl KeptLock {
-    /// As [`acquire`]; the calling thread is to be in the same network namespace each time.
+    /// Takes the lock as [`acquire`] does; the calling thread is to be in the same network namespace
+    /// each time.
     ///
     /// # Errors
     ///

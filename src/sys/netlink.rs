@@ -24,8 +24,8 @@ const NLA_TYPE_MASK: u16 = 0x3fff;
 pub const NLM_F_REQUEST: u16 = 1;
 pub const NLM_F_ACK: u16 = 4;
 pub const NLM_F_DUMP: u16 = 0x300;
-/// As large as any datagram the kernel makes: it fits a listing to the reader's buffer,
-/// up to this (`netlink_recvmsg`, af_netlink.c).
+/// The size of the buffer for reading: no datagram of the kernel is larger, since it fits a listing to
+/// the reader's buffer, up to this size (`netlink_recvmsg`, af_netlink.c).
 const BUFFER: usize = 32 * 1024;
 /// The longest request that certainly fits a socket's default send buffer.
 const USUAL_SEND: usize = 128 * 1024;
@@ -119,7 +119,7 @@ pub fn request(kind: u16, flags: u16, body: &[&[u8]]) -> Vec<u8> {
 pub struct Refusal {
     /// The message's sequence number.
     pub sequence: u32,
-    /// Positive errno.
+    /// The error number, positive.
     pub errno: i32,
     /// The kernel's own words, if it has any.
     pub message: Option<String>,

@@ -23,7 +23,7 @@ macro_rules! define {
             $(pub $name: $set,)*
         }
 
-        /// One packet, as a point of that space.
+        /// A point of the space: one packet.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub struct Point {
             $(pub $name: $value,)*

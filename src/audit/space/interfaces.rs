@@ -33,7 +33,7 @@ pub struct Interfaces {
 struct InterfaceKind {
     /// The pattern of the kind; `None` for all names that no rule matches.
     pattern: Option<Interface>,
-    /// One of the names.
+    /// One name of this kind.
     example: Box<str>,
 }
 

@@ -14,7 +14,7 @@ pub trait Trace<'a> {
     /// A rule applies.
     fn rule(&mut self, _chain: &'a ChainRules, _rule: &'a CanonRule) {}
 
-    /// It is not known whether a rule applies; it is assumed not to.
+    /// A rule was passed over, since it is not known whether it applies.
     fn passed(&mut self, _chain: &'a ChainRules, _rule: &'a CanonRule) {}
 
     /// The packet was changed or decided about, in words.

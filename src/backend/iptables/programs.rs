@@ -65,8 +65,8 @@ pub struct ProgramEnvironment {
     pub host_network: bool,
 }
 
-/// As `XTABLES_LOCKFILE`: a lock that no other program contends for. It is the program's
-/// own standard output, which is a file in memory.
+/// The value of `XTABLES_LOCKFILE` for a lock that no other program contends for: the program's own
+/// standard output, which is a file in memory.
 pub const NO_LOCK: &str = "/proc/self/fd/1";
 
 /// The folders in which programs are looked for without a `PATH`.

@@ -35,8 +35,8 @@ pub(super) enum Next {
 enum LastSent {
     Added(Identity),
     Kept,
-    /// It was sent Add or Del and has not confirmed that; a pod that it could not add, it keeps trying
-    /// by itself.
+    /// An Add or Del was sent and is not confirmed; a pod that the ztunnel could not add, it keeps
+    /// trying by itself.
     Unsure,
 }
 
