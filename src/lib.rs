@@ -23,7 +23,7 @@
 //! | [`audit`] | traffic: one walk for a packet or for a set of flows, escapes, findings, comparing, drawing |
 //! | [`probe`] | a token sent through the rules, to prove them |
 //! | [`cni`] | the plugin that a container runtime executes |
-//! | [`node`] | the agent of a node: installer, cache, socket, inventory, verifying and repairing; the only async code besides the client |
+//! | [`node`] | the agent of a node: installer, cache, socket, inventory, verifying and repairing; async, as are the sockets of `sys` that it waits on and the plugin's lookup of a pod in `cni` |
 //! | [`cli`] | what is typed: one file per subcommand |
 //!
 //! Each uses those above it in this table and none below (`audit` and `probe`, and `cni`, `node` and `cli`, know

@@ -43,13 +43,13 @@ use super::lints::{LINTS, OF_MANY};
 use super::space::cube::{Cube, owners};
 use super::space::{Scope, Space};
 
-/// What a file accepts.
+/// The findings that an `--accept` file accepts.
 #[derive(Debug, Clone, Default)]
 pub struct Accepted {
     pub entries: Vec<AcceptedEntry>,
 }
 
-/// One thing that is accepted.
+/// One entry of the file: a class of findings that is accepted.
 #[derive(Debug, Clone)]
 pub struct AcceptedEntry {
     pub class: String,
@@ -59,7 +59,7 @@ pub struct AcceptedEntry {
     whose: Whose,
 }
 
-/// Whose findings an entry is about; what is not named may be anybody's.
+/// The pods that an entry is about; an absent list means any pod.
 #[derive(Debug, Clone, Default)]
 struct Whose {
     namespaces: Option<Vec<String>>,
@@ -67,7 +67,7 @@ struct Whose {
     labels: BTreeMap<String, String>,
 }
 
-/// Whose findings are judged; what is not known is empty.
+/// The pods whose findings are judged; what is not known of them is empty.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
     pub namespace: &'a str,
@@ -92,7 +92,7 @@ impl Whose {
     }
 }
 
-/// Whether a name is one that a pattern means: the same, or with any ending.
+/// Whether a name matches a pattern: it is the same, or the pattern's `*` stands for its ending.
 fn is_like(name: &str, pattern: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(beginning) => !name.is_empty() && name.starts_with(beginning),
@@ -100,7 +100,7 @@ fn is_like(name: &str, pattern: &str) -> bool {
     }
 }
 
-/// Which flows of a class; what is not named may be anything.
+/// The flows of a class that are accepted; an absent list means any value.
 #[derive(Debug, Clone, Default)]
 struct Only {
     protocols: Option<RangeList<u8>>,
@@ -155,7 +155,7 @@ struct RawOnly {
 }
 
 impl Accepted {
-    /// A statement of what is accepted, as `--accept` takes it.
+    /// Parses an `--accept` file.
     ///
     /// # Errors
     ///
@@ -169,7 +169,7 @@ impl Accepted {
 }
 
 impl Accepted {
-    /// The entries that are about a pod, and which of all they are.
+    /// The entries that are about a pod, with their numbers in the file.
     pub fn of(&self, subject: &Subject) -> (Self, Vec<usize>) {
         let about = self.entries.iter().enumerate().filter(|(_, entry)| entry.whose.includes(subject));
         let (numbers, entries) = about.map(|(at, entry)| (at, entry.clone())).unzip();
@@ -184,7 +184,7 @@ impl Accepted {
 }
 
 impl AcceptedEntry {
-    /// Whether it no longer counts.
+    /// Whether the entry's last day is over.
     pub fn is_expired(&self, today: Date) -> bool {
         self.expires.is_some_and(|last| last < today)
     }
@@ -258,7 +258,7 @@ fn entry(raw: RawEntry) -> Result<AcceptedEntry, String> {
     })
 }
 
-/// Names, of which an empty one would mean nothing.
+/// Checks that no name is empty, since an empty one would match nothing.
 fn patterns(name: &str, list: Option<Vec<String>>) -> Result<Option<Vec<String>>, String> {
     match list {
         Some(list) if list.is_empty() || list.iter().any(|item| item.trim().is_empty()) => {

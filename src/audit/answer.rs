@@ -18,7 +18,7 @@ pub fn rule(decider: &Decider, family: Family) -> String {
     format!("{which}{} {}: {}", chain.table.name, chain.name, words::rule(rule, family))
 }
 
-/// What a packet's mark may do to it without any rule of the ruleset.
+/// What is said of a packet that a routing rule sends back to the pod, whatever the ruleset says.
 const ROUTED_BACK: &str = "its mark routes it to the pod itself (ip rule): it does not get to where it is addressed to";
 
 /// The answer in a few lines.
@@ -88,14 +88,14 @@ pub fn json(answer: &Explanation, flow: &Flow) -> Value {
 pub struct AnswerLines {
     pub lines: Vec<String>,
     family: Family,
-    /// Where the lines about other packets than the first start; they stay if a rule says
-    /// anything about these.
+    /// The line with which the part about later packets starts; the part is kept only if a rule matches
+    /// one of these packets.
     section: Option<usize>,
     following: bool,
 }
 
 impl AnswerLines {
-    /// With `following` about the packets after the first as well.
+    /// Records a walk; with `following` also the packets after the first one.
     pub fn new(family: Family, following: bool) -> Self {
         Self { lines: Vec::new(), family, section: None, following }
     }

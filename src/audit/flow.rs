@@ -34,13 +34,13 @@ pub struct Flow {
     /// The sender's owner; `None` for a packet of no process (or of another host).
     pub uid: Option<u32>,
     pub gid: Option<u32>,
-    /// `None`: the address the kernel would choose.
+    /// The source address; `None`: the one that the kernel would choose.
     pub source: Option<IpAddr>,
     pub source_port: Option<u16>,
     pub destination: IpAddr,
     /// Destination port; of no meaning without ports.
     pub port: u16,
-    /// Which interface it comes in or goes out by; `None`: what routing says.
+    /// The interface by which the packet comes in or leaves; `None`: the one that routing tells.
     pub interface: Option<Box<str>>,
     pub mark: u32,
 }
@@ -62,7 +62,7 @@ pub enum Taker {
     OutboundProxy,
     InboundProxy,
     DnsProxy,
-    /// Its destination, past the proxy.
+    /// The destination, past the proxy.
     Direct,
     Dropped,
     /// A rule decides that is not understood.
@@ -73,7 +73,7 @@ impl Taker {
     pub const ALL: [Taker; 6] =
         [Self::OutboundProxy, Self::InboundProxy, Self::DnsProxy, Self::Direct, Self::Dropped, Self::Unknown];
 
-    /// Whether it is the proxy, or its DNS.
+    /// Whether it is one of the proxy's listeners, its DNS included.
     pub fn is_proxy(self) -> bool {
         matches!(self, Taker::OutboundProxy | Taker::InboundProxy | Taker::DnsProxy)
     }
@@ -100,17 +100,17 @@ impl fmt::Display for Taker {
     }
 }
 
-/// What rules alone do not tell about a pod.
+/// What is known of a pod besides its rules.
 #[derive(Debug, Clone, Default)]
 pub struct Surroundings {
     /// The pod's own addresses; loopback ones need not be named.
     pub addresses: Vec<IpAddr>,
     /// The name servers it asks; `None` where they are not known.
     pub dns_servers: Option<Vec<IpAddr>>,
-    /// The interface by which the pod reaches others, and they it, where routes do not
-    /// tell another one.
+    /// The interface by which the pod's traffic to and from other hosts goes, where routes do not name
+    /// another one.
     pub uplink: Box<str>,
-    /// By which interfaces packets leave and come in; empty where that is not known.
+    /// The interfaces of routes and addresses; empty if they are not known.
     pub routes: Routes,
 }
 

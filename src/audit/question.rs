@@ -14,7 +14,7 @@ use crate::sys::text::printable;
 use super::flow::{Direction, Flow, Surroundings, Taker};
 use super::ruleset::Ruleset;
 
-/// What is left out of a question means the same for every flow.
+/// The defaults for what a question leaves out.
 #[derive(Debug, Clone)]
 pub struct Defaults {
     /// Whoever no rule names: the first id from 1000 up.
@@ -36,17 +36,17 @@ impl Defaults {
         Self { anybody: free.map_or(1000, |(first, _)| first.max(1000)), v4: global(true), v6: global(false) }
     }
 
-    /// The one address that inbound flows go to, if there is only one.
+    /// The default destination of inbound flows: the pod's IPv4 address, or else its IPv6 address.
     fn own(&self) -> Option<IpAddr> {
         self.v4.or(self.v6)
     }
 }
 
-/// An owner as it is asked for.
+/// An owner in a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AskedOwner {
     Id(u32),
-    /// What the kernel sends by itself has no owner.
+    /// No owner, as for packets that the kernel sends by itself.
     Nobody,
 }
 
@@ -66,7 +66,7 @@ impl AskedOwner {
     }
 }
 
-/// A protocol as it is asked for.
+/// A protocol in a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// The ICMP of the flow's family.
@@ -75,7 +75,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// By name or number.
+    /// Parses a protocol's name or number.
     pub fn parse(text: &str) -> Option<Self> {
         match text.to_ascii_lowercase().as_str() {
             "icmp" => Some(Self::Icmp),
@@ -83,7 +83,7 @@ impl Protocol {
         }
     }
 
-    /// What is read as the protocol of a flow. IPv4's ICMP within IPv6 goes by its number.
+    /// The text that parses as the protocol of a flow. IPv4's ICMP in an IPv6 flow is a number.
     fn text(flow: &Flow) -> String {
         match (flow.protocol, flow.family()) {
             (number @ protocol::ICMP, Family::V6) => number.to_string(),
@@ -113,7 +113,7 @@ pub struct Question {
     pub port: Option<u16>,
     pub interface: Option<String>,
     pub mark: Option<u32>,
-    /// Who should get it.
+    /// The taker that the asker expects.
     pub expect: Option<Taker>,
 }
 
@@ -133,7 +133,7 @@ fn on_the_wire(source: Option<IpAddr>, destination: IpAddr) -> (Option<IpAddr>, 
     (from, to)
 }
 
-/// What a flow's addresses were asked for as, where that is not what packets have.
+/// The addresses that were asked for, if packets have others.
 pub fn asked_as(question: &Question, flow: &Flow) -> Option<String> {
     let source = question.source.filter(|asked| flow.source != Some(*asked)).map(|asked| format!("from {asked}"));
     let to = question.destination.filter(|asked| flow.destination != *asked).map(|asked| format!("to {asked}"));
@@ -232,11 +232,11 @@ impl Question {
     }
 }
 
-/// What a line may say.
+/// The members that a line may have.
 const MEMBERS: [&str; 11] =
     ["direction", "proto", "uid", "gid", "source", "source_port", "destination", "port", "interface", "mark", "expect"];
 
-/// The members of an object, those that are there twice as well.
+/// The members of an object, including doubles.
 struct QuestionMembers(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for QuestionMembers {
@@ -286,8 +286,7 @@ fn protocol(value: &Value) -> Option<Protocol> {
 /// A member of a question: its name, and what it says as text and as JSON.
 type QuestionMember = (&'static str, String, Value);
 
-/// What a question has to say so that just this flow is meant. What is not said is what a
-/// question leaves out.
+/// The members that a question needs to ask about just this flow. All others have their defaults.
 fn members(flow: &Flow) -> Vec<QuestionMember> {
     let outbound = flow.direction == Direction::Outbound;
     let text = |text: String| (text.clone(), Value::from(text));

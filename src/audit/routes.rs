@@ -1,6 +1,6 @@
-//! By which interface packets go, as far as the main routing table tells it: for each
-//! length of prefixes what they lead to, so that a lookup is quick however long the table.
-//! Where nothing is known, in options and most dumps, the table is empty.
+//! The interfaces by which packets go, as far as the main routing table tells: routes are kept by the
+//! length of their prefix, so that a lookup is quick however long the table is. The table is empty where
+//! no routes are known, as for options and most dumps.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

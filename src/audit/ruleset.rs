@@ -21,7 +21,7 @@ pub use crate::backend::hook::{Base, Hook, Order};
 use crate::plan::effect::Effect;
 pub use listeners::{ProxyListener, redirect_taker};
 
-/// A rule and where it stands.
+/// A rule that decides, with its chain.
 #[derive(Debug, Clone, Copy)]
 pub struct Decider<'a> {
     pub chain: &'a ChainRules,
@@ -37,7 +37,7 @@ pub struct TableId {
 }
 
 impl TableId {
-    /// Whether it is the one for a kind of rules, by iptables' name or an interception's.
+    /// Whether the table is one of iptables or of an interception for a kind of rules.
     pub fn is(&self, table: Table) -> bool {
         let bare = self.name.rsplit(' ').next().unwrap_or(&self.name);
         Table::by_name(bare).or(names::table_by_name(bare).map(|(_, table)| table)) == Some(table)
@@ -51,24 +51,23 @@ pub struct ChainRules {
     pub name: ChainName,
     pub base: Option<Base>,
     pub rules: Vec<CanonRule>,
-    /// Who listens where its rules redirect to.
+    /// Who listens on the ports that the chain's rules redirect to.
     pub listener: Taker,
-    /// In a chain of somebody else's, where an interception's own chains tell on which
-    /// ports the proxy listens: these.
+    /// For a foreign chain: the ports on which the proxy listens, if an interception's own chains tell.
     proxy_ports: Option<Arc<[(u16, Taker)]>>,
-    /// Where the proxy listens by the rules that this one's are held against.
+    /// The ports on which the proxy listens by the rules that these are compared with.
     expected: Option<Arc<[(u16, Taker)]>>,
     /// For each rule the chain it jumps to, if that is there.
     targets: Vec<Option<usize>>,
-    /// Its policy as a rule, if that drops.
+    /// The chain's policy as a rule, if it drops.
     policy: Option<CanonRule>,
-    /// Whether nftables itself asks, and not iptables by way of it. A plan asks as iptables does,
-    /// unless it is held against what somebody holds.
+    /// Whether conditions have the semantics of native nftables rather than of iptables. A plan has
+    /// those of iptables, unless it is compared with what a holder has.
     native: bool,
 }
 
 impl ChainRules {
-    /// The rule that drops what no other one decides about.
+    /// The rule that stands for a dropping policy.
     pub fn policy(&self) -> Option<Decider<'_>> {
         self.policy.as_ref().map(|rule| Decider { chain: self, rule })
     }
@@ -81,12 +80,12 @@ impl ChainRules {
         }
     }
 
-    /// Whether nftables itself asks, and not iptables by way of it.
+    /// Whether conditions have the semantics of native nftables rather than of iptables.
     pub fn is_native(&self) -> bool {
         self.native
     }
 
-    /// Whether it is an interception's, by its name or its table's.
+    /// Whether the chain is an interception's, by its name or its table's.
     pub fn is_ours(&self) -> bool {
         self.name.is_own() || names::table_by_name(self.table.name.trim_start_matches("inet ")).is_some()
     }
@@ -133,7 +132,8 @@ impl FamilyRules {
         self.other_hooks.is_none()
     }
 
-    /// Marks that rules tell from none, one for each that they ask for.
+    /// Marks other than 0 that rules distinguish: for each condition its value, and the lowest bit of
+    /// its mask.
     pub fn marks(&self) -> BTreeSet<u32> {
         let asked = self.chains.iter().flat_map(|chain| &chain.rules).filter_map(|rule| rule.matches.mark.as_ref());
         let others = |mask: u32| mask & mask.wrapping_neg();
@@ -150,8 +150,8 @@ impl FamilyRules {
         })
     }
 
-    /// Whether packets go on as before behind such a verdict: it changes nothing that any
-    /// rule looks at.
+    /// Whether a rule with this verdict makes no difference to later rules: none of them compares what
+    /// it changes.
     pub fn decides_nothing(&self, verdict: &Verdict) -> bool {
         match verdict {
             Verdict::Continue => true,
@@ -205,7 +205,7 @@ impl FamilyRules {
         hooks
     }
 
-    /// Finds out what all rules together say.
+    /// Computes what depends on all rules of the family.
     fn sum_up(&mut self) {
         self.hooks = self.hooks(0..self.chains.len());
         let is_legacy = |&at: &usize| &*self.chains[at].table.source == BackendKind::IptablesLegacy.name();
@@ -245,7 +245,7 @@ impl FamilyRules {
         }
     }
 
-    /// Which chains packets can get to from some.
+    /// The chains that packets can get to from some chains, these included.
     fn reached(&self, mut open: Vec<usize>) -> Vec<bool> {
         let mut reached = vec![false; self.chains.len()];
         while let Some(at) = open.pop() {
@@ -263,7 +263,7 @@ pub struct FoundChain {
     pub table: TableId,
     pub name: ChainName,
     pub base: Option<Base>,
-    /// The families that meet it at all.
+    /// The families whose packets pass the chain.
     pub families: Families,
     pub rules: Vec<Rule>,
 }
@@ -294,7 +294,7 @@ impl Ruleset {
         out
     }
 
-    /// Whether it makes a difference by which interface, apart from lo, packets go.
+    /// Whether some rule distinguishes interfaces, apart from lo.
     pub fn tells_interfaces_apart(&self) -> bool {
         let chains = Family::BOTH.into_iter().flat_map(|family| &self.family(family).chains);
         let mut conditions = chains.flat_map(|c| &c.rules).flat_map(|rule| {
@@ -308,7 +308,7 @@ impl Ruleset {
         if family == Family::V4 { &self.v4 } else { &self.v6 }
     }
 
-    /// What the kernel would hold with nothing but a plan in it.
+    /// The rules of a kernel that holds nothing but a plan.
     pub fn of_plan(plan: &Plan) -> Self {
         Self::new(plan.chains.iter().map(|chain| FoundChain {
             table: TableId { source: "plan".into(), name: chain.table.name().into() },

@@ -12,7 +12,7 @@ use super::source::Source;
 use crate::backend::listing::{ListedChain, ListedTable};
 use crate::plan::words;
 
-/// Everything of a source.
+/// The rules of a source as a table.
 pub fn table(source: &Source) -> String {
     let mut out = String::new();
     for table in &source.tables {

@@ -1,7 +1,7 @@
-//! Which difference has which effect: what was found is taken back, one difference at a
-//! time and all of them together, and the effect's example asked about again. A rule that
-//! is met on the way to an effect need not be the reason for it: a network policy drops
-//! what it drops, whatever an interception has too few of.
+//! Attributes effects to differences: the differences are undone in a copy of what was found, one at a
+//! time and all together, and the effect's example is walked again. A rule that a packet meets on the
+//! way to an effect need not be its cause: a network policy drops packets whatever an interception
+//! lacks.
 
 use crate::config::types::Family;
 use crate::plan::model::{ChainName, Table};
@@ -16,14 +16,14 @@ use crate::plan::diff::{Difference, Undo};
 /// How many rules are copied to take differences back.
 const MOST_COPIED: usize = 20_000_000;
 
-/// What was found, ready to have differences taken back.
+/// The rules that were found, with the differences that can be undone in them.
 pub struct Undoing<'a> {
     want: &'a Ruleset,
     have: &'a Ruleset,
     pod: &'a Surroundings,
-    /// Whose rules are held against those wanted.
+    /// The holder whose rules were compared with the wanted ones.
     holder: &'a str,
-    /// Every difference from them.
+    /// All differences between both.
     differences: &'a [Difference],
 }
 
@@ -34,7 +34,7 @@ fn place(difference: &Difference) -> Option<ChainPlace<'_>> {
 }
 
 impl<'a> Undoing<'a> {
-    /// `have` was set against `want` ([`Ruleset::set_against`]).
+    /// `have` must have been prepared for a comparison with `want` ([`Ruleset::set_against`]).
     pub fn new(
         want: &'a Ruleset,
         have: &'a Ruleset,
@@ -45,9 +45,9 @@ impl<'a> Undoing<'a> {
         Self { want, have, pod, holder, differences }
     }
 
-    /// Leaves each effect with the differences that have it by themselves. Before, findings
-    /// have the effects that they may have. Effects that no interception's rules have, not
-    /// even together, are those of others.
+    /// Keeps for each effect only the differences that cause it by themselves; before, findings have all
+    /// effects that they may cause. Effects that do not go away with all differences together are caused
+    /// by foreign rules.
     ///
     /// # Errors
     ///
@@ -126,7 +126,7 @@ impl<'a> Undoing<'a> {
     }
 }
 
-/// Whether others' rules drop what is not an interception's to drop.
+/// Whether an effect is a drop by foreign rules, such as a network policy's.
 pub fn is_policy(effect: &TrafficChange) -> bool {
     !effect.ours && effect.found == Taker::Dropped
 }

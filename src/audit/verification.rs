@@ -1,4 +1,4 @@
-//! What is not as it should be, and what it changes for traffic: what `verify` finds.
+//! The result of `verify`: differences, and their effects on traffic.
 
 use std::fmt::{Display, Formatter};
 
@@ -10,38 +10,38 @@ use crate::plan::diff::Difference;
 use super::flow::{Flow, Taker};
 use super::space::Scope;
 
-/// What came of holding what was found against what was wanted.
+/// The result of comparing what was found with what was wanted.
 #[derive(Debug)]
 pub struct Verification {
-    /// Who holds something of an interception; more than one is drift.
+    /// The backends that hold parts of an interception; more than one is drift.
     pub holders: Vec<Holder>,
     pub findings: Vec<Finding>,
-    /// What traffic is affected.
+    /// The affected traffic.
     pub effects: Vec<TrafficChange>,
-    /// Why effects could not be told, if so.
+    /// Why the effects are not known, if so.
     pub blind: Option<String>,
     pub notes: Vec<String>,
 }
 
-/// One thing that is not as it should be.
+/// One difference, with its effects.
 #[derive(Debug)]
 pub struct Finding {
     pub holder: Option<Holder>,
     pub what: What,
-    /// Which of the effects it has; none: it changes nothing.
+    /// The effects of the difference, by index; none if it changes nothing for traffic.
     pub effects: Vec<usize>,
     /// An effect that is not about who gets a flow.
     pub consequence: Option<&'static str>,
 }
 
-/// What is not as it should be.
+/// A difference between what was found and what is wanted.
 #[derive(Debug)]
 pub enum What {
     Difference(Box<Difference>),
     Strange(Strange),
-    /// All of an interception is there a second time.
+    /// Another holder has rules of an interception as well.
     Second(Holder),
-    /// Nothing of an interception is there.
+    /// There are no rules of an interception.
     Nothing,
 }
 
@@ -69,7 +69,7 @@ pub struct TrafficChange {
     /// The rules that decide, where there are some.
     pub wanted_rule: Option<String>,
     pub found_rule: Option<String>,
-    /// It goes away with the differences; otherwise rules of others have it.
+    /// Whether the effect goes away with the differences; otherwise foreign rules cause it.
     pub ours: bool,
 }
 
@@ -101,8 +101,8 @@ fn named(taker: Taker) -> &'static str {
 }
 
 impl Verification {
-    /// Whether the plan and what is there differ. Drops of others' rules (a network
-    /// policy) are none of an interception's business.
+    /// Whether what was found differs from the plan. Drops by foreign rules (a network policy) are no
+    /// drift.
     pub fn drift(&self) -> bool {
         !self.findings.is_empty() || self.effects.iter().any(|effect| effect.found != Taker::Dropped)
     }

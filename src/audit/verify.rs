@@ -1,6 +1,6 @@
-//! Whether what is there is what was wanted: the differences rule by rule, and what they
-//! change. The change is told by verdicts and not by text: all flows are cut by both
-//! rulesets, and where the two do not agree about a set of flows, that is the effect.
+//! Compares what was found with what is wanted: the differences rule by rule, and their effects. Effects
+//! are found by outcomes, not by text: all flows are cut by both rulesets, and sets of flows for which
+//! the outcomes differ are the effects.
 
 use crate::config::types::{Families, Family};
 use crate::plan::canon::{Canon, CanonRule};
@@ -26,7 +26,7 @@ use crate::plan::effect;
 const MOST_PAIRS: usize = 20_000_000;
 /// The most effects that are told apart.
 const MOST_EFFECTS: usize = 1000;
-/// How many rules are looked at to tell them.
+/// How many rules may be evaluated to find the effects.
 const MOST_LOOKS: usize = 150_000_000;
 
 /// What the routing of marked packets is for. A connection to the pod's own address needs
@@ -46,7 +46,7 @@ pub fn verify(wanted: &Source, found: &Source) -> Verification {
     report
 }
 
-/// Tells what is not as it should be; gives back every difference from what is wanted.
+/// Adds the findings to a report; returns all differences from what is wanted.
 fn findings(want: &Canon, found: &Source, report: &mut Verification) -> Vec<Difference> {
     let finding = |holder, what| Finding { holder, what, effects: Vec::new(), consequence: None };
     let routing = found.routing.clone().unwrap_or_else(|| {
@@ -111,7 +111,7 @@ fn same_rule(a: Option<Decider>, b: Option<Decider>) -> bool {
     }
 }
 
-/// Cuts all flows by both rulesets and puts together what they do not agree about.
+/// Cuts all flows by both rulesets and merges those with different outcomes.
 fn disagreements<'w, 'f>(
     want: &'w Ruleset,
     have: &'f Ruleset,
@@ -160,7 +160,7 @@ fn add<'w, 'f>(
     Ok(())
 }
 
-/// Tells effects, and which finding has which.
+/// Adds the effects to a report, and attributes them to its findings.
 fn effects(
     wanted: &Source,
     found: &Source,
@@ -236,7 +236,7 @@ fn effects(
         .attribute(&mut report.findings, &mut report.effects)
 }
 
-/// Whether a rule is an interception's, by where it stands and what it leads to.
+/// Whether a rule is an interception's, by its chain and by where it jumps.
 fn is_ours(decider: &Decider) -> bool {
     let to_ours = matches!(&decider.rule.verdict, Verdict::Jump(c) | Verdict::Goto(c) if c.is_own());
     to_ours || decider.chain.is_ours()
@@ -276,7 +276,7 @@ impl Visited<'_> {
     }
 }
 
-/// Whether a flow that two rulesets do not agree about met what is not as it should be.
+/// Whether a flow with different outcomes met the rules of a finding.
 fn concerns(what: &What, in_wanted: &Visited, in_found: &Visited, family: Family, ours: bool) -> bool {
     match what {
         What::Nothing | What::Second(_) => true,

@@ -1,5 +1,5 @@
-//! An ambient pod's namespace: making it hold a plan, holding it against one, and taking
-//! everything away. The rest is the same as for a sidecar ([`super::install`]).
+//! An ambient pod's namespace: installing a plan, comparing it with what is held, and removing
+//! everything. The rest is the same as for a sidecar ([`super::install`]).
 
 use crate::config::settings::BackendChoice;
 use crate::plan::diff;
@@ -10,7 +10,7 @@ use super::conditions::Conditions;
 use super::install::{InstallError, InstallRequest, Outcome, Prospect, Session, without_routes_by_lo};
 use super::{BackendKind, Reading};
 
-/// How to work in a namespace.
+/// How rules are changed in an ambient pod's namespace.
 #[derive(Debug, Clone)]
 pub struct Namespace {
     pub choice: BackendChoice,
@@ -20,8 +20,8 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// A session in the namespace that the calling thread is in, for who may have to take back
-    /// what it did ([`Session::undo`]).
+    /// A session in the namespace that the calling thread is in, for callers that may have to undo their
+    /// change ([`Session::undo`]).
     ///
     /// # Errors
     ///
@@ -39,7 +39,7 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// What kept it from it; what was there before is there again.
+    /// What failed; the state before the call is back.
     pub fn apply(&self, plan: &Plan) -> Result<Outcome, InstallError> {
         self.apply_by(&mut self.session()?, plan)
     }
@@ -48,7 +48,7 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As for [`Namespace::apply`].
     pub fn apply_by(&self, session: &mut Session, plan: &Plan) -> Result<Outcome, InstallError> {
         session.install(&self.request(plan), false)
     }
@@ -62,7 +62,7 @@ impl Namespace {
         self.session()?.foresee(&self.request(plan))
     }
 
-    /// How what is there differs from a plan, in words; empty where it does not.
+    /// The differences between what is held and a plan, in words; empty if there are none.
     ///
     /// # Errors
     ///
@@ -87,12 +87,12 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// What kept it from it; what was there before is there again.
+    /// What failed; the state before the call is back.
     pub fn remove(&self) -> Result<Outcome, InstallError> {
         self.session()?.clean()
     }
 
-    /// What every backend holds, in the calling thread's namespace.
+    /// The backends that hold an ambient pod's rules in the calling thread's namespace.
     ///
     /// # Errors
     ///

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::iptables::programs::ProgramEnvironment;
 
-/// How to work in a network namespace.
+/// The settings with which rules are changed in a network namespace.
 #[derive(Debug, Clone)]
 pub struct Conditions {
     /// Whether rules of iptables get their reasons as comments.

@@ -9,12 +9,12 @@ use crate::sys::inet_diag::{self, TcpSocket};
 use crate::sys::netlink::Netlink;
 use crate::sys::proc_net;
 
-/// A connection, by what the kernel holds of it.
+/// A TCP connection, by its sockets and its entry in connection tracking.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TcpConnection {
-    /// Its ends in this namespace: one, or both; none of what is forwarded for others.
+    /// The sockets of its ends in this namespace, one or both; none if it is only forwarded.
     pub sockets: Vec<TcpSocket>,
-    /// `None`: connection tracking has not seen it.
+    /// The entry in connection tracking; `None` if it has not seen the connection.
     pub tracked: Option<Tracked>,
 }
 
@@ -30,21 +30,24 @@ pub fn possible() -> bool {
     has("sockstat", "TCP:") || has("sockstat6", "TCP6:")
 }
 
-/// From a line such as `TCP: inuse 5 orphan 0 tw 2 alloc 7 mem 1`.
+/// The number of sockets in use, from a line such as `TCP: inuse 5 orphan 0 tw 2 alloc 7 mem 1`.
 fn sockets_in_use(text: &str, protocol: &str) -> Option<u64> {
     let mut words = text.lines().find_map(|line| line.strip_prefix(protocol))?.split_whitespace();
     words.find(|word| *word == "inuse")?;
     words.next()?.parse().ok()
 }
 
-/// The namespace that the calling thread was in when this was opened.
+/// The sockets and tracked connections of the namespace that the calling thread was in at
+/// [`Kernel::open`].
 pub struct Kernel {
     diag: Netlink,
-    /// `None`: nothing is tracked.
+    /// The socket for connection tracking; `None` if no connection is tracked.
     conntrack: Option<Netlink>,
 }
 
 impl Kernel {
+    /// Opens the netlink sockets in the calling thread's namespace.
+    ///
     /// # Errors
     /// The kernel's, when the sockets cannot be opened.
     pub fn open() -> io::Result<Self> {
@@ -81,16 +84,16 @@ impl Kernel {
     }
 }
 
-/// What it takes to end connections.
+/// The operations by which connections are ended.
 pub trait Ending {
-    /// Ends one end's socket.
+    /// Ends the socket of one end of a connection.
     ///
     /// # Errors
     ///
     /// The kernel's, of `SOCK_DESTROY` (sock_diag(7)): `EOPNOTSUPP` where it was built without,
     /// `ENOENT` where the socket has gone.
     fn end(&mut self, socket: &TcpSocket) -> io::Result<()>;
-    /// Makes connection tracking forget one.
+    /// Makes connection tracking forget a connection.
     ///
     /// # Errors
     ///
@@ -112,17 +115,16 @@ impl Ending for Kernel {
     }
 }
 
-/// What came of ending connections.
+/// How many connections were ended, by result.
 #[derive(Debug, Default)]
 pub struct Ended {
-    /// Both ends know it, or it was over by itself; or there is no end of it here, and its
-    /// next packet breaks it.
+    /// Connections that are over: both ends know it, or they were over before; or no end is in this
+    /// namespace, and the next packet breaks them.
     pub ended: usize,
-    /// The socket could not be ended, but connection tracking does not know the connection,
-    /// or does not any more: its next packet meets the rules as the first of a new one, and
-    /// breaks it.
+    /// Connections that break: the socket could not be ended, but connection tracking does not know the
+    /// connection, so that its next packet meets the rules as the first one of a new connection.
     pub breaks: usize,
-    /// Neither was possible: it goes on as before.
+    /// Connections that could neither be ended nor forgotten, and go on as before.
     pub left: usize,
     /// Why a socket could not be ended.
     pub problem: Option<io::Error>,

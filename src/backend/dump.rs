@@ -1,6 +1,5 @@
-//! Text that somebody saved: iptables-save's, and nft's in both notations. Which it is, the text
-//! tells. Several texts make one listing, as iptables-save and ip6tables-save print one family
-//! each.
+//! Saved listings: the text of iptables-save, and of nft in both notations. The format is recognised by
+//! the text. Several texts make one listing, as iptables-save and ip6tables-save print one family each.
 
 use serde_json::Value;
 
@@ -11,20 +10,20 @@ use super::nftables::table::NftTable;
 use super::nftables::{json, tables, text};
 use super::{BackendKind, iptables, opaque};
 
-/// One text, and what it is called.
+/// A saved listing with its name.
 #[derive(Debug, Clone)]
 pub struct Text {
     pub name: String,
     pub bytes: Vec<u8>,
-    /// The family that the user says it is of.
+    /// The family of the text, where the user names it.
     pub family: Option<Family>,
 }
 
-/// Why texts make no listing.
+/// Why a text cannot be read as a listing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name}: {problem}")]
 pub struct DumpError {
-    /// What the text is called.
+    /// The name of the text, such as its path.
     pub name: String,
     pub problem: String,
 }
@@ -36,9 +35,9 @@ impl Text {
     }
 }
 
-/// What a text is, before anybody has made sense of it.
+/// A text by its notation, before its rules are read.
 pub enum DumpContent<'a> {
-    /// JSON, of whomever.
+    /// JSON, of any program.
     Json(Value),
     Text(&'a str),
 }
@@ -63,31 +62,31 @@ impl<'a> DumpContent<'a> {
     }
 }
 
-/// The first line that says something.
+/// The first line that is neither empty nor a comment.
 fn first_line(content: &str) -> Option<&str> {
     content.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
-/// Texts that together make one listing.
+/// Several texts that are read as one listing.
 #[derive(Default)]
 pub struct Dumps {
     tables: Vec<ListedTable>,
-    /// The families that they would show tables of.
+    /// The families whose tables the texts would show.
     told: Families,
-    /// nft's is among them: nothing of nf_tables is left out.
+    /// Whether one of the texts is nft's, which leaves out nothing of nf_tables.
     by_nft: bool,
-    /// Tables that iptables-nft cannot show, or not all of.
+    /// Tables that iptables-nft-save leaves out, or shows in part.
     gaps: Vec<DumpError>,
-    /// Families in which iptables-legacy has tables that stand elsewhere.
+    /// Families whose iptables-legacy tables a text mentions without showing them.
     legacy: Vec<Family>,
 }
 
 impl Dumps {
-    /// Adds what a text lists.
+    /// Adds the tables that a text lists.
     ///
     /// # Errors
     ///
-    /// It is none of the dialects, makes no sense, or lists a table that is there already.
+    /// The text is in none of the known notations, is not understood, or lists a table again.
     pub fn add(&mut self, text: &Text, content: DumpContent) -> Result<(), DumpError> {
         self.read(text, content).map_err(|problem| text.error(problem))
     }
@@ -123,7 +122,7 @@ impl Dumps {
         }
     }
 
-    /// nft cannot show all that iptables-nft made.
+    /// Adds tables that nft lists; it does not show all of what iptables-nft made.
     fn add_nft(&mut self, tables: &[NftTable]) -> Result<(), String> {
         let mut tables = tables::listed(tables);
         tables
@@ -134,11 +133,11 @@ impl Dumps {
         add(&mut self.tables, tables)
     }
 
-    /// All of them together.
+    /// The listing of all texts together.
     ///
     /// # Errors
     ///
-    /// They say themselves that a table is left out.
+    /// A text says itself that it leaves out a table, and none of the texts is nft's.
     pub fn finish(self) -> Result<Listing, DumpError> {
         if let (false, Some(gap)) = (self.by_nft, self.gaps.into_iter().next()) {
             return Err(gap);
@@ -156,7 +155,7 @@ fn gap(line: usize, table: &str) -> String {
     )
 }
 
-/// What to say where a text mentions tables of iptables-legacy that are in none.
+/// A note if a text mentions tables of iptables-legacy that no text shows.
 fn without_legacy(mentioned: &[Family], tables: &[ListedTable]) -> Option<String> {
     let is_there = |family| {
         let legacy = |table: &&ListedTable| table.holder == Holder::Kernel(BackendKind::IptablesLegacy);

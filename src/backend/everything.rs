@@ -1,6 +1,6 @@
-//! Everything that the kernel holds, of anybody: all rules in the network namespace that the
-//! process is in. Looking makes nothing: no table comes to be, and no program is started unless
-//! iptables-legacy has tables, which only its own program can list.
+//! All rules in the network namespace that the calling thread is in, whoever made them. Reading changes
+//! nothing: no table is made, and no program is started unless iptables-legacy has tables, which only
+//! its own program can list.
 
 use std::io;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::listing::{self, Holder, ListedTable, Listing};
 use super::nftables::{list, tables};
 use super::{BackendKind, survey};
 
-/// How often to begin again when others change the rules at the same time.
+/// How often reading is repeated when the rules change meanwhile.
 const ATTEMPTS: usize = 20;
 
 /// Why the kernel's rules cannot be listed.
@@ -26,7 +26,7 @@ pub enum ListingError {
     Kernel { what: &'static str, source: io::Error },
     #[error(transparent)]
     Program(#[from] ProgramError),
-    /// What lists too much, and how much that is.
+    /// What has too many rules or elements, and how many.
     #[error("{what} in this network namespace: {many}")]
     TooMany { what: &'static str, many: String },
 }

@@ -9,20 +9,20 @@ use crate::sys::netlink::Netlink;
 
 use super::routing;
 
-/// The files that tell about the pod what its network namespace does not.
+/// Where the pod's files are read, which tell what its network namespace does not.
 pub enum PodFiles<'a> {
-    /// The process is in the pod: its own are the pod's.
+    /// The process is in the pod, and reads its own files.
     Own,
     /// The process is on the pod's node, and does not see the pod's files.
     OfNode {
-        /// Name servers as the network plugins before us told.
+        /// The name servers that network plugins called before this one gave.
         name_servers: &'a [String],
         /// The pod's resolv.conf(5), where the pod runs already.
         resolv_conf: Option<&'a str>,
     },
 }
 
-/// The facts; addresses are read once.
+/// Facts about the pod; its addresses are read once.
 pub struct NamespaceFacts<'a> {
     read: OnceCell<(Netlink, Vec<(u32, IpAddr)>)>,
     files: PodFiles<'a>,
@@ -72,7 +72,7 @@ impl Facts for NamespaceFacts<'_> {
         Ok(self.read()?.1.iter().map(|(_, address)| *address).collect())
     }
 
-    /// A container without name servers of its own gets the node's.
+    /// The text of resolv.conf(5). A container without name servers of its own gets the node's.
     fn resolv_conf(&self) -> io::Result<String> {
         match self.files {
             PodFiles::OfNode { resolv_conf: Some(text), .. } => Ok(text.to_owned()),

@@ -1,5 +1,5 @@
-//! Where text of others becomes ours: names, comments and words that a kernel or a dump
-//! has, made fit to be shown anywhere. Names stay as different as they were.
+//! Makes foreign text safe to show: names, comments and words from a kernel or a dump. Names that differ
+//! stay different.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ pub fn rule(rule: &mut Rule) {
     }
 }
 
-/// The text as it is shown, if that is another one.
+/// The text as it is shown, if escaping changes it.
 fn changed(text: &str) -> Option<String> {
     let shown = printable(text);
     (shown != text).then(|| shown.into_owned())
@@ -47,7 +47,7 @@ fn boxed(text: &mut Box<str>) {
     }
 }
 
-/// Makes the name of somebody else's chain fit to be shown.
+/// Makes the name of a foreign chain safe to show.
 pub fn name(name: &mut ChainName) {
     if let ChainName::Other(other) = name {
         boxed(other);

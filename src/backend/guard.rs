@@ -1,9 +1,9 @@
-//! The guard: holds back what a plan takes while rules change that cannot change in one
-//! step. A killed run leaves it behind, so that nothing escapes; the next run finds it,
-//! finishes the work and takes it away.
+//! The guard: rules that drop the packets that a plan takes, while rules change that cannot change in
+//! one step. A killed run leaves the guard behind, so that nothing escapes; the next run finds it,
+//! finishes the work and removes it.
 //!
-//! It is an nftables table, up in both families at once. Where the kernel has no
-//! nf_tables it is two chains in iptables' raw table, family by family.
+//! It is an nftables table for both families. Where the kernel has no nf_tables it is two chains in
+//! iptables' raw table, for each family.
 
 use std::fmt::Write;
 use std::io;
@@ -23,15 +23,15 @@ use super::nftables::transaction::{Transaction, TransactionError};
 use super::survey::Survey;
 use super::{BackendKind, Backup, Reading};
 
-/// The priority of a guard that holds back every packet: before connection tracking (-200) and
-/// everything of ours, so that no connection is remembered that began while it was up.
+/// The priority of a guard that drops every packet: before connection tracking (-200) and podweir's
+/// rules, so that no connection that began while it was up is remembered.
 const FIRST: i32 = -500;
-/// The priority of a guard that holds back what begins: right behind connection tracking, which tells. A
-/// connection is remembered once its first packet gets through.
+/// The priority of a guard that drops new connections: right behind connection tracking, which tells
+/// them. A connection is remembered only once its first packet gets through.
 const BEHIND_TRACKING: i32 = -199;
 
-/// The guard's chains where they are iptables' ones: of what comes in, and of what is sent,
-/// which alone can be asked for its owner.
+/// The guard's chains in iptables: for inbound packets, and for outbound ones, which alone have an owner
+/// to match.
 const CHAIN: &str = "PODWEIR_GUARD";
 const CHAIN_OUT: &str = "PODWEIR_GUARD_OUT";
 
@@ -44,7 +44,7 @@ pub enum GuardError {
     Iptables(#[from] ProgramError),
 }
 
-/// A guard that is up.
+/// A guard that is up, by the backend that holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Guard {
     Nftables,
@@ -68,8 +68,8 @@ impl Guard {
         (!families.is_empty()).then_some(Guard::Iptables { kind: BackendKind::IptablesLegacy, families })
     }
 
-    /// Puts the guard up: both directions, all families at once where that can be.
-    /// `left`: what a killed run left is replaced without a moment between the two.
+    /// Puts the guard up, for both directions and at once for all families where that is possible.
+    /// `left`: the guard of a killed run is replaced without a gap.
     ///
     /// # Errors
     ///

@@ -1,22 +1,22 @@
-//! What a guard holds back while rules change: what a plan takes, and nothing else.
+//! What a guard drops while rules change: the packets that a plan takes, and no others.
 
 use crate::config::ranges::RangeList;
 use crate::config::types::Families;
 use crate::plan::model::{Chain, ChainName, Cond, CtStates, Matches, Plan, Rule, Table, Verdict, protocol};
 use crate::plan::why::Why;
 
-/// How much of TCP is held back. Nobody's program hears of it: TCP sends again.
+/// Which TCP packets a guard drops. No program notices: TCP sends them again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tcp {
-    /// Connections that begin. Where the nat table decides, it does so once for each
-    /// connection: those that are there go on, and need not wait.
+    /// Packets that open connections. The nat table decides once for each connection, so that
+    /// established ones go on.
     Openings,
-    /// Every packet. Where the mangle table marks, each packet of a connection is decided
-    /// about anew, and one that met two sets of rules would leave its connection a wrong mark.
+    /// Every packet. The mangle table decides for each packet of a connection anew, and one that met two
+    /// sets of rules would leave its connection a wrong mark.
     All,
 }
 
-/// What a guard drops, as chains of the model: `Prerouting` and `Output`.
+/// The rules of a guard, in the chains `Prerouting` and `Output` of the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     pub families: Families,
@@ -25,7 +25,7 @@ pub struct Held {
 }
 
 impl Held {
-    /// For a change to `plan` from rules that hold `others`.
+    /// The guard for a change to `plan` from rules that hold `others`.
     pub fn of<'a>(plan: &'a Plan, others: impl IntoIterator<Item = &'a Plan>) -> Self {
         let plans: Vec<&Plan> = [plan].into_iter().chain(others).collect();
         let families = plans.iter().fold(Families::NONE, |all, plan| all.union(plan.families));
@@ -55,7 +55,7 @@ fn only(protocol: u8) -> Option<Cond<RangeList<u8>>> {
     Some(Cond::is(RangeList::of([protocol])))
 }
 
-/// What begins, where what goes on is left alone.
+/// The condition for new connections, if established ones go on.
 fn new(tcp: Tcp) -> Option<Cond<CtStates>> {
     (tcp == Tcp::Openings).then_some(Cond::is(CtStates::NEW))
 }
@@ -65,13 +65,13 @@ fn dropped(matches: Matches, families: Families) -> Rule {
     Rule { families, matches, verdict: Verdict::Drop, why, counters: None, origin: None }
 }
 
-/// What the plan leaves alone whatever it is, before all else.
+/// The rules for interfaces that the plan excludes, which come before all others.
 fn excluded_interfaces(plan: &Plan, hook: &ChainName) -> Vec<Rule> {
     let rules = plan.chain(Table::Nat, hook).map(|c| c.rules.as_slice()).unwrap_or_default();
     rules.iter().filter(|rule| rule.why == Why::ExcludedInterface).cloned().collect()
 }
 
-/// The DNS queries by UDP that a plan takes: those that get to its rules about DNS.
+/// The rules that drop the DNS queries over UDP that a plan takes.
 fn queries(plan: &Plan, tcp: Tcp) -> Vec<Rule> {
     let rules = |name| plan.chain(Table::Nat, name).map(|c| c.rules.as_slice()).unwrap_or_default();
     let udp = |rule: &&Rule| rule.is_understood() && rule.matches.protocol.as_ref().is_none_or(has_udp);

@@ -1,4 +1,4 @@
-//! Where the kernel asks chains, and in which order.
+//! Where the kernel enters chains, and in which order.
 
 /// Where in the kernel a chain is entered (linux/netfilter.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -11,10 +11,10 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// In the order of their numbers (`enum nf_inet_hooks`).
+    /// The hooks in the order of their numbers (`enum nf_inet_hooks`).
     pub const ALL: [Hook; 5] = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
 
-    /// By the kernel's number for it.
+    /// The hook with a number of the kernel's.
     pub fn by_number(number: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|hook| *hook as u32 == number)
     }
@@ -23,17 +23,17 @@ impl Hook {
         Self::ALL.into_iter().find(|hook| hook.name() == name)
     }
 
-    /// Whether it is known already where packets go: there only sources are rewritten.
+    /// Whether the hook comes after the routing decision, where only sources can be rewritten.
     pub fn is_behind_routing(self) -> bool {
         matches!(self, Hook::Input | Hook::Postrouting)
     }
 
-    /// Whether packets of the pod's own processes come to it, which have an owner.
+    /// Whether packets of the pod's own processes, which have an owner, pass the hook.
     pub fn is_outbound(self) -> bool {
         matches!(self, Hook::Output | Hook::Postrouting)
     }
 
-    /// By the name of iptables' built-in chain on it.
+    /// The hook of a built-in chain of iptables, by the chain's name.
     pub fn by_chain(chain: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|hook| hook.name().to_ascii_uppercase() == chain)
     }
@@ -49,11 +49,11 @@ impl Hook {
     }
 }
 
-/// What kind of chain the kernel takes a base chain for (`NFTA_CHAIN_TYPE`).
+/// The type of a base chain (`NFTA_CHAIN_TYPE`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ChainKind {
     Filter,
-    /// Sees only the first packet of a connection, and not again once one has been rewritten.
+    /// Sees only the first packet of a connection, and no more once another chain has rewritten it.
     Nat,
     /// Looks the route up again after a change of the mark; on the output hook only.
     Route,
@@ -70,46 +70,46 @@ impl ChainKind {
         }
     }
 
-    /// By its name; packets meet a chain of a kind that is not known as they meet a filter's.
+    /// The kind with a name; a chain of an unknown kind is treated as a filter.
     pub fn by_name(name: &str) -> Self {
         Self::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or(ChainKind::Filter)
     }
 }
 
-/// Where the kernel enters a base chain, and what it does with packets that come to its end.
+/// Where the kernel enters a base chain, and its policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Base {
     pub hook: Hook,
-    /// Lower ones come first.
+    /// The chain's priority: lower ones come first.
     pub priority: i32,
     pub kind: ChainKind,
-    /// The policy: whether a packet that no rule decides about is dropped.
+    /// Whether the policy drops packets that no rule decides about.
     pub drops: bool,
 }
 
-/// The most by which priorities count among the chains of devices.
+/// The largest priority that is kept apart among the chains of devices.
 const SPAN: i32 = 100_000;
 /// Packets meet ingress before every other hook, and egress behind all of them.
 const INGRESS: i32 = i32::MIN + SPAN;
 const EGRESS: i32 = i32::MAX - SPAN;
 
 impl Base {
-    /// One that lets pass what no rule decides about.
+    /// A base chain whose policy accepts.
     pub const fn accepting(kind: ChainKind, hook: Hook, priority: i32) -> Self {
         Self { hook, priority, kind, drops: false }
     }
 
-    /// Where packets of devices come in: in front of everything else on prerouting.
+    /// The ingress hook of devices, modelled as a chain before all others on prerouting.
     pub fn ingress(kind: ChainKind, priority: i32) -> Self {
         Self::accepting(kind, Hook::Prerouting, INGRESS + priority.clamp(-SPAN, SPAN))
     }
 
-    /// Where packets leave by devices: behind everything else on postrouting.
+    /// The egress hook of devices, modelled as a chain behind all others on postrouting.
     pub fn egress(kind: ChainKind, priority: i32) -> Self {
         Self::accepting(kind, Hook::Postrouting, EGRESS + priority.clamp(-SPAN, SPAN))
     }
 
-    /// The hook by nft's name for it, and the priority that the chain was made with.
+    /// The hook as nft names it, and the chain's own priority.
     pub fn told(&self) -> (&'static str, i32) {
         match self.hook {
             Hook::Prerouting if self.priority <= INGRESS + SPAN => ("ingress", self.priority.wrapping_sub(INGRESS)),
@@ -139,8 +139,9 @@ impl Base {
     }
 }
 
-/// Which of two chains comes first that want the same place: of one holder's chains the one
-/// that was made last. When iptables-legacy made its own nothing tells.
+/// Which order is assumed for base chains of equal priority, one of them iptables-legacy's, whose
+/// creation order the kernel does not report. Of one holder's chains the one that was made last comes
+/// first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Order {
     #[default]

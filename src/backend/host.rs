@@ -1,6 +1,6 @@
-//! A node's own namespace in ambient mode: the rules that give its kubelet's probes a source
-//! of their own, and the sets of the pods that they are for. Each call looks at what is there
-//! first, so that it is asserted again whatever others have done to it meanwhile.
+//! A node's own namespace in ambient mode: the rules that give its kubelet's probes a source address of
+//! their own, and the sets of pods that these rules are for. Each call reads what is held first, so that
+//! changes by others are repaired.
 
 mod iptables;
 
@@ -25,7 +25,7 @@ use super::nftables::probes::{self, WantedProbes};
 use super::nftables::transaction::TransactionError;
 use super::survey::{self, Survey};
 
-/// How often to begin again when others change the rules at the same time.
+/// How often an operation is repeated when the rules change meanwhile.
 const ATTEMPTS: usize = 20;
 
 /// Why a node's rules or sets are not as asked for.
@@ -70,24 +70,24 @@ pub struct HostProbes {
     programs: Programs,
     conditions: Conditions,
     lock: KeptLock,
-    /// No other backend holds any of it: that was looked at, and seen to.
+    /// Whether it is known that no other backend holds rules or sets for probes.
     alone: bool,
 }
 
-/// What of iptables' is not taken away.
+/// What stays when a node's rules are removed from iptables.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stay {
     Nothing,
-    /// One variant's rules, and the sets, which both variants use.
+    /// The rules of this variant stay, and the sets, which both variants use.
     Variant(Variant),
-    /// What there are no programs to change: its sets become empty.
+    /// Rules stay that no program is there to change, and their sets, which are emptied.
     WhatMust,
 }
 
-/// What is to become of the entries.
+/// What is to become of the sets' entries.
 enum Entries<'a> {
     Keep,
-    /// Exactly these.
+    /// The entries are to be exactly these.
     Hold(&'a BTreeMap<IpAddr, String>),
     Change {
         add: &'a [(IpAddr, &'a str)],
@@ -96,8 +96,8 @@ enum Entries<'a> {
 }
 
 impl Entries<'_> {
-    /// The entries that there are to be, by those that there are. Those of a family that is
-    /// off are passed over.
+    /// The entries that are wanted, given those that are held. Those of a family that the plan leaves
+    /// out are dropped.
     fn of(&self, plan: &Plan, have: BTreeMap<IpAddr, String>) -> BTreeMap<IpAddr, String> {
         let mut out = match self {
             Entries::Keep => have,
@@ -124,7 +124,7 @@ impl HostProbes {
     ///
     /// # Errors
     ///
-    /// That the kernel cannot be looked at, or lacks what is asked for.
+    /// The kernel cannot be read, or lacks the backend.
     pub fn open(choice: BackendChoice, options: HostOptions, conditions: Conditions) -> Result<Self, HostError> {
         let mut netfilter = Netlink::open(Netlink::NETFILTER).map_err(HostError::Socket)?;
         let list = |source| HostError::List { what: "the tables", source };
@@ -194,40 +194,39 @@ impl HostProbes {
         &self.plan
     }
 
-    /// Sets and rules, with the entries that are there; tells whether anything was written, as
-    /// the others do.
+    /// Makes sets and rules, and keeps the entries that are held; `false` if nothing had to be written.
     ///
     /// # Errors
     ///
-    /// What kept it from it.
+    /// What failed: a lock, the kernel, or a program.
     pub fn set_up(&mut self) -> Result<bool, HostError> {
         self.repeatedly(|this| this.make(true, &Entries::Keep))
     }
 
-    /// Sets and rules, and of entries exactly these.
+    /// Makes sets and rules, with exactly these entries; `false` if nothing had to be written.
     ///
     /// # Errors
     ///
-    /// What kept it from it.
+    /// As for [`HostProbes::set_up`].
     pub fn hold(&mut self, entries: &BTreeMap<IpAddr, String>) -> Result<bool, HostError> {
         self.repeatedly(|this| this.make(true, &Entries::Hold(entries)))
     }
 
-    /// Sets and rules, without entries.
+    /// Makes sets and rules, without entries; `false` if nothing had to be written.
     ///
     /// # Errors
     ///
-    /// What kept it from it.
+    /// As for [`HostProbes::set_up`].
     pub fn flush(&mut self) -> Result<bool, HostError> {
         self.hold(&BTreeMap::new())
     }
 
-    /// Takes addresses out, where the pod named still has them, and puts others in. The sets
-    /// are made where there are none, the rules are not.
+    /// Removes addresses that still belong to the pod named, and adds others. Missing sets are made,
+    /// missing rules are not. `false` if nothing had to be written.
     ///
     /// # Errors
     ///
-    /// What kept it from it.
+    /// As for [`HostProbes::set_up`].
     pub fn change(&mut self, add: &[(IpAddr, &str)], delete: &[(IpAddr, &str)]) -> Result<bool, HostError> {
         self.repeatedly(|this| this.make(false, &Entries::Change { add, delete }))
     }
@@ -253,7 +252,7 @@ impl HostProbes {
     ///
     /// # Errors
     ///
-    /// What kept it from it.
+    /// As for [`HostProbes::set_up`].
     pub fn remove(&mut self) -> Result<bool, HostError> {
         self.repeatedly(|this| {
             let _lock = this.lock.acquire(this.conditions.lock_timeout)?;

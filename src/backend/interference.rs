@@ -1,7 +1,7 @@
-//! Rules of others that can keep an interception from working: base chains that packets meet
-//! before the interception's and that decide where a packet goes, and those behind it that
-//! change what it has decided. Rules that drop or accept are none: what is dropped does not
-//! escape, and accepting in one chain keeps no packet from the next one.
+//! Foreign rules that can keep an interception from working: in base chains that packets pass before the
+//! interception's, if they decide where a packet goes, and in those behind it, if they change what it
+//! has decided. Rules that drop or accept are harmless: what is dropped does not escape, and accepting
+//! in one chain keeps no packet from the next one.
 
 use std::fmt;
 
@@ -23,11 +23,11 @@ const NAT: i32 = -100;
 pub struct Interference {
     pub holder: Holder,
     pub table: String,
-    /// The base chain, and where the kernel enters it.
+    /// The base chain's name; hook and priority say where the kernel enters it.
     pub base: String,
     pub hook: String,
     pub priority: i32,
-    /// The chain that the rule stands in, if it is another one.
+    /// The chain with the rule, if it is not the base chain.
     pub chain: Option<String>,
     pub rule: String,
 }
@@ -43,8 +43,8 @@ impl fmt::Display for Interference {
     }
 }
 
-/// Finds them, in the order in which the tables are listed. `kind`: the backend that holds the
-/// plan's rules, or is to.
+/// Finds foreign rules that interfere, in the order of the tables. `kind`: the backend that holds the
+/// plan's rules, or will.
 pub fn find(tables: &[ListedTable], plan: &Plan, kind: BackendKind) -> Vec<Interference> {
     let search = Search { tables, plan, kind, ours: tables.iter().position(|table| is_our_nat(table, kind)) };
     let mut out = Vec::new();
@@ -57,13 +57,13 @@ pub fn find(tables: &[ListedTable], plan: &Plan, kind: BackendKind) -> Vec<Inter
     out
 }
 
-/// Whether it is the table that redirects for an interception, or that will.
+/// Whether a table is the one in which the interception redirects.
 fn is_our_nat(table: &ListedTable, kind: BackendKind) -> bool {
     let native = kind != BackendKind::Nftables || table.is_only_ours();
     table.holder == Holder::Kernel(kind) && table.kind() == Some(Table::Nat) && native
 }
 
-/// A base chain, by which packets get to others of its table.
+/// A base chain, by which packets get to other chains of its table.
 struct HookEntry<'a> {
     table: &'a ListedTable,
     base: &'a ListedChain,
@@ -74,13 +74,13 @@ struct Search<'a> {
     tables: &'a [ListedTable],
     plan: &'a Plan,
     kind: BackendKind,
-    /// Where the interception's nat table is listed; `None`: it is yet to be made.
+    /// The index of the interception's nat table; `None` if it is not made yet.
     ours: Option<usize>,
 }
 
 impl Search<'_> {
-    /// Whether deciding on a hook can change what becomes of what the plan takes. Destinations
-    /// are rewritten once, so that of the nat chains only those in front of it count.
+    /// Whether a rule in a base chain can change where the plan's traffic goes. Destinations are
+    /// rewritten once, so of the nat chains only those before the interception's count.
     fn counts(&self, table: usize, hook: &Base) -> bool {
         match (hook.hook, hook.is_nat()) {
             (Hook::Forward, _) => false,
@@ -150,7 +150,7 @@ impl Search<'_> {
         }
     }
 
-    /// A family in which a rule can be met by what the plan takes, with its conditions there.
+    /// A family in which packets that the plan takes can meet a rule, and the rule's conditions in it.
     fn concerned(&self, table: &ListedTable, rule: &Rule) -> Option<(Family, CanonMatches)> {
         let families = rule.families.intersection(table.families).intersection(self.plan.families);
         let dns = self.plan.chains.iter().any(|chain| chain.name == ChainName::OutputDns);
@@ -161,7 +161,7 @@ impl Search<'_> {
         })
     }
 
-    /// Whether a verdict decides where a packet goes, or makes it one that the plan passes by.
+    /// Whether a verdict decides where a packet goes, or sets a mark that the plan's rules pass over.
     fn decides(&self, verdict: &Verdict, hook: &Base) -> bool {
         match verdict {
             Verdict::Redirect(_) | Verdict::Tproxy { .. } => true,
@@ -186,10 +186,10 @@ fn families(table: &ListedTable) -> &'static str {
     }
 }
 
-/// The most that are told one by one.
+/// How many interfering rules a message names.
 const SHOWN: usize = 5;
 
-/// All of them in one line, as a warning or an error has them.
+/// All interfering rules in one line, for a warning or an error.
 pub fn told(found: &[Interference]) -> String {
     let shown: Vec<String> = found.iter().take(SHOWN).map(ToString::to_string).collect();
     let more = match found.len().saturating_sub(SHOWN) {

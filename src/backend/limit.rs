@@ -1,22 +1,21 @@
-//! How many rules are read to tell what becomes of traffic. What packets may meet is cut by
-//! every rule into more and smaller parts, and held in memory: 20,000 rules of a node's
-//! services take an audit seconds and 85 MB, 100,000 a minute and 400 MB. A pod's own
-//! namespace has tens of rules; whoever has tens of thousands looks at a node's, or at what
-//! somebody made to keep others from looking. So what is more is refused before it is
-//! understood: rules and lines are counted first.
+//! How many rules are read for an audit. It cuts the packets that rules may meet into more and smaller
+//! sets with every rule, and keeps these in memory: 20,000 rules of a node's services take an audit
+//! seconds and 85 MB, 100,000 a minute and 400 MB. A pod's own namespace has tens of rules; one with
+//! tens of thousands is a node's, or somebody made them to keep others from looking. So larger rule sets
+//! are refused before they are parsed: rules and lines are counted first.
 
 use std::fmt;
 
-/// How much is read.
+/// The most rules and elements of sets that are read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Most {
     pub rules: usize,
-    /// Elements of sets, of which a lookup meets one: they cost little.
+    /// Elements of sets, which cost little: a lookup meets one of them.
     pub elements: usize,
 }
 
 impl Most {
-    /// For whoever wants to know where traffic goes.
+    /// The limit for audits, which must say where traffic goes.
     pub const TO_UNDERSTAND: Most = Most { rules: 20_000, elements: 100_000 };
     /// For the node's agent, which looks at every pod of a node again and again: what a container
     /// with CAP_NET_ADMIN makes in its own pod must not take the agent's memory.
@@ -25,7 +24,7 @@ impl Most {
     pub const ALL: Most = Most { rules: usize::MAX, elements: usize::MAX };
 }
 
-/// There is more.
+/// A listing exceeds its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TooMany {
     Rules { found: usize, most: usize },
@@ -47,14 +46,14 @@ impl std::error::Error for TooMany {}
 ///
 /// # Errors
 ///
-/// There are more than are read.
+/// There are more rules than the limit.
 pub fn check(dump: &[u8], most: Most) -> Result<(), TooMany> {
     let is_json = dump.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|byte| matches!(byte, b'{' | b'['));
     let found = if is_json { of_json(dump) } else { of_lines(dump) };
     if found > most.rules { Err(TooMany::Rules { found, most: most.rules }) } else { Ok(()) }
 }
 
-/// nft has an object for each rule, podweir a verdict.
+/// Counts the rules of a dump in JSON: nft has an object for each rule, podweir a verdict.
 fn of_json(dump: &[u8]) -> usize {
     let names = |rest: &[u8], name: &[u8]| {
         let behind = rest.strip_prefix(name).and_then(|rest| rest.iter().find(|byte| !byte.is_ascii_whitespace()));
@@ -66,8 +65,8 @@ fn of_json(dump: &[u8]) -> usize {
         .count()
 }
 
-/// iptables-save has a line for each rule, perhaps with its counters in front; nft as well,
-/// in its chain.
+/// Counts the rules of a dump in text: iptables-save has a line for each rule, perhaps with its counters
+/// in front; nft has one in a chain.
 fn of_lines(dump: &[u8]) -> usize {
     let mut in_chain = false;
     let is_rule = |line: &[u8]| {

@@ -1,6 +1,5 @@
-//! Rules as they are listed, of anybody: table by table as their holder keeps them. Every
-//! way to get at rules ends here; from here they go two ways, into the rules that an audit
-//! walks packets through and into what each holder has of an interception.
+//! Listed rules of anybody, table by table. Whatever lists rules gives them in this form; an audit walks
+//! packets through them, and `ours` finds in them what each holder has of an interception.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,13 +12,13 @@ use crate::config::types::{Families, Family};
 use crate::plan::infer::infer;
 use crate::plan::model::{Chain, ChainName, Dataplane, Plan, Rule, Table, Verdict};
 
-/// Who holds a table.
+/// The holder of a table: nftables, a variant of iptables, or a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Holder {
-    /// Nobody yet: options say that it shall be there.
+    /// A plan, which no kernel holds yet.
     Plan,
     Kernel(BackendKind),
-    /// iptables, in text that does not say which.
+    /// iptables, in a text that does not tell the variant.
     Iptables,
 }
 
@@ -44,7 +43,7 @@ impl Holder {
         Self::ALL.into_iter().find(|holder| holder.name() == name)
     }
 
-    /// Whether nftables itself is asked, and not iptables by way of it.
+    /// Whether the holder is nftables itself, rather than iptables-nft.
     pub fn is_nftables(self) -> bool {
         self == Holder::Kernel(BackendKind::Nftables)
     }
@@ -56,18 +55,18 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Everything that was listed, by whomever.
+/// All tables that were listed, with notes for the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
     pub tables: Vec<ListedTable>,
-    /// The families that are told of. Of another one nothing is known.
+    /// The families that the listing covers. Nothing is known of the other one.
     pub told: Families,
-    /// What the user should hear.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
 impl Listing {
-    /// Makes what was listed fit to be shown, and gives an interception's rules their reasons.
+    /// Makes the tables' text safe to show, and infers the reasons of an interception's rules.
     pub fn new(mut tables: Vec<ListedTable>, told: Families) -> Self {
         make_printable(&mut tables);
         name_reasons(&mut tables);
@@ -75,16 +74,16 @@ impl Listing {
     }
 }
 
-/// A table.
+/// A table as it was listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedTable {
     pub holder: Holder,
-    /// The families whose packets meet it.
+    /// The families whose packets pass the table.
     pub families: Families,
     pub name: String,
-    /// Switched off: none of its rules applies.
+    /// Whether the table is switched off, so that none of its rules applies.
     pub dormant: bool,
-    /// iptables-nft's, as nft shows it: with less than there is.
+    /// Whether it is a table of iptables-nft that nft listed, which shows less than there is.
     pub as_nft_shows: bool,
     pub chains: Vec<ListedChain>,
 }
@@ -93,13 +92,13 @@ pub struct ListedTable {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedChain {
     pub name: ChainName,
-    /// `None`: only jumped to.
+    /// The chain's hook and priority; `None` if rules only jump to it.
     pub base: Option<Base>,
     pub rules: Vec<Rule>,
 }
 
 impl ListedTable {
-    /// Which of an interception's tables this is, if it is made for one.
+    /// The table of the model that this is, if an interception uses it.
     pub fn kind(&self) -> Option<Table> {
         match self.holder.is_nftables() {
             true => names::table_by_name(&self.name).map(|(_, table)| table),
@@ -107,18 +106,18 @@ impl ListedTable {
         }
     }
 
-    /// For which dataplane it is made, where its name tells.
+    /// The dataplane of the table, if its name tells.
     pub fn dataplane(&self) -> Option<Dataplane> {
         names::table_by_name(&self.name).filter(|_| self.holder.is_nftables()).map(|(dataplane, _)| dataplane)
     }
 
-    /// Whether nobody but podweir has anything in it: native, and one of ours or the guard.
+    /// Whether the table is podweir's own: native, and one of its tables or the guard.
     pub fn is_only_ours(&self) -> bool {
         let native = self.holder.is_nftables() && self.families == Families::BOTH;
         native && (self.kind().is_some() || self.name == names::GUARD)
     }
 
-    /// Whether a chain is in it that only an interception makes.
+    /// Whether the table has chains of an interception.
     pub fn has_ours(&self) -> bool {
         match self.holder {
             Holder::Kernel(BackendKind::Nftables) => self.kind().is_some(),
@@ -190,7 +189,7 @@ fn saved_table(table: SavedTable, family: Family, holder: Holder) -> ListedTable
     }
 }
 
-/// Where iptables hooks a built-in chain (linux/netfilter_ipv4.h).
+/// The hook and priority of a built-in chain of iptables (linux/netfilter_ipv4.h).
 fn builtin(table: &str, chain: &str) -> Option<Base> {
     let hook = Hook::by_chain(chain)?;
     let source_nat = matches!(hook, Hook::Input | Hook::Postrouting);
@@ -207,7 +206,7 @@ fn builtin(table: &str, chain: &str) -> Option<Base> {
     Some(Base::accepting(kind, hook, priority))
 }
 
-/// Gives an interception's rules the reasons that they do not carry.
+/// Infers the reasons of an interception's rules that carry none.
 pub fn name_reasons(tables: &mut [ListedTable]) {
     for holder in Holder::ALL {
         for family in Family::BOTH {
@@ -235,7 +234,7 @@ pub fn name_reasons(tables: &mut [ListedTable]) {
     }
 }
 
-/// iptables' name for the chain that a rule read by way of nftables goes to.
+/// Changes the targets of jumps to iptables' names, for rules of iptables that nftables listed.
 pub fn iptables_names(rules: &mut [Rule]) {
     for rule in rules {
         if let Verdict::Jump(to) | Verdict::Goto(to) = &mut rule.verdict {

@@ -47,7 +47,7 @@ pub enum BackendKind {
 impl BackendKind {
     pub const ALL: [BackendKind; 3] = [BackendKind::Nftables, BackendKind::IptablesNft, BackendKind::IptablesLegacy];
 
-    /// Its name on the command line and in messages.
+    /// The backend's name on the command line and in messages.
     pub fn name(self) -> &'static str {
         match self {
             BackendKind::Nftables => "nftables",
@@ -57,9 +57,9 @@ impl BackendKind {
     }
 }
 
-/// The capabilities that a backend takes in the namespace that it works in. iptables-legacy
-/// has its module loaded by a program of its own where the kernel does not have it yet; one
-/// that was not asked for by name, on a kernel without nf_tables, has to find it there.
+/// The capabilities that a backend needs in its namespace. iptables-legacy's program loads its kernel
+/// module where it is missing, which takes one more; where iptables-legacy is chosen only because the
+/// kernel has no nf_tables, the module must be loaded already.
 pub fn capabilities(choice: BackendChoice) -> Keep {
     match choice {
         BackendChoice::Auto | BackendChoice::Nftables | BackendChoice::IptablesNft => Keep::RULES,
@@ -73,13 +73,13 @@ impl fmt::Display for BackendKind {
     }
 }
 
-/// Something a plan cannot say: a table switched off, a foreign rule in front of ours.
+/// A finding that a plan cannot express: a table switched off, a foreign rule before an own one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Strange {
     pub table: Table,
-    /// `None`: the table as a whole.
+    /// The chain that it is about; `None`: the table as a whole.
     pub chain: Option<ChainName>,
-    /// `None`: both families, or unknown.
+    /// The family that it is about; `None`: both, or unknown.
     pub family: Option<Family>,
     pub what: String,
 }
@@ -101,12 +101,12 @@ impl fmt::Display for Strange {
 /// What one backend holds of an interception.
 #[derive(Debug, Clone)]
 pub struct Reading<B = Backup> {
-    /// Whether there is anything of ours at all.
+    /// Whether the backend holds anything of an interception.
     pub present: bool,
     /// Rules only: routing is the same for every backend and read apart.
     pub plan: Plan,
     pub strange: Vec<Strange>,
-    /// What it takes to put this state back.
+    /// What restoring this state takes.
     pub backup: B,
 }
 
@@ -169,15 +169,15 @@ impl BackendError {
 pub trait Backend {
     fn kind(&self) -> BackendKind;
 
-    /// Reads what it holds of an interception.
+    /// Reads what the backend holds of an interception.
     ///
     /// # Errors
     ///
     /// The kernel or the iptables program refused, or what it lists is not understood.
     fn read(&mut self) -> Result<Reading, BackendError>;
 
-    /// Makes it hold the plan's rules, given what it holds. Native: in one transaction.
-    /// iptables: one table of one family after the other.
+    /// Replaces what was found by the plan's rules: natively in one transaction, with iptables one table
+    /// of one family after the other.
     ///
     /// # Errors
     ///
@@ -185,7 +185,7 @@ pub trait Backend {
     /// before the one that failed have.
     fn apply(&mut self, plan: &Plan, found: &Reading) -> Result<(), BackendError>;
 
-    /// Makes it hold nothing of an interception.
+    /// Removes what the backend holds of an interception.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
-//! Whether a network namespace is a node's. A pod with hostNetwork shares it: rules for
-//! the pod would divert the node and every pod whose traffic it forwards.
+//! Whether a network namespace is a node's. A pod with hostNetwork shares it: rules for the pod would
+//! divert the node and every pod whose traffic it forwards.
 //!
-//! What a node is told by, and why no pod has it when its network is set up:
+//! What shows that it is a node's, and why no pod has it when its network is set up:
 //!
 //! | evidence | why never in a pod |
 //! |---|---|
@@ -10,11 +10,10 @@
 //! | the other ends of its veth or netkit pairs are in several other namespaces | a runtime connects a pod to one place, its node; only who connects others has several neighbours |
 //! | a veth whose other end is in another namespace is a port of a bridge that has an address here | that bridge is the gateway of others |
 //!
-//! What is no evidence, although nodes have it: forwarding (a new namespace inherits
-//! IPv4's from the first one), one veth pair, bridges without such a port, hardware
-//! (SR-IOV), tunnels and routes to other pods, all of which pods have too. A pod that runs
-//! containers of its own (Docker in Docker) looks like a node once they run, and is one:
-//! it has to be told that it is meant.
+//! What is no evidence, although nodes have it: forwarding (a new namespace inherits IPv4's from the
+//! first one), one veth pair, bridges without such a port, hardware (SR-IOV), tunnels and routes to
+//! other pods, all of which pods have too. A pod that runs containers of its own (Docker in Docker)
+//! looks like a node once they run, and is one: the user has to say that it is a pod.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -34,7 +33,7 @@ const KUBELET_HOST: &[u8] = b"# Kubernetes-managed hosts file (host network).\n"
 /// The first line of `/etc/hosts` in a container of a pod with a network of its own.
 const KUBELET_POD: &[u8] = b"# Kubernetes-managed hosts file.\n";
 
-/// Links of these kinds come in pairs.
+/// The kinds of interfaces that come in pairs.
 const PAIRS: [&str; 2] = ["veth", "netkit"];
 
 /// What shows that a namespace is a node's.
@@ -46,7 +45,7 @@ pub enum Evidence {
     },
     /// The kubelet says so in `/etc/hosts`.
     Kubelet,
-    /// Pairs lead into so many other namespaces; two of the links here.
+    /// Pairs of interfaces lead into several other namespaces; with two of these interfaces.
     Neighbours {
         count: usize,
         links: [String; 2],
@@ -106,7 +105,7 @@ pub fn evidence(
     Ok(of_links(&links(netlink)?, addresses))
 }
 
-/// The links, asked for again when they changed meanwhile.
+/// Lists the interfaces, again if they changed meanwhile.
 fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
     const TRIES: usize = 5;
     let mut tries = 1;

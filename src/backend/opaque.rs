@@ -1,6 +1,6 @@
-//! Rules of iptables-nft as nft lists them: of some matches and targets nft knows nothing
-//! but the name, and some targets it does not print at all. What they do can only be read
-//! from the listing of iptables' own program.
+//! Rules of iptables-nft as nft lists them: of some matches and targets nft shows only the name, and
+//! some targets it does not print at all. Their effect can only be read from the listing of iptables'
+//! own program.
 
 use crate::config::types::Family;
 use crate::plan::canon::CanonMatches;

@@ -1,5 +1,5 @@
-//! What of a listing is an interception's, as a plan, and what is strange in it: whoever holds
-//! it, and whether it was listed by the kernel or stands in a text.
+//! Finds in a listing what belongs to an interception, as a plan, and what is strange about it, whoever
+//! holds it, in a kernel or in a text.
 
 use crate::config::types::{Families, Family};
 use crate::plan::model::{Chain, ChainName, Dataplane, Plan, Routing, Rule, Table, Verdict};
@@ -15,12 +15,12 @@ use super::{BackendKind, Strange};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holding {
     pub holder: Holder,
-    /// Its rules; routing is nobody's alone.
+    /// The holder's rules; routing belongs to no holder.
     pub plan: Plan,
     pub strange: Vec<Strange>,
 }
 
-/// What each holder has of an interception; only those that have something.
+/// What each holder has of an interception; holders without any are left out.
 pub fn holdings(tables: &[ListedTable]) -> Vec<Holding> {
     let mut out = Vec::new();
     for holder in Holder::ALL {
@@ -62,7 +62,7 @@ fn planned(tables: &[&ListedTable]) -> Plan {
     Plan { dataplane: Dataplane::of(&chains), families, chains, routing: Routing::default() }
 }
 
-/// All of our own tables is ours, or should not be there.
+/// Reads podweir's own tables, in which every rule is its own or should not be there.
 fn native(tables: &[&ListedTable]) -> (Plan, Vec<Strange>) {
     let mut strange = Vec::new();
     let mut chains = Vec::new();
@@ -80,7 +80,7 @@ fn native(tables: &[&ListedTable]) -> (Plan, Vec<Strange>) {
     (Plan { dataplane, ..in_the_families_that_enter(chains) }, strange)
 }
 
-/// A base chain that sits elsewhere than it should, or is none, diverts nothing.
+/// A finding about a base chain with a wrong hook or priority, or without any: it diverts nothing.
 fn misplaced(table: Table, chain: &ChainName, base: Option<Base>) -> Option<Strange> {
     let problem = match (names::base(table, chain), base) {
         (None, None) => return None,
@@ -120,7 +120,7 @@ fn in_the_families_that_enter(mut chains: Vec<Chain>) -> Plan {
     Plan { families, chains, ..Plan::empty() }
 }
 
-/// In the tables of iptables an interception stands among rules of others.
+/// Reads the tables of iptables, in which an interception stands among foreign rules.
 fn iptables(tables: &[&ListedTable]) -> (Plan, Vec<Strange>) {
     let mut chains: Vec<Chain> = Vec::new();
     let mut strange = Vec::new();

@@ -1,5 +1,5 @@
-//! The routing table that packets without a mark meet, and who else has a say
-//! (rtnetlink(7), ip-route(8), ip-rule(8)). Only read.
+//! The routing table for packets without a mark, and other policy rules (rtnetlink(7), ip-route(8),
+//! ip-rule(8)). It is only read.
 
 use std::net::IpAddr;
 
@@ -25,11 +25,11 @@ pub struct FoundRoute {
     pub to: IpNet,
     /// The interface's index; of several next hops the first one's.
     pub interface: u32,
-    /// An address of this host's own.
+    /// Whether the destination is an address of this host.
     pub own: bool,
 }
 
-/// Lists them; of several to one prefix the one that the kernel takes comes first.
+/// Lists the routes; of several to one prefix the one that the kernel takes comes first.
 ///
 /// # Errors
 ///
@@ -72,7 +72,7 @@ fn parse_route(received: &Received) -> Option<(u32, FoundRoute)> {
     Some((metric, FoundRoute { to, interface: interface?, own }))
 }
 
-/// How many rules lead past the table main, apart from those at some priorities.
+/// How many policy rules lead to other tables than main, without those at some priorities.
 ///
 /// # Errors
 ///

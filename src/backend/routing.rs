@@ -21,7 +21,7 @@ const RTM_GETADDR: u16 = 22;
 pub(super) const RTM_GETROUTE: u16 = 26;
 pub(super) const RTM_GETRULE: u16 = 34;
 
-/// Every network namespace's lo has this index.
+/// The index of lo, the same in every network namespace.
 const LO: u32 = 1;
 /// The proxy's source address for its connections to the app.
 pub const MESH_ADDRESS: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
@@ -31,7 +31,7 @@ pub const MESH_ADDRESS: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 pub enum RoutingError {
     #[error("cannot list {what}: {source}")]
     List { what: &'static str, source: io::Error },
-    /// `refused`: the kernel said so, and has changed nothing.
+    /// A change failed. `refused`: the kernel said so, and has changed nothing.
     #[error("cannot {verb} {what}: {source}{hint}")]
     Change { verb: &'static str, what: String, source: io::Error, hint: &'static str, refused: bool },
 }
@@ -126,7 +126,7 @@ pub fn mark_rules(netlink: &mut Netlink) -> Result<Vec<FoundRule>, RoutingError>
     Ok(out)
 }
 
-/// A rule that asks for a mark and nothing else, and looks a table up.
+/// Reads a policy rule that matches a mark and nothing else, and looks a table up.
 fn parse_rule(received: &Received) -> Option<FoundRule> {
     let rule = RuleMessage::parse(received.payload).ok()?;
     if rule.header.action != RuleAction::ToTable || rule.header.dst_len != 0 || rule.header.src_len != 0 {
@@ -184,8 +184,8 @@ fn parse_route(received: &Received) -> Option<(Family, RouteTable)> {
 }
 
 impl FoundRouting {
-    /// What of it belongs to rules for a dataplane. Of a sidecar's: rules at their priority,
-    /// with the usual mark and table, or with a mark that its rules use; and the tables these
+    /// The part of it that belongs to a dataplane. To a sidecar belong rules at its priority, with the
+    /// usual mark and table, with a mark that its rules use, or wanted ones; and the tables that these
     /// rules name.
     pub fn ours(&self, dataplane: Dataplane, marks: &[Mark], wanted: &Routing) -> FoundRouting {
         match dataplane {
@@ -195,8 +195,8 @@ impl FoundRouting {
         }
     }
 
-    /// There is one rule that an ambient pod has. Its table is one that others like to take:
-    /// where a rule of theirs leads to it, what it holds is theirs too.
+    /// The part that belongs to an ambient pod: one rule, and its table. Others like to use the same
+    /// table: if a foreign rule leads to it, its routes are foreign too, unless they are wanted.
     fn ambients(&self, wanted: &Routing) -> FoundRouting {
         let is_ours = |found: &FoundRule| {
             let MarkRoute { mark, table, .. } = found.rule;
@@ -237,13 +237,13 @@ impl FoundRouting {
         FoundRouting { rules, routes, mesh_address: self.mesh_address }
     }
 
-    /// Whether a rule or route of it is not wanted any more.
+    /// Whether one of the rules or routes is not wanted any more.
     pub fn loses_routes(&self, wanted: &Routing) -> bool {
         self.rules.iter().any(|found| !wanted.rules.contains(&found.rule))
             || self.routes.iter().any(|found| !wanted.routes.contains(found))
     }
 
-    /// As part of a plan.
+    /// The same routing as part of a plan.
     pub fn routing(&self) -> Routing {
         Routing {
             rules: self.rules.iter().map(|r| r.rule).collect(),
@@ -252,7 +252,8 @@ impl FoundRouting {
         }
     }
 
-    /// Routes first: while its rule is there, what is left of a killed run is found.
+    /// The objects in the order of their removal, routes first: as long as the rule is there, the rest
+    /// of a killed run is found.
     fn items(&self) -> Vec<Item> {
         let rules = self.rules.iter().map(|r| Item::Rule { rule: r.rule, priority: r.priority });
         let routes = self.routes.iter().map(|&(family, table)| Item::Route(family, table));
@@ -261,7 +262,7 @@ impl FoundRouting {
     }
 }
 
-/// What is to be done, as the `ip` commands that would do it.
+/// The `ip` commands that would make this routing.
 pub fn commands(routing: &Routing) -> Vec<String> {
     let flag = |family| if family == Family::V4 { "-4" } else { "-6" };
     let mut out = Vec::new();

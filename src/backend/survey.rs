@@ -1,5 +1,5 @@
-//! What is in the kernel before anything is read: which backends have tables at all.
-//! Looking makes nothing: no table comes to be by it, and no program is started.
+//! Which backends have tables at all, found out before anything is read. This changes nothing: no table
+//! is made, and no program is started.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use crate::sys::proc_net;
 
 use super::nftables::survey::{self as nftables, Tables};
 
-/// Where there is something to read.
+/// The backends in which there is something to read.
 #[derive(Debug, Clone, Default)]
 pub struct Survey {
     /// nf_tables' tables; `None` where the kernel has no nf_tables.
@@ -28,7 +28,7 @@ pub fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(EPROTONOSUPPORT | EOPNOTSUPP | EAFNOSUPPORT | EINVAL))
 }
 
-/// Looks around. `netfilter`: an open netfilter socket, if the kernel has one to offer.
+/// Finds out which backends have tables. `netfilter`: an open netfilter socket, if the kernel has one.
 ///
 /// # Errors
 ///
@@ -67,8 +67,8 @@ pub fn any_legacy_tables() -> io::Result<Families> {
     legacy_families(|_| true)
 }
 
-/// The kernel lists tables in proc(5) from the moment the module is there; without the
-/// file there is no iptables-legacy.
+/// The families whose file in proc(5) names such a table. The kernel lists tables there as soon as the
+/// module is loaded; without the file there is no iptables-legacy.
 fn legacy_families(counts: impl Fn(&str) -> bool) -> io::Result<Families> {
     let lists = |name: &str| match proc_net::read(name) {
         Ok(text) => Ok(text.lines().any(&counts)),

@@ -73,7 +73,7 @@ pub(super) fn command() -> Command {
     })
 }
 
-/// What the pod's and the node's command have in common.
+/// Adds the arguments that the pod's and the node's command have in common.
 pub(super) fn shared(command: Command) -> Command {
     command
         .arg(value_of("backend", "NAME", "auto, nftables, iptables-nft or iptables-legacy [default: auto]"))
@@ -100,7 +100,7 @@ pub(super) fn value_of(name: &'static str, shown: &'static str, help: &'static s
     Arg::new(name).long(name).help(help).value_name(shown).allow_hyphen_values(true).overrides_with(name)
 }
 
-/// What the pod's and the node's command have in common, read.
+/// The values of the arguments that the pod's and the node's command have in common.
 pub(super) struct CommonArguments {
     pub choice: BackendChoice,
     families: Option<Families>,
@@ -109,7 +109,7 @@ pub(super) struct CommonArguments {
     pub dry_run: bool,
 }
 
-/// An option's value; nothing has been touched when it is refused.
+/// Reads an option's value, before anything is changed.
 pub(super) fn read<T>(
     matches: &ArgMatches,
     name: &str,
@@ -134,14 +134,14 @@ impl CommonArguments {
         })
     }
 
-    /// Goes to the namespace that is meant, and gives up what working there does not take.
+    /// Enters the namespace that the arguments name, and gives up rights that are not needed in it.
     pub(super) fn enter(&self) -> Result<(), CliError> {
         self.network_namespace.as_deref().map_or(Ok(()), netns::enter)?;
         confine::to_programming_for_ambient(self.choice);
         Ok(())
     }
 
-    /// The families to program, once in the namespace.
+    /// The families to program, which may depend on the current namespace's addresses.
     pub(super) fn families(&self) -> Result<Families, CliError> {
         if let Some(families) = self.families {
             return Ok(families);
@@ -158,7 +158,7 @@ impl CommonArguments {
     }
 }
 
-/// `None`: those of the pod's addresses.
+/// Parses the families; `None` for those of the pod's addresses.
 fn families(text: &str) -> Result<Option<Families>, Invalid> {
     match text {
         "auto" => Ok(None),
@@ -194,7 +194,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {
     heard(changing)
 }
 
-/// What is asked for, the families apart.
+/// The options of an ambient pod, without the families.
 fn options(matches: &ArgMatches) -> Result<AmbientOptions, CliError> {
     Ok(AmbientOptions {
         dns: read(matches, "dns-capture", value::boolean)?.unwrap_or(true),
@@ -204,11 +204,11 @@ fn options(matches: &ArgMatches) -> Result<AmbientOptions, CliError> {
     })
 }
 
-/// What words mean that stand for the options of this command, for a pod with these addresses.
+/// Parses this command's options from words, for a pod with these addresses.
 ///
 /// # Errors
 ///
-/// That they make no sense.
+/// The words are not valid options.
 pub(super) fn options_of(words: &[&str], addresses: &[IpAddr]) -> Result<AmbientOptions, CliError> {
     let command = command().no_binary_name(true).disable_help_flag(true);
     let matches = command.try_get_matches_from(words).map_err(|e| {
@@ -224,7 +224,7 @@ pub(super) fn options_of(words: &[&str], addresses: &[IpAddr]) -> Result<Ambient
     Ok(AmbientOptions { families, ..options(&matches)? })
 }
 
-/// A node's own namespace has no pod in it, and what a pod's rules take there is the node's.
+/// Refuses a node's own namespace, in which a pod's rules would take the node's traffic.
 fn refuse_node(named: bool) -> Result<(), CliError> {
     let unknown = |e| CliError::Failed(format!("cannot tell which network namespace this is: {e}"));
     let inode = netns::current().map_err(unknown)?;
@@ -263,7 +263,10 @@ fn remove(namespace: &Namespace, dry_run: bool, started: Instant) -> Result<(), 
     heard(changing)
 }
 
-/// What nobody was told of is taken back.
+/// Undoes the change if the log could not be written.
+///
+/// # Errors
+/// The log's error, or what could not be undone.
 fn heard(mut changing: Session) -> Result<(), CliError> {
     let Some(error) = logging::failure() else { return Ok(()) };
     changing.undo().map_err(|(problem, _)| {
@@ -272,15 +275,15 @@ fn heard(mut changing: Session) -> Result<(), CliError> {
     Err(CliError::Log(error))
 }
 
-/// Prints what would be done, and says what the namespace would make of it.
+/// Prints what would be done, and logs what it would do to the namespace.
 fn foretell(namespace: &Namespace, plan: &Plan) -> Result<(), CliError> {
     let looked = namespace.foresee(plan).map_err(CliError::from);
     let backend = dry_run::say(looked, None, &namespace.conditions, namespace.choice);
     output::print(&dry_run::text(plan, backend, namespace.conditions.rule_comments))
 }
 
-/// Whether what was said was heard. The sets of a node are not taken back: they are as asked for,
-/// and asking again does no harm.
+/// Fails if the log could not be written. The changes stay: a node's sets are as asked for, and asking
+/// again does no harm.
 pub(super) fn finish() -> Result<(), CliError> {
     match logging::failure() {
         None => Ok(()),

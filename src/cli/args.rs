@@ -37,7 +37,7 @@ pub(super) fn option(spec: &'static Spec) -> Arg {
     }
 }
 
-/// What was given: flags over variables.
+/// The options that were given: flags, and variables for the others.
 pub(super) fn given(matches: &ArgMatches, environment: Environment) -> Given {
     let mut given = Given::from_environment(environment);
     for spec in OPTIONS.iter().filter(|spec| !spec.long.is_empty()) {
@@ -49,7 +49,7 @@ pub(super) fn given(matches: &ArgMatches, environment: Environment) -> Given {
     given
 }
 
-/// An option's path, or none at all.
+/// An option's path; empty if it was not given.
 pub(super) fn path_of(matches: &ArgMatches, name: &str) -> PathBuf {
     matches.get_one::<PathBuf>(name).cloned().unwrap_or_default()
 }

@@ -103,7 +103,7 @@ pub(super) fn command() -> Command {
     })
 }
 
-/// `has_options`: options stand behind `--`, or none of them do and the defaults count.
+/// Runs the command. `has_options`: options stand behind `--`, or `--` alone, for the defaults.
 pub(super) fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> {
     output::check()?;
     let path = |name: &str| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
@@ -168,7 +168,7 @@ pub(super) fn run(matches: &ArgMatches, has_options: bool) -> Result<(), CliErro
     }
 }
 
-/// The connections of the namespace that the rules come from, which the process is in.
+/// The connections of the current namespace, if the rules come from there.
 fn established(matches: &ArgMatches, source: &mut Source) -> Option<Established> {
     if !confine::is_live(matches) || !established::possible(&source.ruleset) {
         return None;
@@ -177,7 +177,7 @@ fn established(matches: &ArgMatches, source: &mut Source) -> Option<Established>
     found.inspect_err(|e| source.notes.push(format!("established connections cannot be listed: {e}"))).ok()
 }
 
-/// The rules to look at, and what they should be where both are known.
+/// The rules to audit, and the wanted ones if they are known.
 fn sources(
     matches: &ArgMatches,
     has_options: bool,
@@ -229,7 +229,7 @@ fn accepted(path: &Path) -> Result<Accepted, CliError> {
     Accepted::parse(&text).map_err(|e| CliError::Usage(format!("{}: {e}", manifest::shown(path))))
 }
 
-/// What is looked at, in words.
+/// What is audited, in words.
 fn about(matches: &ArgMatches, has_options: bool, manifest: Option<&Manifest>) -> String {
     let pod = manifest.map(|manifest| format!(" of {}", manifest.name)).unwrap_or_default();
     let names = |name| matches.get_many::<String>(name).into_iter().flatten().cloned().collect::<Vec<_>>().join(" ");
@@ -273,7 +273,7 @@ fn short<'a>(words: impl Iterator<Item = &'a String>) -> String {
     all.join(" ")
 }
 
-/// So many characters of a text at most.
+/// A text, cut after `most` characters.
 fn beginning(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", &text[..end]),

@@ -56,8 +56,8 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {
     }
 }
 
-/// Says how many connections go through the proxy by rules that are about to be removed.
-/// Whoever cannot be asked is no reason to keep the rules.
+/// Logs how many connections go through the proxy by rules that are about to be removed. If they cannot
+/// be listed, the rules are removed all the same.
 pub(super) fn say_what_breaks(session: &mut Session) {
     if !connections::possible() {
         return;

@@ -13,9 +13,9 @@ use crate::sys::privilege::{
 };
 use crate::sys::sandbox::Sandbox;
 
-/// What looking at a namespace takes: its rules, and whose its connections are.
+/// The capabilities for reading a namespace: its rules, and the owners of its connections.
 const LOOKING: Keep = Keep::RULES.and(CAP_SYS_PTRACE).and(CAP_DAC_READ_SEARCH);
-/// Files that are named on the command line may be anybody's.
+/// The capabilities for reading files that the command line names, which may be anybody's.
 const READING: Keep = Keep::NOTHING.and(CAP_DAC_READ_SEARCH);
 
 /// Whether a kernel's rules are asked for.
@@ -23,8 +23,8 @@ pub(super) fn is_live(matches: &ArgMatches) -> bool {
     matches.get_flag("live") || ["netns", "pid"].iter().any(|name| matches.contains_id(name))
 }
 
-/// Before anything is read: what looking at rules does not take is given up. Where a kernel is
-/// looked at, processes have to be as well, so [`to_named_files`] comes after that.
+/// Gives up, before anything is read, what reading rules does not take. Reading a kernel also needs
+/// other processes, so [`to_named_files`] follows after that.
 pub(super) fn begin(matches: &ArgMatches) {
     if is_live(matches) {
         to_looking();
@@ -43,8 +43,8 @@ pub(super) fn entered() {
     privilege::keep_only(LOOKING);
 }
 
-/// Gives up writing, starting programs, talking to anybody, and reading anything but the files
-/// that the arguments name.
+/// Gives up writing, starting programs, connecting, and reading other files than those that the
+/// arguments name.
 pub(super) fn to_named_files(matches: &ArgMatches) {
     privilege::keep_only(READING);
     let sandbox = named(matches).into_iter().fold(Sandbox::new(), Sandbox::read);
@@ -52,7 +52,7 @@ pub(super) fn to_named_files(matches: &ArgMatches) {
     sandbox.read("/etc/cni/net.d").connecting_to([]).enforce();
 }
 
-/// Every file that the arguments of a command name, whichever command it is.
+/// The files that the arguments of any command name.
 fn named(matches: &ArgMatches) -> Vec<PathBuf> {
     let raw = |name: &str| matches.try_get_raw(name).ok().flatten().into_iter().flatten().map(OsString::from);
     let files =
@@ -67,7 +67,7 @@ fn named(matches: &ArgMatches) -> Vec<PathBuf> {
     files.map(path).collect()
 }
 
-/// What making and removing rules takes in the namespace that the process is in.
+/// The capabilities for making and removing rules in the current namespace.
 fn programming(choice: BackendChoice) -> Keep {
     // Who holds the lock, and whose connections there are, is seen in a process namespace that
     // is shared with them: by who may trace them, in folders that are theirs (proc(5),
@@ -76,8 +76,7 @@ fn programming(choice: BackendChoice) -> Keep {
     backend::capabilities(choice).and(CAP_SYS_PTRACE).and(CAP_DAC_READ_SEARCH)
 }
 
-/// An interception is made or removed, in the namespace that the process is in: what that
-/// does not take is given up.
+/// Gives up what making or removing an interception in the current namespace does not take.
 pub(super) fn to_programming(run: &Run) {
     let mut keep = programming(run.backend);
     if run.run_validation {
@@ -97,8 +96,8 @@ pub(super) fn to_programming_for_ambient(choice: BackendChoice) {
 /// What the agent installs lies in folders of root's, and a file in which it puts its entry
 /// stays its owner's and group's.
 ///
-/// Landlock is not for it: it writes to folders of the runtime and watches their parents,
-/// which come and go, and it looks into other processes, which who is confined may not.
+/// Landlock is not used: the agent writes to folders of the runtime and watches their parents, which
+/// come and go, and it reads other processes, which a confined process may not.
 pub(super) fn to_the_nodes_agent() {
     let of_pods = Keep::RULES.and_namespaces().and(CAP_SYS_PTRACE).and(CAP_DAC_READ_SEARCH);
     privilege::keep_only(of_pods.and(CAP_CHOWN));
@@ -110,7 +109,7 @@ pub(super) fn to_uninstalling() {
     privilege::keep_only(programming(BackendChoice::Auto).and(CAP_CHOWN));
 }
 
-/// Who only asks the agent.
+/// Gives up all capabilities, for commands that only ask the agent.
 pub(super) fn to_asking() {
     privilege::keep_only(Keep::NOTHING);
 }

@@ -1,4 +1,4 @@
-//! `--dry-run`: what would be done here, as a script that the backend's own program loads.
+//! `--dry-run`: what would be done in this namespace, as a script for the backend's own program.
 
 use std::fmt::Write;
 
@@ -34,7 +34,7 @@ pub(super) fn print(face: Face, plan: &Plan, settings: &Settings, system: Namesp
     output::print(&text(plan, backend, settings.run.rule_comments))
 }
 
-/// Looks, if this process may, and gives the backend that would be used.
+/// Reads the rules, if this process may, and returns the backend that would be used.
 fn foresee(face: Face, plan: &Plan, settings: &Settings, system: NamespaceFacts) -> BackendKind {
     let run = &settings.run;
     let request = InstallRequest {
@@ -98,7 +98,7 @@ fn say_cleanup(settings: &Settings, system: NamespaceFacts) {
     }
 }
 
-/// What a backend would be given, and the commands for routing.
+/// The script of a plan for a backend, and the commands for routing.
 pub(super) fn text(plan: &Plan, backend: BackendKind, comments: bool) -> String {
     let mut out = match backend {
         BackendKind::Nftables => nftables_script(plan),
@@ -118,7 +118,7 @@ fn nftables_script(plan: &Plan) -> String {
     format!("# podweir: load with nft -f\n{}", nftables::script::script(plan))
 }
 
-/// IPv4, then IPv6.
+/// The scripts of a plan for IPv4, then for IPv6.
 pub(super) fn iptables_scripts(plan: &Plan, comments: bool) -> String {
     let mut out = String::new();
     for family in plan.families.iter() {

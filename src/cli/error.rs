@@ -1,4 +1,4 @@
-//! What ends a run, and with which exit status.
+//! The errors that end a run, and their exit statuses.
 
 use std::io;
 
@@ -9,10 +9,10 @@ use crate::config::settings::{LONGEST_QUOTE, SettingsError};
 use crate::sys::netns::NetnsError;
 use crate::sys::text::shortened;
 
-/// Why a command did not do what it should.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    /// What was typed makes no sense: exit status 2.
+    /// The input is not valid: exit status 2.
     #[error("{0}")]
     Usage(String),
     #[error(transparent)]
@@ -41,7 +41,7 @@ pub enum CliError {
 }
 
 impl CliError {
-    /// That an option has a wrong value, in the form in which all of them are told.
+    /// The error for an option's wrong value, in the form that all of them have.
     pub fn invalid(option: &str, text: &str, expected: &str) -> Self {
         let text = shortened(text, LONGEST_QUOTE);
         Self::Usage(format!("invalid value '{text}' for {option}: expected {expected}"))

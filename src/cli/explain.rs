@@ -161,13 +161,13 @@ fn question(matches: &ArgMatches) -> Result<Question, CliError> {
     })
 }
 
-/// Why nothing can be said about a flow, if the source does not tell about its family.
+/// Why nothing is known about a flow, if the source does not cover its family.
 fn not_told(source: &Source, flow: &Flow) -> Option<String> {
     let family = flow.family();
     (!source.told.has(family)).then(|| format!("the dump does not tell the rules of {family}"))
 }
 
-/// The pod; what comes in is for it, where its addresses are not known.
+/// The pod's surroundings; if its addresses are not known, an inbound flow's destination is one.
 fn around<'a>(source: &'a Source, flow: &Flow) -> Cow<'a, Surroundings> {
     let mut pod = Cow::Borrowed(&source.pod);
     if flow.direction == Direction::Inbound && pod.addresses.is_empty() {
@@ -253,15 +253,16 @@ fn flows(matches: &ArgMatches, source: &Source, defaults: &Defaults, expect: Opt
     }
 }
 
-/// Many questions to one source.
+/// Answers to many questions about one source.
 struct Batch<'a> {
     source: &'a Source,
     defaults: &'a Defaults,
     expect: Option<Taker>,
-    /// Rules in words, as JSON, by where they are and the reason: the same ones decide again and again.
+    /// The texts of rules and reasons, as JSON, by their addresses: the same ones decide again and
+    /// again.
     texts: HashMap<(usize, usize), Box<str>>,
     unmet: usize,
-    /// The first line that made no sense.
+    /// The error of the first line that is no question.
     wrong: Option<String>,
 }
 
@@ -300,7 +301,7 @@ impl Batch<'_> {
         }
     }
 
-    /// The members `rule` and `why`.
+    /// The members `rule` and `why` of an answer, as JSON.
     fn text(&mut self, answer: &Explanation, flow: &Flow) -> &str {
         let rule = answer.decider.map_or(0, |decider| std::ptr::from_ref(decider.rule) as usize);
         let why = answer.why.map_or(0, |why| std::ptr::from_ref(why) as usize);

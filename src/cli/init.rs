@@ -100,7 +100,7 @@ fn face_options(command: Command) -> Command {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Print {
     Nothing,
-    /// The effective options, as JSON if that is asked for.
+    /// Prints the effective options, with `json` as JSON.
     Config {
         json: bool,
     },
@@ -115,7 +115,7 @@ pub(super) fn run_matches(face: Face, matches: &ArgMatches) -> Result<(), CliErr
     run(face, &args::given(matches, &process_environment), print)
 }
 
-/// Runs one of the faces.
+/// Runs one of the faces with options that were given.
 pub(super) fn run(face: Face, given: &Given, print: Print) -> Result<(), CliError> {
     let started = Instant::now();
     let run = Run::resolve(given, face)?;
@@ -195,7 +195,7 @@ fn program(
     }
 }
 
-/// Sees to the connections that are older than the rules, and to the proxy that they are for.
+/// Leaves or ends older connections, and checks the proxy's user; logs the results.
 fn see_to_older_connections(face: Face, interception: &Interception, plan: &Plan, what: OlderConnections) {
     let mut said = established::leave_or_end(interception, plan, what, "--established reset ends them");
     // The arguments of istio-iptables are an injector's, who sees to the proxy as well.

@@ -1,5 +1,5 @@
-//! Log lines on stderr: `--log_output_level`, `--log_as_json`, `-v`. A line that cannot
-//! be written is remembered, so that a run can say so and take back what it did.
+//! Log lines on stderr: `--log_output_level`, `--log_as_json`, `-v`. A failure to write a line is
+//! remembered, so that a run can report it and undo its changes.
 
 use std::io::{self, Write};
 use std::sync::Mutex;
@@ -57,7 +57,7 @@ pub(super) fn with_log_options(command: Command) -> Command {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct LogOptions {
     pub json: bool,
-    /// `SCOPE:LEVEL,…`
+    /// The levels of the log by scope: `SCOPE:LEVEL,…`.
     pub levels: String,
     /// How often `-v` was given.
     pub verbose: u8,
@@ -74,7 +74,7 @@ impl LogOptions {
     }
 }
 
-/// Starts logging as the options say. An error is what is wrong with them.
+/// Starts logging as the options say. The error says which option is not valid.
 pub(super) fn start(options: &LogOptions) -> Result<(), String> {
     let base = match options.verbose {
         0 => LevelFilter::INFO,
@@ -112,7 +112,7 @@ fn targets(text: &str, base: LevelFilter) -> Result<Targets, String> {
     Ok(filter.with_default(default))
 }
 
-/// Stderr, with the first error kept.
+/// A writer to stderr that remembers the first error.
 struct Remembering;
 
 impl Write for Remembering {
@@ -133,7 +133,7 @@ impl Write for Remembering {
     }
 }
 
-/// Whether a log line was lost, and why.
+/// Takes the first error of writing a log line, if there was one.
 pub(super) fn failure() -> Option<io::Error> {
     FAILURE.lock().ok()?.take()
 }

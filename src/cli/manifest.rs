@@ -1,5 +1,5 @@
-//! What a pod's manifest asks for: the arguments that `audit` and `verify` have in common,
-//! and the reading of the files they name.
+//! The arguments of `audit` and `verify` that name a pod's manifest, and reading the files that they
+//! name.
 
 use std::io::{self, Read};
 use std::net::IpAddr;
@@ -34,7 +34,7 @@ pub(super) fn with_manifest(command: Command) -> Command {
     ])
 }
 
-/// A manifest, and what the pod's node has to say.
+/// A manifest, and the configuration of the pod's node.
 pub(super) struct ManifestArguments {
     pub manifest: Manifest,
     node: NodeOptions,
@@ -44,7 +44,7 @@ pub(super) struct ManifestArguments {
 ///
 /// # Errors
 ///
-/// That a file cannot be read or makes no sense, naming it.
+/// A file that cannot be read or is not valid, by its name.
 pub(super) fn asked(matches: &ArgMatches) -> Result<Option<ManifestArguments>, CliError> {
     let path = |name| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
     let Some(manifest) = path("pod-manifest") else {
@@ -66,7 +66,7 @@ pub(super) fn asked(matches: &ArgMatches) -> Result<Option<ManifestArguments>, C
 ///
 /// # Errors
 ///
-/// That the file cannot be read or makes no sense.
+/// The file cannot be read or is not valid.
 pub(super) fn node_options(path: &Path) -> Result<NodeOptions, CliError> {
     let text = read("--netconf", path)?;
     let options = cni::node_options(text.as_bytes());
@@ -74,7 +74,7 @@ pub(super) fn node_options(path: &Path) -> Result<NodeOptions, CliError> {
 }
 
 impl ManifestArguments {
-    /// Adds to what was found about the pod what only its manifest tells.
+    /// Adds to a source what only the manifest tells about the pod.
     pub(super) fn complete(&self, found: &mut Source) {
         if found.pod.addresses.is_empty() {
             found.pod.addresses.clone_from(&self.manifest.addresses);
@@ -132,7 +132,7 @@ impl ManifestArguments {
     ///
     /// # Errors
     ///
-    /// That it asks for none, or for what makes no sense.
+    /// The manifest asks for no rules, or its options are not valid.
     pub(super) fn wanted(&self, matches: &ArgMatches, found: Option<&LiveRules>) -> Result<Source, CliError> {
         let mut known = self.known(source::known(matches, found)?);
         // A manifest from a repository or an injector has no status with addresses. A dump has
@@ -159,8 +159,8 @@ impl ManifestArguments {
     }
 }
 
-/// A note on the configuration of this node, where it has options for every pod and was
-/// not named: a pod that is as it should be would seem to differ.
+/// A note if this node's configuration has options for every pod and `--netconf` does not name it: a
+/// correct pod would seem to differ.
 fn unnamed(directory: &Path) -> Option<String> {
     let entries = std::fs::read_dir(directory).ok()?;
     let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
@@ -182,7 +182,7 @@ fn unnamed(directory: &Path) -> Option<String> {
 ///
 /// # Errors
 ///
-/// That it can be read once.
+/// Standard input can be read only once.
 pub(super) fn check_stdin(matches: &ArgMatches, other: Option<&Path>) -> Result<(), CliError> {
     let path = |name| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
     let dumps = matches.get_many::<String>("dump").into_iter().flatten().map(|name| name.as_str());
@@ -207,7 +207,7 @@ pub(super) fn read(option: &str, path: &Path) -> Result<String, CliError> {
     read_up_to(LARGEST, option, path)
 }
 
-/// A text file of so many bytes at most, or standard input.
+/// Reads a text file of at most `largest` bytes, or standard input.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! What is typed: one file per subcommand, thin.
+//! The command line: one file per subcommand.
 
 mod ambient;
 mod ambient_host;
@@ -35,7 +35,7 @@ use error::CliError;
 use init::Print;
 use logging::LogOptions;
 
-/// The command line.
+/// The parser of the command line.
 fn command() -> Command {
     let about = "Puts a weir across a pod's traffic: diverts it to a sidecar proxy, and says exactly what is diverted and what escapes";
     let command = Command::new("podweir")
@@ -106,7 +106,7 @@ fn quotable(text: &str) -> String {
     printable(&text.chars().take(40).collect::<String>()).into_owned()
 }
 
-/// `has_options`: whether options stand behind `--`, be it none of them.
+/// Runs a subcommand. `has_options`: whether `--` was given, with options behind it or without.
 fn run_command(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> {
     let Some((name, matches)) = matches.subcommand() else { return Err(CliError::Usage("no command".into())) };
     logging::start(&LogOptions::from_matches(matches)).map_err(CliError::Usage)?;
@@ -125,7 +125,7 @@ fn run_command(matches: &ArgMatches, has_options: bool) -> Result<(), CliError> 
     }
 }
 
-/// Help and version are parse errors to clap.
+/// Prints an error of clap, which help and version are as well; returns the exit status.
 fn parse_error(error: &clap::Error) -> u8 {
     let status = match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,

@@ -191,7 +191,7 @@ fn duration(matches: &ArgMatches, name: &str) -> Result<Duration, CliError> {
     value::duration(&text).map_err(|invalid| CliError::Usage(invalid.of_option(&format!("--{name}"))))
 }
 
-/// A flag, or else a variable; which one is needed is said where both are missing.
+/// The value of a flag, or else of a variable; the error names both.
 fn text_or_variable(matches: &ArgMatches, name: &str, variable: &str) -> Result<String, CliError> {
     let given = text_of(matches, name).or_else(|| process_environment(variable)).filter(|text| !text.is_empty());
     given.ok_or_else(|| CliError::Usage(format!("give --{name}, or set the variable {variable}")))

@@ -9,16 +9,16 @@ use crate::sys::text::printable_lines;
 
 use super::error::CliError;
 
-/// Writes everything, or says that it could not. Arguments and manifests are shown as
-/// they are; a terminal must not take them for commands.
+/// Writes a text, or fails. The texts of arguments and manifests are in it; what a terminal would take
+/// for commands is escaped.
 pub(super) fn print(text: &str) -> Result<(), CliError> {
     check()?;
     let mut out = io::stdout().lock();
     out.write_all(printable_lines(text).as_bytes()).and_then(|()| out.flush()).map_err(CliError::Stdout)
 }
 
-/// Whether standard output and error are open at all, before anything is changed.
-/// The standard library takes writing to a closed one for success.
+/// Checks, before anything is changed, that standard output and error are open: the standard library
+/// takes writing to a closed one for success.
 pub(super) fn check() -> Result<(), CliError> {
     let closed = || io::Error::from(Errno::EBADF);
     match () {

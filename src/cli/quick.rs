@@ -1,8 +1,8 @@
-//! A quick reading of the interception faces' arguments. Building a command line parser
-//! for all options takes longer than the kernel takes for a pod's rules, and every pod's
-//! start waits for it. So arguments that are plainly options of the table are read
-//! straight from the table; anything else (help, a mistake, another command) is left to
-//! clap, which has the last word on what is right. A test holds the two against each other.
+//! Quick parsing of the interception faces' arguments. Building a command line parser for all options
+//! takes longer than the kernel takes for a pod's rules, and every pod's start waits for it. So
+//! arguments that are plainly options of the table are parsed straight from the table; anything else
+//! (help, a mistake, another command) is left to clap, which decides what is valid. A test compares the
+//! two.
 
 use std::ffi::OsString;
 
@@ -12,7 +12,7 @@ use crate::config::settings::Face;
 
 use super::logging::LogOptions;
 
-/// What was typed, understood.
+/// Arguments that were parsed without clap.
 #[derive(Debug)]
 pub(super) struct Quick {
     pub face: Face,
@@ -20,7 +20,7 @@ pub(super) struct Quick {
     pub log: LogOptions,
 }
 
-/// Reads the arguments, the program's name first; `None` where clap has to look at them.
+/// Parses the arguments, the program's name first; `None` if clap must parse them.
 pub(super) fn read(arguments: &[OsString], environment: Environment) -> Option<Quick> {
     let mut words = arguments.iter().skip(1).map(|a| a.to_str());
     let face = match words.next()?? {

@@ -1,4 +1,4 @@
-//! `podweir render`: rules as text, whichever source they come from.
+//! `podweir render`: the rules of any source as text.
 
 use clap::builder::PossibleValue;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum, value_parser};
@@ -14,7 +14,7 @@ use crate::backend::routing;
 use super::error::CliError;
 use super::{dry_run, output, source};
 
-/// How rules are written down.
+/// The format of the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RenderFormat {
     Table,

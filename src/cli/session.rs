@@ -1,5 +1,5 @@
-//! What every command has in common that works on a network namespace's rules: the conditions that
-//! it works under, whether the namespace may be worked on, and the line that says what was done.
+//! What commands that change a network namespace's rules have in common: their settings, the check that
+//! the namespace may be changed, and the line that reports what was done.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::sys::netns;
 
 use super::error::CliError;
 
-/// How the rules are changed: by the options, and with what the iptables programs are started.
+/// The settings with which rules are changed, by the options.
 pub(super) fn conditions(run: &Run) -> Conditions {
     let mut programs = ProgramEnvironment { host_network: run.host_network, ..programs() };
     if run.cni_mode {
@@ -29,7 +29,7 @@ pub(super) fn conditions(run: &Run) -> Conditions {
     Conditions { rule_comments: run.rule_comments, lock_timeout: run.lock_timeout, programs }
 }
 
-/// What the programs get from our environment.
+/// The environment of the iptables programs, from the process's own.
 pub(super) fn programs() -> ProgramEnvironment {
     let variable = |name: &'static str| process_environment(name).map(|value| (name, value.into()));
     ProgramEnvironment {
@@ -46,7 +46,7 @@ pub(super) fn programs() -> ProgramEnvironment {
 ///
 /// # Errors
 ///
-/// That it is a node's, and how that is known; or that it cannot be told.
+/// It is a node's, and how that is known; or that is not known.
 pub(super) fn check_namespace(
     face: Face,
     run: &Run,
@@ -79,7 +79,7 @@ pub(super) fn check_namespace(
     )))
 }
 
-/// One line that says what was done.
+/// Logs one line that says what was done.
 pub(super) fn report(outcome: &Outcome, plan: &Plan, started: Instant) {
     for warning in &outcome.warnings {
         warn!("{warning}");

@@ -26,7 +26,7 @@ use super::{args, confine, logging};
 
 const HEADING: &str = "Which rules";
 
-/// What all help texts say about sources.
+/// The part about sources of all help texts.
 pub const HELP: &str = "\
 Rules come from one of three sources:
   -- OPTIONS         the plan that these options of podweir init would make; with
@@ -94,7 +94,7 @@ fn addresses(matches: &ArgMatches, name: &str) -> Vec<IpAddr> {
     matches.get_many(name).map(|all| all.copied().collect()).unwrap_or_default()
 }
 
-/// The name of one interface, in the form in which clap wants it.
+/// Parses the name of one interface, in the form that clap wants.
 fn one_interface(text: &str) -> Result<String, String> {
     match value::interfaces(text).as_deref() {
         Ok([one]) if !one.any_ending => Ok(one.name.to_string()),
@@ -102,8 +102,8 @@ fn one_interface(text: &str) -> Result<String, String> {
     }
 }
 
-/// An address that a pod can have; IPv4's as such, also where it is written as one of IPv6.
-/// `ip addr` prints it with the length of its network's prefix, which is passed over.
+/// Parses an address that a pod can have; an IPv4-mapped one is IPv4. A prefix length behind it, which
+/// `ip addr` prints, is ignored.
 fn pod_address(text: &str) -> Result<IpAddr, String> {
     let address = text.parse::<IpAddr>().or_else(|e| match text.parse::<IpNet>() {
         Ok(network) => Ok(network.addr()),
@@ -115,7 +115,7 @@ fn pod_address(text: &str) -> Result<IpAddr, String> {
     }
 }
 
-/// The name servers given; `None` where nothing is said.
+/// The name servers in the arguments; `None` if there are none.
 fn dns_servers(matches: &ArgMatches) -> Result<Option<Vec<IpAddr>>, CliError> {
     let Some(texts) = matches.get_many::<String>("dns-server") else { return Ok(None) };
     let known = texts.filter(|text| *text != "none").map(|text| {
@@ -125,7 +125,7 @@ fn dns_servers(matches: &ArgMatches) -> Result<Option<Vec<IpAddr>>, CliError> {
     known.collect::<Result<Vec<_>, _>>().map(Some)
 }
 
-/// Whether rules are asked for that are there already: the kernel's or a dump's.
+/// Whether the arguments name existing rules: the kernel's or a dump's.
 pub fn names_found(matches: &ArgMatches) -> bool {
     confine::is_live(matches) || matches.contains_id("dump")
 }
@@ -192,7 +192,7 @@ pub fn read(matches: &ArgMatches) -> Result<Source, CliError> {
     Ok(found.source)
 }
 
-/// The rules that are there: the kernel's or a dump's.
+/// Reads existing rules: the kernel's or a dump's.
 ///
 /// # Errors
 ///
@@ -218,7 +218,7 @@ pub fn found(matches: &ArgMatches) -> Result<LiveRules, CliError> {
     Ok(found)
 }
 
-/// Takes the interface that the arguments name as the pod's way to others.
+/// Sets the pod's uplink, if the arguments name one.
 pub fn name_uplink(matches: &ArgMatches, source: &mut Source) {
     if let Some(name) = matches.get_one::<String>("uplink") {
         source.pod.uplink = name.as_str().into();
@@ -269,7 +269,7 @@ pub fn known(matches: &ArgMatches, found: Option<&LiveRules>) -> Result<KnownPod
     })
 }
 
-/// How `--diff` is used.
+/// The error for a wrong use of `--diff`.
 pub const TWO_LOTS: &str = "--diff needs two lots of options: --diff -- A... --against -- B...";
 
 /// The rules of the options behind `--`, and of those behind `--against --`.
@@ -294,7 +294,7 @@ pub fn both(matches: &ArgMatches) -> Result<(Source, Source), CliError> {
     Ok((before, after))
 }
 
-/// A dump of one family says nothing about the other.
+/// Fails if rules are wanted of a family that a dump does not cover.
 ///
 /// # Errors
 ///
@@ -310,11 +310,11 @@ pub fn check_families(wanted: &Source, found: &Source) -> Result<(), CliError> {
     )))
 }
 
-/// Refuses options that mean nothing, whatever the pod is like.
+/// Refuses options that are not valid for any pod.
 ///
 /// # Errors
 ///
-/// The option that means nothing here, and what would be right.
+/// The option that is not valid, and what would be.
 pub fn check_options(matches: &ArgMatches) -> Result<(), CliError> {
     let words: Vec<&str> = matches.get_many::<String>("options").into_iter().flatten().map(String::as_str).collect();
     let said = matches.get_one::<String>("as").map(String::as_str);
@@ -324,7 +324,7 @@ pub fn check_options(matches: &ArgMatches) -> Result<(), CliError> {
     given_of("behind --", &words, said, &process_environment).map(|_| ())
 }
 
-/// The rules that options mean.
+/// The rules that options give for a pod.
 ///
 /// # Errors
 ///
@@ -337,7 +337,7 @@ pub fn of_words(words: &[&str], said: Option<&str>, known: &KnownPod) -> Result<
     Ok(options::read(&given, face, known)?)
 }
 
-/// The options of podweir ambient, if that is meant.
+/// The options behind `ambient`, if the words or `--as` name it.
 fn of_ambient<'a, 'w>(words: &'a [&'w str], said: Option<&str>) -> Result<Option<&'a [&'w str]>, CliError> {
     let (named, rest) = match words.split_first() {
         Some((&name @ ("init" | "istio-iptables" | "ambient"), rest)) => (Some(name), rest),
@@ -356,7 +356,7 @@ fn of_ambient<'a, 'w>(words: &'a [&'w str], said: Option<&str>) -> Result<Option
 /// they are those of an injector's own program, which knows no other face than istio-iptables.
 ///
 /// # Errors
-/// When they make no sense.
+/// The arguments are not valid options.
 pub fn given_of_init(arguments: &[String], variables: &BTreeMap<String, String>) -> Result<(Given, Face), CliError> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let said = match words.first() {
@@ -366,7 +366,7 @@ pub fn given_of_init(arguments: &[String], variables: &BTreeMap<String, String>)
     given_of("the arguments of istio-init", &words, said, &|name| variables.get(name).cloned())
 }
 
-/// The options that words give, in the face they are meant for.
+/// Parses options for the face that they or `said` name.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! `--run-validation`: proves that the rules do what they should, or says which do not.
+//! `--run-validation`: proves that the rules work, or names those that do not.
 
 use std::io;
 
@@ -24,7 +24,7 @@ use crate::sys::netlink::Netlink;
 use super::error::CliError;
 use super::session;
 
-/// Where Kubernetes reads a container's last words.
+/// The file in which Kubernetes reads a container's termination message.
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// Tests the rules that are in the kernel against the plan.
@@ -65,8 +65,8 @@ pub(super) fn run(settings: &Settings, plan: &Plan) -> Result<(), CliError> {
     Err(CliError::Validation(problem))
 }
 
-/// Who listens where the rules divert to: the proxy, if validation runs after its start; or
-/// somebody who gets its connections.
+/// Logs who listens on the ports that rules divert to: the proxy, if validation runs after its start; or
+/// another process, which gets its connections.
 fn say_who_has_ports(holders: &[PortHolder], settings: &Settings) {
     let Interception { mode, proxy_uids, .. } = &settings.interception;
     let is_proxys = |user: &u32| proxy_uids.contains(user) || (*mode == Mode::Tproxy && *user == 0);
@@ -85,11 +85,11 @@ fn say_who_has_ports(holders: &[PortHolder], settings: &Settings) {
     }
 }
 
-/// The most flows that are tried because of rules of others.
+/// The most flows that are tested because of foreign rules.
 const MOST_SUSPECTS: usize = 16;
 
-/// Flows that by the plan are the proxy's, and that rules of others may let out. Who may not look
-/// at the rules gets none: the usual ways are tested all the same.
+/// Flows that the plan diverts and that foreign rules may let out. Without the right to read the rules
+/// there are none, and only the usual paths are tested.
 fn suspects(settings: &Settings) -> Vec<Suspect> {
     let live = Live {
         programs: session::programs(),
@@ -117,11 +117,11 @@ fn suspects(settings: &Settings) -> Vec<Suspect> {
     effects.take(MOST_SUSPECTS).map(suspect).collect()
 }
 
-/// What is the case where the rules cannot be seen: an injector's validation container has
-/// no capability and needs none, since somebody else programs its pod.
+/// The explanation where the rules cannot be read: an injector's validation container has no capability
+/// and needs none, since another program makes its pod's rules.
 const MADE_BY_OTHERS: &str = "this container may not look at the rules (it has no CAP_NET_ADMIN, and needs none to validate), but they are not there, or not as these options ask: podweir's CNI plugin on this node, or an init container before this one, did not program this pod. On the node, plugin.log in the plugin's run directory (usually /var/run/podweir) says what it did for this pod; with no line about the pod, the plugin was not called: it must be the last of the chain in /etc/cni/net.d. Then delete the pod, so that it is set up anew";
 
-/// Which path failed, and which rule is the cause, by reading the kernel.
+/// The path that failed, and the rule that is the cause, by reading the kernel.
 fn explain(failure: &FailedPath, settings: &Settings, plan: &Plan) -> String {
     let mut text = format!("validation failed on the path {}: {}", failure.path, failure.problem);
     if failure.late {
@@ -159,7 +159,7 @@ fn causes(path: Path, settings: &Settings, plan: &Plan) -> Result<Vec<String>, C
     Ok(out)
 }
 
-/// Whether a chain is on a way through the rules.
+/// Whether packets on a path go through a chain.
 fn concerns(route: PathKind, chain: &ChainName) -> bool {
     use ChainName as C;
     match route {

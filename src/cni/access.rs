@@ -1,6 +1,6 @@
-//! What a kubeconfig says: whom to ask for pods, whom to believe, and how to show who
-//! asks. Only what a node's kubeconfig needs is understood, and no message repeats what
-//! is in it: a token may be anywhere in a file that is damaged.
+//! Reads a kubeconfig: the API server's address, the certificates to trust, and the credentials. Only
+//! what a node's kubeconfig needs is understood, and no message repeats what is in it: a token may be
+//! anywhere in a file that is damaged.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -19,7 +19,7 @@ use crate::sys::trust::{self, TrustError};
 const LONGEST_TOKEN: u64 = 64 << 10;
 const LONGEST_PEM: u64 = 1 << 20;
 
-/// Where the kubelet and other agents put the tokens of service accounts.
+/// The folders in which the kubelet and other agents mount tokens of service accounts.
 const TOKEN_FOLDERS: [&str; 4] = [
     "/run/secrets/kubernetes.io/serviceaccount",
     "/var/run/secrets/kubernetes.io/serviceaccount",
@@ -29,7 +29,8 @@ const TOKEN_FOLDERS: [&str; 4] = [
 /// The kubelet's name for volumes that hold such tokens, wherever its own folder is.
 const PROJECTED: &str = "kubernetes.io~projected";
 
-/// Ways to show who asks, or to get to the server, that the plugin does not have.
+/// Keys of a user that ask for ways to authenticate, or to reach the server, which the plugin does not
+/// have.
 const UNSUPPORTED_USER: [&str; 8] =
     ["exec", "auth-provider", "username", "password", "as", "as-uid", "as-groups", "as-user-extra"];
 
@@ -37,7 +38,7 @@ const UNSUPPORTED_USER: [&str; 8] =
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     text: String,
-    /// Somebody has to change the file: it is not one that is just being written.
+    /// Whether somebody has to change the file: it is not just being written.
     pub is_final: bool,
 }
 
@@ -57,14 +58,14 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Whom to ask, and as whom.
+/// How to reach the API server: its address, whom to trust, and the credentials.
 #[derive(Debug)]
 pub struct Access {
     /// Scheme, host, port and whatever comes before `/api`.
     pub server: String,
-    /// The server's certificate is for this name instead of the host's.
+    /// The name in the server's certificate, if it is not the host's.
     pub tls_name: Option<String>,
-    /// Certificates to believe, in PEM form; without any, those of the system.
+    /// The certificates to trust, in PEM form; without any, the system's.
     pub authority: Option<Vec<u8>>,
     pub token: Option<SecretString>,
     pub certificate: Option<Certificate>,
@@ -80,8 +81,8 @@ pub struct Certificate {
 }
 
 impl Access {
-    /// Makes sense of a kubeconfig. `folder`: where it is, without links; paths in it
-    /// start from there.
+    /// Reads a kubeconfig. `folder`: where the file is, without links; relative paths in it start from
+    /// there.
     ///
     /// # Errors
     /// When a key is missing, empty, or not as it should be, with the key's name.
@@ -134,7 +135,7 @@ impl Access {
     }
 }
 
-/// The server's address. It is told in messages later, so there must be nothing else in it.
+/// The server's address. Messages repeat it, so it must contain nothing else.
 fn server(cluster: &Key, allow_http: bool) -> Result<String, Problem> {
     let name = format!("{}.server", cluster.name);
     let wrong = || Problem::new(format!("{name} is no address such as https://10.0.0.1:6443"));
@@ -200,8 +201,8 @@ fn is_among_tokens(path: &Path) -> bool {
         || names.windows(2).any(|pair| pair[0] == "volumes" && pair[1] == PROJECTED)
 }
 
-/// Reads a file that a key names. Where there is none, what the key says may be anything,
-/// so only what is there is told by name.
+/// Reads a file that a key names. The path of a missing file is not repeated, since the key's value may
+/// be anything.
 fn read(name: &str, path: &str, folder: &Path, limit: u64) -> Result<trust::TrustedFile, Problem> {
     trust::read(&folder.join(path), limit).map_err(|e| match e {
         e if e.is_missing() => Problem::new(format!("{name} names a file that is not there")),
@@ -211,7 +212,7 @@ fn read(name: &str, path: &str, folder: &Path, limit: u64) -> Result<trust::Trus
     })
 }
 
-/// A value with the way to it, by which messages name it.
+/// A value with its path in the kubeconfig, by which messages name it.
 struct Key<'a> {
     name: String,
     value: &'a Value,
@@ -231,7 +232,7 @@ impl<'a> Key<'a> {
         Some(Key { name: self.name_of(key), value })
     }
 
-    /// Whether a key says anything.
+    /// Whether a key has a value that is not empty.
     fn has(&self, key: &str) -> bool {
         self.get(key).is_some_and(|key| key.value != "")
     }
@@ -270,7 +271,7 @@ impl<'a> Key<'a> {
         key.value.as_bool().map_or_else(|| key.expected("true or false"), Ok)
     }
 
-    /// What the member of a list holds whose name a key elsewhere gives.
+    /// The content of the list member whose name is the value of `key` in `by`.
     fn named_by(&self, by: &Key, key: &str, list: &str, inner: &str) -> Result<Key<'a>, Problem> {
         let wanted = by.needed(key)?;
         let missing = |name: &str| Problem::new(format!("{name} is missing"));
@@ -285,7 +286,7 @@ impl<'a> Key<'a> {
         if found.value.is_object() { Ok(found) } else { found.expected("an object") }
     }
 
-    /// What is in the kubeconfig itself, or in the file that it names.
+    /// The PEM text of a key: base64 in the kubeconfig itself, or the file that it names.
     fn pem(&self, key: &str, folder: &Path, files: &mut Vec<PathBuf>) -> Result<Option<Vec<u8>>, Problem> {
         let data_key = format!("{key}-data");
         match (self.text(&data_key)?, self.text(key)?) {

@@ -23,11 +23,11 @@ use secrecy::ExposeSecret;
 use super::access::{Access, Problem};
 use super::resolver::Resolver;
 
-/// The longest answer: etcd keeps nothing over 1.5 MiB unless told otherwise, and a pod
-/// may grow on its way into JSON.
+/// The longest answer, in bytes: etcd keeps nothing over 1.5 MiB unless configured otherwise, and a pod
+/// may be longer as JSON.
 const LONGEST: usize = 8 << 20;
 
-/// What the API server said.
+/// The API server's answer, which may be a refusal.
 pub(crate) struct HttpAnswer {
     pub status: u16,
     pub body: Vec<u8>,
@@ -37,7 +37,7 @@ pub(crate) struct HttpAnswer {
 pub(crate) enum NoAnswer {
     /// The kubeconfig cannot be used for it.
     Unusable(Problem),
-    /// Nobody there, or nobody to believe, or a connection that broke.
+    /// Connecting failed, TLS did not verify, or the connection broke.
     Failed(String),
     TooLong,
 }
@@ -48,7 +48,7 @@ impl From<Problem> for NoAnswer {
     }
 }
 
-/// An error with its causes, from the first that says more than which layer it came from.
+/// An error with its causes, without those that only name a layer of the client.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let is_wrapping =
         |error: &(dyn Error + 'static)| error.is::<kube::Error>() || error.is::<hyper_util::client::legacy::Error>();
@@ -68,10 +68,10 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// Asks for what is at a path.
+/// Sends a GET request for a path.
 ///
 /// # Errors
-/// When there is no whole answer; one that says no is an answer.
+/// There is no whole answer; a refusal is an answer.
 pub(crate) async fn get(access: &Access, path: &str) -> Result<HttpAnswer, NoAnswer> {
     let client = connect(access)?;
     let mut request = http::Request::get(format!("{}{path}", access.server));
@@ -95,7 +95,7 @@ pub(crate) async fn get(access: &Access, path: &str) -> Result<HttpAnswer, NoAns
     }
 }
 
-/// What sends requests over TLS.
+/// A client that sends requests over TLS.
 pub(crate) type Https = HttpClient<hyper_rustls::HttpsConnector<HttpConnector<Resolver>>, Body>;
 
 /// Connects as the kubeconfig says.
@@ -103,8 +103,8 @@ fn connect(access: &Access) -> Result<kube::Client, Problem> {
     Ok(kube::Client::new(https(access)?, "default"))
 }
 
-/// What connects to the server of a kubeconfig, believing whom it says, and shows the
-/// certificate that it has.
+/// A client for the server of a kubeconfig, which trusts the kubeconfig's certificates and shows its
+/// client certificate.
 ///
 /// # Errors
 /// A certificate, key or name in it is damaged.
@@ -123,8 +123,8 @@ pub(crate) fn https(access: &Access) -> Result<Https, Problem> {
     Ok(HttpClient::builder(TokioExecutor::new()).build(https))
 }
 
-/// Whom to believe, and the certificate to show, if there is one. Errors of parsers may
-/// quote what they read, so they are put into words of our own.
+/// The certificates to trust, and the client certificate, if there is one. Errors of parsers may quote
+/// what they read, so they are replaced.
 fn tls(access: &Access) -> Result<ClientConfig, Problem> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
@@ -157,7 +157,7 @@ fn tls(access: &Access) -> Result<ClientConfig, Problem> {
         .map_err(|_| Problem::new("the user's client-certificate and client-key do not belong together"))
 }
 
-/// The certificates in a text; there must be one, and none that is damaged.
+/// The certificates in a text; `None` if there is none, or one is damaged.
 fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     let all: Vec<CertificateDer> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().ok()?;
     Some(all).filter(|all| !all.is_empty())

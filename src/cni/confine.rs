@@ -1,7 +1,6 @@
-//! What a call may do while it reads what others wrote. It is root's on the node, and what
-//! it understands comes from runtimes, files, an API server and, by way of that, whoever may
-//! write annotations: so it gives up what it does not need, in the order in which it knows
-//! what that is.
+//! The rights of a call while it reads what others wrote. It is root's on the node, and its input comes
+//! from runtimes, files, an API server and, through that, whoever may write annotations: so it gives up
+//! rights as soon as it is known that they are not needed.
 //!
 //! | when | what goes |
 //! |---|---|
@@ -46,28 +45,28 @@ pub(super) fn start(verb: Verb) {
     });
 }
 
-/// From here on only the log and what is remembered of attachments is written.
+/// Once the netconf is read: only the log and the state of attachments can be written.
 pub(super) fn writes(run_dir: &Path) {
     // It is made when there is something to put into it.
     let there = run_dir.ancestors().find(|folder| folder.is_dir()).unwrap_or(run_dir);
     Sandbox::new().reading_everything().write(there).run([]).enforce();
 }
 
-/// The pod's namespace is open: what is left is to enter it and to work there. `owned`: by a
-/// user namespace of the pod's own.
+/// Once the pod's namespace is open: keeps what entering it and working in it takes. `owned`: the pod
+/// has a user namespace of its own.
 pub(super) fn opened(choice: BackendChoice, owned: bool) {
     privilege::keep_only(if owned { OF_OWNED } else { backend::capabilities(choice).and_namespaces() });
 }
 
-/// The pod's namespace is entered.
+/// Once the pod's namespace is entered: keeps what working in it takes.
 pub(super) fn entered(choice: BackendChoice, owned: bool) {
     if !owned {
         privilege::keep_only(backend::capabilities(choice));
     }
 }
 
-/// It is known whom to ask about a pod: from here on nobody else can be, and only those files
-/// are read that the kubeconfig names and that working in the pod's namespace takes.
+/// Once the API server is known: no other server can be reached, and only those files can be read that
+/// the kubeconfig names and that working in the pod's namespace takes.
 pub(super) fn lookup(run_dir: &Path, access: &Access) {
     let path = process_environment("PATH").unwrap_or_default();
     let mut sandbox = Sandbox::new().write(run_dir).run(folders(path.as_ref()));
@@ -89,7 +88,7 @@ pub(super) fn lookup(run_dir: &Path, access: &Access) {
     sandbox.connecting_to(ports).enforce();
 }
 
-/// Where systems keep the certificates to believe.
+/// The folders in which systems keep trusted certificates.
 fn certificates(environment: Environment) -> Vec<String> {
     let usual = [
         "/etc/ssl",

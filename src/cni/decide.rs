@@ -1,5 +1,5 @@
-//! Whether a pod's traffic is diverted, and how: everything known about it, in the order
-//! in which knowing gets more expensive.
+//! Decides whether and how a pod's traffic is diverted, by what is known about it: first what is known
+//! at once, then what has to be asked for.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use super::netconf::Netconf;
 use super::protocol::{CniError, Code};
 use super::request::Deadline;
 
-/// How the DaemonSets of agents are called; their pods' names begin so.
+/// How the names of agents' pods begin: with the names of their DaemonSets.
 const AGENTS: [&str; 2] = ["podweir-node-", "istio-cni-node-"];
 
 /// How long a pod waits for an agent that is away, unless the netconf says otherwise.
@@ -31,7 +31,7 @@ const AGENT_TIMEOUT_BESIDE: Duration = Duration::from_secs(2);
 const NOT_KUBERNETES: &str =
     "CNI_ARGS names no pod with its namespace, and the netconf has no interception: this is not Kubernetes";
 
-/// Decides where there is no pod: this is not Kubernetes.
+/// Decides for a container that is no pod of Kubernetes'.
 pub(crate) fn without_pod(netconf: &Netconf) -> Decision {
     let why = "the netconf has an interception";
     match netconf.intercepts {
@@ -44,7 +44,7 @@ pub(crate) fn without_pod(netconf: &Netconf) -> Decision {
 /// or where it does not answer and there is a kubeconfig, the API server.
 ///
 /// # Errors
-/// When nobody can tell, or what the pod asks for makes no sense.
+/// Nobody answers, or the pod's options are not valid.
 pub(crate) fn by_asking(
     netconf: &Netconf,
     pod: &PodId,
@@ -84,7 +84,7 @@ pub(crate) fn about(pod: &Pod, netconf: &Given) -> Result<Decision, CniError> {
     Ok(Decision::Intercept { options, why: "a sidecar was injected", warnings })
 }
 
-/// Why a pod is left alone, where that can be told without asking anybody.
+/// Why a pod is left alone, if that is known without a request.
 pub(crate) fn without_asking(netconf: &Netconf, pod: &PodId) -> Option<String> {
     if netconf.exclude_namespaces.contains(&pod.namespace) {
         return Some(LeftAlone::ExcludedNamespace(pod.namespace.clone()).to_string());

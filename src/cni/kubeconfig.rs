@@ -1,6 +1,6 @@
-//! The kubeconfig in the run directory: finding it, and refusing one that others than
-//! root could have written. What is in it is never said, since errors become events of
-//! pods, for many to read: a problem is told by its place in the file or by the key.
+//! The kubeconfig in the run directory: finding it, and refusing one that others than root could have
+//! written. Errors never contain its text, since they become events of pods, which many can read: they
+//! name the place in the file or the key.
 
 use std::path::{Path, PathBuf};
 
@@ -10,16 +10,16 @@ use crate::sys::trust::{self, TrustError};
 
 use super::access::{Access, Problem};
 
-/// Its name; the second is what other agents of the field write.
+/// The names of kubeconfigs; the second is the one that Istio's agent writes.
 const NAMES: [&str; 2] = ["kubeconfig", "istio-cni-kubeconfig"];
-/// The longest that is read: it may hold a chain of certificates or two.
+/// The longest kubeconfig, in bytes: it may hold a chain of certificates or two.
 const LONGEST: u64 = 1 << 20;
 
-/// Where a kubeconfig is looked for, and what it may say.
+/// Where a kubeconfig is looked for, and whether it may name a server without TLS.
 #[derive(Debug, Clone)]
 pub(crate) struct KubeconfigPlace {
     pub run_dir: PathBuf,
-    /// The netconf's `allow_http`: a server without TLS was asked for by name.
+    /// The netconf's `allow_http`: whether a server without TLS is allowed.
     pub allow_http: bool,
 }
 
@@ -39,7 +39,7 @@ pub(crate) enum KubeconfigError {
 }
 
 impl KubeconfigError {
-    /// Whether trying again is of no use.
+    /// Whether a repetition cannot succeed.
     pub(crate) fn is_final(&self) -> bool {
         match self {
             Self::Missing(_) => false,
@@ -49,11 +49,10 @@ impl KubeconfigError {
     }
 }
 
-/// Reads it, with every file that it names: the token too may be a new one every time.
+/// Reads the kubeconfig and every file that it names: the token too may have been replaced.
 ///
 /// # Errors
-/// When there is none, others than root may write to it or to its folder, or it does not
-/// say whom to ask and how.
+/// There is no kubeconfig, others than root may write to it or to its folder, or it is not valid.
 pub(crate) fn load(place: &KubeconfigPlace) -> Result<(PathBuf, Access), KubeconfigError> {
     let missing = || KubeconfigError::Missing(place.run_dir.clone());
     let folder = match trust::directory(&place.run_dir) {
@@ -76,7 +75,7 @@ pub(crate) fn load(place: &KubeconfigPlace) -> Result<(PathBuf, Access), Kubecon
     Err(missing())
 }
 
-/// Whether there is one, good or not.
+/// Whether there is a kubeconfig, valid or not.
 pub(crate) fn is_there(place: &KubeconfigPlace) -> bool {
     NAMES.iter().any(|name| place.run_dir.join(name).exists())
 }
@@ -90,7 +89,7 @@ pub(crate) fn value(path: &Path) -> Result<Value, Problem> {
     parse(&content.bytes)
 }
 
-/// The parser's own words quote the file: only where it stopped is told.
+/// Parses YAML. The parser's messages quote the file, so only the place of the error is told.
 fn parse(bytes: &[u8]) -> Result<Value, Problem> {
     let text = str::from_utf8(bytes)
         .map_err(|e| Problem::new(format!("it is no text (UTF-8) after {} bytes", e.valid_up_to())))?;

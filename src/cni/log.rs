@@ -30,20 +30,20 @@ use super::rotate;
 
 /// The file's name in the run directory; `plugin.log.1` is the one before.
 pub(super) const FILE: &str = "plugin.log";
-/// How long the file may become before it is put aside.
+/// The size in bytes from which the log is put aside.
 const LONGEST: u64 = 5 << 20;
-/// How many warnings a call may write, and how many characters a text in a line may have:
-/// the log is everybody's, and what it says of a pod is the pod's to choose.
+/// How many warnings a call may write, and how many characters a text in a line may have: all pods share
+/// the log, and a pod chooses the texts about it.
 const MOST_WARNINGS: u32 = 10;
 const LONGEST_TEXT: usize = 1000;
-/// How long to wait for others that are writing.
+/// How long to wait for the lock of other writers.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// What every line of a process says.
+/// The fields that every line of a process has.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Caller {
     pub verb: &'static str,
-    /// Empty where there is none.
+    /// The pod's name; empty if there is no pod.
     pub pod: String,
     pub container_id: String,
 }
@@ -63,11 +63,11 @@ pub(super) fn start(level: &str, caller: Caller, run_dir: Option<&Path>) {
     }
 }
 
-/// The level of a text such as `info`, or `default:info,cni:debug`: the last one that is for all or
-/// for the plugin.
+/// Parses a level such as `info`, or `default:info,cni:debug`: the last one that applies to all scopes
+/// or to the plugin counts.
 ///
 /// # Errors
-/// When one of its levels is none.
+/// The text has something that is no level.
 fn parse_level(text: &str) -> Parsed<LevelFilter> {
     let levels = log_levels::by_scope(text)?;
     let ours = levels.iter().rev().find(|(scope, _)| matches!(*scope, "default" | "all" | "cni"));
@@ -79,9 +79,9 @@ struct Lines {
     filter: LevelFilter,
     caller: Caller,
     file: Option<LogFile>,
-    /// How many there have been.
+    /// How many warnings there have been.
     warnings: AtomicU32,
-    /// Whether it was said already that the file cannot be written.
+    /// Whether a failure to write the file was reported already.
     complained: Mutex<bool>,
 }
 
@@ -230,7 +230,7 @@ impl LogFile {
         }
     }
 
-    /// Whether a file is still the one by that name.
+    /// Whether an open file is still the one at the log's path.
     fn is_current(&self, file: &File) -> bool {
         let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
         match (file.metadata().map(identity), fs::metadata(&self.path).map(identity)) {

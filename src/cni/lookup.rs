@@ -1,5 +1,5 @@
-//! Looking a pod up at the API server: one GET, tried again while it may still work. What
-//! comes back is believed only if it is the very pod that was asked for.
+//! Looks a pod up at the API server: one GET request, repeated while it may still succeed. The answer is
+//! used only if it is the very pod that was asked for.
 
 use std::time::Duration;
 
@@ -19,10 +19,10 @@ use super::patience::{self, GaveUp, Patience};
 use super::protocol::{CniError, Code};
 use super::request::Deadline;
 
-/// An API server that has not answered within ten seconds will not.
+/// How the API server is asked: a try ends after ten seconds without an answer.
 const PATIENCE: Patience = Patience { tries: 30, pause: Duration::from_secs(1), patience: Duration::from_secs(10) };
 
-/// How often to look for a file that is not there, or not whole.
+/// How often to look for a file that is missing or incomplete.
 const FOR_A_FILE: u32 = 10;
 
 /// The API server's words for why not (`StatusReason`, apimachinery's meta/v1/types.go).
@@ -45,12 +45,12 @@ const REASONS: [&str; 15] = [
     "ServiceUnavailable",
 ];
 
-/// Why one try gave no pod.
+/// Why one try did not find the pod.
 #[derive(Debug, thiserror::Error)]
 enum TryError {
     #[error(transparent)]
     Kubeconfig(#[from] KubeconfigError),
-    /// The API server answered, and no.
+    /// The API server refused the request.
     #[error("{reason}; {cure}")]
     Refused { status: u16, reason: String, cure: String },
     #[error("{server} gives no answer: {problem}; is the API server up, and reachable from this node?")]
@@ -105,10 +105,10 @@ impl TryError {
     }
 }
 
-/// Looks a pod up.
+/// Looks a pod up at the API server.
 ///
 /// # Errors
-/// When it cannot be had within the time, or is not there any more.
+/// The pod cannot be read in time, or does not exist any more.
 pub(crate) fn pod(wanted: &PodId, place: &KubeconfigPlace, deadline: &Deadline) -> Result<Pod, CniError> {
     // tokio's runtime takes six descriptors, and panics where it gets only some of them.
     let runtime = process::spare_descriptors(4)
@@ -152,8 +152,8 @@ async fn once(wanted: &PodId, place: &KubeconfigPlace, limit: Duration, confined
     }
 }
 
-/// Whether an object names a kind that is not a pod's, such as a Status, whose members have
-/// the names of a pod's and other types.
+/// Whether an object is of another kind than a pod, such as a Status, whose members have the same names
+/// and other types.
 fn says_it_is_another(body: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct OfAKind {
@@ -162,8 +162,8 @@ fn says_it_is_another(body: &[u8]) -> bool {
     serde_json::from_slice::<OfAKind>(body).is_ok_and(|object| object.kind != "Pod")
 }
 
-/// The pod that was asked for. The parser's own words may quote it, secrets and all: only
-/// where it stopped is told.
+/// Parses the pod that was asked for. The parser's messages may quote it, secrets included, so only the
+/// place of the error is told.
 fn understand(wanted: &PodId, body: &[u8]) -> Result<Pod, Mismatch> {
     let pod: Pod = serde_json::from_slice(body).map_err(|e| {
         if says_it_is_another(body) {

@@ -53,7 +53,7 @@ pub fn is_called(environment: Environment) -> bool {
     environment("CNI_COMMAND").is_some()
 }
 
-/// Answers the call and gives the exit status. Nothing gets past this without an answer.
+/// Answers the call and returns the exit status. Every failure, panics included, is answered.
 pub fn main() -> u8 {
     let answer = Arc::new(Reply::default());
     let theirs = answer.clone();
@@ -73,7 +73,7 @@ pub fn main() -> u8 {
     give_up(&answer, &error)
 }
 
-/// Answers with an error object, if there is no answer yet.
+/// Answers with an error object, unless there is an answer already; returns the exit status.
 fn give_up(answer: &Reply, error: &CniError) -> u8 {
     // Where the netconf was no good, logging has not begun.
     log::start("", Caller::default(), None);
@@ -84,7 +84,7 @@ fn give_up(answer: &Reply, error: &CniError) -> u8 {
     1
 }
 
-/// A panic as an error.
+/// The error for a panic.
 fn internal(panic: &(dyn Any + Send), place: &str) -> CniError {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     CniError::new(Code::Internal, format!("podweir made a mistake: {}", text.unwrap_or("it panicked")))
@@ -148,7 +148,7 @@ fn start_log(verb: Verb, variables: &Variables, raw: &RawNetconf) {
     log::start(&raw.log_level(), caller, raw.run_dir().as_deref().ok());
 }
 
-/// VERSION asks what is spoken, so no version is a wrong one, and none is needed.
+/// Answers VERSION with the supported versions: the netconf's version may be any, or missing.
 fn version(input: &[u8], answer: &Reply) -> Result<(), CniError> {
     let spoken = match input.iter().all(u8::is_ascii_whitespace) {
         true => CniVersion::LATEST,

@@ -44,34 +44,33 @@ pub(crate) fn open(path: &Path) -> Result<Netns, CniError> {
     Ok(netns)
 }
 
-/// What to do in a namespace.
+/// The interception of a pod, before it is made or compared.
 pub(crate) struct Job {
     pub options: Given,
     pub name_servers: Vec<String>,
-    /// The pod's own resolv.conf(5), where it runs already.
+    /// The text of the pod's resolv.conf(5), if it runs already.
     pub resolv_conf: Option<String>,
     pub deadline: Deadline,
 }
 
-/// What was done, and how long it took.
+/// The result of programming a pod's namespace.
 #[derive(Debug)]
 pub(crate) struct ProgrammedPod {
     pub outcome: Outcome,
     pub warnings: Vec<String>,
-    /// What came of connections that were there before the rules.
+    /// What was found about older connections.
     pub established: Remarks,
     pub families: String,
     pub rules: usize,
-    /// What became of a connection through the rules of a pod that runs.
+    /// The result of a probe, in a pod that runs.
     pub probed: Option<Beside>,
     pub read: Duration,
     pub apply: Duration,
 }
 
-/// Moves the process into a namespace for the rest of its short life, and runs a closure
-/// there. A thread for it would be cleaner to look at, but on a busy node every change
-/// between threads waits for its turn, and the pod with it. All that is left to do
-/// afterwards, be it after a panic, is to answer and end.
+/// Moves the process into a namespace for the rest of its short life, and runs a closure there. A
+/// separate thread would be cleaner, but on a busy node every switch between threads waits for its turn,
+/// and the pod with it. All that is left to do afterwards, even after a panic, is to answer and end.
 fn inside<T>(
     netns: &Netns,
     deadline: Deadline,
@@ -83,7 +82,7 @@ fn inside<T>(
     work()
 }
 
-/// What the options of a pod that make no sense are to who starts it.
+/// The plugin's error for a pod's options that are not valid.
 pub(crate) fn refused(error: SettingsError) -> CniError {
     match error.is_usage() {
         true => CniError::new(Code::Pod, error.to_string()).details("correct the pod's annotation"),
@@ -137,8 +136,8 @@ fn prepare(netns: &Netns, job: &Job, face: Face) -> Result<Ready, CniError> {
     Ok(Ready { settings, plan, session, mesh_address, owned })
 }
 
-/// What the iptables programs are started with: a lock that is not the node's, and where
-/// the pod has a user namespace of its own, inside that.
+/// The settings for changing rules: iptables programs use a lock that is not the node's, and run in the
+/// pod's user namespace, if it has one of its own.
 fn conditions(netns: &Netns, run: &Run, deadline: &Deadline) -> Result<Conditions, CniError> {
     let owner = netns.foreign_owner().map_err(io_failed("cannot tell who owns the network namespace"))?;
     Ok(Conditions {
@@ -153,8 +152,7 @@ fn conditions(netns: &Netns, run: &Run, deadline: &Deadline) -> Result<Condition
     })
 }
 
-/// Makes a namespace hold an interception and gives the answer; takes everything back if
-/// nobody is to hear it.
+/// Makes a namespace hold an interception and answers; undoes everything if the answer cannot be given.
 pub(crate) fn program(netns: Netns, job: Job, answer: &Arc<Reply>, result: &str) -> Result<ProgrammedPod, CniError> {
     inside(&netns, job.deadline, answer, || {
         let mut ready = prepare(&netns, &job, Face::Init)?;
@@ -196,13 +194,13 @@ pub(crate) fn program(netns: Netns, job: Job, answer: &Arc<Reply>, result: &str)
     })
 }
 
-/// What the pod says of its proxy, if it does.
+/// The user that the pod's manifest names for its proxy, if it does.
 fn proxy(options: &Given, interception: &Interception) -> Option<tproxy::Proxy> {
     let said = matches!(options.get(Opt::ProxyUid), Some((Origin::ProxyField(_), _)));
     interception.proxy_uids.first().filter(|_| said).map(|&uid| tproxy::Proxy::RunsAs(uid))
 }
 
-/// What came of replacing rules.
+/// The result of replacing rules.
 pub(crate) enum Replacement {
     Done(Box<ProgrammedPod>),
     /// Nothing was changed, since this many older connections are open that the rules would break.
@@ -211,11 +209,11 @@ pub(crate) enum Replacement {
     },
 }
 
-/// Makes the namespace that the calling thread is in hold an interception, whatever is
-/// there of one, and reads it back.
+/// Makes the namespace that the calling thread is in hold an interception, whatever it holds now, and
+/// reads it back.
 ///
-/// Connections that are older and that the rules would break are ended, so that both ends
-/// hear of it; with `wait_for_older` nothing is done while there are some.
+/// Older connections that the rules would break are ended, so that both ends notice; with
+/// `wait_for_older` nothing is done while there are some.
 ///
 /// # Errors
 /// The rules could not be replaced, and are then what they were; or the kernel does not
@@ -256,7 +254,7 @@ pub(crate) fn replace(netns: &Netns, job: &Job, face: Face, wait_for_older: bool
     Ok(Replacement::Done(Box::new(ProgrammedPod { probed: Some(probed), ..done })))
 }
 
-/// What was done for a plan; `took`: to read what was there and to apply it.
+/// The result for a plan; `took`: the time for reading what was held and for applying the plan.
 fn done(ready: &Ready, outcome: Outcome, took: Duration, established: Remarks) -> ProgrammedPod {
     ProgrammedPod {
         probed: None,

@@ -1,5 +1,5 @@
-//! The netconf: the network configuration on standard input, checked. Keys that are not
-//! ours are ignored; what the plugin before us answered is kept as it came.
+//! The netconf: the network configuration on standard input, checked. Unknown keys are ignored; the
+//! result of the plugin before this one is kept as it came.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ use crate::config::value;
 use super::protocol::{CniError, CniVersion, Code, VERSIONS};
 use super::request::DEFAULT_TIMEOUT;
 
-/// Where the agent keeps what the plugin needs, and the plugin its state.
+/// The default run directory, in which the agent puts what the plugin needs, and the plugin its state.
 const DEFAULT_RUN_DIR: &str = "/var/run/podweir";
 
 /// The capability by which containerd hands a pod's annotations over.
@@ -40,36 +40,36 @@ pub(crate) struct Netconf {
     pub version: CniVersion,
     /// The network's name.
     pub name: String,
-    /// Where the kubeconfig is, and the plugin keeps its state.
+    /// The run directory, with the kubeconfig and the plugin's state.
     pub run_dir: PathBuf,
     /// A kubeconfig may name a server without TLS.
     pub allow_http: bool,
     pub exclude_namespaces: Vec<String>,
-    /// The agent's own namespace.
+    /// The namespace of the agent's pods.
     pub pod_namespace: String,
     pub timeout: Duration,
-    /// How long a pod waits for the node's agent while that is away; `None`: the node has
-    /// no agent as far as the netconf knows.
+    /// How long a pod waits for the node's agent while it does not answer; `None`: the netconf does not
+    /// say that the node has an agent.
     pub agent_timeout: Option<Duration>,
-    /// The node's agent has pods of ambient mode as well, which nothing but it can tell.
+    /// Whether the node's agent has pods of ambient mode as well, which only it can recognise.
     pub ambient: bool,
     /// The netconf itself asks for an interception.
     pub intercepts: bool,
     /// Options that the netconf sets.
     pub options: Given,
-    /// The pod's annotations, where the runtime hands them over.
+    /// The pod's annotations, if the runtime passes them.
     pub annotations: Option<BTreeMap<String, String>>,
-    /// The result so far, as it came.
+    /// The result of the plugins before this one, as it came.
     pub prev_result: Option<Box<RawValue>>,
-    /// Name servers that the result so far names.
+    /// The name servers in that result.
     pub name_servers: Vec<String>,
-    /// GC: what is not to be dropped; `None`: the runtime does not say.
+    /// The attachments that GC must keep; `None`: the runtime names none.
     pub valid_attachments: Option<Vec<ValidAttachment>>,
 }
 
 type Keys = HashMap<String, Box<RawValue>>;
 
-/// The keys of a JSON object, not looked at yet.
+/// The keys of the netconf, before their values are parsed.
 #[derive(Default)]
 pub(crate) struct RawNetconf {
     keys: Keys,
@@ -86,7 +86,7 @@ impl RawNetconf {
         })
     }
 
-    /// The version, whatever else is wrong.
+    /// The netconf's version, even if other keys are not valid.
     pub(crate) fn version(&self) -> Result<CniVersion, CniError> {
         let text: Option<String> = get(&self.keys, "cniVersion")?;
         match text.as_deref() {
@@ -99,12 +99,12 @@ impl RawNetconf {
         }
     }
 
-    /// The level of the log, whatever else is wrong.
+    /// The level of the log, even if other keys are not valid.
     pub(crate) fn log_level(&self) -> String {
         get(&self.keys, "plugin_log_level").ok().flatten().unwrap_or_default()
     }
 
-    /// The run directory, whatever else is wrong.
+    /// The run directory, even if other keys are not valid.
     pub(crate) fn run_dir(&self) -> Result<PathBuf, CniError> {
         const KEY: &str = "cni_agent_run_dir";
         let dir: Option<PathBuf> = get(&self.keys, KEY)?;
@@ -115,7 +115,7 @@ impl RawNetconf {
         }
     }
 
-    /// Makes sense of the keys.
+    /// Parses and checks all keys.
     pub(crate) fn check(mut self, version: CniVersion) -> Result<Netconf, CniError> {
         let keys = &self.keys;
         let timeout: Option<Value> = get(keys, "timeout")?;
@@ -175,7 +175,7 @@ impl RawNetconf {
 /// them, or podweir's own entry.
 ///
 /// # Errors
-/// That the file is none, names no podweir, or asks for what makes no sense.
+/// The file is no netconf, does not name podweir, or is not valid.
 pub fn node_options(text: &[u8]) -> Result<NodeOptions, CniError> {
     #[derive(Deserialize)]
     struct PluginEntry {
@@ -224,7 +224,7 @@ fn get<T: DeserializeOwned>(keys: &Keys, key: &str) -> Result<Option<T>, CniErro
     serde_json::from_str(raw.get()).map_err(|e| wrong(key, e))
 }
 
-/// What of a result is looked at.
+/// The parts of a result that are used.
 #[derive(Deserialize)]
 struct PrevResult {
     #[serde(rename = "cniVersion")]
@@ -269,8 +269,8 @@ fn annotations(mut runtime: HashMap<String, Value>) -> Result<Option<BTreeMap<St
     }
 }
 
-/// How the netconf's `interception` names an option: by its long flag, or the variable of
-/// one that has no flag.
+/// An option's key in the netconf's `interception`: its long flag, or the variable of an option without
+/// a flag.
 pub(crate) fn option_name(spec: &Spec) -> &'static str {
     if spec.long.is_empty() { spec.env[0] } else { spec.long }
 }

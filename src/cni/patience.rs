@@ -1,5 +1,5 @@
-//! Asking again while it may still work: whoever starts a pod on a node that is starting
-//! itself, or beside an API server that is, would rather wait than fail.
+//! Repeats requests while they may still succeed: a node or an API server that is just starting delays
+//! pods rather than failing them.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
@@ -10,16 +10,16 @@ use crate::sys::text::rounded;
 
 use super::request::Deadline;
 
-/// However long a try took, there is a breath before the next.
+/// The shortest pause between two tries, however long the first one took.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// What is left of a call's time when the last try has to end: enough to say so before
-/// somebody says it in its place.
+/// The time that must be left when the last try ends: enough to answer before the deadline's thread
+/// does.
 fn margin(deadline: &Deadline) -> Duration {
     (deadline.timeout / 5).min(Duration::from_millis(500))
 }
 
-/// How one asks.
+/// How often and how long to try.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
     pub tries: u32,
@@ -29,14 +29,13 @@ pub(super) struct Patience {
     pub patience: Duration,
 }
 
-/// Why a try did not work.
+/// The failure of a try.
 pub(super) trait Failure: Display {
-    /// How often to try in all when this is what comes of it: 1 where it is of no use to
-    /// try again.
+    /// How often to try in all after this failure, `most` at most: 1 if a repetition is of no use.
     fn tries(&self, most: u32) -> u32;
 }
 
-/// The last try's failure, and what was tried.
+/// The failure of the last try, after so many of them.
 #[derive(Debug)]
 pub(super) struct GaveUp<F> {
     pub failure: F,
@@ -45,19 +44,18 @@ pub(super) struct GaveUp<F> {
 }
 
 impl<F: Failure> GaveUp<F> {
-    /// What was tried, where it was more than once or could have been.
+    /// How many tries there were, in words, if repeating is of use for this failure.
     pub(super) fn effort(&self) -> Option<String> {
         let tries = if self.tries == 1 { "try" } else { "tries" };
         (self.failure.tries(2) > 1).then(|| format!("{} {tries} in {}", self.tries, rounded(self.took)))
     }
 }
 
-/// Asks until there is an answer, a failure that lasts, or no time left. What fails is
-/// logged at once when it is something new: whoever waits for the pod can look it up.
-/// `once` is told how long it may take.
+/// Tries until there is an answer, a failure that lasts, or no time left. A new failure is logged at
+/// once, so that whoever waits for the pod can see it. `once` gets the time that a try may take.
 ///
 /// # Errors
-/// The last failure.
+/// The failure of the last try.
 pub(super) async fn ask<T, F: Failure>(
     what: &str,
     how: Patience,

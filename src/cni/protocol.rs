@@ -10,20 +10,19 @@ use crate::config::pod::error::PodError;
 use crate::sys::start::was_closed;
 use crate::sys::text::one_line;
 
-/// How much of a message, and of what there is to say besides, is told. Events hold 1024
-/// characters in all.
+/// The most characters of an error's message, and of its details. Events hold 1024 characters in all.
 const LONGEST: usize = 1000;
 
 /// The versions of the specification that are spoken, oldest first.
 pub(crate) const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
-/// One of [`VERSIONS`].
+/// A version of the specification: the index of its name in [`VERSIONS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CniVersion(usize);
 
 impl CniVersion {
     pub const LATEST: Self = Self(VERSIONS.len() - 1);
-    /// The first with CHECK.
+    /// The first version with CHECK.
     const WITH_CHECK: Self = Self(4);
     /// The first with GC and STATUS.
     const WITH_GC: Self = Self(6);
@@ -45,7 +44,7 @@ impl CniVersion {
     }
 }
 
-/// What the runtime asks for.
+/// The verb of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verb {
     Add,
@@ -103,13 +102,13 @@ pub enum Code {
     Decode,
     /// The netconf makes no sense.
     Netconf,
-    /// It may work later: the API server cannot be reached, the deadline has passed.
+    /// A repetition may succeed: the API server cannot be reached, or the deadline has passed.
     TryAgainLater,
     /// STATUS: no pod could be set up now.
     NotAvailable,
     /// The pod's namespace could not be programmed.
     Programming,
-    /// The pod cannot be looked up, and will not be until somebody acts.
+    /// The pod cannot be looked up until somebody changes something.
     LookUp,
     /// The pod's annotations make no interception.
     Pod,
@@ -165,7 +164,7 @@ pub struct CniError {
     pub code: Code,
     /// What failed, on what.
     pub msg: String,
-    /// The rest: what to do about it, where to look.
+    /// More about the error: what to do about it, where to look.
     pub details: String,
 }
 
@@ -213,7 +212,7 @@ pub(crate) fn empty_result(version: CniVersion) -> String {
     json!({ "cniVersion": version.name() }).to_string()
 }
 
-/// Whether there is a standard output to answer on, before anything is changed.
+/// Checks, before anything is changed, that there is a standard output to answer on.
 pub(crate) fn check_output() -> Result<(), CniError> {
     match was_closed(1) {
         true => Err(output_error(Errno::EBADF.into())),
@@ -221,7 +220,7 @@ pub(crate) fn check_output() -> Result<(), CniError> {
     }
 }
 
-/// Writes an answer, whole. Where there is nothing to write, nobody needs to listen.
+/// Writes a whole answer. For an empty one no standard output is needed.
 pub(crate) fn write(text: &str) -> Result<(), CniError> {
     if text.is_empty() {
         return Ok(());

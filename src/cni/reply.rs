@@ -1,4 +1,4 @@
-//! The one answer a call gives, whoever comes first: the work, or the deadline.
+//! The one answer of a call, given by the work or by the deadline's thread, whichever is first.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -13,10 +13,10 @@ use super::request::Deadline;
 /// How long work may take to put everything back after the deadline.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// The right to answer, to be had once.
+/// The answer of a call, which can be given once.
 #[derive(Debug, Default)]
 pub(crate) struct Reply {
-    /// Held while an answer is written, so that whoever comes second finds it whole.
+    /// What was answered; locked while an answer is written, so that a second one finds it complete.
     said: Mutex<Said>,
     version: OnceLock<CniVersion>,
     watched: AtomicBool,
@@ -30,17 +30,17 @@ enum Said {
     Error,
 }
 
-/// What became of an answer.
+/// The result of an attempt to answer.
 #[derive(Debug)]
 pub(crate) enum Delivery {
     Written,
-    /// Somebody else has answered.
+    /// There was an answer already.
     TooLate,
     Failed(CniError),
 }
 
 impl Reply {
-    /// From now on the netconf's version is known.
+    /// Sets the version of the netconf, in which errors are written.
     pub(crate) fn speak(&self, version: CniVersion) {
         let _ = self.version.set(version);
     }
@@ -61,7 +61,7 @@ impl Reply {
         }
     }
 
-    /// Answers with a result (no text where the verb has none), unless there is an answer.
+    /// Answers with a result (an empty text for verbs without one), unless there is an answer.
     pub(crate) fn give(&self, text: &str) -> Delivery {
         self.say(Said::Result, text)
     }
@@ -71,12 +71,12 @@ impl Reply {
         self.say(Said::Error, &error.object(self.version()))
     }
 
-    /// From now on, answers in place of work that is not done by the deadline, and ends
-    /// the process. The work, if it is done a little later, finds that there is an answer
-    /// and takes itself back.
+    /// Starts the thread that answers in place of work which is not done by the deadline, and then ends
+    /// the process. The work, if it is done a little later, finds that there is an answer and undoes its
+    /// changes.
     ///
     /// # Errors
-    /// When there can be no thread for it.
+    /// The thread cannot be started.
     pub(crate) fn watch(self: &Arc<Self>, deadline: Deadline) -> Result<(), CniError> {
         if self.watched.swap(true, Ordering::Relaxed) {
             return Ok(());

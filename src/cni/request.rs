@@ -23,7 +23,7 @@ const LONGEST_INPUT: u64 = 16 << 20;
 /// How long an ADD may take unless the netconf says otherwise.
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// When a call has to be done.
+/// The time by which a call must be done.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline {
     pub started: Instant,
@@ -43,7 +43,7 @@ pub(crate) struct Attachment {
     pub ifname: String,
 }
 
-/// The variables, read but not yet asked for: which are needed depends on the verb.
+/// The `CNI_` variables, not yet checked: which ones are needed depends on the verb.
 #[derive(Debug, Clone)]
 pub(crate) struct Variables {
     container_id: Option<String>,
@@ -63,7 +63,7 @@ impl Variables {
         }
     }
 
-    /// For the log, as sent.
+    /// The container's id as it was sent, for the log.
     pub(crate) fn container_id(&self) -> &str {
         self.container_id.as_deref().unwrap_or_default()
     }

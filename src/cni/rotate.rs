@@ -1,6 +1,6 @@
-//! Putting the log aside when it is too long. One pod that is started again and again
-//! could rotate everybody else's lines away, so what is put aside is folded into what was
-//! before: of each pod the last lines, up to its share.
+//! Puts the log aside when it is too long. One pod that is started again and again could displace the
+//! lines of all others, so the old log is merged with the one before: of each pod the last lines are
+//! kept, up to its share.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -12,21 +12,21 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::sys::trust::{self, TrustError};
 
-/// One part in so many of what is put aside is the most that lines of one pod may be.
+/// The lines of one pod may be at most one part in `SHARE` of the old log.
 const SHARE: u64 = 32;
 
-/// How a line names its pod, or its container where this is not Kubernetes. Nobody can
-/// write that into a line for another: quotes in values have a backslash before them.
+/// How a line names its pod, or its container outside of Kubernetes. No text in a line can imitate that:
+/// quotes in values have a backslash before them.
 const NAMES: [&str; 2] = [",\"pod\":\"", ",\"container_id\":\""];
 
-/// Whose line it is; the node's own are nobody's.
+/// The pod or container that a line is about; empty for lines about the node.
 fn owner(line: &str) -> &str {
     let named = |name| line.split_once(name).and_then(|(_, rest)| rest.split_once('"')).map(|(owner, _)| owner);
     NAMES.into_iter().find_map(named).unwrap_or_default()
 }
 
-/// Which of the lines, in their order, stay: the last of each owner up to its share, and
-/// of these the last that fit.
+/// The numbers of the lines that are kept: the last ones of each owner up to its share, and of these the
+/// last that fit.
 fn fold(lines: &[&str], longest: u64) -> Vec<usize> {
     let mut shares: HashMap<&str, u64> = HashMap::new();
     let (mut all, mut kept) = (0, Vec::new());
@@ -47,7 +47,7 @@ fn fold(lines: &[&str], longest: u64) -> Vec<usize> {
     kept
 }
 
-/// Whether somebody is still at it: the lock goes along with the file that is put aside.
+/// Whether another process is putting the log aside: the file that it works on stays locked.
 fn is_busy(full: &Path) -> Result<bool, TrustError> {
     match fs::symlink_metadata(full) {
         Ok(_) => Ok(Flock::lock(trust::append(full, 0o640)?, FlockArg::LockExclusiveNonblock).is_err()),
@@ -55,11 +55,11 @@ fn is_busy(full: &Path) -> Result<bool, TrustError> {
     }
 }
 
-/// Puts the file aside, as `.1`; does nothing while somebody else is doing it. Whoever
-/// calls it holds the lock on the file.
+/// Puts the log aside, as `.1`; `false` if another process is doing so. The caller holds the lock on the
+/// log.
 ///
 /// # Errors
-/// When it cannot be renamed, or what is put aside cannot be written.
+/// The log cannot be renamed, or the old one cannot be written.
 pub(super) fn rotate(path: &Path, longest: u64) -> Result<bool, TrustError> {
     let [full, aside, new] = ["log.full", "log.1", "log.new"].map(|extension| path.with_extension(extension));
     let io = |source| TrustError::Io { path: aside.clone(), source };

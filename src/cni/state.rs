@@ -1,6 +1,5 @@
-//! What is remembered of an attachment from ADD to DEL, one small file each in the run
-//! directory: what was decided, so that CHECK holds the kernel against that and not
-//! against what would be decided today.
+//! The state of an attachment from ADD to DEL, one small file each in the run directory: the decision,
+//! so that CHECK compares the kernel with it and not with what would be decided today.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -18,15 +17,15 @@ use crate::sys::trust::{self, TrustError};
 use super::netconf::{ValidAttachment, option_name};
 use super::request::Attachment;
 
-/// Where origins are named: these options come from a state file.
+/// The origin of options that come from a state file.
 const ORIGIN: &str = "as decided at ADD";
 
-/// An unfinished file this old belongs to a process that was killed.
+/// The age from which an unfinished file is taken for a killed process's.
 const STALE: Duration = Duration::from_secs(600);
 /// How long a state may be: many times what a pod's annotations may hold.
 const LONGEST: u64 = 4 << 20;
 
-/// What was decided.
+/// The decision about an attachment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AttachmentState {
@@ -34,7 +33,7 @@ pub(crate) struct AttachmentState {
     pub network: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
-    /// The pod's UID, where the runtime told it: a later pod of the same name is another one.
+    /// The pod's UID, if the runtime told it: a later pod may have the same name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
     /// The pod's network namespace.
@@ -48,22 +47,22 @@ pub(crate) struct AttachmentState {
     pub options: Map<String, Value>,
 }
 
-/// A network namespace as it is kept: the path, and what it led to then, since a path may
-/// lead to another one later.
+/// A network namespace in a state file: its path, and its identity, since the path may lead to another
+/// one later.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct KeptNetns {
     pub path: PathBuf,
-    /// Device and inode.
+    /// Device and inode of the namespace.
     pub identity: (u64, u64),
 }
 
-/// Options as they are kept.
+/// Options in the form of a state file.
 pub(crate) fn to_map(given: &Given) -> Map<String, Value> {
     given.iter().map(|(opt, _, text)| (option_name(opt.spec()).to_owned(), text.into())).collect()
 }
 
 impl AttachmentState {
-    /// The options; those that this version does not know are from another one.
+    /// The options of the state; an unknown one was written by another version of podweir.
     pub(crate) fn given(&self) -> Result<Given, String> {
         let mut given = Given::default();
         for (name, value) in &self.options {
@@ -96,7 +95,7 @@ impl Store {
         self.directory.join(Self::file_name(attachment))
     }
 
-    /// Keeps a state; whoever reads meanwhile sees the old one or the new one, whole.
+    /// Writes a state; readers see either the old one or the new one, whole.
     ///
     /// # Errors
     /// When the folder is not root's alone, or a file in it cannot be written.
@@ -119,10 +118,10 @@ impl Store {
         written
     }
 
-    /// What was decided, if that is known.
+    /// Reads the state of an attachment, if there is one.
     ///
     /// # Errors
-    /// When others than root could have written it, or it is no state.
+    /// Others than root could have written the file, or it holds no state.
     pub(crate) fn load(&self, attachment: &Attachment) -> io::Result<Option<AttachmentState>> {
         match trust::read(&self.path(attachment), LONGEST) {
             Ok(content) => Ok(Some(serde_json::from_slice(&content.bytes)?)),
@@ -131,8 +130,8 @@ impl Store {
         }
     }
 
-    /// Every attachment, the newest last. Goes on over files that cannot be used, which are
-    /// given by name with what is wrong.
+    /// All attachments, the newest last, and what is wrong with files that cannot be used, with their
+    /// names.
     pub(crate) fn all(&self) -> (Vec<(Attachment, AttachmentState)>, Vec<String>) {
         let (paths, mut problems) = self.paths();
         let mut found = Vec::new();
@@ -154,7 +153,7 @@ impl Store {
         (found.into_iter().map(|(_, attachment, state)| (attachment, state)).collect(), problems)
     }
 
-    /// Forgets an attachment; it may be forgotten already.
+    /// Removes the state of an attachment, if there is one.
     ///
     /// # Errors
     /// When the folder is not root's alone, or does not let go of the file.
@@ -166,9 +165,9 @@ impl Store {
         }
     }
 
-    /// Forgets the attachments of pods that are not there any more, and that are older than
-    /// `age`, since a pod that starts may not be known yet. Goes on over errors and gives
-    /// them back with the number of those forgotten.
+    /// Removes the states of pods that do not exist any more, if they are older than `age`, since a pod
+    /// that starts may not be known yet. Goes on after errors; returns them with the number of states
+    /// that were removed.
     pub(crate) fn keep_pods(
         &self,
         age: Duration,
@@ -186,13 +185,13 @@ impl Store {
         })
     }
 
-    /// Forgets the attachments of a network that are not among the valid ones. Goes on
-    /// over errors and gives them back with the number of those forgotten.
+    /// Removes the states of a network's attachments that are not among the valid ones. Goes on after
+    /// errors; returns them with the number of states that were removed.
     pub(crate) fn keep_only(&self, network: &str, valid: &[ValidAttachment]) -> (usize, Vec<String>) {
         self.forget(|path| is_garbage(path, network, valid))
     }
 
-    /// Removes every file that is garbage, of which it gives the number, with all errors.
+    /// Removes every file that is garbage; returns their number and all errors.
     fn forget(&self, is_garbage: impl Fn(&Path) -> io::Result<bool>) -> (usize, Vec<String>) {
         let (paths, mut problems) = self.paths();
         let mut removed = 0;
@@ -209,7 +208,7 @@ impl Store {
         (removed, problems)
     }
 
-    /// The files in the folder, and why it cannot be listed, or not to its end.
+    /// The files in the folder, and errors of listing it.
     fn paths(&self) -> (Vec<PathBuf>, Vec<String>) {
         let listing = trust::directory(&self.directory)
             .and_then(|path| fs::read_dir(&path).map_err(|source| TrustError::Io { path, source }));

@@ -1,4 +1,4 @@
-//! What each verb does.
+//! The verbs of the CNI specification.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use super::reply::{Delivery, Reply};
 use super::request::{Attachment, Deadline, Variables};
 use super::state::{self, AttachmentState, KeptNetns, Store};
 
-/// A call, understood.
+/// A call whose input was checked.
 pub(super) struct Call {
     pub variables: Variables,
     pub netconf: Netconf,
@@ -37,11 +37,11 @@ pub(super) struct Call {
     pub answer: Arc<Reply>,
 }
 
-/// What became of a pod in ADD.
+/// The outcome of ADD for a pod.
 enum Became<'a> {
     LeftAlone,
     Intercepted(&'a ProgrammedPod),
-    /// It was to be intercepted.
+    /// The pod was to be intercepted, and that failed.
     Failed,
 }
 
@@ -66,7 +66,7 @@ impl Call {
         }
     }
 
-    /// Keeps what was decided. CHECK can do without, by deciding again.
+    /// Keeps the decision as state. A failure is only logged: CHECK can decide again.
     fn remember(&self, attachment: &Attachment, state: &AttachmentState) {
         if let Err(e) = self.store().save(attachment, state) {
             warn!("cannot keep state in {}: {e}; CHECK will decide anew", self.netconf.run_dir.display());
@@ -84,7 +84,7 @@ impl Call {
         decide::by_asking(&self.netconf, pod, self.asked(pod, &attachment), &self.deadline)
     }
 
-    /// What the node's agent is asked.
+    /// The request to the node's agent about a pod.
     fn asked(&self, pod: &PodId, attachment: &Attachment) -> message::Decide {
         message::Decide {
             namespace: pod.namespace.clone(),
@@ -137,7 +137,7 @@ impl Call {
         agent::tell(&self.netconf.run_dir, message::Request::Done(told));
     }
 
-    /// Opens the pod's namespace; what that took is not needed any more.
+    /// Opens the pod's namespace, and gives up the rights that this took.
     fn open(&self) -> Result<Netns, CniError> {
         let netns = namespace::open(&self.variables.netns()?)?;
         confine::opened(self.backend(), netns.foreign_owner().is_ok_and(|owner| owner.is_some()));
@@ -145,7 +145,7 @@ impl Call {
         Ok(netns)
     }
 
-    /// The backend that the netconf names; of one that makes no sense it is told later.
+    /// The backend that the netconf names; an invalid name is reported later.
     fn backend(&self) -> BackendChoice {
         Run::resolve(&self.netconf.options, Face::Init).map_or(BackendChoice::Auto, |run| run.backend)
     }
@@ -194,7 +194,7 @@ impl Call {
         Ok(())
     }
 
-    /// CHECK: holds the kernel against what was decided.
+    /// CHECK: compares the kernel with the decision of ADD.
     pub(super) fn check(self) -> Result<(), CniError> {
         let attachment = self.variables.attachment()?;
         let netns = self.open()?;
@@ -224,7 +224,7 @@ impl Call {
         Ok(())
     }
 
-    /// GC: forgets attachments that the runtime does not know any more.
+    /// GC: removes the states of attachments that the runtime does not know any more.
     pub(super) fn gc(self) -> Result<(), CniError> {
         let Some(valid) = &self.netconf.valid_attachments else {
             info!("the netconf has no cni.dev/valid-attachments: everything is kept");
@@ -292,7 +292,7 @@ impl Call {
     }
 }
 
-/// One line that says what was decided, why, and what was done.
+/// Logs one line with the decision, its reason, and what was done.
 fn report(done: &ProgrammedPod, why: &str, lookup_ms: f64, started: Instant) {
     done.warnings.iter().chain(&done.established.warnings).for_each(|warning| warn!("{warning}"));
     done.established.infos.iter().for_each(|info| info!("{info}"));
@@ -321,8 +321,8 @@ fn name_of(attachment: &Attachment) -> message::AttachmentName {
     message::AttachmentName { container: attachment.container_id.clone(), interface: attachment.ifname.clone() }
 }
 
-/// DEL: nothing in a namespace that is going away needs removing, so there is only the
-/// state to forget; and no reason to keep a pod from going.
+/// DEL: removes the state of the attachment. Nothing has to be removed from a namespace that goes away,
+/// and nothing may keep a pod from being deleted.
 pub(super) fn del(variables: &Variables, run_dir: &std::path::Path) {
     match variables.attachment() {
         Ok(attachment) => {

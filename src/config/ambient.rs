@@ -1,4 +1,4 @@
-//! What is asked for in ambient mode, where a pod's traffic is taken by its node's ztunnel.
+//! What is configured for ambient mode, in which the node's ztunnel takes a pod's traffic.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -6,22 +6,24 @@ use super::settings::BackendChoice;
 use super::types::{Families, Interface, Port, RouteTable};
 use super::value::{self, Invalid, Parsed};
 
-/// Where ztunnel listens in a pod: what the pod sends, and what it is sent in plain text.
+/// The ports on which ztunnel listens in a pod: for what the pod sends, and for plain text that is sent
+/// to it.
 pub const OUTBOUND_PORT: Port = Port::literal(15001);
 pub const INBOUND_PORT: Port = Port::literal(15006);
-/// HBONE: ztunnel's already, by whomever it is addressed to.
+/// The port of HBONE tunnels, on which ztunnel listens itself: inbound connections to it are not
+/// redirected.
 pub const TUNNEL_PORT: Port = Port::literal(15008);
 
 /// The bits of a mark that ambient mode uses.
 pub const MARK_MASK: u32 = 0xfff;
-/// On what ztunnel sends.
+/// The mark on packets that ztunnel sends.
 pub const ZTUNNEL_MARK: u32 = 0x539;
 /// On connections that ztunnel opened to the app, and so on the app's answers to them.
 pub const ANSWER_MARK: u32 = 0x111;
 /// The routing table that brings these answers back to ztunnel.
 pub const ROUTE_TABLE: RouteTable = RouteTable::literal(100);
 
-/// Where the node's probes of a pod come from.
+/// The addresses that the node's probes of a pod come from.
 pub const PROBE_SOURCE_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
 pub const PROBE_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff);
 
@@ -30,9 +32,9 @@ pub const PROBE_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x13
 pub struct AmbientOptions {
     /// The families to program, whatever addresses the pod has.
     pub families: Families,
-    /// Whether DNS goes to ztunnel: what counts once the pod and its node have had their say.
+    /// Whether DNS goes to ztunnel, as the pod, its node and the default decide together.
     pub dns: bool,
-    /// Ingress mode: what comes in is left alone.
+    /// Whether the pod is in ingress mode, in which inbound traffic is left alone.
     pub ingress: bool,
     /// Interfaces of virtual machines in the pod: TCP from them counts as outbound.
     pub virtual_interfaces: Vec<Interface>,
@@ -48,7 +50,7 @@ impl Default for AmbientOptions {
 ///
 /// # Errors
 ///
-/// The first one that no interface can be called.
+/// The first item that cannot be an interface's name.
 pub fn virtual_interfaces(text: &str) -> Parsed<Vec<Interface>> {
     let mut out: Vec<Interface> = Vec::new();
     for interface in value::interfaces(text)? {
@@ -77,7 +79,7 @@ pub fn families(text: &str) -> Parsed<Families> {
     }
 }
 
-/// What programs the kernel.
+/// Reads which backend programs the kernel.
 ///
 /// # Errors
 ///

@@ -32,17 +32,17 @@ pub trait Facts {
     ///
     /// The file cannot be read, or nobody told what it holds.
     fn group(&self) -> io::Result<String>;
-    /// What it means that no address is a global one.
+    /// In words, for a message: that the pod has no global address.
     fn without_address(&self) -> &'static str {
         "the pod has no global address yet"
     }
-    /// What names the name servers.
+    /// In words, for a message: where the name servers are configured.
     fn names_servers(&self) -> &'static str {
         "/etc/resolv.conf"
     }
 }
 
-/// A third field by a first one: what passwd(5) and group(5) have in common.
+/// The number of a user or group by its name: the third field of a line of passwd(5) or group(5).
 fn id_by_name(text: &str, name: &str) -> Option<u32> {
     text.lines().find_map(|line| {
         let mut fields = line.split(':');
@@ -88,7 +88,7 @@ pub fn is_global(address: &IpAddr) -> bool {
     }
 }
 
-/// Whether it is an IPv6 address that means something on one link only.
+/// Whether an address is an IPv6 one that is valid on one link only.
 pub fn is_link_local_v6(address: &IpAddr) -> bool {
     matches!(address, IpAddr::V6(a) if a.is_unicast_link_local())
 }

@@ -40,7 +40,7 @@ pub(super) fn family_choice(reader: &OptionReader) -> Result<FamilyChoice, Setti
     Ok(if dual_stack && !named { FamilyChoice::DualStack } else { choice })
 }
 
-/// The families to program, and what is left open by that.
+/// The families to program. Warns of families that the pod has and that are not programmed.
 pub(super) fn families(
     choice: FamilyChoice,
     addresses: &[IpAddr],

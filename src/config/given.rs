@@ -1,5 +1,5 @@
-//! What was typed, and where: option texts with the place each came from, before
-//! anything is made of them. Flags beat variables, variables beat defaults.
+//! Option texts as they were given, each with its source, before they are parsed. Flags beat variables,
+//! variables beat defaults.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,7 +22,7 @@ pub enum Origin {
     ProxyVariable(String),
     /// A field of the pod's proxy container.
     ProxyField(&'static str),
-    /// As the node's agent said, in its words.
+    /// An answer of the node's agent, with the source that it names.
     Agent(String),
 }
 
@@ -42,7 +42,7 @@ impl fmt::Display for Origin {
 }
 
 impl Origin {
-    /// How a message names the option when its text came from here.
+    /// What a message calls the option when its text has this origin.
     pub fn name_of(&self, opt: Opt) -> String {
         match self {
             Origin::Flag | Origin::Default => opt.spec().name(),
@@ -98,7 +98,7 @@ impl Given {
         self.envoy_user.is_some()
     }
 
-    /// Sets an option, over whatever was there.
+    /// Sets an option, and replaces an earlier text.
     pub fn set(&mut self, opt: Opt, origin: Origin, text: impl Into<String>) {
         self.options.insert(opt, (origin, text.into()));
     }

@@ -28,10 +28,10 @@ pub struct Interception {
     pub proxy_gids: Vec<u32>,
     pub mode: Mode,
     pub inbound_ports: PortSelection,
-    /// Left alone; counts only when all inbound ports are taken.
+    /// TCP ports left alone inbound; used only if all inbound ports are taken.
     pub inbound_ports_exclude: PortList,
     pub exclude_interfaces: Vec<Interface>,
-    /// Inbound traffic from these counts as outbound.
+    /// Interfaces whose inbound traffic counts as outbound.
     pub virtual_interfaces: Vec<Interface>,
     pub outbound_ranges: RangeSelection,
     pub outbound_ranges_exclude: Networks,
@@ -46,25 +46,25 @@ pub struct Interception {
     pub loopback: Ipv4Net,
     pub dns: Option<DnsCapture>,
     pub drop_invalid: bool,
-    /// Set on intercepted packets in TPROXY mode.
+    /// The mark that intercepted packets get in TPROXY mode.
     pub mark: Mark,
-    /// Where marked packets are routed in TPROXY mode.
+    /// The routing table for marked packets in TPROXY mode.
     pub route_table: RouteTable,
 }
 
-/// Which owners' groups are intercepted outbound.
+/// From which groups' processes outbound traffic is taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OwnerGroups {
-    /// All but these.
+    /// Every group but these.
     Except(Vec<u32>),
-    /// Only these, at most [`MAX_INCLUDED_GROUPS`]; none of them: nobody's.
+    /// Only these groups, at most [`MAX_INCLUDED_GROUPS`]; an empty list takes no outbound traffic.
     Only(Vec<u32>),
 }
 
-/// DNS capture.
+/// Which DNS queries of the pod are captured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DnsCapture {
-    /// Whatever server is asked.
+    /// Queries to every server.
     All,
     /// Only the servers that the resolver is configured with; at least one.
     Servers { v4: Vec<Ipv4Addr>, v6: Vec<Ipv6Addr> },

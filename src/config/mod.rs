@@ -1,6 +1,6 @@
-//! What the user asked for: option texts from flags, variables, a netconf or a pod, their
-//! precedence, and the typed [`interception::Interception`] they
-//! make. The only place that reads the environment.
+//! What the user configured: option texts from flags, variables, a netconf or a pod, their precedence,
+//! and the typed [`interception::Interception`] that they give. The only place that reads the
+//! environment.
 
 pub mod ambient;
 pub mod facts;

@@ -53,7 +53,7 @@ pub enum Opt {
     LockTimeout,
 }
 
-/// Which part of the job an option belongs to: its heading in `--help`.
+/// The group of options under whose heading `--help` lists an option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Group {
     Proxy,
@@ -84,7 +84,7 @@ pub enum Takes {
     Boolean,
     /// One value; an empty variable counts as not set.
     One(&'static str),
-    /// A list; an empty one is a list with nothing in it.
+    /// A list; an empty text is an empty list.
     List(&'static str),
 }
 

@@ -6,7 +6,7 @@ use super::options::Opt;
 use super::reader::{OptionReader, SettingsError};
 use super::value::{self, Invalid, Parsed};
 
-/// Whose traffic is the proxy's own: the ids given, or its user's.
+/// The ids whose traffic is the proxy's own: those given, or the id of the proxy's user.
 pub(super) fn proxy_owners(reader: &mut OptionReader, opt: Opt, facts: &dyn Facts) -> Result<Vec<u32>, SettingsError> {
     const EXPECTED: &str = "ids from 0 to 4294967294 or names known in the pod, comma separated, for example 1337";
     let by_name = |name: &str| match opt {

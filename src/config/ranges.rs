@@ -8,7 +8,7 @@
 use std::fmt::{self, Debug};
 use std::sync::{Arc, LazyLock};
 
-/// A number whose neighbours are known.
+/// A number with a next and a previous one.
 pub trait Discrete: Copy + Ord + Debug + std::hash::Hash + std::fmt::Display {
     const MIN: Self;
     const MAX: Self;
@@ -108,7 +108,7 @@ impl<T: Discrete> RangeList<T> {
         self.0.iter().any(|&(a, b)| a <= item && item <= b)
     }
 
-    /// Whether it covers every number of the type. Expects a normalised list.
+    /// Whether the list covers every number of the type. Expects a normalised list.
     pub fn is_full(&self) -> bool {
         *self.0 == [(T::MIN, T::MAX)]
     }
@@ -127,8 +127,8 @@ impl<T: Discrete> RangeList<T> {
         out.into()
     }
 
-    /// The set of the same numbers, sorted and without doubles: as single numbers if it was written
-    /// so, in its normal form otherwise.
+    /// The set of the same numbers, sorted and without doubles: single numbers stay single if the list
+    /// has no ranges; otherwise normalised.
     pub fn distinct(&self) -> Self {
         if self.0.iter().any(|(first, last)| first != last) {
             return self.normalised();

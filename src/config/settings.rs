@@ -1,5 +1,5 @@
-//! What was typed becomes what it means: option texts plus facts about the pod give
-//! an [`Interception`] and the [`Run`] options around it.
+//! Parses and checks options: their texts and facts about the pod give an [`Interception`] and the
+//! [`Run`] options, which do not change it.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -54,7 +54,7 @@ pub struct Run {
     pub probe_port: Port,
     pub probe_timeout: Duration,
     pub network_namespace: Option<PathBuf>,
-    /// iptables takes the namespace, not the node's lock file, as its lock.
+    /// Whether the iptables programs go without the node's lock file: the network namespace is locked.
     pub cni_mode: bool,
     pub host_network: bool,
     pub lock_timeout: Duration,
@@ -67,13 +67,13 @@ pub struct Settings {
     pub run: Run,
     /// Addresses of the pod, in the kernel's order.
     pub addresses: Vec<IpAddr>,
-    /// What the user should hear about the options.
+    /// Warnings about the options, for the user.
     pub warnings: Vec<String>,
 }
 
 impl Run {
-    /// The options around the interception. Needs no facts, so it comes first: it says
-    /// in which namespace the facts are to be read.
+    /// Resolves the options that do not change the plan. It needs no facts, and is called first: it
+    /// names the namespace in which facts are read.
     ///
     /// # Errors
     ///
@@ -150,8 +150,7 @@ fn backend(reader: &OptionReader, face: Face) -> Result<BackendChoice, SettingsE
 }
 
 impl Settings {
-    /// Makes sense of what was given. Nothing is touched; facts are read only where
-    /// they decide something.
+    /// Resolves all options. Nothing is changed, and facts are read only where they decide something.
     ///
     /// # Errors
     ///
@@ -209,8 +208,8 @@ impl Settings {
     }
 }
 
-/// What the faces assume when the user says nothing: `init` the typical sidecar and
-/// every family, the compatible face what the first address tells.
+/// Adds a face's defaults for options that are not given: for `init` a typical sidecar and every family,
+/// for `istio-iptables` the families that the first address tells.
 pub fn with_face_defaults(given: &Given, face: Face) -> Given {
     let mut given = given.clone();
     let asks = [Opt::InboundPorts, Opt::OutboundRanges, Opt::OutboundPorts];

@@ -1,4 +1,4 @@
-//! The values options hold, each a type of its own.
+//! The types of the values that options hold.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -86,7 +86,7 @@ pub enum Family {
 impl Family {
     pub const BOTH: [Family; 2] = [Family::V4, Family::V6];
 
-    /// That of an address.
+    /// The family of an address.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Family::V4 } else { Family::V6 }
     }
@@ -217,9 +217,9 @@ impl fmt::Display for Mode {
 /// would take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OlderConnections {
-    /// They go on as they can.
+    /// The connections go on as they can.
     Leave,
-    /// They are ended, so that they begin again by way of the proxy.
+    /// The connections are ended, so that they begin again by way of the proxy.
     Reset,
 }
 
@@ -227,7 +227,7 @@ pub enum OlderConnections {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum PortSelection {
     All,
-    /// These; an empty list takes none.
+    /// Only these ports; an empty list takes none.
     Only(PortList),
 }
 
@@ -235,7 +235,7 @@ pub enum PortSelection {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum RangeSelection {
     All,
-    /// These; an empty list takes none.
+    /// Only these ranges; an empty list takes none.
     Only(Networks),
 }
 

@@ -14,7 +14,7 @@ use super::types::{
     RouteTable,
 };
 
-/// How much of a text that is wrong a message quotes: it may be a million characters.
+/// The most characters of an invalid text that a message quotes: it may have a million.
 pub const LONGEST_QUOTE: usize = 80;
 
 /// A piece of text that is no valid value.
@@ -29,8 +29,8 @@ pub struct Invalid {
 }
 
 impl Invalid {
-    /// The one form in which a wrong value is told: "invalid value 'x' for --probe-port: it is no
-    /// port; expected …".
+    /// The message about an invalid value of an option, in the one form that all have: "invalid value
+    /// 'x' for --probe-port: it is no port; expected …".
     pub fn of_option(&self, option: &str) -> String {
         let item = shortened(&self.item, LONGEST_QUOTE);
         format!("invalid value '{item}' for {option}: it {}; expected {}", self.problem, self.expected)

@@ -1,5 +1,5 @@
-//! The loop of a server: so many connections at once; who finds no place waits in the socket's
-//! own queue.
+//! The loop of a server that answers a limited number of connections at once; further clients wait in
+//! the socket's own queue.
 
 use std::future::Future;
 use std::io;
@@ -12,11 +12,11 @@ use tracing::warn;
 
 use crate::sys::seqpacket::{Connection, Listener};
 
-/// How long to wait where a connection cannot be taken. Descriptors have run out mostly, and
-/// waiting gives some back.
+/// The pause after a connection could not be accepted. Mostly the descriptors have run out, and some are
+/// given back meanwhile.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What connections are taken from.
+/// A socket that listens for connections.
 pub(super) trait Accept {
     type Stream;
 
@@ -48,8 +48,8 @@ impl Accept for Listener {
     }
 }
 
-/// The next connection, however often none can be taken before. `what` it is for is said where
-/// that is so.
+/// The next connection, however many attempts to accept one fail before. `what` the connections are for
+/// is named in the warning about such a failure.
 pub(super) async fn next<L: Accept>(listener: &L, what: &str) -> L::Stream {
     loop {
         match listener.next().await {
@@ -62,7 +62,8 @@ pub(super) async fn next<L: Accept>(listener: &L, what: &str) -> L::Stream {
     }
 }
 
-/// Has every connection answered, for ever, at most `at_once` at a time; `what` they are for.
+/// Answers every connection, for ever, at most `at_once` at a time. `what` the connections are for is
+/// named in warnings.
 pub(super) async fn serve<L: Accept, F>(listener: L, what: &str, at_once: usize, answer: impl Fn(L::Stream) -> F)
 where
     F: Future<Output = ()> + Send + 'static,

@@ -24,8 +24,8 @@ use super::metrics::Metrics;
 use super::pulse::WatchPulse;
 use super::transport::Transport;
 
-/// A client that shows the newest token with every request, waits for no answer longer than
-/// it is worth, and tells the pulse of everything that it hears on the watch.
+/// A client that sends the newest token with every request, limits the time that an answer may take, and
+/// beats the pulse with everything that arrives on a watch.
 ///
 /// # Errors
 /// The credentials cannot be used.
@@ -136,7 +136,7 @@ pub async fn watch_all<K>(
     }
 }
 
-/// What interrupted a watch: a word for the metrics.
+/// The cause that interrupted a watch, as a word for the metrics.
 fn cause(error: &watcher::Error) -> &'static str {
     match error {
         watcher::Error::WatchError(status) if status.code == 410 => "expired",
@@ -148,7 +148,7 @@ fn cause(error: &watcher::Error) -> &'static str {
     }
 }
 
-/// What the API server answered, where an error is its answer.
+/// The API server's answer, if an error has one.
 fn status(error: &watcher::Error) -> Option<&Status> {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
@@ -177,10 +177,10 @@ fn words(error: &watcher::Error, what: &str) -> String {
     }
 }
 
-/// Looks one pod up, for when the watch does not have it.
+/// Asks the API server for one pod that the watch does not have; `None` if there is no such pod.
 ///
 /// # Errors
-/// The API server's answer in words; no pod is no error.
+/// The API server's answer in words.
 pub async fn look_up(
     client: &kube::Client,
     namespace: &str,
@@ -208,13 +208,13 @@ mod tests {
     use super::*;
     use crate::node::pulse::LONGEST_WATCH;
 
-    /// When what was asked for, in the order of the questions.
+    /// When each question came, and which it was, in order.
     type Asked = Arc<Mutex<Vec<(Instant, String)>>>;
 
-    /// What is answered: the status and the body; `None`: nothing, ever.
+    /// An answer: the status and the body; `None` if the question is never answered.
     type Answer = Option<(u16, &'static str)>;
 
-    /// An API server that answers as told, by the question and how many there were before it.
+    /// An API server that answers as `answer` says, by the question and how many came before.
     fn server(answer: impl Fn(&str, usize) -> Answer + Send + Sync + 'static) -> (kube::Client, Asked) {
         let asked = Asked::default();
         let (kept, answer) = (asked.clone(), Arc::new(answer));

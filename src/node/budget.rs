@@ -18,10 +18,10 @@ impl Budget {
         Self { burst, refill, tokens: burst, since: now }
     }
 
-    /// Takes a token; without one says how long it is until the next.
+    /// Takes a token.
     ///
     /// # Errors
-    /// The time until there is a token.
+    /// There is none: how long it is until the next.
     pub(super) fn take(&mut self, now: Instant) -> Result<(), Duration> {
         let passed = now.saturating_duration_since(self.since);
         let periods = passed.as_nanos() / self.refill.as_nanos().max(1);
@@ -40,7 +40,7 @@ impl Budget {
         Ok(())
     }
 
-    /// Gives a token back for which nothing was done.
+    /// Gives a token back that was not used.
     pub(super) fn give_back(&mut self) {
         self.tokens = self.burst.min(self.tokens + 1);
     }

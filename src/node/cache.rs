@@ -1,5 +1,5 @@
-//! The pods of this node, as one watch of the API server tells them, trimmed to what
-//! decides: 500 pods of 20 KiB of YAML each are kept in less than 1 MiB.
+//! The pods of this node, from one watch of the API server, trimmed to the fields that decide: 500 pods
+//! of 20 KiB of YAML each are kept in less than 1 MiB.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use crate::sys::mutex::lock;
 
 pub(super) use super::watched::WatchedPod;
 
-/// Where a pod is in its life (`status.phase`).
+/// The phase of a pod's life (`status.phase`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     Pending,
@@ -41,21 +41,21 @@ pub struct Known {
     pub namespace: String,
     pub name: String,
     pub uid: String,
-    /// What decides about the interception.
+    /// The fields of the pod that decide about its interception.
     pub pod: Pod,
     pub host_network: bool,
     pub phase: Phase,
     pub ips: Vec<IpAddr>,
-    /// It is being deleted.
+    /// Whether the pod is being deleted.
     pub ending: bool,
-    /// When it was made, in seconds since 1970.
+    /// When the pod was made, in seconds since 1970.
     pub created: Option<i64>,
-    /// Its init containers have ended, or it has none.
+    /// Whether the pod's init containers have ended, or it has none.
     pub init_done: bool,
     pub service_account: String,
-    /// It is from a file on the node: the API server knows it by another UID.
+    /// Whether the pod is from a file on the node: the API server knows it by another UID.
     pub mirror: bool,
-    /// It is a ztunnel itself.
+    /// Whether the pod is itself a ztunnel.
     pub ztunnel: bool,
 }
 
@@ -66,7 +66,7 @@ impl std::fmt::Display for Known {
 }
 
 impl Known {
-    /// Takes of a pod what decides; `None` for one without a name or UID, which the API
+    /// Takes the fields of a pod that decide; `None` for a pod without a name or UID, which the API
     /// server does not deliver.
     pub fn of(watched: WatchedPod) -> Option<Self> {
         let WatchedPod { metadata, mut spec, status } = watched;
@@ -101,7 +101,7 @@ impl Known {
 /// What a watch event changed.
 #[derive(Debug, Clone)]
 pub enum Change {
-    /// A pod is there, or is not as it was.
+    /// A pod is new, or has changed.
     Set(Arc<Known>),
     /// A pod is gone.
     Gone(Arc<Known>),
@@ -133,7 +133,7 @@ impl Default for Cache {
     }
 }
 
-/// What the cache says of a pod.
+/// The result of looking for a pod in the cache.
 #[derive(Debug, Clone)]
 pub enum Found {
     Pod(Arc<Known>),
@@ -175,7 +175,7 @@ impl Cache {
         pods.into_values().collect()
     }
 
-    /// A pod by its name and, where it is given, its UID.
+    /// Finds a pod by its name and, if that is given, its UID.
     pub fn find(&self, namespace: &str, name: &str, uid: Option<&str>) -> Found {
         match self.lock().pods.get(&(namespace.to_owned(), name.to_owned())) {
             Some(known) if uid.is_none_or(|uid| uid == known.uid) => Found::Pod(known.clone()),
@@ -184,7 +184,7 @@ impl Cache {
         }
     }
 
-    /// A pod, waited for: the kubelet may be ahead of the watch.
+    /// Finds a pod, and waits for it at most for `patience`: the kubelet may be ahead of the watch.
     pub async fn wait_for(&self, namespace: &str, name: &str, uid: Option<&str>, patience: Duration) -> Found {
         let mut events = self.events.subscribe();
         let until = tokio::time::Instant::now() + patience;
@@ -200,7 +200,8 @@ impl Cache {
         }
     }
 
-    /// A pod that was looked up otherwise. The watch has the last word.
+    /// Takes in a pod that was asked from the API server, unless the watch has delivered one of that
+    /// name.
     pub fn learn(&self, pod: WatchedPod) -> Option<Arc<Known>> {
         let known = Arc::new(Known::of(pod)?);
         self.lock().pods.entry(known.key()).or_insert_with(|| known.clone());
@@ -240,7 +241,7 @@ impl Inner {
         other.into_iter().chain([Change::Set(known)]).collect()
     }
 
-    /// Puts the pods of a list in the place of those that were known.
+    /// Replaces the known pods by those of a list that is complete.
     fn replace(&mut self) -> Vec<Change> {
         let listed = self.listing.take().unwrap_or_default();
         self.synced = true;

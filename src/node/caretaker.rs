@@ -1,6 +1,6 @@
-//! Looking after one pod: a task that looks when the kernel tells of a change in the pod's
-//! namespace, when something new is known of the pod, and now and then; and that mends what
-//! is not as it should be, within a budget.
+//! Looking after one pod: a task that looks at the pod's rules when the kernel reports a change in the
+//! pod's namespace, when there is news of the pod, and now and then; and that repairs the rules, within
+//! a budget.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -24,18 +24,18 @@ use super::worker::Urgency;
 
 /// Changes come in bursts: one look for all of them.
 const BURST: Duration = Duration::from_millis(5);
-/// How many looks a pod may cause at once, and how often after that.
+/// How many looks a pod may cause at once, and the time after which it may cause one more.
 const LOOKS: (u32, Duration) = (20, Duration::from_millis(200));
-/// How many repairs a pod may have at once, and how often after that.
+/// How many repairs a pod may cause at once, and the time after which it may cause one more.
 const REPAIRS: (u32, Duration) = (5, Duration::from_secs(10));
 /// How long one repair may take.
 const REPAIR_TIMEOUT: Duration = Duration::from_secs(20);
-/// The pauses after a look or a repair that failed.
+/// The pauses after a look or a repair that failed: the first, and the longest.
 const AFTER_FAILURE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(120));
-/// How long older connections are waited for, and how often they are looked at meanwhile.
+/// How long a repair waits for older connections to end, and the pause between two looks meanwhile.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
 const WAIT_FOR_OLDER: Duration = Duration::from_secs(2);
-/// How often a pod is looked for that has its network and no process yet.
+/// The pause between two looks for the first process of a pod that already has its network.
 const WAIT_FOR_PROCESS: Duration = Duration::from_secs(2);
 /// Where the kernel tells of every change, how many times longer than the usual interval
 /// passes between two looks that nothing called for.
@@ -70,18 +70,18 @@ fn pause_after(failures: u32) -> Duration {
 struct Care {
     shared: Arc<Shared>,
     tracked: Arc<TrackedPod>,
-    /// Of the namespace with this identity.
+    /// The subscription to changes in a namespace, and that namespace's device and inode.
     ears: Option<((u64, u64), Ears)>,
     looks: Budget,
     repairs: Budget,
     /// How many looks failed in a row.
     failed_looks: u32,
     failed_repairs: FailedRepairs,
-    /// When the drift that is not mended yet was seen first.
+    /// When the difference that is not repaired yet was first seen.
     drifted: Option<Noticed>,
-    /// It has been said that repairs wait, since there were too many.
+    /// Whether it was reported that repairs wait, since there were too many.
     waits: bool,
-    /// It has been said that the repair waits for the end of older connections.
+    /// Whether it was reported that the repair waits for the end of older connections.
     waits_for_older: bool,
 }
 
@@ -185,7 +185,7 @@ impl Care {
         }
     }
 
-    /// There is nothing to mend any more.
+    /// Records that nothing needs a repair.
     fn nothing_to_mend(&mut self) {
         self.failed_repairs = FailedRepairs::default();
         self.drifted = None;
@@ -196,7 +196,7 @@ impl Care {
         self.tracked.known().init_done
     }
 
-    /// Makes sure that changes in the namespace are heard.
+    /// Subscribes to changes in the namespace, unless that is done already.
     async fn listen(&mut self, place: &Place) {
         if self.ears.as_ref().is_some_and(|(identity, _)| *identity == place.identity) {
             return;
@@ -206,7 +206,7 @@ impl Care {
         self.ears = Some((place.identity, ears));
     }
 
-    /// Replaces what is there by what should be. Gives the time of the next look.
+    /// Replaces the rules by what they should be. Gives the time until the next look.
     async fn mend(
         &mut self,
         place: &Place,
@@ -286,7 +286,8 @@ impl Care {
         interval
     }
 
-    /// Nothing is done while older connections are open that the rules would break.
+    /// Shows that the repair waits until older connections are gone, which the rules would break. Gives
+    /// the time until the next look.
     fn wait_for_older(&mut self, what: &str, open: usize) -> Duration {
         if !std::mem::replace(&mut self.waits_for_older, true) {
             let text = format!(
@@ -313,7 +314,7 @@ impl Care {
         self.failed_repairs.acting_in(Instant::now()).map_or(pause, |acting| acting.min(pause))
     }
 
-    /// Does what `--on-failure` asks for.
+    /// Takes the action that `--on-failure` asks for.
     async fn act(&mut self) {
         let known = self.tracked.known();
         let (shared, pod) = (self.shared.clone(), known.clone());
@@ -359,7 +360,7 @@ impl Care {
         pause_after(self.failed_looks)
     }
 
-    /// Tells of it in an event; `cause` is the note without what differs each time.
+    /// Reports about the pod in an event; `cause` is the note without what differs each time.
     fn tell(&self, kind: Kind, cause: String, note: String) {
         self.shared.events.tell(Happened { pod: self.tracked.known(), kind, cause, note });
     }

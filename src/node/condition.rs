@@ -12,28 +12,30 @@ use super::inventory::timestamp;
 
 /// The condition's type.
 pub(super) const TYPE: &str = "podweir.dev/Intercepting";
-/// A condition that has not changed is told again after this long, so that nobody takes it for old.
+/// The time after which a condition is written again although it has not changed, so that nobody takes
+/// it for old.
 const HEARTBEAT: Duration = Duration::from_secs(300);
-/// How long telling may take.
+/// How long writing the condition may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whether pods on this node are intercepted, as far as the agent knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Condition {
     pub holds: bool,
-    /// One word (`lastTransitionTime`, `reason` and `message` as in core/v1 NodeCondition).
+    /// The reason in one word (`lastTransitionTime`, `reason` and `message` as in core/v1
+    /// NodeCondition).
     pub reason: &'static str,
     pub message: String,
 }
 
 impl Condition {
-    /// Everything works.
+    /// The condition of a node on which pods are intercepted.
     pub(super) fn works() -> Self {
         let message = "podweir is in the runtime's chain and answers it".into();
         Self { holds: true, reason: "PodweirReady", message }
     }
 
-    /// Something does not.
+    /// The condition of a node on which pods may not be intercepted, and why.
     pub(super) fn fails(reason: &'static str, message: impl Into<String>) -> Self {
         Self { holds: false, reason, message: message.into() }
     }
@@ -42,7 +44,7 @@ impl Condition {
         if self.holds { "True" } else { "False" }
     }
 
-    /// The change of the node's status that tells it. Conditions are merged by their type.
+    /// The patch of the node's status that writes the condition. Conditions are merged by their type.
     fn patch(&self, now: SystemTime, since: SystemTime) -> Value {
         json!({ "status": { "conditions": [{
             "type": TYPE,
@@ -55,7 +57,7 @@ impl Condition {
     }
 }
 
-/// Why a condition could not be told.
+/// Why a condition could not be written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum TellError {
     #[error(
@@ -68,16 +70,17 @@ pub(super) enum TellError {
     NoAnswer,
 }
 
-/// What was told last.
+/// Writes the node's condition, and remembers what was written last.
 pub(super) struct Reporter {
     node: String,
-    /// By a clock that does not jump: after an hour back, the condition would be an hour old.
+    /// The condition that was written last, and when, by a clock that does not jump: a clock set back by
+    /// an hour would delay the next writing by an hour.
     told: Option<(Condition, Instant)>,
-    /// The condition's status as the API server has it, and since when.
+    /// The status of the condition that the API server has, and since when.
     present: Option<(String, SystemTime)>,
 }
 
-/// What the API server has of the condition, told by an agent before this one.
+/// The status of the condition, and since when, that an agent before this one wrote.
 fn present(node: &Node) -> Option<(String, SystemTime)> {
     let conditions = node.status.as_ref()?.conditions.as_ref()?;
     let condition = conditions.iter().find(|condition| condition.type_ == TYPE)?;
@@ -89,15 +92,15 @@ impl Reporter {
         Self { node, told: None, present: None }
     }
 
-    /// Whether a condition is to be told now.
+    /// Whether a condition is to be written now.
     fn is_due(&self, condition: &Condition, now: Instant) -> bool {
         self.told.as_ref().is_none_or(|(told, at)| told != condition || now.duration_since(*at) >= HEARTBEAT)
     }
 
-    /// Tells a condition, if it is new or old enough.
+    /// Writes a condition if it differs from the last one, or that one is old.
     ///
     /// # Errors
-    /// The API server did not take it; it is told again at the next call.
+    /// The API server did not take the condition; the next call tries again.
     pub(super) async fn tell(&mut self, client: &kube::Client, condition: Condition) -> Result<(), TellError> {
         if !self.is_due(&condition, Instant::now()) {
             return Ok(());

@@ -1,4 +1,4 @@
-//! As whom the agent asks the API server.
+//! The identity with which the agent asks the API server.
 
 use std::path::{Path, PathBuf};
 
@@ -7,20 +7,20 @@ use serde_json::json;
 use crate::cni::access::{Access, Problem};
 use crate::cni::kubeconfig;
 
-/// As whom the agent asks.
+/// The identity with which the agent asks the API server.
 #[derive(Debug, Clone)]
 pub enum Credentials {
-    /// As the pod that it runs in: the account's folder with token and authority.
+    /// That of the agent's own pod: the service account's folder with token and authority.
     ServiceAccount { server: String, folder: PathBuf },
-    /// As a kubeconfig says.
+    /// That of a kubeconfig file.
     Kubeconfig(PathBuf),
 }
 
 impl Credentials {
-    /// Reads them. Tokens are read again now and then, since they are renewed.
+    /// Reads the credentials, and the current token with them, since tokens are renewed.
     ///
     /// # Errors
-    /// A file is missing or damaged; no content of it is told.
+    /// A file is missing or damaged; the message has nothing of its content.
     pub fn access(&self) -> Result<Access, Problem> {
         let (config, folder) = match self {
             Self::Kubeconfig(path) => {

@@ -14,21 +14,21 @@ use crate::config::settings::{Face, Settings};
 
 use super::cache::Known;
 
-/// What the administrator of the cluster decided for all its pods.
+/// The decisions of the cluster's administrator for all pods.
 #[derive(Clone)]
 pub struct Policy {
     /// Namespaces of Kubernetes whose pods are left alone.
     pub exclude_namespaces: Vec<String>,
-    /// Options beneath those of a pod.
+    /// The default options, which a pod's own ones override.
     pub defaults: Given,
-    /// Makes options of an init container's arguments and variables.
+    /// How options are read from an init container's arguments and variables.
     pub read_init: ReadInit,
 }
 
-/// From the arguments and variables of an init container to its options, or why they make none.
+/// Reads the options of an init container from its arguments and variables; fails if they make none.
 pub type ReadInit = fn(&[String], &BTreeMap<String, String>) -> Result<(Given, Face), String>;
 
-/// Whose rules a pod has.
+/// Who makes a pod's rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Programmer {
     /// The plugin, or the agent in its place.
@@ -37,7 +37,7 @@ pub(super) enum Programmer {
     Init,
 }
 
-/// What is to be done with a pod.
+/// The decision about a pod.
 #[derive(Debug, Clone)]
 pub(super) enum PodDecision {
     LeaveAlone(String),
@@ -48,7 +48,7 @@ pub(super) enum PodDecision {
         why: &'static str,
         warnings: Vec<String>,
     },
-    /// The pod asks for something that makes no sense.
+    /// The pod has options that make no sense.
     Refuse(CniError),
 }
 
@@ -80,8 +80,8 @@ pub(super) fn decide(known: &Known, policy: &Policy) -> PodDecision {
     }
 }
 
-/// Why a pod that is left alone is, in a word for metrics; `other`: for what ambient mode, or a look at
-/// its init container, found.
+/// The reason why a pod is left alone, as a word for metrics; `other` if ambient mode or the arguments
+/// of its init container are the reason.
 pub(super) fn left_alone_by(known: &Known, policy: &Policy) -> &'static str {
     if known.host_network {
         return "host-network";
@@ -92,13 +92,13 @@ pub(super) fn left_alone_by(known: &Known, policy: &Policy) -> &'static str {
     known.pod.select().err().map_or("other", |why| why.word())
 }
 
-/// What makes no sense in a pod's options, whatever its addresses are.
+/// The error in a pod's options that holds whatever its addresses are, if there is one.
 fn nonsense(options: &Given) -> Option<CniError> {
     let error = Settings::resolve(options, Face::Init, &NoFacts).err()?;
     error.is_usage().then(|| refused(error))
 }
 
-/// A pod whose own init container makes its rules.
+/// The decision about a pod whose own init container makes its rules.
 fn by_init(pod: &Pod, policy: &Policy) -> PodDecision {
     let Some((arguments, variables)) = pod.init_arguments() else {
         return PodDecision::LeaveAlone(LeftAlone::HasInit.to_string());

@@ -1,4 +1,4 @@
-//! Hearing of changes in a pod's namespace.
+//! Subscriptions to changes in a pod's namespace.
 
 use tokio::io::unix::AsyncFd;
 use tracing::warn;
@@ -9,21 +9,22 @@ use crate::sys::subscription::{NFTABLES, ROUTING, Subscription};
 use super::inventory::Place;
 use super::worker::{Urgency, Workers};
 
-/// What the kernel tells of in a namespace.
+/// The kernel's notifications of changes in a namespace.
 pub struct Ears {
     nftables: Option<AsyncFd<Subscription>>,
     routing: Option<AsyncFd<Subscription>>,
 }
 
 impl Ears {
-    /// Listens to a namespace; `pod`: whose, for the log. `None`: it cannot be entered.
+    /// Subscribes to changes in a namespace; `pod` names the pod in the log. `None` if the namespace
+    /// cannot be entered.
     pub async fn open(workers: &Workers, urgency: Urgency, place: &Place, pod: &str) -> Option<Self> {
         let opened = workers.run(urgency, place.netns.clone(), || [NFTABLES, ROUTING].map(Subscription::open)).await;
         let Ok([nftables, routing]) = opened else { return None };
         Some(Self::of(nftables, routing, pod))
     }
 
-    /// Listens to the namespace of the calling thread.
+    /// Subscribes to changes in the namespace of the calling thread.
     pub fn here(whose: &str) -> Self {
         Self::of(Subscription::open(NFTABLES), Subscription::open(ROUTING), whose)
     }
@@ -41,8 +42,8 @@ impl Ears {
         Self { nftables: ear(nftables, "nf_tables"), routing: ear(routing, "routing") }
     }
 
-    /// Whether every change of what this backend holds is heard. Of changes of iptables-legacy and of
-    /// ipset, which rules of iptables-nft use, the kernel tells nobody.
+    /// Whether the kernel reports every change of rules that this backend made. Changes of
+    /// iptables-legacy and of ipset, which rules of iptables-nft use, are reported to nobody.
     pub fn hear_all_of(&self, backend: &str) -> bool {
         backend == BackendKind::Nftables.name() && self.nftables.is_some() && self.routing.is_some()
     }
@@ -69,7 +70,7 @@ impl Ears {
         }
     }
 
-    /// Forgets what was told up to now, before a look.
+    /// Drops the notifications that came up to now, before a look.
     pub fn forget(&self) {
         for ear in [&self.nftables, &self.routing].into_iter().flatten() {
             // An error shows when the ear is waited for.

@@ -26,32 +26,32 @@ pub(super) const CONTROLLER: &str = "podweir";
 const DROPPED: &str = "dropped";
 /// How many events may wait to be looked at.
 const QUEUE: usize = 256;
-/// How many events of one kind a pod may have at once, and how often after that: many of one
-/// kind must not keep the other from being told.
+/// How many events of one kind a pod may have at once, and the time after which it may have one more:
+/// the limit is for each kind, so that many of one kind do not keep the others from being sent.
 const PER_POD: (u32, Duration) = (2, Duration::from_secs(30));
-/// How many causes of one kind a pod may have at once that are told in events of their own, and how
-/// often one more: those beyond are told in one event together.
+/// For how many causes of one kind a pod may have events of their own at once, and the time after which
+/// it may for one more: the others share one event.
 const CAUSES_PER_POD: (u32, Duration) = (4, Duration::from_secs(300));
 /// How long the recorder knows an event, to which it adds the next of the same reason and action
 /// (kube-runtime, `CACHE_TTL`).
 const RECORDED: Duration = Duration::from_secs(360);
-/// How long sending one may take.
+/// How long sending one event may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The API server takes a note of at most 1 KiB (events.k8s.io/v1, `note`).
+/// The most bytes of a note: the API server takes at most 1 KiB (events.k8s.io/v1, `note`).
 const LONGEST_NOTE: usize = 1000;
 
-/// What kind of event.
+/// The kind of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Rules were missing, and were made.
     Repaired,
     /// Rules differed from what they should be.
     Drifted,
-    /// Something cannot be mended.
+    /// The pod's rules cannot be verified or repaired.
     Failed,
-    /// Something has to be mended so often that it waits. It has the reason of what fails.
+    /// Rules have to be repaired so often that the next repair waits. Its reason is that of a failure.
     Waits,
-    /// Something was done about a pod that cannot be mended. It has the reason of what fails.
+    /// An action was taken for a pod that cannot be repaired. Its reason is that of a failure.
     Acted,
 }
 
@@ -76,7 +76,7 @@ impl Kind {
     }
 }
 
-/// Something that happened to a pod.
+/// Something that happened to a pod, of which an event is sent.
 #[derive(Debug, Clone)]
 pub(super) struct Happened {
     pub pod: Arc<Known>,
@@ -86,11 +86,12 @@ pub(super) struct Happened {
     pub note: String,
 }
 
-/// What was told of one pod and kind.
+/// The limits and the sent events of one pod and kind.
 struct Told {
     budget: Budget,
     causes: Budget,
-    /// What the recorder knows by an event of its own.
+    /// The causes for which the recorder has an event of its own: a digest of each, and when it was last
+    /// sent.
     recorded: Vec<(u64, Instant)>,
 }
 
@@ -139,7 +140,8 @@ impl Teller {
         (Self { queue, metrics }, receiver)
     }
 
-    /// Tells, without waiting. What does not fit the queue is in the log all the same.
+    /// Queues an event without waiting. An event for which the queue has no place is in the log all the
+    /// same.
     pub(super) fn tell(&self, happened: Happened) {
         match self.queue.try_send(happened) {
             Ok(()) => {}
@@ -293,7 +295,7 @@ fn reference(pod: &Known) -> ObjectReference {
     }
 }
 
-/// At most as much as the API server takes, cut between letters.
+/// As much of a note as the API server takes, cut between characters.
 fn shortened(note: &str) -> String {
     if note.len() <= LONGEST_NOTE {
         return note.to_owned();

@@ -38,7 +38,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Stands for the link-local addresses of all pods alike.
 const LINK_LOCAL: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2));
 
-/// Tells of every pod of the agent's answers, line by line. `proc`: where the node's proc(5)
+/// Writes the facts of every pod in the agent's answers, line by line. `proc`: where the node's proc(5)
 /// is mounted.
 ///
 /// # Errors

@@ -1,5 +1,5 @@
-//! Who is connected to a port that every pod reaches: no address takes the places of others,
-//! and none those of the node itself, whose probes decide whether the agent lives.
+//! Limits who is connected to a port that every pod reaches: no address takes the places of others, and
+//! none takes those of the node itself, whose probes decide whether the agent is restarted.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,14 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::sys::mutex::lock;
 
-/// How many may be connected at once: the node itself, and all others together.
+/// The most connections of the node itself.
 const OWN: usize = 8;
+/// The most connections of all foreign addresses together.
 const OTHERS: usize = 32;
-/// How many of these one address may have, and how many are left to those that have none yet.
+/// The most connections of one foreign address.
 const OF_ONE: usize = 4;
+/// Places reserved for addresses with none open.
 const FOR_NEW: usize = 8;
 
-/// Everybody who is connected.
+/// Counts the open connections, by their peers' addresses.
 #[derive(Debug, Default)]
 pub(super) struct Guests(Mutex<Connected>);
 
@@ -28,7 +30,7 @@ struct Connected {
 #[derive(Debug)]
 pub(super) struct Guest {
     all: Arc<Guests>,
-    /// `None`: the node itself.
+    /// The peer's address; `None` if the peer is the node itself.
     peer: Option<IpAddr>,
 }
 
@@ -37,9 +39,9 @@ impl Guests {
         lock(&self.0)
     }
 
-    /// Counts a connection of `peer` to the node's address `here`; `None`: there is no place
-    /// for one more. Who has the address that is connected to is the node itself: nobody else
-    /// gets an answer there.
+    /// Counts a connection of `peer` to the node's address `here`; `None` if there is no place for it. A
+    /// peer with the address that it connects to is the node itself: nobody else would get an answer
+    /// there.
     pub(super) fn admit(self: &Arc<Self>, peer: IpAddr, here: IpAddr) -> Option<Guest> {
         let (peer, here) = (peer.to_canonical(), here.to_canonical());
         let peer = (peer != here).then_some(peer);
@@ -86,7 +88,7 @@ mod tests {
 
     const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
-    /// As many as are admitted of so many tries of each of these addresses.
+    /// The connections that are admitted of `tries` tries of each of these addresses.
     fn fill(guests: &Arc<Guests>, addresses: &[IpAddr], tries: usize) -> Vec<Guest> {
         let each = addresses.iter().flat_map(|address| std::iter::repeat_n(*address, tries));
         each.filter_map(|address| guests.admit(address, NODE)).collect()

@@ -1,5 +1,5 @@
-//! What the agents of a large cluster ask of the API server: a calculation, and a simulation
-//! with the pauses that the agent really makes. See the module's documentation for the result.
+//! What the agents of a large cluster ask of the API server: a calculation, and a simulation with the
+//! pauses that the agent really makes. The result is in the documentation of `node`.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ const NODES: usize = 5_000;
 /// What a watch tells.
 type Told = Result<Event<()>, ()>;
 
-/// A generator of which the next run makes the same numbers (xorshift32).
+/// A generator that gives the same numbers in every run (xorshift32).
 struct Random(u32);
 
 impl Random {
@@ -55,8 +55,8 @@ fn count(seconds: &mut Vec<usize>, at: Duration) {
     seconds[second] += 1;
 }
 
-/// Everybody has to list again, spread over 5 s, and every list is refused: how many there are
-/// in each second.
+/// Has all agents list again, spread over 5 s, with every list refused: how many lists there are in each
+/// second.
 fn lists_that_are_refused(until: Duration) -> Vec<usize> {
     let mut seconds = Vec::new();
     for node in 0..NODES {

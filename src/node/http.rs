@@ -1,5 +1,5 @@
-//! The port for kubelet and Prometheus: `/metrics`, `/readyz`, `/healthz`. It reads nothing
-//! of a request but its path.
+//! The port for kubelet and Prometheus: `/metrics`, `/readyz`, `/healthz`. Of a request only method and
+//! path are used.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,7 +19,7 @@ use tracing::debug;
 use super::accept;
 use super::guests::{Guest, Guests};
 
-/// How long one may take to ask, and to ask and be answered.
+/// How long a client may take to send its request, and to send it and be answered.
 const ASKS: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -32,7 +32,7 @@ pub enum Listen {
 }
 
 impl Listen {
-    /// `10.0.0.1:15014`, or `:15014` for every address.
+    /// Reads an address such as `10.0.0.1:15014`, or `:15014` for every address.
     pub fn parse(text: &str) -> Option<Self> {
         match text.strip_prefix(':') {
             Some(port) => port.parse().ok().filter(|port| *port != 0).map(Self::Port),
@@ -41,7 +41,7 @@ impl Listen {
     }
 }
 
-/// What the port tells.
+/// The source of the port's answers.
 pub trait Metered: Send + Sync + 'static {
     /// The metrics in OpenMetrics' text.
     fn metrics(&self) -> String;
@@ -51,7 +51,7 @@ pub trait Metered: Send + Sync + 'static {
     fn not_healthy(&self) -> Vec<String>;
 }
 
-/// Takes the port.
+/// Listens on the port.
 ///
 /// # Errors
 /// The operating system's, naming the address.
@@ -71,7 +71,7 @@ pub async fn bind(listen: Listen) -> io::Result<TcpListener> {
     })
 }
 
-/// Answers for ever.
+/// Answers requests for ever.
 pub async fn serve(listener: TcpListener, told: Arc<dyn Metered>) {
     let guests = Arc::<Guests>::default();
     loop {

@@ -19,7 +19,7 @@ pub(super) struct Installed(Mutex<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    /// What the installer told last.
+    /// What the installer's last look found.
     look: Option<Inspection>,
     /// Since when the chain has had our entry.
     effective: Option<SystemTime>,
@@ -28,7 +28,7 @@ struct Inner {
 }
 
 impl Installed {
-    /// Hears of a look of the installer.
+    /// Takes note of what a look of the installer found.
     pub(super) fn looked(&self, look: &Inspection) {
         let effective = matches!(&look.chain, Ok(state) if state.is_effective());
         let mut inner = lock(&self.0);
@@ -60,9 +60,8 @@ impl Installed {
         lock(&self.0).effective
     }
 
-    /// Hears of a pod that a look found without any rules, though the plugin should have made
-    /// them: if the chain had our entry when it was made and no ADD came for it, the runtime
-    /// uses another chain.
+    /// Takes note of a pod without any rules that the plugin should have made: if the pod was made while
+    /// the chain had our entry, and no ADD came for it, the runtime uses another chain.
     pub(super) fn has_no_rules(&self, tracked: &TrackedPod) {
         let known = tracked.known();
         let mut pod = tracked.inner();
@@ -78,12 +77,12 @@ impl Installed {
         }
     }
 
-    /// Hears that the runtime ran the plugin: it uses our chain.
+    /// Takes note that the runtime ran the plugin, so that it uses our chain.
     pub(super) fn is_used(&self) {
         lock(&self.0).missed = None;
     }
 
-    /// Hears that a pod has ended, or is gone: what was missed of it says nothing of the next one.
+    /// Takes note that a pod has ended or is gone: that its ADD was missed does not count any more.
     pub(super) fn is_gone(&self, known: &Known) {
         lock(&self.0).missed.take_if(|missed| missed.is_of(known));
     }

@@ -1,5 +1,5 @@
-//! What is known of each pod of this node: where its namespace is, what it should hold, and
-//! what the last look found.
+//! What is known of each pod of this node: where its namespace is, which state it is in, and what
+//! happened to it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -19,30 +19,31 @@ use super::decide::{Policy, left_alone_by};
 /// What the last look at a pod found, and what was done about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// Nothing has been looked at yet.
+    /// The pod has not been looked at yet.
     New,
-    /// It is left alone on purpose.
+    /// The pod is left alone on purpose.
     LeftAlone { why: String },
-    /// It holds what it should.
+    /// The pod has exactly the rules that it should have.
     Intercepted { backend: String },
-    /// It holds something else, and is not mended (yet).
+    /// The pod has other rules than it should have, and they are not repaired (yet).
     Drifted { first: String, escapes: bool },
-    /// It holds nothing, and is not mended (yet).
+    /// The pod has none of the rules that it should have, and they are not made (yet).
     Unguarded,
-    /// It holds nothing, and is not mended before older connections are gone, which the rules would break.
+    /// The pod has none of its rules, and they are not made before older connections are gone, which
+    /// they would break.
     Waiting,
-    /// It cannot be looked at or mended; what would help is part of the reason.
+    /// The pod's rules cannot be looked at or repaired; the reason says what would help.
     Failed { why: String },
-    /// Its network namespace is not known: it has no process yet, or none any more.
+    /// The pod's network namespace is not known: the pod has no process yet, or none any more.
     NoNamespace,
-    /// Ambient mode: a ztunnel takes its traffic.
+    /// In ambient mode: a ztunnel takes the pod's traffic.
     Enrolled,
-    /// Ambient mode: its rules are there, and no ztunnel has taken it yet.
+    /// In ambient mode: the pod has its rules, and no ztunnel has taken it yet.
     Pending { why: String },
 }
 
 impl State {
-    /// A word for metrics and listings.
+    /// The name of the state in metrics and listings.
     pub fn word(&self) -> &'static str {
         match self {
             Self::New => "new",
@@ -92,7 +93,7 @@ impl State {
     }
 }
 
-/// What happened to a pod, for `why`.
+/// Something that happened to a pod, for `podweir node why`.
 #[derive(Debug, Clone)]
 pub(super) struct Happening {
     pub at: SystemTime,
@@ -106,16 +107,16 @@ const MOST_HAPPENINGS: usize = 16;
 #[derive(Debug, Clone)]
 pub struct Place {
     pub netns: Arc<Netns>,
-    /// Device and inode: what tells one namespace from another.
+    /// Device and inode, which identify a namespace.
     pub identity: (u64, u64),
 }
 
-/// A pod that is looked after.
+/// A pod, its state, and the task that looks after it.
 #[derive(Debug)]
 pub(super) struct TrackedPod {
     pub known: Mutex<Arc<Known>>,
     pub inner: Mutex<Inner>,
-    /// Wakes the task that looks after it.
+    /// Wakes the task that looks after the pod.
     pub wake: Notify,
 }
 
@@ -127,7 +128,7 @@ pub(super) struct Inner {
     pub attachment: Option<AttachmentName>,
     pub happenings: Vec<Happening>,
     pub verified: Option<SystemTime>,
-    /// It has been judged whether the plugin missed it.
+    /// Whether it was judged already if the plugin missed the pod.
     pub judged: bool,
     pub task: Option<AbortHandle>,
 }
@@ -155,7 +156,7 @@ impl TrackedPod {
         lock(&self.inner)
     }
 
-    /// Notes a state; whether it is a new one.
+    /// Sets the pod's state; whether that is a new one.
     pub(super) fn set(&self, state: State) -> bool {
         let mut inner = self.inner();
         let is_new = inner.state != state;
@@ -166,7 +167,7 @@ impl TrackedPod {
         is_new
     }
 
-    /// Notes what happened.
+    /// Adds a happening to the pod's history.
     pub(super) fn note(&self, what: impl Into<String>) {
         let mut inner = self.inner();
         if inner.happenings.len() == MOST_HAPPENINGS {
@@ -239,13 +240,13 @@ impl Inventory {
         Some(tracked)
     }
 
-    /// The pod that has this attachment.
+    /// The pod to which this attachment belongs.
     pub(super) fn by_attachment(&self, attachment: &AttachmentName) -> Option<Arc<TrackedPod>> {
         let pods = self.pods();
         pods.values().find(|tracked| tracked.inner().attachment.as_ref() == Some(attachment)).cloned()
     }
 
-    /// Every pod, in the order of their names; of two of one name, by their UIDs.
+    /// Every pod, in the order of their names; pods of one name in the order of their UIDs.
     pub(super) fn all(&self) -> Vec<Arc<TrackedPod>> {
         let mut all: Vec<Arc<TrackedPod>> = self.pods().values().cloned().collect();
         all.sort_by_key(|tracked| {

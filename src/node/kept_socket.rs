@@ -1,6 +1,6 @@
-//! A socket that others find by its path: served for as long as the path leads to it, and made
-//! again when it does not. The kernel tells nobody that a path was unlinked, or that another
-//! socket was put in its place, and the one that is listened on would wait for ever.
+//! A socket that others find by its path: served for as long as the path leads to it, and made again
+//! when it does not. The kernel notifies nobody that a path was unlinked, or that another socket was put
+//! in its place, and the old socket would wait for connections for ever.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::sys::mutex::lock;
 
-/// How often it is looked whether a path still leads to its socket.
+/// The pause between two checks whether a path still leads to its socket.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// The sockets that are not at their paths and cannot be made again, each with why.
@@ -26,7 +26,7 @@ impl LostSockets {
         lock(&self.0)
     }
 
-    /// The first one, in a sentence.
+    /// The problem of the first such socket, in a sentence; `None` if there is none.
     pub(super) fn problem(&self) -> Option<String> {
         self.lock().values().next().cloned()
     }
@@ -37,7 +37,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
-/// Waits until a path leads elsewhere than to what was there.
+/// Waits until a path leads to something else than the file `was`.
 async fn led_elsewhere(path: &Path, was: Option<(u64, u64)>) {
     loop {
         tokio::time::sleep(EVERY).await;
@@ -47,8 +47,8 @@ async fn led_elsewhere(path: &Path, was: Option<(u64, u64)>) {
     }
 }
 
-/// Serves for ever: with a listener that was just made at the path, and, when the path does not
-/// lead to it any more, with a new one. `what` it is, such as "the agent's socket".
+/// Serves for ever: with a listener that was just made at the path, and, when the path does not lead to
+/// it any more, with a new one. `what` names the socket, such as "the agent's socket".
 pub(super) async fn serve<L, E: Display, S: Future<Output = ()>>(
     path: &Path,
     what: &'static str,
@@ -97,7 +97,7 @@ mod tests {
     use super::super::accept;
     use super::*;
 
-    /// How long something may take that is going to happen.
+    /// How long an expected event may take.
     const PATIENCE: Duration = Duration::from_secs(60);
 
     async fn until(what: &str, done: impl AsyncFn() -> bool) {

@@ -1,6 +1,6 @@
-//! Looking at a pod's rules and mending them: blocking work for a thread that is in the
-//! pod's network namespace. What is there is read from the kernel, all of it, natively; no
-//! program is started but for tables of iptables-legacy, which nothing else can list.
+//! Looking at a pod's rules and repairing them: blocking work for a thread that is in the pod's network
+//! namespace. All rules are read from the kernel natively; a program is started only for tables of
+//! iptables-legacy, which nothing else can list.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -24,40 +24,40 @@ use crate::plan::model::Plan;
 use crate::probe::Beside;
 use crate::sys::netns::Netns;
 
-/// How long to wait for somebody else who is changing the rules.
+/// How long to wait for the lock of another program that changes the rules.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a pod's namespace should hold.
+/// The rules that a pod's namespace should have.
 #[derive(Debug, Clone)]
 pub(super) struct Wanted {
-    /// Options by which the rules are decided.
+    /// The options from which the rules are made.
     pub options: Given,
-    /// Whose defaults count beneath them.
+    /// The program whose defaults count where the options say nothing.
     pub face: Face,
-    /// Name servers that the pod's resolv.conf names, as far as it is known.
+    /// The pod's resolv.conf, whose name servers count; `None` if it is not known.
     pub resolv_conf: Option<String>,
 }
 
 /// What a look found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Look {
-    /// Exactly what is wanted, held by this backend.
+    /// The rules are exactly those that are wanted, made by this backend.
     Same { backend: &'static str },
-    /// Nothing of an interception.
+    /// There are no rules of an interception.
     Nothing,
-    /// Something else than what is wanted.
+    /// The rules differ from those that are wanted.
     Differs(Drift),
-    /// It cannot be told; the reason says what would help.
+    /// The rules cannot be compared; the reason says what would help.
     CannotTell(String),
 }
 
 /// How rules differ from what is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Drift {
-    /// The first difference, and how many there are.
+    /// The first difference; in `count`, how many there are.
     pub first: String,
     pub count: usize,
-    /// What it changes for traffic, in words; the worst first.
+    /// What the differences change for traffic, in words; the worst first.
     pub effects: Vec<String>,
     /// Whether traffic gets past the proxy that should not.
     pub escapes: bool,
@@ -72,7 +72,7 @@ impl Wanted {
     }
 }
 
-/// Looks at the namespace that the calling thread is in.
+/// Compares the rules in the namespace of the calling thread with those that are wanted.
 pub(super) fn look(netns: &Netns, wanted: &Wanted) -> Look {
     // Its iptables programs have to be started inside the user namespace that it belongs to.
     let owner = match netns.foreign_owner() {
@@ -104,7 +104,7 @@ fn reader(wanted: &Wanted, user_namespace: Option<Arc<File>>) -> live::Live<'_> 
     }
 }
 
-/// What the options want of a pod as it was found.
+/// The rules that the options make for a pod with the addresses and name servers that were found.
 fn of_options(wanted: &Wanted, found: &Source) -> Result<Source, SourceError> {
     let known = options::KnownPod {
         addresses: found.pod.addresses.clone(),
@@ -149,7 +149,7 @@ fn compare(want: &Source, found: &Source) -> Look {
     })
 }
 
-/// What came of mending.
+/// The result of a repair.
 #[derive(Debug)]
 pub(super) enum Mending {
     Done(Mended),
@@ -159,7 +159,7 @@ pub(super) enum Mending {
     },
 }
 
-/// What mending did.
+/// What a repair did.
 #[derive(Debug)]
 pub(super) struct Mended {
     pub backend: &'static str,
@@ -168,16 +168,16 @@ pub(super) struct Mended {
     pub warnings: Vec<String>,
     /// What became of connections that were open before.
     pub older: Vec<String>,
-    /// What became of a connection through the rules.
+    /// What became of a test connection through the new rules.
     pub probed: Option<Beside>,
 }
 
-/// Makes the namespace that the calling thread is in hold what is wanted, in one
-/// transaction, and reads it back.
+/// Replaces the rules in the namespace of the calling thread by those that are wanted, in one
+/// transaction, and reads them back.
 ///
 /// # Errors
-/// The rules could not be replaced (they are then what they were), or are not what they
-/// should be afterwards.
+/// The rules could not be replaced (they are then what they were), or are not what they should be
+/// afterwards.
 pub(super) fn mend(
     netns: &Netns,
     wanted: &Wanted,

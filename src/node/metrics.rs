@@ -1,5 +1,5 @@
-//! What is counted, for Prometheus (OpenMetrics text). No label holds a pod's name: their
-//! number would grow with the cluster.
+//! The agent's metrics, for Prometheus (OpenMetrics text). No label has the name of a pod: their number
+//! would grow with the cluster.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::{Display, Write};
@@ -24,21 +24,22 @@ type Seconds = Gauge<f64, AtomicU64>;
 
 /// Upper bounds for the phases of an ADD: from a tenth of a millisecond to 30 seconds.
 const ADD_BUCKETS: [f64; 12] = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
-/// Upper bounds for the time from drift to mended: from a millisecond to 10 minutes.
+/// Upper bounds for the time from the notice of a difference to its repair: from a millisecond to 10
+/// minutes.
 const MEND_BUCKETS: [f64; 10] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0, 60.0, 600.0];
 
-/// How many of the last errors are kept, and how much of each.
+/// How many of the last errors are kept, and how many characters of each.
 const LAST_ERRORS: usize = 16;
 const LONGEST_ERROR: usize = 300;
 
-/// One of the last errors, for `status`: a metric has no place for what it was.
+/// One of the last errors, for `podweir node status`: a metric has no place for the message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastError {
-    /// When it was the last time.
+    /// When the error last happened.
     pub at: SystemTime,
     pub cause: &'static str,
     pub what: String,
-    /// How many times it was, since it is kept.
+    /// How many times the error happened since it was first kept.
     pub times: u32,
 }
 
@@ -63,7 +64,7 @@ pub struct Metrics {
     errors: Family<Labels, Counter>,
     last_errors: Mutex<VecDeque<LastError>>,
     socket_requests: Family<Labels, Counter>,
-    /// The figures of ambient mode.
+    /// The metrics of ambient mode.
     pub ambient: Arc<Figures>,
 }
 
@@ -154,7 +155,7 @@ impl Metrics {
         self.installs.get_or_create(&labels([("part", part), ("result", result)])).inc();
     }
 
-    /// A part could not be installed.
+    /// Counts a part that could not be installed, and keeps the error.
     pub fn install_failed(&self, part: &'static str, problem: &str) {
         self.installed(part, "failed");
         self.error(part, problem);
@@ -175,7 +176,7 @@ impl Metrics {
         self.adds.get_or_create(&labels([("decision", decision), ("result", result)])).inc();
     }
 
-    /// `milliseconds` by phase, as the plugin told them.
+    /// Adds the time of one phase of an ADD, in milliseconds, as the plugin reported it.
     pub fn add_phase(&self, phase: &str, milliseconds: f64) {
         // What comes over the socket may be anything; a label must not.
         const PHASES: [&str; 4] = ["lookup", "read", "apply", "total"];
@@ -221,7 +222,7 @@ impl Metrics {
         self.events.get_or_create(&labels([("reason", reason), ("result", result)])).inc();
     }
 
-    /// Counts an error by its cause, and keeps what it was with the last ones.
+    /// Counts an error by its cause, and keeps its message among the last ones.
     pub fn error(&self, cause: &'static str, what: impl Display) {
         self.errors.get_or_create(&labels([("cause", cause)])).inc();
         let what = one_line(&what.to_string(), LONGEST_ERROR);
@@ -246,7 +247,7 @@ impl Metrics {
         self.socket_requests.get_or_create(&labels([("request", request), ("result", result)])).inc();
     }
 
-    /// The text that Prometheus reads.
+    /// The metrics as the text that Prometheus reads.
     pub fn text(&self) -> String {
         let mut text = String::new();
         // Writing to a text cannot fail; should it all the same, the text says so.

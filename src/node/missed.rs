@@ -36,7 +36,7 @@ impl MissedPod {
         self.uid == known.uid
     }
 
-    /// Whether it was noticed so long ago that it says nothing any more.
+    /// Whether the pod was noticed so long ago that it does not count any more.
     pub(super) fn is_old(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.noticed) >= COUNTS
     }

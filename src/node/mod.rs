@@ -1,6 +1,6 @@
-//! The node agent: puts the plugin in place and keeps it there, answers it without a call
-//! to the API server, notices when a pod's rules are gone, mends them, and says all of this
-//! where people look.
+//! The node agent: installs the plugin and keeps it installed, answers its requests without a call to
+//! the API server, notices when a pod's rules are gone, repairs them, and reports all of this where
+//! people look.
 //!
 //! ```text
 //! API server ── one watch: this node's pods ──► cache ─┐
@@ -17,16 +17,16 @@
 //! | `api`, `backoff`, `transport`, `watched`, `cache` | the watch and the pauses after what fails, the way to the API server, a pod as it comes, and what is known of each |
 //! | `decide` | what is to be done with a pod: pure |
 //! | `socket` | requests of the plugin and of people |
-//! | `inventory`, `caretaker`, `look` | each pod's state; looking after it; looking and mending |
-//! | `facts` | what the kernel has in pods' namespaces, for an audit of the cluster |
-//! | `worker`, `places`, `processes`, `ears` | threads in pods' namespaces; finding these; hearing of changes there |
+//! | `inventory`, `caretaker`, `look` | each pod's state; looking after it; comparing and repairing its rules |
+//! | `facts` | the rules that the kernel has in pods' namespaces, for an audit of the cluster |
+//! | `worker`, `places`, `processes`, `ears` | threads in pods' namespaces; finding these; subscribing to changes there |
 //! | `pulse` | heartbeats, by which something that hangs shows |
-//! | `events`, `metrics`, `http`, `guests`, `condition`, `noticed` | saying what happens, when, and to whom |
-//! | `reports` | what was found, as objects that policy tools show |
+//! | `events`, `metrics`, `http`, `guests`, `condition`, `noticed` | reports of what happens, and when it was noticed; who may ask for them |
+//! | `reports` | findings, as objects that policy tools show |
 //! | `ambient` | pods without a proxy of their own: telling ztunnel, and keeping that true |
-//! | `preflight`, `on_failure` | what is looked at first; what becomes of a pod that cannot be repaired |
+//! | `preflight`, `on_failure` | what is checked at the start; what becomes of a pod that cannot be repaired |
 //! | `kept_socket` | sockets that stay at their paths |
-//! | `shared`, `agent`, `run`, `removal` | what the parts share; all of it together; whether the agent is being removed, and taking everything away |
+//! | `shared`, `agent`, `run`, `removal` | what the parts share; the agent's reactions; its start and end; whether it is being removed, and removing everything |
 //!
 //! # A cluster of 5,000 nodes and 150,000 pods
 //!

@@ -1,4 +1,4 @@
-//! When something was noticed, for what is said of it when it is over.
+//! When a problem was noticed, for the message when it is over.
 
 use std::fmt;
 use std::time::{Duration, Instant, SystemTime};

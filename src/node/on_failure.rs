@@ -17,30 +17,31 @@ use super::backoff::growing;
 use super::cache::Known;
 use super::settings::OnFailure;
 
-/// The label, and its value.
+/// The label of a pod that cannot be repaired, and its value.
 pub(super) const LABEL: (&str, &str) = ("podweir.dev/interception", "failed");
-/// After how many failed repairs in a row something is done.
+/// How many repairs in a row have to fail before the configured action is taken.
 const FAILURES_BEFORE_ACTING: u32 = 3;
 /// The shortest time between two evictions on a node.
 const BETWEEN_EVICTIONS: Duration = Duration::from_secs(60);
-/// The pauses after the API server's refusals, such as those of a disruption budget.
+/// The pauses after the API server's refusals, such as those of a disruption budget: the first, and the
+/// longest.
 const AFTER_REFUSAL: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(300));
-/// How long the API server may take.
+/// How long a request to the API server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A pod's repairs that failed in a row, and what was done about it.
 #[derive(Debug, Default)]
 pub(super) struct FailedRepairs {
     count: u32,
-    /// It is done, or there is nothing to do.
+    /// The configured action is done, or none is configured: nothing is tried any more.
     acted: bool,
     refusals: u32,
-    /// It is not tried again before then.
+    /// The action is not tried before this time.
     not_before: Option<Instant>,
 }
 
 impl FailedRepairs {
-    /// One more.
+    /// Counts one more failed repair.
     pub(super) fn add(&mut self) {
         self.count = self.count.saturating_add(1);
     }
@@ -49,23 +50,24 @@ impl FailedRepairs {
         self.count
     }
 
-    /// How long it is until something is to be done; `None`: nothing, for all that is known.
+    /// How long it is until the configured action is due; `None`: too few repairs have failed, or
+    /// nothing is left to do.
     pub(super) fn acting_in(&self, now: Instant) -> Option<Duration> {
         let is_wanted = self.count >= FAILURES_BEFORE_ACTING && !self.acted;
         is_wanted.then(|| self.not_before.map_or(Duration::ZERO, |then| then.saturating_duration_since(now)))
     }
 
-    /// It was done, or there was nothing to do.
+    /// Records that the configured action needs no retry: it is done, or none is configured.
     pub(super) fn acted(&mut self) {
         self.acted = true;
     }
 
-    /// Others are first.
+    /// Postpones the action by `pause`, since another pod was evicted shortly before.
     pub(super) fn wait(&mut self, now: Instant, pause: Duration) {
         self.not_before = Some(now + pause);
     }
 
-    /// The API server did not do it. Gives how long it is until the next try.
+    /// The API server refused the action, or did not answer. Gives how long it is until the next try.
     pub(super) fn refused(&mut self, now: Instant) -> Duration {
         self.refusals = self.refusals.saturating_add(1);
         let pause = growing(AFTER_REFUSAL, self.refusals);
@@ -95,7 +97,7 @@ impl Evictions {
         }
     }
 
-    /// Nothing was evicted by the right that was taken then: another pod may be.
+    /// Gives back the right that was taken at `taken`, since no pod was evicted by it.
     fn give_back(&self, taken: Instant) {
         let mut last = lock(&self.0);
         if *last == Some(taken) {
@@ -104,18 +106,18 @@ impl Evictions {
     }
 }
 
-/// What came of acting.
+/// The result of the configured action.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Acted {
-    /// Nothing is wanted.
+    /// No action is configured.
     Nothing,
-    /// What was done, in words.
+    /// The action was taken; what it was, in words.
     Done(&'static str),
     /// Another pod was evicted so short a time ago that this one waits as long as this.
     Later(Duration),
 }
 
-/// The eviction of exactly this pod: one of the same name that has come meanwhile is not meant.
+/// The eviction of exactly this pod, and not of another one that has got its name since.
 fn eviction(pod: &Known) -> Eviction {
     let same = Preconditions { uid: Some(pod.uid.clone()), resource_version: None };
     Eviction {
@@ -128,10 +130,10 @@ fn eviction(pod: &Known) -> Eviction {
     }
 }
 
-/// Does what is wanted.
+/// Takes the configured action.
 ///
 /// # Errors
-/// The API server refuses, in words: a disruption budget, a right that is missing.
+/// The API server refuses, in words (a disruption budget, a right that is missing), or does not answer.
 pub(super) async fn act(
     what: OnFailure,
     client: &kube::Client,

@@ -1,5 +1,5 @@
-//! Where the network namespaces of pods are: as the plugin kept it on disk while no agent ran,
-//! or by the processes of a pod in the node's /proc. Never the node's own.
+//! Where the network namespaces of pods are: as the plugin reported them or kept them on disk while no
+//! agent ran, or by the processes of a pod in the node's /proc. Never the node's own.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,13 +17,13 @@ use crate::sys::netns::{self, Netns};
 use super::inventory::Place;
 use super::processes;
 
-/// How long a look into the node's /proc is good for.
+/// How long the result of a look into the node's /proc is used.
 const PROCESSES_AGE: Duration = Duration::from_secs(1);
 
 /// The paths of pods' network namespaces, by the pods' UIDs.
 type NetworkNamespaces = HashMap<String, PathBuf>;
 
-/// What leads to pods' network namespaces.
+/// The ways to pods' network namespaces.
 #[derive(Debug)]
 pub(super) struct Places {
     run_dir: PathBuf,
@@ -62,7 +62,7 @@ impl Places {
         lock(&self.kept).insert(uid, (attachment, netns));
     }
 
-    /// The attachment of a pod as it was kept, if its path still leads to its namespace.
+    /// The attachment that is kept for a pod, if its path still leads to the pod's namespace.
     pub(super) fn kept(&self, uid: &str) -> Option<(AttachmentName, Place)> {
         let (attachment, netns) = lock(&self.kept).get(uid).cloned()?;
         match self.open(&netns.path) {
@@ -75,22 +75,23 @@ impl Places {
         }
     }
 
-    /// Forgets what is kept of a pod.
+    /// Forgets the attachment that is kept for a pod.
     pub(super) fn forget(&self, uid: &str) {
         lock(&self.kept).remove(uid);
     }
 
-    /// The namespace that one of a pod's processes is in.
+    /// The namespace of a pod, by one of its processes.
     pub(super) async fn of_processes(self: &Arc<Self>, uid: &str) -> Option<Place> {
         let (places, wanted) = (self.clone(), uid.to_owned());
         let found = tokio::task::spawn_blocking(move || places.processes().get(&wanted).cloned()).await;
         self.open(&found.ok().flatten()?).inspect_err(|e| warn!(pod = uid, "{e}")).ok()
     }
 
-    /// The resolv.conf of a pod whose namespace has this identity, once it has a process.
+    /// The resolv.conf of a pod whose namespace has this identity; `None` if the pod has no process yet,
+    /// or the file is not there.
     ///
     /// # Errors
-    /// It is there and cannot be read.
+    /// The file is there and cannot be read.
     pub(super) async fn resolv_conf(self: &Arc<Self>, uid: &str, identity: (u64, u64)) -> io::Result<Option<String>> {
         let (places, uid) = (self.clone(), uid.to_owned());
         let work = move || match places.processes().get(&uid) {
@@ -103,10 +104,10 @@ impl Places {
         tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
     }
 
-    /// Opens a namespace; never the node's own.
+    /// Opens a network namespace, unless it is the node's own.
     ///
     /// # Errors
-    /// It is no network namespace, or the node's, or it cannot be told which one it is.
+    /// The path leads to no network namespace, or to the node's, or one of the two cannot be identified.
     pub(super) fn open(&self, path: &Path) -> Result<Place, String> {
         let netns = Netns::open(path).map_err(|e| e.to_string())?;
         let identity = netns.identity().map_err(|e| format!("cannot look at {}: {e}", path.display()))?;

@@ -94,7 +94,7 @@ fn of_folders_and_kernel(settings: &AgentSettings) -> Vec<String> {
     problems
 }
 
-/// What SELinux keeps the agent from, if anything.
+/// The problem that SELinux causes for the agent, if there is one.
 fn selinux(host_proc: &Path) -> Option<String> {
     let context = fs::read_to_string("/proc/self/attr/current").ok()?;
     // Containers have no /sys/fs/selinux of their own: the node's is seen by its first process.
@@ -103,8 +103,8 @@ fn selinux(host_proc: &Path) -> Option<String> {
     confined(&context, enforce.as_deref())
 }
 
-/// Whether a process of this context is one of a container that SELinux keeps from the node's folders.
-/// `enforce`: what selinuxfs says; where nobody says, it is taken to be enforcing.
+/// The problem of a process with this context, if it is that of a container which SELinux keeps from the
+/// node's folders. `enforce`: the text of selinuxfs; if there is none, SELinux is taken to be enforcing.
 fn confined(context: &str, enforce: Option<&str>) -> Option<String> {
     // user:role:type:level, where other security modules have one word.
     let label = context.trim_matches(['\0', '\n', ' ']).split(':').nth(2)?;
@@ -121,7 +121,7 @@ fn kernel_has(family: Family) -> bool {
     socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).err() != Some(Errno::EAFNOSUPPORT)
 }
 
-/// What is wrong where pods in ambient mode are to get rules of a family that the kernel has not.
+/// The problem if pods in ambient mode are to get rules of a family that the kernel does not have.
 fn missing_family(wanted: Families, has: impl Fn(Family) -> bool) -> Option<String> {
     let missing = wanted.iter().find(|&family| !has(family))?;
     let other = if missing == Family::V4 { "ipv6" } else { "ipv4" };
@@ -130,7 +130,7 @@ fn missing_family(wanted: Families, has: impl Fn(Family) -> bool) -> Option<Stri
     ))
 }
 
-/// What is wrong with a folder of the node, if anything.
+/// The problem of a folder of the node, if there is one.
 fn folder(what: &str, flag: &str, path: &Path, host_proc: &Path) -> Option<String> {
     let shown = path.display();
     let meta = match fs::metadata(path) {
@@ -175,7 +175,7 @@ fn is_mounted_on_node(device: u64, host_proc: &Path) -> bool {
     mounts.map_or(true, |mounts| mounts.lines().any(|line| line.split(' ').nth(2) == Some(&number)))
 }
 
-/// What the agent's account may not do and should, in sentences.
+/// The rights that the agent's account lacks, in sentences.
 ///
 /// # Errors
 /// The API server cannot be asked, in words.

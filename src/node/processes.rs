@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::sys::file;
 
-/// The longest cgroup file that is looked at.
+/// The most bytes of a cgroup file that is read.
 const LONGEST: usize = 64 << 10;
 
 /// The UID of a pod, as the kubelet writes it into the path of a control group: with the
@@ -29,7 +29,7 @@ pub(super) fn pod_uid(cgroup: &str) -> Option<String> {
     })
 }
 
-/// A pod's UID: a UUID, or of a static pod the digest of its manifest.
+/// Whether a text is a pod's UID: a UUID, or for a static pod the digest of its manifest.
 fn is_uid(text: &str) -> bool {
     let hex = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_hexdigit());
     let parts: Vec<&str> = text.split('-').collect();
@@ -66,11 +66,11 @@ pub(super) fn namespaces(proc: &Path) -> HashMap<String, PathBuf> {
     found
 }
 
-/// The resolv.conf(5) of a pod, as the processes in its containers see it, by the path of
-/// one's network namespace, `…/<pid>/ns/net`. Links in it lead nowhere outside the pod.
+/// The resolv.conf(5) of a pod, as the processes in its containers see it, by the path of the network
+/// namespace of one of them, `…/<pid>/ns/net`. Links in it lead nowhere outside the pod.
 ///
 /// # Errors
-/// It cannot be read, or the process has ended meanwhile, whose number may be another's now.
+/// The file cannot be read, or the process has ended meanwhile, and another one may have its number.
 pub(super) fn resolv_conf(netns: &Path, identity: (u64, u64)) -> io::Result<String> {
     let process = netns.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
     let text = file::read_below(&process.join("root"), Path::new("etc/resolv.conf"), LONGEST as u64)?;

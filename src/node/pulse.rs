@@ -1,4 +1,4 @@
-//! Heartbeats: when something last came round that has to come round again, or hangs.
+//! Heartbeats: when a loop last came round. One that has not for long hangs.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::sys::mutex::lock;
 
-/// When something last came round, whatever it found.
+/// When a loop last came round, whether it succeeded or not.
 #[derive(Debug)]
 pub struct Pulse(Mutex<Instant>);
 
@@ -27,29 +27,30 @@ impl Pulse {
     }
 }
 
-/// The watch's: that it came round, be it to a refusal, and that the API server said something
-/// on it.
+/// The heartbeats of a watch: that it came round, even if it was refused, and that the API server sent
+/// something on it.
 #[derive(Debug, Default)]
 pub struct WatchPulse {
     pub round: Pulse,
     pub heard: Pulse,
 }
 
-/// The longest time between two beats of a watch that does not hang: a silent one is given up
-/// after 295 s (kube's watcher), the next is begun after a pause of at most 60 s, and its
-/// answer has to begin within 20 s. An API server that is away is no hang: whatever is refused
-/// or is given up, a list as well, is tried again, and each try counts.
+/// The longest time between two beats of a watch that does not hang: a silent watch is given up after
+/// 295 s (kube's watcher), the next is begun after a pause of at most 60 s, and its answer has to begin
+/// within 20 s. A watch whose API server is away does not hang: a request that is refused or given up, a
+/// list as well, is tried again, and each try counts.
 pub(super) const LONGEST_WATCH: Duration = Duration::from_secs(420);
 /// The longest time between two beats of a verifier that does not hang: it is asked every ten
 /// seconds, behind two repairs at most that may take 20 s each.
 pub(super) const LONGEST_VERIFIER: Duration = Duration::from_secs(120);
 
-/// Whether another watch hangs, in a sentence.
+/// The sentence that the watch of `what` hangs, if its last beat is too long ago.
 pub(super) fn hanging_watch(what: &str, age: Duration) -> Option<String> {
     (age > LONGEST_WATCH).then(|| format!("the watch of {what} has not come round for {} s", age.as_secs()))
 }
 
-/// What hangs, in sentences, by how long ago each last came round.
+/// The sentences about the watch of pods and the verifier that hang, by how long ago each last came
+/// round.
 pub(super) fn hanging(watch: Duration, verifier: Duration) -> Vec<String> {
     let late = |age: Duration, longest, what: &str| {
         (age > longest).then(|| format!("{what} has not come round for {} s", age.as_secs()))

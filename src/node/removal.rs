@@ -43,30 +43,30 @@ use super::pulse::WatchPulse;
 use super::settings::ObjectName;
 use super::{ambient, api, socket};
 
-/// What only one agent on a node holds.
+/// The name of the file whose lock only one agent on a node has.
 const LOCK: &str = "node.lock";
 /// How long the runtime has to read a chain without our entry before the binary goes.
 const RUNTIME_READS: Duration = Duration::from_secs(2);
-/// How long it may take to find out whether the DaemonSet is still there, and how often it
-/// is asked for: less than the pod has to end in.
+/// How long the agent may take to find out whether the DaemonSet is still there, and the pause between
+/// two requests for it: less time than the pod has to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What the watch of the own DaemonSet told last.
+/// What the watch of the agent's own DaemonSet last reported.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Told {
     #[default]
     Nothing,
     There,
-    /// It is gone, or being deleted.
+    /// The DaemonSet is gone, or being deleted.
     Gone,
 }
 
-/// The DaemonSet that an agent is of.
+/// The DaemonSet to which the agent belongs.
 #[derive(Debug)]
 pub(super) struct OwnDaemonSet {
     name: ObjectName,
-    /// With whether the list that is being delivered has had it.
+    /// What was last reported, and whether the list that is being delivered has had the DaemonSet.
     told: Mutex<(Told, bool)>,
 }
 
@@ -77,7 +77,7 @@ impl OwnDaemonSet {
         Self { name, told: Mutex::default() }
     }
 
-    /// Hears what the watch tells.
+    /// Takes note of an event of the watch.
     fn hear(&self, event: Event<Watched>) {
         let state = |set: &Watched| match set.metadata.deletion_timestamp {
             Some(_) => Told::Gone,
@@ -98,14 +98,15 @@ impl OwnDaemonSet {
         lock(&self.told).0
     }
 
-    /// Watches it for ever: it alone, and nothing of it but its metadata.
+    /// Watches the DaemonSet for ever: it alone, and only its metadata.
     pub(super) async fn watch(&self, client: kube::Client, metrics: &Metrics, pulse: &WatchPulse) {
         let sets: Api<Watched> = Api::namespaced(client, &self.name.namespace);
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name.name)).any_semantic();
         api::watch_all(sets, config, api::Watch::DaemonSet, metrics, pulse, |event| self.hear(event)).await;
     }
 
-    /// Whether it is gone or going, for an agent that ends. On any doubt it is not.
+    /// Whether the DaemonSet is gone or being deleted, for an agent that ends; false if that is in
+    /// doubt.
     pub(super) async fn is_removed(&self, client: &kube::Client) -> bool {
         let name = &self.name;
         let sets: Api<DaemonSet> = Api::namespaced(client.clone(), &name.namespace);
@@ -149,8 +150,8 @@ pub(super) fn open_lock(run_dir: &Path) -> Result<File, RunError> {
     options.open(run_dir.join(LOCK)).map_err(failed)
 }
 
-/// `podweir node uninstall`: takes everything off the node. Pods that run keep their rules, and
-/// as long as some are in ambient mode the node keeps its rules for their probes.
+/// `podweir node uninstall`: removes everything from the node. Pods that run keep their rules, and as
+/// long as some are in ambient mode the node keeps its rules for their probes.
 ///
 /// # Errors
 /// An agent runs, and nothing was removed; or what could not be removed, and the rest is gone.

@@ -1,4 +1,4 @@
-//! Starting the agent, and ending it.
+//! The agent's start, its tasks, and its end.
 
 use std::fs::File;
 use std::path::Path;
@@ -29,27 +29,28 @@ use super::shared::Shared;
 use super::socket::SocketError;
 use super::{ambient, api, http, kept_socket, preflight, reports, socket};
 
-/// Enough for 20,000 pods.
+/// The most open files, of which a pod needs three: enough for 20,000 pods.
 const MOST_DESCRIPTORS: u64 = 65_536;
-/// How often the condition is looked at.
+/// The pause between two looks whether the node's condition has changed.
 const CONDITION_EVERY: Duration = Duration::from_secs(2);
-/// How often it is looked whether the verifier hangs.
+/// The pause between two checks that threads for pods' rules still work.
 const BEAT_EVERY: Duration = Duration::from_secs(10);
 /// How often attachments of pods that are gone are forgotten, and how old these have to be.
 const COLLECT_EVERY: Duration = Duration::from_secs(600);
-/// How long after the pods of the node are known what that took is given back first.
+/// How long after the pods of the node are known memory is first given back.
 const SETTLES: Duration = Duration::from_secs(2);
-/// How long after its start the agent knows how things stand, or says that it does not.
+/// How long after its start the agent waits, before it writes the node's condition, until chain, binary
+/// and pods are known.
 const STARTS: Duration = Duration::from_secs(30);
-/// How often it is looked meanwhile whether it does.
+/// The pause between two checks whether they are known.
 const STARTING: Duration = Duration::from_millis(200);
 /// How long telling the condition may hold the removal up, for which the pod has little time.
 const LAST_WORD: Duration = Duration::from_secs(3);
 
-/// Runs the agent until it is told to end.
+/// Runs the agent until it gets a signal to end.
 ///
 /// # Errors
-/// It cannot start.
+/// The agent cannot start, or could not be removed completely from the node.
 pub fn run(settings: AgentSettings) -> Result<(), RunError> {
     // Three for each pod: its namespace, and two in which the kernel tells of changes there.
     if let Err(e) = process::raise_descriptor_limit(MOST_DESCRIPTORS) {
@@ -146,8 +147,8 @@ async fn agent(settings: AgentSettings) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Shows now and then that pods' rules can still be looked at: by a thread for it, behind
-/// whatever else is to be done, since one that never comes back takes the place of all.
+/// Beats now and then while pods' rules can still be looked at. A thread is started for it like for
+/// other work, since work that never ends keeps its place from all.
 async fn beat(shared: Arc<Shared>) {
     loop {
         if shared.workers.are_alive().await {
@@ -157,7 +158,7 @@ async fn beat(shared: Arc<Shared>) {
     }
 }
 
-/// Says once what the agent's account may not do, as soon as the API server tells.
+/// Logs once which rights the agent's account lacks, as soon as the API server answers.
 async fn check_account(shared: Arc<Shared>) {
     loop {
         match preflight::account(&shared.client, &shared.settings).await {
@@ -174,7 +175,7 @@ async fn check_account(shared: Arc<Shared>) {
     }
 }
 
-/// Forgets the attachments of pods that are gone, which runtimes forget to ask for.
+/// Forgets the attachments of pods that are gone, for which the runtime did not call DEL.
 async fn collect(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(COLLECT_EVERY).await;
@@ -201,8 +202,8 @@ async fn collect(shared: Arc<Shared>) {
     }
 }
 
-/// Gives back what reading every pod of the node took, and the looks at them; and now and
-/// then what bursts took since.
+/// Gives back the memory that reading every pod of the node and the first looks took; and now and then
+/// what bursts took since.
 async fn give_back(shared: Arc<Shared>) {
     while !shared.cache.is_synced() {
         tokio::time::sleep(SETTLES).await;
@@ -263,7 +264,8 @@ async fn serve(agent: Arc<Agent>, listener: UnixListener) {
     kept_socket::serve(&path, "the agent's socket", listener, bind, serve, &agent.shared.lost_sockets).await;
 }
 
-/// Tells that pods are not intercepted any more. The right to do so is gone mostly.
+/// Writes the condition that pods are not intercepted any more. The agent mostly has no right for it
+/// then.
 async fn last_word(client: &kube::Client, node: &str) {
     let mut reporter = Reporter::new(node.into());
     let told = reporter.tell(client, Condition::fails("Removed", "podweir was removed from this node"));
@@ -275,8 +277,8 @@ async fn last_word(client: &kube::Client, node: &str) {
     warn!("{problem}; it stays what it was told last, until somebody removes it from the node's status");
 }
 
-/// Tells the node's condition. An agent that starts knows nothing yet: it leaves what the one
-/// before it told, for whatever follows the condition would take each upgrade for a failure.
+/// Keeps the node's condition. An agent that starts knows nothing yet and leaves the condition of the
+/// agent before it: a controller would take each upgrade for a failure.
 async fn tell_condition(agent: Arc<Agent>) {
     let starts = async {
         while !agent.knows_how_things_stand() {

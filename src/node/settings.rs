@@ -1,4 +1,4 @@
-//! What an agent is told to do.
+//! The settings of the agent.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use super::installer::Installation;
 /// What happens to a pod that cannot be mended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnFailure {
-    /// It goes on running; its event says what is wrong.
+    /// The pod goes on running; its event says what is wrong.
     Leave,
-    /// It is evicted, one pod at a time and at most one a minute.
+    /// The pod is evicted, at most one of the node a minute.
     Evict,
-    /// It gets a label.
+    /// The pod gets a label.
     Label,
 }
 
@@ -35,24 +35,24 @@ impl OnFailure {
     }
 }
 
-/// An object of Kubernetes.
+/// The name of an object of Kubernetes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectName {
     pub namespace: String,
     pub name: String,
 }
 
-/// What the agent is told about ambient mode.
+/// The agent's flags about ambient mode.
 #[derive(Debug, Clone)]
 pub struct AmbientFlags {
-    /// Where ztunnels connect to.
+    /// The socket to which ztunnels connect.
     pub socket: PathBuf,
     /// Whether DNS is taken of a pod that does not say.
     pub dns: bool,
     pub backend: BackendChoice,
-    /// The families to program.
+    /// The families for which rules are made.
     pub families: Families,
-    /// As whom the kubelet runs, where that is not to be found out.
+    /// The user that the kubelet runs as; `None` if the agent is to find that out.
     pub kubelet_uid: Option<u32>,
 }
 
@@ -66,22 +66,22 @@ pub struct AgentSettings {
     pub credentials: Credentials,
     pub installation: Installation,
     pub policy: Policy,
-    /// Repair what is not as it should be.
+    /// Whether rules that are missing or differ are repaired.
     pub heal: bool,
-    /// Before a pod's missing rules are made, wait until connections that they would break
-    /// are gone; without this these are ended.
+    /// Whether missing rules of a pod are made only after the connections that they would break are
+    /// gone; otherwise these are ended.
     pub wait_for_older: bool,
     pub on_failure: OnFailure,
-    /// How often pods are looked at of which the kernel does not tell.
+    /// How often the rules of pods are verified where the kernel does not report every change.
     pub verify_interval: Duration,
-    /// Where metrics and probes are asked for; `None`: nowhere.
+    /// The address for metrics and probes; `None` if there is none.
     pub listen: Option<Listen>,
-    /// The DaemonSet that this agent is of.
+    /// The DaemonSet to which the agent belongs.
     pub daemon_set: Option<ObjectName>,
-    /// Tell the node's condition.
+    /// Whether the node's condition is written.
     pub condition: bool,
-    /// Keep PolicyReport objects.
+    /// Whether PolicyReport objects are kept.
     pub policy_reports: bool,
-    /// Ambient mode, where that is on.
+    /// The flags about ambient mode; `None` if that is off.
     pub ambient: Option<AmbientFlags>,
 }

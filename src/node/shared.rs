@@ -1,5 +1,5 @@
-//! What the parts of the agent share: what it was told to do, what is known of the node's pods,
-//! and the ways to the kernel, to the API server and to people.
+//! What the parts of the agent share: its settings, what is known of the node's pods, and the ways to
+//! the kernel, to the API server and to people.
 
 use std::sync::{Arc, Mutex};
 
@@ -40,7 +40,8 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// What an agent with these settings starts with. `pods_watch` hears what comes by `client`.
+    /// The shared parts of an agent with these settings. `pods_watch` is beaten by what arrives by
+    /// `client`.
     pub(super) fn new(
         settings: AgentSettings,
         client: kube::Client,
@@ -67,7 +68,7 @@ impl Shared {
         }
     }
 
-    /// A number that spreads what would otherwise come together (xorshift32).
+    /// A random number, to spread in time what would otherwise happen at once (xorshift32).
     pub(super) fn random(&self) -> u32 {
         let mut state = lock(&self.random);
         *state ^= *state << 13;

@@ -18,9 +18,9 @@ use super::accept;
 
 /// How many may ask at once. A node has a few hundred pods.
 const AT_ONCE: usize = 256;
-/// How much of what is sent beyond a line is taken, so that the answer arrives.
+/// How many bytes after a request's line are read and dropped, so that the answer arrives.
 const MOST_UNREAD: u64 = 1 << 20;
-/// How long asking and being answered may take.
+/// How long a request and its answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest path of a socket: `sun_path` has 108 bytes, the last one a zero (unix(7)).
 const LONGEST_PATH: usize = 107;
@@ -42,21 +42,21 @@ pub enum SocketError {
 pub(super) trait Answers: Send + Sync + 'static {
     /// Answers a request.
     fn answer(&self, request: Request) -> impl Future<Output = Answer> + Send;
-    /// Hears of a request and what became of it, for the metrics.
+    /// Counts a request and its result, for the metrics.
     fn heard(&self, request: &'static str, result: &'static str);
 }
 
-/// Where a socket is before it takes its place.
+/// The path of a new socket before it is renamed to its place.
 pub(super) fn place_before(path: &Path) -> PathBuf {
     path.with_extension("new")
 }
 
-/// Makes the socket. A socket that is there already is one that a killed agent left: the
-/// caller holds the lock that only one agent has. The new one takes its place in one step: by
-/// the path the plugin tells whether there is an agent, and at no moment is there none.
+/// Makes the socket. A socket that is there already was left by an agent that was killed: the caller
+/// holds the lock that only one agent has. The new one takes its place in one step: the path tells the
+/// plugin whether there is an agent, and at no moment is there none.
 ///
 /// # Errors
-/// The path is too long, or is taken by something that is no socket, or cannot be made.
+/// The path is too long, or is taken by something that is no socket, or the socket cannot be made.
 pub(super) fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     let shown = || path.display().to_string();
     let length = path.as_os_str().len();
@@ -82,7 +82,7 @@ pub(super) fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     Ok(listener)
 }
 
-/// Answers for ever.
+/// Answers requests for ever.
 pub(super) async fn serve(listener: UnixListener, answers: Arc<impl Answers>) {
     accept::serve(listener, "on the agent's socket", AT_ONCE, |stream| {
         let answers = answers.clone();

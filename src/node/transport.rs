@@ -1,6 +1,6 @@
-//! Every request of the agent to the API server goes this way: with the newest token, with a
-//! limit to how long an answer may take to begin and to go on, with pauses between watches
-//! that end, and with a heartbeat for whatever is heard on a watch, bookmarks included.
+//! The transport of every request of the agent to the API server: with the newest token, with limits for
+//! how long an answer may take to begin and may pause, with pauses between watches that end, and with a
+//! heartbeat for whatever arrives on a watch, bookmarks included.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
@@ -25,31 +25,31 @@ use crate::sys::mutex::lock;
 use super::credentials::Credentials;
 use super::pulse::WatchPulse;
 
-/// The kubelet renews a service account's token in its file long before it expires.
+/// How long a token is used before its file is read again: the kubelet renews it long before it expires.
 const TOKEN_AGE: Duration = Duration::from_secs(30);
 /// How long an answer may take to begin: an API server that has much to do lets requests wait
 /// for 15 s before it refuses them (priority and fairness, a quarter of its own limit).
 const BEGINS: Duration = Duration::from_secs(20);
-/// How long an answer may stand still in the middle. A watch may, and kube looks after that.
+/// How long an answer may pause in the middle. A watch may pause longer, and kube limits that.
 const GOES_ON: Duration = Duration::from_secs(20);
 /// A watch that lived so long ended because its time was over, which is 290 s (kube's
 /// watcher): nodes are spread by when they began, and the next one follows at once.
 const WHOLE_LIFE: Duration = Duration::from_secs(280);
-/// One that lived so long was ended by a server that ends, and so were those of thousands of
-/// other nodes: the next ones are spread over so much time.
+/// A watch that lived so long, but not its whole life, was ended by a server that ends, as were those of
+/// thousands of other nodes: the next ones are spread over the time `SPREAD`.
 const LIVED: Duration = Duration::from_secs(30);
 const SPREAD: Duration = Duration::from_secs(5);
-/// Watches that end again and again follow each other with growing pauses, on the average
-/// three quarters of these.
+/// The pauses between watches that end again and again, the first and the longest, of which on average
+/// three quarters are used.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
-/// The way to the API server.
+/// The connection to the API server, with the agent's credentials.
 pub(super) struct Transport {
     https: Https,
     server: String,
     credentials: Credentials,
-    /// The token that was read last, and when; `None`: it is to be read again.
+    /// When the token was last read, `None` if it is to be read again, and the token.
     newest: Mutex<(Option<Instant>, Option<HeaderValue>)>,
     pulse: Arc<WatchPulse>,
     watches: Mutex<Watches>,
@@ -118,7 +118,7 @@ fn authorization(access: &Access) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// A number that is another one on every node.
+/// A random number, which differs from node to node.
 fn random() -> u32 {
     // Its keys are random (std::hash::RandomState).
     RandomState::new().build_hasher().finish() as u32
@@ -127,11 +127,11 @@ fn random() -> u32 {
 /// When watches began and ended.
 #[derive(Debug, Default)]
 pub(super) struct Watches {
-    /// There has been one.
+    /// Whether there has been a watch.
     any: bool,
-    /// When the last one began.
+    /// When the last watch began.
     pub(super) began: Option<Instant>,
-    /// How many in a row did not live long.
+    /// How many watches in a row ended soon.
     short: u32,
 }
 
@@ -157,7 +157,7 @@ impl Watches {
     }
 }
 
-/// A watch that goes on.
+/// A watch whose answer is being read.
 struct Watching {
     pulse: Arc<WatchPulse>,
 }
@@ -176,11 +176,11 @@ impl Watching {
     }
 }
 
-/// The body of an answer.
+/// The body of an answer, which beats the pulse of a watch when something arrives.
 pub(super) struct Heard {
     body: Incoming,
     watching: Option<Watching>,
-    /// Ends when nothing has come for too long.
+    /// The alarm that ends the answer if nothing arrives for too long; `None` for a watch.
     stands_still: Option<Pin<Box<Sleep>>>,
 }
 

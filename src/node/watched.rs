@@ -1,5 +1,5 @@
-//! A pod as the watch delivers it: of its text only what decides is ever taken out, so that
-//! what does not decide takes no memory, not even for a moment.
+//! A pod as the watch delivers it: only the fields that decide are ever taken out of its text, so that
+//! the others take no memory, not even for a moment.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use serde::{Deserialize, Deserializer};
 
 use crate::config::pod::model::{MIRROR_OF, PodSpec, decides};
 
-/// A pod as the watch delivers it. Of the specification and the status only what decides
-/// is ever taken out of the text.
+/// A pod as the watch delivers it. Only the fields of specification and status that decide are ever
+/// taken out of the text.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct WatchedPod {
     #[serde(default, deserialize_with = "what_decides")]
@@ -82,8 +82,8 @@ impl<'de> Deserialize<'de> for Deciding {
     }
 }
 
-/// Annotations and labels that are no mesh's: by which UID the kubelet knows a pod, and
-/// whether it is a ztunnel.
+/// Annotations and labels besides those of meshes: the UID by which the kubelet knows a pod, and whether
+/// the pod is a ztunnel.
 const ALSO: [&str; 3] = [MIRROR_OF, "app", "app.kubernetes.io/name"];
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -1,5 +1,5 @@
-//! Work in a pod's network namespace, on threads of its own: a thread enters the namespace,
-//! does one thing there, and ends, so that none is ever left in the wrong one.
+//! Work in a pod's network namespace, on threads of its own: a thread enters the namespace, does one job
+//! there, and ends, so that no thread is ever left in the wrong namespace.
 
 use std::io;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::sys::netns::{Netns, NetnsError};
 
-/// How many pods are worked on at a time: more would take the node's processors from the pods.
+/// How many jobs run at a time: more would take the node's processors from the pods.
 const AT_ONCE: usize = 2;
-/// How many more where pods start: others, which can make work in their namespaces last, do not
-/// keep them waiting.
+/// How many more jobs run for pods that start: other pods, which can make work in their namespaces last
+/// long, do not keep them waiting.
 const MORE_FOR_STARTS: usize = 1;
 
 /// Who waits for work.
@@ -19,7 +19,7 @@ const MORE_FOR_STARTS: usize = 1;
 pub enum Urgency {
     /// A pod's start, and the container runtime with it.
     Start,
-    /// Nobody: what is not done now is done later.
+    /// Nobody: the work may as well be done later.
     Background,
 }
 
@@ -38,7 +38,7 @@ pub enum WorkError {
 #[derive(Debug, Clone)]
 pub struct Workers {
     places: Arc<Semaphore>,
-    /// Those that only starts get.
+    /// The places that only the starts of pods get.
     for_starts: Arc<Semaphore>,
 }
 
@@ -49,10 +49,10 @@ impl Default for Workers {
 }
 
 impl Workers {
-    /// Does `work` in a namespace and gives what came of it. Waits for a free place first.
+    /// Runs `work` in a namespace and gives its result. Waits for a free place first.
     ///
     /// # Errors
-    /// The namespace cannot be entered, or no thread be started.
+    /// The namespace cannot be entered, no thread can be started, or the thread ended without an answer.
     pub async fn run<T: Send + 'static>(
         &self,
         urgency: Urgency,
@@ -90,8 +90,8 @@ impl Workers {
         answered.await.map_err(|_| WorkError::Lost)
     }
 
-    /// Whether a thread can be started and comes back, when it is its turn. Does not end
-    /// while all places are taken by work that never ends.
+    /// Whether a thread can be started and ends, when it is its turn. This waits for ever while all
+    /// places are taken by work that never ends.
     pub async fn are_alive(&self) -> bool {
         self.thread(Urgency::Background, || ()).await.is_ok()
     }

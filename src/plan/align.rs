@@ -1,6 +1,6 @@
-//! Alignment: which rules of two lists are each other's counterparts when both lists keep
-//! their order. Drift is what has no counterpart; a reason goes from a plan's rule to the
-//! counterpart that was found.
+//! Alignment: which rules of two lists are each other's counterparts when both lists keep their order.
+//! Drift is what has no counterpart; a rule that was found takes its reason from its counterpart in a
+//! plan.
 
 use std::collections::HashMap;
 use std::hash::Hash;

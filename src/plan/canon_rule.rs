@@ -41,9 +41,9 @@ pub struct CanonMatches {
 pub struct CanonRule {
     pub matches: CanonMatches,
     pub verdict: Verdict,
-    /// What it was put together from: one part for each reason, in order. Never empty.
+    /// The rules that were merged into this one: one part for each reason, in order. Never empty.
     pub parts: Vec<(Why, CanonMatches)>,
-    /// Where it was found; `None` where it was put together from several rules.
+    /// Where the rule was found; `None` if it was merged from several.
     pub origin: Option<Arc<RuleOrigin>>,
 }
 
@@ -71,7 +71,7 @@ impl CanonRule {
         self.matches.unknown.is_empty() && !matches!(self.verdict, Verdict::Unknown(_))
     }
 
-    /// The reason of the first rule that went into it.
+    /// The reason of the first rule that was merged into this one.
     pub fn why(&self) -> &Why {
         &self.parts[0].0
     }
@@ -98,14 +98,14 @@ impl Hash for CanonRule {
     }
 }
 
-/// What a set holds that is kept apart from the rules changes without them.
+/// A condition on a named set, as an unknown one: the set's elements change without the rules.
 fn named_set(m: &Matches) -> Option<String> {
     let Cond { negated, value } = m.destination_set.as_ref()?;
     Some(format!("{}to one of the set {value}", if *negated { "not " } else { "" }))
 }
 
 impl CanonMatches {
-    /// `None` where no packet of the family can meet the conditions.
+    /// The canonical form of conditions; `None` where no packet of the family can meet them.
     pub fn of(m: &Matches, family: Family) -> Option<Self> {
         let all_addresses = all_addresses(family);
         let addresses = |cond: &Option<Cond<Networks>>| match cond {
@@ -191,7 +191,7 @@ impl CanonMatches {
             && self.unknown == other.unknown
     }
 
-    /// Whether no packet can meet both. Errs on the side of "some could".
+    /// Whether no packet can meet both conditions. Gives `false` where that is not certain.
     pub fn disjoint(&self, other: &Self) -> bool {
         !self.destination_port.overlaps(&other.destination_port)
             || !self.protocol.overlaps(&other.protocol)
@@ -263,7 +263,7 @@ pub fn distinct_addresses(networks: &Networks, family: Family) -> Addresses {
     Addresses::new(ranges).distinct()
 }
 
-/// A condition on something every packet has, as the set of what meets it.
+/// The values that meet a condition on something every packet has.
 fn total<T: Discrete>(cond: &Option<Cond<RangeList<T>>>) -> RangeList<T> {
     match cond {
         None => RangeList::full(),
@@ -286,8 +286,8 @@ fn names(cond: &Option<Cond<Vec<Interface>>>) -> Option<Cond<Vec<Interface>>> {
     (!(cond.negated && cond.value.is_empty())).then_some(cond)
 }
 
-/// `None` where no mark meets the condition. The kernel compares what the mask leaves of a
-/// mark with the whole value: one that has bits outside of the mask is never met.
+/// The canonical form of a condition on marks; `None` where no mark meets it. The kernel compares the
+/// masked mark with the whole value: a value with bits outside of the mask is never met.
 fn marks(cond: &Option<Cond<Masked>>) -> Option<Option<Cond<Masked>>> {
     let Some(cond) = cond else { return Some(None) };
     let Masked { value, mask } = cond.value;

@@ -11,33 +11,34 @@ use crate::plan::model::{ChainName, Plan, Routing, Table};
 use crate::plan::why::Why;
 use crate::plan::words;
 
-/// What is said of a rule that no plan has at its place.
+/// The reason given for a rule that is not in the plan.
 const NOT_OURS: &str = "not part of the plan: somebody else's";
 
-/// Which side a rule is missing from.
+/// On which side of a comparison a rule is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// The plan has it, the kernel does not, at this place.
+    /// The plan has the rule at this place, the kernel does not.
     Missing,
-    /// The kernel has it, the plan does not, at this place.
+    /// The kernel has the rule at this place, the plan does not.
     Unexpected,
 }
 
-/// One difference.
+/// One difference between a plan and what a kernel holds.
 #[derive(Debug, Clone)]
 pub struct Difference {
     pub side: Side,
-    /// `None`: not about a rule.
+    /// The chain of the rule; `None` if the difference is not about a rule.
     pub place: Option<(Family, Table, ChainName)>,
     /// What is missing or unexpected.
     pub what: String,
-    /// The reason for it, where one is known.
+    /// The rule's reason, where one is known.
     pub why: Option<String>,
-    /// The rule that is missing or unexpected; of one that differs in a list, with just what differs.
+    /// The rule that is missing or unexpected; if two rules differ in one list, with only the items that
+    /// differ.
     pub rule: Option<CanonRule>,
-    /// What would take the difference back where it was found; `None`: not about a rule.
+    /// The change that undoes the difference in the kernel; `None` if it is not about a rule.
     pub undo: Option<Undo>,
-    /// What stands next to the rules that it is about; `None`: it is about a rule.
+    /// What else than a rule the difference is about; `None` for a rule.
     pub beside: Option<BesideRules>,
 }
 
@@ -55,12 +56,12 @@ pub enum BesideRules {
 pub enum Undo {
     /// A rule in before another one, or at the end.
     Insert { rule: CanonRule, before: Option<CanonRule> },
-    /// A rule out; what is left of it, if anything, stays.
+    /// Removes a rule, or replaces it by what is to stay of it.
     Replace { rule: CanonRule, by: Option<CanonRule> },
 }
 
 impl Undo {
-    /// Changes the rules; says whether they are what it is for.
+    /// Changes the rules; `false` if the rules to be changed are not among them.
     pub fn apply(&self, rules: &mut Vec<CanonRule>) -> bool {
         let place = |rules: &[CanonRule], rule| rules.iter().position(|known| known == rule);
         match self {
@@ -78,11 +79,11 @@ impl Undo {
     }
 }
 
-/// A rule that one side has and the other has not.
+/// A rule that only one side has.
 struct FoundSide<'a> {
     side: Side,
     rule: &'a CanonRule,
-    /// In what is there: the rule before which a missing one belongs.
+    /// The rule of the kernel's before which a missing one belongs; `None`: the end.
     next: Option<&'a CanonRule>,
 }
 
@@ -109,8 +110,8 @@ impl std::fmt::Display for Difference {
     }
 }
 
-/// How what was read from a kernel differs from a plan. Rules that were read carry no reasons
-/// where the backend keeps none; they are looked for only if there is a difference to tell.
+/// The differences between a plan and what was read from a kernel. Rules that were read carry no reasons
+/// where the backend keeps none; reasons are inferred only if there is a difference.
 pub fn from_plan(want: &Plan, have: &Plan) -> Vec<Difference> {
     let want = Canon::of(want);
     if want == Canon::of(have) {
@@ -149,7 +150,7 @@ pub fn differences(want: &Canon, have: &Canon) -> Vec<Difference> {
     out
 }
 
-/// The reason for a rule; for one that is nobody's but a stranger's, whose it is.
+/// The reason for a rule; for a foreign one, that it is foreign, and its comment.
 fn reason(side: Side, why: &Why) -> String {
     match (side, why) {
         (Side::Unexpected, Why::Foreign(comment)) if comment.is_empty() => NOT_OURS.into(),
@@ -158,8 +159,8 @@ fn reason(side: Side, why: &Why) -> String {
     }
 }
 
-/// Where a rule is there, only with more or fewer items in one of its lists, just these
-/// items are the difference.
+/// Reduces pairs of a missing and an unexpected rule that differ in one list only to the items in which
+/// they differ.
 fn narrowed(found: &[FoundSide]) -> Vec<(Side, CanonRule, Undo)> {
     let mut out = Vec::new();
     let mut at = 0;
@@ -179,7 +180,8 @@ fn narrowed(found: &[FoundSide]) -> Vec<(Side, CanonRule, Undo)> {
     out
 }
 
-/// What just one of two rules has in the only list in which they differ.
+/// The items that only one of two rules has, of the only list in which they differ; `None` if they
+/// differ elsewhere.
 fn items(one: &FoundSide, other: &FoundSide) -> Option<[(Side, CanonRule, Undo); 2]> {
     let part = |rule: &CanonRule, matches: CanonMatches| {
         let why = rule.why_for(&matches).clone();
@@ -201,8 +203,8 @@ fn items(one: &FoundSide, other: &FoundSide) -> Option<[(Side, CanonRule, Undo);
     same.then(|| Some([only(one, other)?, only(other, one)?]))?
 }
 
-/// What two lists of rules do not have in common, in order: of the rules between two that
-/// both have, the missing ones first.
+/// The rules that only one of two lists has, in order: between two common rules the missing ones come
+/// first.
 fn rules<'a>(want: &'a [CanonRule], have: &'a [CanonRule], mut each: impl FnMut(FoundSide<'a>)) {
     let (mut i, mut j) = (0, 0);
     for (next_i, next_j) in align(want, have, |_| 1).into_iter().chain([(want.len(), have.len())]) {

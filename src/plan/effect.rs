@@ -1,15 +1,15 @@
-//! What a rule does that the model does not know, as far as it decides where a packet goes.
+//! The effect of statements that the model does not know, as far as it decides where a packet goes.
 
-/// What becomes of a packet.
+/// What an unknown statement does with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Effect {
-    /// It is not known.
+    /// Nothing is known of the statement's effect.
     Unknown,
-    /// It is not delivered: what is refused is not delivered either.
+    /// The packet is not delivered, be it dropped or refused.
     Drops,
-    /// It goes where it is addressed; at most it changes where it comes from.
+    /// The packet is delivered to its destination; at most its source is changed.
     Accepts,
-    /// It goes on to the next rule: what changes decides nothing here.
+    /// The packet goes on to the next rule, unchanged in all that decides here.
     None,
 }
 
@@ -30,7 +30,7 @@ impl Effect {
     }
 }
 
-/// Something that a rule does and that the model does not know.
+/// A statement that the model does not know.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Unmodelled {
     /// In the words of the backend that it was read from.

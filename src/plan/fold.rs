@@ -43,7 +43,7 @@ pub(super) fn folded(rules: Vec<CanonRule>) -> Vec<CanonRule> {
     folded_within(rules, &mut { MOST_COMPARISONS })
 }
 
-/// Folds a chain's rules as far as so many comparisons of two rules lead; takes off those made.
+/// Folds a chain's rules within a number of comparisons, from which those made are subtracted.
 fn folded_within(mut rules: Vec<CanonRule>, left: &mut usize) -> Vec<CanonRule> {
     // Folding in one dimension can make rules alike that were not; until nothing changes.
     loop {
@@ -57,8 +57,8 @@ fn folded_within(mut rules: Vec<CanonRule>, left: &mut usize) -> Vec<CanonRule> 
     }
 }
 
-/// A rule being collected: alternatives are gathered first and put in order at the end,
-/// so that 5,000 rules fold in one pass.
+/// A rule to which others are merged: they are gathered first and put in order at the end, so that 5,000
+/// rules fold in one pass.
 struct OpenRule {
     rule: CanonRule,
     more: Vec<CanonRule>,
@@ -92,8 +92,8 @@ fn fold(rules: Vec<CanonRule>, dimension: Dimension, left: &mut usize) -> Vec<Ca
     open.into_iter().map(|open| open.close(dimension, left)).collect()
 }
 
-/// A digest of everything but one dimension: what two rules must have in common to become one in
-/// it.
+/// A digest of a rule's verdict and its conditions without one dimension: rules that can be merged in
+/// that dimension have equal digests.
 fn digest_without(rule: &CanonRule, dimension: Dimension) -> u64 {
     use Dimension as D;
     let (m, mut hasher) = (&rule.matches, DefaultHasher::new());
@@ -115,8 +115,8 @@ fn digest_without(rule: &CanonRule, dimension: Dimension) -> u64 {
     hasher.finish()
 }
 
-/// The earlier rule that `rule` can join: they differ in the dimension only, and nothing between
-/// them is met by a packet of `rule`.
+/// The index of the earlier rule that `rule` can be merged with: both differ in the dimension only, and
+/// no packet of `rule` meets a rule between them.
 fn joinable_rule(open: &[OpenRule], rule: &CanonRule, dimension: Dimension, left: &mut usize) -> Option<usize> {
     for (at, candidate) in open.iter().enumerate().rev() {
         let known = !matches!(rule.verdict, Verdict::Unknown(_));
@@ -175,7 +175,7 @@ impl OpenRule {
 }
 
 impl CanonMatches {
-    /// Takes in others that are the same but for one dimension.
+    /// Merges conditions that differ from these in one dimension only.
     fn join(&mut self, dimension: Dimension, more: &[&CanonMatches]) {
         if more.is_empty() {
             return;
@@ -194,7 +194,7 @@ impl CanonMatches {
         }
     }
 
-    /// Whether the two are the same but for `dimension`, and can become one in it.
+    /// Whether two differ in `dimension` at most, and can be merged in it.
     fn same_but(&self, other: &Self, dimension: Dimension) -> bool {
         use Dimension as D;
         (dimension == D::Source || self.source == other.source)
@@ -213,7 +213,7 @@ impl CanonMatches {
             && self.unknown.is_empty()
     }
 
-    /// Whether two are the same but in one dimension, and which that is.
+    /// The only dimension in which two differ, if there is just one.
     fn one_apart(&self, other: &Self) -> Option<Dimension> {
         if self == other {
             return None;
@@ -221,8 +221,8 @@ impl CanonMatches {
         DIMENSIONS.into_iter().find(|&dimension| self.same_but(other, dimension))
     }
 
-    /// What meets these conditions and not the other ones, where the two differ in one
-    /// set only; as a whole otherwise.
+    /// The conditions for packets that meet these and not the other ones; `None` if the two differ in
+    /// more than one dimension, or in interfaces.
     pub fn without(&self, other: &Self) -> Option<Self> {
         let mut left = self.clone();
         match self.one_apart(other)? {
@@ -239,7 +239,7 @@ impl CanonMatches {
     }
 }
 
-/// `None` where one of them is negated.
+/// The ids of `a` that are not in `b`; `None` where one of the conditions is negated.
 fn minus_ids(a: &Option<Cond<IdList>>, b: &Option<Cond<IdList>>) -> Option<Option<Cond<IdList>>> {
     match (a, b) {
         (Some(a), Some(b)) if !a.negated && !b.negated => Some(Some(Cond::is(a.value.minus(&b.value)))),
@@ -284,7 +284,7 @@ mod tests {
     use crate::config::types::{Families, Family};
     use crate::plan::model::{ChainName, Matches, Rule};
 
-    /// Rules about one address after the other, no two of which are next to each other.
+    /// Rules about single addresses that are not neighbours, one each.
     fn listed(count: u32, verdict: impl Fn(u32) -> Verdict) -> Vec<CanonRule> {
         let host = |n: u32| ipnet::IpNet::V4(std::net::Ipv4Addr::from(0x0a00_0000 + 2 * n).into());
         let rule = |n: u32| Rule {
@@ -298,8 +298,8 @@ mod tests {
         (0..count).filter_map(|n| CanonRule::of(&rule(n), Family::V4)).collect()
     }
 
-    /// How many rules are left of some, of how many parts the first one is, and how many
-    /// comparisons that took.
+    /// Folds rules; gives how many are left, of how many parts the first one consists, and how many
+    /// comparisons were made.
     fn fold_all(rules: Vec<CanonRule>) -> (usize, usize, usize) {
         let mut left = MOST_COMPARISONS;
         let folded = folded_within(rules, &mut left);

@@ -1,17 +1,17 @@
-//! Rules that were found and may be of one hand: what their reasons are looked for in.
+//! Rules that were found and may be written by one builder, in which their reasons are looked for.
 
 use super::canon_rule::CanonRule;
 use super::model::{ChainName, Rule, Table};
 
 /// A rule that was found.
 pub(super) struct CandidateRule<'a> {
-    /// The chain's index among those that are looked at, and the rule's in its chain.
+    /// The chain's index among all chains, and the rule's index in its chain.
     pub(super) place: (usize, usize),
     pub(super) rule: &'a Rule,
     pub(super) canon: CanonRule,
 }
 
-/// Rules of one family that may be of one hand, by chain and in order.
+/// Rules of one family that one builder may have written, by chain and in order.
 #[derive(Clone)]
 pub(super) struct CandidateRules<'a>(pub(super) Vec<(Table, &'a ChainName, Vec<&'a CandidateRule<'a>>)>);
 

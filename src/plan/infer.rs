@@ -1,12 +1,11 @@
 //! Reasons for rules that carry none: iptables rules usually have no comment, and those of
 //! istio-iptables never do.
 //!
-//! Nothing is decided here a second time. The rules tell what a builder must have been given
-//! to write them (`recover`); the builder writes its plan for that; the plan is aligned
-//! with what is there, and a rule that has a counterpart in the plan gets its reason. What
-//! has none is somebody else's: it asks for more or less than the plan's rule, or stands in
-//! another place. In a table whose other rules say their reasons, one that says nothing is
-//! of another hand as well.
+//! No decision is made a second time here. The rules tell which options a builder must have been given
+//! to write them (`recover`); the builder writes its plan for these options; the plan is aligned with
+//! the rules, and a rule that has a counterpart in the plan gets its reason. A rule without one is
+//! foreign: it has other conditions than the plan's rule, or stands in another place. In a table whose
+//! other rules carry their reasons, a rule without one is foreign as well.
 
 use std::collections::HashSet;
 
@@ -20,17 +19,17 @@ use super::model::{Chain, Plan, Rule, Table};
 use super::recover;
 use super::why::Why;
 
-/// What a builder would have written in one family, had it written these rules. Where they
-/// can be read in several ways, each of them; the first is the likeliest.
+/// Gives the plans that a builder would have written for a family to make these rules. Where they can be
+/// read in several ways, there is a plan for each, the likeliest one first.
 type Builder = fn(&CandidateRules, Family) -> Vec<Plan>;
 
 /// Every builder whose rules are known by their form.
 const BUILDERS: &[Builder] = &[recover::sidecar, recover::ambient];
 
-/// The reason of the rule at a place: the chain's index, and the rule's in its chain.
+/// A rule's place (its chain's index, its index in the chain), and its reason.
 type Reason = ((usize, usize), Why);
 
-/// Gives rules without a comment the reason that they must have, if they have one.
+/// Gives rules without a comment the reason that follows from a builder's plan, if there is one.
 pub fn infer(chains: &mut [Chain]) {
     let commented: HashSet<Table> =
         chains.iter().filter(|chain| chain.rules.iter().any(says_why)).map(|chain| chain.table).collect();
@@ -58,8 +57,8 @@ fn says_why(rule: &Rule) -> bool {
     !matches!(rule.why, Why::Foreign(_))
 }
 
-/// The rules of a chain that may be a builder's: those that say so, which help to tell what
-/// was asked for, and those without a comment where no rule has one.
+/// The rules of a chain that may be a builder's: those with a reason, which help to find the options,
+/// and those without a comment in tables where no rule has a reason.
 fn found<'a>(index: usize, chain: &'a Chain, family: Family, commented: &HashSet<Table>) -> Vec<CandidateRule<'a>> {
     let may_be_ours = |rule: &Rule| match &rule.why {
         Why::Foreign(comment) => comment.is_empty() && !commented.contains(&chain.table),
@@ -87,7 +86,7 @@ fn explain(builder: Builder, mut rules: CandidateRules, family: Family) -> Vec<R
     }
 }
 
-/// What one plan explains of the rules that are there.
+/// How far one plan explains the rules that were found.
 struct Alignment<'a> {
     weight: u64,
     ours: CandidateRules<'a>,
@@ -114,15 +113,15 @@ impl<'a> Alignment<'a> {
     }
 }
 
-/// Which of the rules that are there have a counterpart among a plan's, and its reason.
+/// The rules that have a counterpart among a plan's, by index, with its reason.
 fn counterparts(planned: &[Rule], have: &[&CanonRule], family: Family) -> Vec<(usize, Why)> {
     let want: Vec<CanonRule> = planned.iter().filter_map(|rule| CanonRule::of(rule, family)).collect();
     let pairs = align(&want.iter().collect::<Vec<_>>(), have, |rule| weight(rule.why()));
     pairs.into_iter().map(|(i, j)| (j, want[i].why().clone())).collect()
 }
 
-/// How much a rule is to be believed where two cannot both be in their place: the ways into
-/// an interception's chains and what they end in are beyond doubt, exclusions are not.
+/// How much a counterpart counts where two cannot both be in order: the jumps into an interception's
+/// chains and the redirections at their end are certain, exclusions are not.
 fn weight(why: &Why) -> u64 {
     match why {
         Why::ExcludedInterface
@@ -209,7 +208,7 @@ mod tests {
         assert_eq!(reasons(&chains), reasons(&known));
     }
 
-    /// Rules that can be read as two values of one option: what explains most is taken.
+    /// Of two readings of the rules, with two values of one option, the one that explains more is taken.
     #[test]
     fn a_strangers_rule_takes_no_reason_from_the_others() {
         let only_ranges: Networks = ["10.0.0.0/8", "192.168.0.0/16"].iter().map(|net| net.parse().unwrap()).collect();

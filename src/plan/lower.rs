@@ -8,7 +8,7 @@ use crate::config::types::{Families, Family, Interface, Networks};
 
 use super::model::{Chain, Cond, Matches, Plan, Rule};
 
-/// The plan's chains for one family, lowered. Chains that have rules, but none in it, are left
+/// The plan's chains for one family, lowered. Chains whose rules are all for the other family are left
 /// out.
 pub fn lower(plan: &Plan, family: Family) -> Vec<Chain> {
     if !plan.families.has(family) {
@@ -75,7 +75,7 @@ fn disjoint<T: Discrete>(list: &RangeList<T>) -> Vec<RangeList<T>> {
     out
 }
 
-/// One rule as several, one for each combination of the items in its lists.
+/// Appends a rule as several, one for each combination of the items in its lists.
 fn expand(rule: &Rule, family: Family, out: &mut Vec<Rule>) {
     let m = &rule.matches;
     let nets_are_one = |cond| is_one(cond, |n: &Networks| n.len_of(family));

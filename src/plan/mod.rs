@@ -1,8 +1,7 @@
-//! The plan: what a kernel must hold for an interception. [`model`] is the vocabulary,
-//! [`mod@build`] the decision tree, [`lower`] the form iptables needs, [`canon`] the form
-//! in which plans are compared and hashed whichever backend holds them, [`diff`] how two
-//! of them differ, [`infer`] what tells the reasons of rules that were found, [`words`] how
-//! rules are told to people.
+//! The plan: what a kernel must hold for an interception. [`model`] is the vocabulary, [`mod@build`] the
+//! decision tree, [`lower`] the form iptables needs, [`canon`] the form in which plans are compared and
+//! hashed whichever backend holds them, [`diff`] compares two of them, [`infer`] finds the reasons of
+//! rules that were found, [`words`] puts rules into words for people.
 
 pub mod align;
 pub mod build;

@@ -36,7 +36,7 @@ pub struct Masked {
     pub mask: u32,
 }
 
-/// The mask only where that leaves bits out.
+/// The mask is printed only if it leaves bits out.
 impl fmt::Display for Masked {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Self { value, mask } = self;
@@ -61,7 +61,7 @@ impl CtStates {
     pub const NEW: CtStates = CtStates(8);
     pub const UNTRACKED: CtStates = CtStates(64);
     pub const ALL: CtStates = CtStates(1 | 2 | 4 | 8 | 64);
-    /// In the order in which iptables-save prints them.
+    /// The states with their names, in the order in which iptables-save prints them.
     pub const NAMED: [(CtStates, &'static str); 5] = [
         (Self::INVALID, "INVALID"),
         (Self::NEW, "NEW"),
@@ -114,7 +114,7 @@ pub mod protocol {
     }
 }
 
-/// What a packet must be for a rule to apply: every condition that is there must hold.
+/// The conditions of a rule, all of which a packet must meet.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Matches {
     pub source: Option<Cond<Networks>>,
@@ -130,7 +130,7 @@ pub struct Matches {
     /// The owner of the sending socket. A packet without one meets only negated conditions.
     pub uid: Option<Cond<IdList>>,
     pub gid: Option<Cond<IdList>>,
-    /// The destination is in a set of this name, which is kept apart from the rules.
+    /// The destination is in the set of this name, whose elements are not part of the rules.
     pub destination_set: Option<Cond<Box<str>>>,
     /// Conditions in the backend's own words that the model does not know.
     pub unknown: Vec<String>,
@@ -139,9 +139,9 @@ pub struct Matches {
 /// What happens to a packet that meets a rule's conditions.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Verdict {
-    /// Nothing; the next rule is looked at.
+    /// The next rule is asked.
     Continue,
-    /// Back to the calling chain; in a hook, its policy.
+    /// The packet goes back to the calling chain; in a base chain the policy decides.
     Return,
     Accept,
     Drop,
@@ -178,16 +178,16 @@ pub struct Counters {
     pub bytes: u64,
 }
 
-/// Where a rule was found, so that it is found again.
+/// Where a rule was found, for people to look it up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleOrigin {
-    /// Its place among its chain's rules, from 1: as iptables' `--line-numbers` counts.
+    /// The rule's number in its chain, from 1 on, as iptables' `--line-numbers` counts.
     pub number: usize,
-    /// What `nft -a` calls it.
+    /// The rule's handle, as `nft -a` shows it.
     pub handle: Option<u64>,
-    /// As it was listed; only of one that is not understood.
+    /// The rule's text in the listing; only of a rule that is not understood.
     pub text: Option<Box<str>>,
-    /// Whether the listing left a part of it out, so that nobody can tell what it does.
+    /// Whether the listing leaves a part of the rule out, so that its meaning is not known.
     pub incomplete: bool,
 }
 
@@ -208,9 +208,9 @@ pub struct Rule {
     pub matches: Matches,
     pub verdict: Verdict,
     pub why: Why,
-    /// Only on rules read from a kernel that counts.
+    /// How often the rule applied; only of rules read from a kernel that counts.
     pub counters: Option<Counters>,
-    /// Only on rules that were read.
+    /// Where the rule was found; only of rules that were read.
     pub origin: Option<Arc<RuleOrigin>>,
 }
 
@@ -230,13 +230,13 @@ pub struct Chain {
 }
 
 impl Dataplane {
-    /// For which one chains are, by their names.
+    /// The dataplane whose chains these are, by their names.
     pub fn of(chains: &[Chain]) -> Self {
         chains.iter().find_map(|chain| chain.name.dataplane()).unwrap_or(Dataplane::Sidecar)
     }
 }
 
-/// Policy routing of marked packets: they are delivered locally.
+/// A policy rule by which marked packets are delivered locally.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MarkRoute {
     pub family: Family,
@@ -252,12 +252,12 @@ impl MarkRoute {
     }
 }
 
-/// Routing and addresses next to the rules.
+/// Policy rules, routes and addresses that an interception needs beside its rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Routing {
     /// `fwmark MARK lookup TABLE`.
     pub rules: Vec<MarkRoute>,
-    /// `local default dev lo` in these tables.
+    /// The routing tables with the route `local default dev lo`.
     pub routes: Vec<(Family, RouteTable)>,
     /// `::6/128` on lo: the proxy's source address for connections to the app.
     pub mesh_address: bool,
@@ -305,7 +305,7 @@ impl Plan {
         self.chains.is_empty() && self.routing.is_empty()
     }
 
-    /// The tables it uses, in order.
+    /// The tables that have chains, in order.
     pub fn tables(&self) -> Vec<Table> {
         Table::ALL.into_iter().filter(|&t| self.chains.iter().any(|c| c.table == t)).collect()
     }
@@ -315,7 +315,7 @@ impl Plan {
         self.chains.iter().filter(|c| c.table == table).collect()
     }
 
-    /// The marks its rules give to packets and connections, the proxy's own apart.
+    /// The marks that the rules set on packets and connections, without the proxy's own.
     pub fn marks(&self) -> Vec<Mark> {
         let marks = self.chains.iter().flat_map(|chain| &chain.rules).filter_map(|rule| match &rule.verdict {
             Verdict::Tproxy { mark, .. } => Some(*mark),

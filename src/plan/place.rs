@@ -1,22 +1,22 @@
-//! Where rules stand: whose they are, in which table, in which chain.
+//! Where rules stand: in which table, in which chain, and of which dataplane these are.
 
 use std::fmt;
 
-/// What rules are for, and thereby whose chains and tables they are in.
+/// What rules are for, which decides about the names of their chains and tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Dataplane {
     /// A pod with a proxy of its own.
     Sidecar,
     /// A pod whose traffic its node's ztunnel takes.
     Ambient,
-    /// A node: probes that its kubelet sends to ambient pods are told from other traffic.
+    /// Rules of a node, by which ambient pods can tell the kubelet's probes from other traffic.
     Node,
 }
 
 impl Dataplane {
     pub const ALL: [Dataplane; 3] = [Dataplane::Sidecar, Dataplane::Ambient, Dataplane::Node];
 
-    /// Its name on the command line and in messages.
+    /// The dataplane's name on the command line and in messages.
     pub fn name(self) -> &'static str {
         match self {
             Dataplane::Sidecar => "sidecar",
@@ -25,7 +25,7 @@ impl Dataplane {
         }
     }
 
-    /// What rules for it are called in messages.
+    /// What messages call the dataplane's rules.
     pub fn rules(self) -> &'static str {
         match self {
             Dataplane::Sidecar => "a sidecar's interception",
@@ -34,7 +34,7 @@ impl Dataplane {
         }
     }
 
-    /// The command that takes them away.
+    /// The command that removes the dataplane's rules.
     pub fn removal(self) -> &'static str {
         match self {
             Dataplane::Sidecar => "podweir clean",
@@ -55,7 +55,7 @@ pub enum Table {
 impl Table {
     pub const ALL: [Table; 3] = [Table::Raw, Table::Mangle, Table::Nat];
 
-    /// iptables' name for it.
+    /// The name that iptables has for the table.
     pub fn name(self) -> &'static str {
         match self {
             Table::Raw => "raw",
@@ -69,7 +69,7 @@ impl Table {
     }
 }
 
-/// A chain: one of the hooks that rules of ours use, one of their own chains, or another's.
+/// A chain: a hook that podweir's rules use, one of podweir's own chains, or a foreign one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ChainName {
     Prerouting,
@@ -94,7 +94,7 @@ impl ChainName {
     /// The chains that the kernel enters by itself.
     pub const HOOKS: [ChainName; 3] = [ChainName::Prerouting, ChainName::Output, ChainName::Postrouting];
 
-    /// The chains that belong to rules of ours, in the order they are written.
+    /// Podweir's own chains, in the order in which they are written.
     pub const OWN: [ChainName; 10] = [
         ChainName::Inbound,
         ChainName::InRedirect,
@@ -108,7 +108,7 @@ impl ChainName {
         ChainName::NodeOut,
     ];
 
-    /// iptables' name for it.
+    /// The name that iptables has for the chain.
     pub fn name(&self) -> &str {
         match self {
             ChainName::Prerouting => "PREROUTING",
@@ -135,7 +135,7 @@ impl ChainName {
         }
     }
 
-    /// Whether it is a chain that only rules of ours make.
+    /// Whether the chain is one of podweir's own.
     pub fn is_own(&self) -> bool {
         Self::OWN.contains(self)
     }
@@ -145,7 +145,7 @@ impl ChainName {
         Self::HOOKS.contains(self)
     }
 
-    /// Whose chain it is, where the name alone tells.
+    /// The dataplane whose chain this is, where the name alone tells.
     pub fn dataplane(&self) -> Option<Dataplane> {
         match self {
             ChainName::AmbientIn => Some(Dataplane::Ambient),

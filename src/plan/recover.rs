@@ -1,8 +1,7 @@
-//! What a builder must have been given to write the rules that are there: the way back from
-//! rules to options, on which the reasons for rules without a comment rest. Where a
-//! stranger's rules stand among a builder's it may take them for the builder's too: what
-//! the plan then holds in another form or place has no counterpart, and no harm is done.
-//! Where the rules say two things, each is told.
+//! The options that a builder must have been given to write the rules that were found, from which
+//! reasons for rules without a comment are inferred. Foreign rules among a builder's may be taken for
+//! the builder's too: what the plan then holds in another form or place has no counterpart, and no harm
+//! is done. Where the rules can be read in two ways, both are given.
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
@@ -24,7 +23,7 @@ use super::why::Why;
 const MOST_READINGS: usize = 4;
 const MOST_ITEMS: usize = 65_536;
 
-/// The plans of a sidecar's interception for what these rules hold of one family.
+/// The plans of sidecars' interceptions by which a family may have these rules.
 pub(super) fn sidecar(rules: &CandidateRules, family: Family) -> Vec<Plan> {
     let read = Sidecar { rules, family };
     let mut plans = Vec::new();
@@ -44,7 +43,7 @@ pub(super) fn sidecar(rules: &CandidateRules, family: Family) -> Vec<Plan> {
     plans
 }
 
-/// The plan of an ambient pod for what these rules hold of one family.
+/// The plan of an ambient pod by which a family may have these rules; none if they are no such pod's.
 pub(super) fn ambient(rules: &CandidateRules, family: Family) -> Vec<Plan> {
     let redirects =
         |chain, port: Port| rules.of(Table::Nat, chain).filter(move |rule| rule.verdict == Verdict::Redirect(port));
@@ -80,7 +79,7 @@ impl<'a> Sidecar<'a> {
         self.rules.of(Table::Mangle, chain)
     }
 
-    /// The rules of ISTIO_OUTPUT with a verdict.
+    /// The conditions of those rules of ISTIO_OUTPUT that have a verdict.
     fn main(self, verdict: Verdict) -> impl Iterator<Item = &'a Matches> {
         self.nat(C::OutputMain).filter(move |rule| rule.verdict == verdict).map(|rule| &rule.matches)
     }
@@ -164,7 +163,8 @@ impl<'a> Sidecar<'a> {
         joined(returned.filter_map(|rule| is(&rule.matches.destination_port)).filter(excluded))
     }
 
-    /// Left alone by the rule for calls of the pod to itself, in which DNS may be as well.
+    /// The HBONE port, which the rule for calls of the pod to itself leaves alone, perhaps along with
+    /// DNS.
     fn tunnel_port(self) -> Port {
         let left = || self.main(Verdict::Jump(C::InRedirect)).filter_map(|m| is_not(&m.destination_port));
         let single = left().find_map(RangeList::single);
@@ -191,7 +191,7 @@ impl<'a> Sidecar<'a> {
         union(self.main(Verdict::Return).filter_map(|m| is(&m.destination)).filter(excluded))
     }
 
-    /// Each is left alone for TCP and for UDP.
+    /// The excluded ports: each has a rule for TCP and one for UDP.
     fn outbound_ports_exclude(self) -> PortList {
         let of = |number: u8| {
             let protocol = move |m: &&Matches| is(&m.protocol).is_some_and(|numbers| numbers.contains(number));
@@ -201,8 +201,8 @@ impl<'a> Sidecar<'a> {
         of(protocol::TCP).iter().filter(|range| take_one(&mut udp, range)).collect()
     }
 
-    /// Interfaces of virtual machines, and those left alone: in one list of what is returned
-    /// from PREROUTING; the latter last, and in OUTPUT as well.
+    /// The interfaces of virtual machines, and the excluded ones. Both return from PREROUTING; the
+    /// excluded ones stand last, and return from OUTPUT as well.
     fn interfaces(self, ranges: &RangeSelection) -> (Vec<Interface>, Vec<Interface>) {
         let names = |table, hook, of: fn(&Matches) -> &Option<Cond<Vec<Interface>>>| -> Vec<Interface> {
             let returned = self.rules.of(table, hook).filter(|rule| rule.verdict == Verdict::Return);
@@ -248,7 +248,7 @@ impl<'a> Sidecar<'a> {
         named.into_iter().rev().max_by_key(Vec::len).unwrap_or_default()
     }
 
-    /// Owners who are left alone; the proxy's come first, and are none of them.
+    /// The owners that are left alone. The proxy's own stand first, and are left out.
     fn left_alone(self, of: fn(&Matches) -> &Option<Cond<IdList>>) -> Vec<&'a IdList> {
         let mut proxy = self.proxy(of);
         let returned = self.main(Verdict::Return).filter_map(|m| is(of(m)));
@@ -315,9 +315,9 @@ impl<'a> Sidecar<'a> {
         (!queries.is_empty() || tells).then_some(DnsCapture::Servers { v4, v6 })
     }
 
-    /// Writes two rules as istio-iptables wrote them before (the way out until 1.13 for TCP
-    /// only; calls of the pod to itself without a protocol, before the tunnel port was left
-    /// alone), if that is how they are here.
+    /// Writes two rules as older istio-iptables wrote them, if they were found so: the jump from OUTPUT,
+    /// until 1.13 for TCP only; and calls of the pod to itself, without a protocol before the tunnel
+    /// port was left alone.
     fn spell_as_found(self, plan: &mut Plan) {
         let out = self.nat(C::Output).find(|rule| rule.verdict == Verdict::Jump(C::OutputMain));
         let is_older = |now: &Matches, found: &Matches| {
@@ -341,7 +341,7 @@ impl<'a> Sidecar<'a> {
     }
 }
 
-/// Two readings of an option, or the second if nothing tells of either.
+/// The readings of an option that are found, or the second one if neither is.
 fn either<T>(is_first: bool, first: T, is_second: bool, second: T) -> Vec<T> {
     match (is_first, is_second) {
         (true, true) => vec![first, second],
@@ -358,7 +358,7 @@ fn is_not<T>(cond: &Option<Cond<T>>) -> Option<&T> {
     cond.as_ref().filter(|cond| cond.negated).map(|cond| &cond.value)
 }
 
-/// Lists as one, in order.
+/// Several lists joined into one, in order.
 fn joined<'a, T: Discrete + 'a>(lists: impl Iterator<Item = &'a RangeList<T>>) -> RangeList<T> {
     lists.flat_map(RangeList::iter).collect()
 }
@@ -379,7 +379,7 @@ fn items<T: Discrete>(list: &RangeList<T>) -> impl Iterator<Item = T> {
     all.take(MOST_ITEMS)
 }
 
-/// Takes one such item out of a list, if there is one.
+/// Removes the first item that equals `item`; `false` if there is none.
 fn take_one<T: PartialEq>(list: &mut Vec<T>, item: &T) -> bool {
     let at = list.iter().position(|known| known == item);
     at.inspect(|&at| drop(list.remove(at))).is_some()

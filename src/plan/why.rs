@@ -61,9 +61,9 @@ pub enum Why {
     DnsZoneZtunnelAnswer,
     ProbeEntry,
     ProbeSource,
-    /// No rule says anything, and what the chain does then.
+    /// No rule decided, and the chain's policy drops the packet.
     Policy,
-    /// Not one of ours; the comment the rule carries, if any.
+    /// The rule is foreign; with its comment, which may be empty.
     Foreign(Box<str>),
 }
 

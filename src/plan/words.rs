@@ -16,8 +16,7 @@ pub fn rule(rule: &CanonRule, family: Family) -> String {
     if conditions.is_empty() { verdict } else { format!("{conditions}: {verdict}") }
 }
 
-/// Which rule it is, where that takes more than its words: it is not understood, or
-/// somebody else's, so that it has to be looked up.
+/// The origin of a rule that people must look up, because it is not understood or foreign.
 pub fn which(rule: &CanonRule) -> Option<&RuleOrigin> {
     let told = !rule.is_understood() || matches!(rule.why(), Why::Foreign(_));
     rule.origin.as_deref().filter(|_| told)
@@ -29,7 +28,7 @@ pub fn numbered(canon: &CanonRule, family: Family) -> String {
     which(canon).map_or_else(|| words.clone(), |origin| format!("{origin}: {words}"))
 }
 
-/// Words of somebody else's, in brackets; a list may be long.
+/// The words of a foreign rule, in brackets and shortened.
 fn foreign(words: &str) -> String {
     const MOST: usize = 160;
     match words.char_indices().nth(MOST) {
@@ -130,13 +129,13 @@ pub(crate) fn spans<T: Discrete>(ranges: &RangeList<T>) -> Vec<String> {
     ranges.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") }).collect()
 }
 
-/// A set of numbers, or what is missing from it where that is shorter.
+/// A set of ports in words, or its complement where that is shorter.
 pub(crate) fn numbers(ports: &RangeList<u16>) -> String {
     let rest = ports.complement();
     if rest.len() < ports.len() { format!("not {}", list(spans(&rest))) } else { list(spans(ports)) }
 }
 
-/// Some of all addresses, or what is missing from them where that is shorter.
+/// A set of addresses in words, or its complement in `all` where that is shorter.
 pub(crate) fn networks(addresses: &Addresses, family: Family, all: &Addresses) -> String {
     let rest = all.minus(addresses);
     let (prefix, shown) = if rest.len() < addresses.len() { ("not ", &rest) } else { ("", addresses) };

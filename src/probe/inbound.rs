@@ -19,15 +19,15 @@ use crate::config::types::Family;
 
 /// The pod's end of the pair: the interface by which the probe comes in.
 pub(super) const NEAR: &str = "podweir-in";
-/// The client's end.
+/// The client's end of the veth pair.
 const FAR: &str = "podweir-out";
 const NEAR_MAC: Mac = [0x02, 0, 0, 0x70, 0x77, 1];
 const FAR_MAC: Mac = [0x02, 0, 0, 0x70, 0x77, 2];
-/// The client's own. Not its interface's, or the kernel would take what comes there for
-/// its own and answer it too.
+/// The client's Ethernet address. It is not its interface's, or the kernel would answer packets for it
+/// too.
 const CLIENT_MAC: Mac = [0x02, 0, 0, 0x70, 0x77, 3];
 
-/// The pair; gone when dropped.
+/// The veth pair, which is removed when this is dropped.
 struct Pair {
     netlink: Netlink,
 }
@@ -39,7 +39,7 @@ impl Drop for Pair {
     }
 }
 
-/// The client's address, and the pod's on the same net (RFC 5737, RFC 3849).
+/// The client's address, the pod's on the same net, and the prefix length (RFC 5737, RFC 3849).
 fn addresses(v4: bool) -> (IpAddr, IpAddr, u8) {
     match v4 {
         true => ([192, 0, 2, 250].into(), [192, 0, 2, 249].into(), 30),
@@ -100,7 +100,7 @@ fn pair(client: IpAddr, gateway: IpAddr, bits: u8) -> io::Result<(Pair, PacketSo
     Ok((pair, socket))
 }
 
-/// Where the client's numbers begin, and where the token does.
+/// The client's first sequence number, and that of the token.
 const START: u32 = 1000;
 const TOKEN_AT: u32 = START + 1;
 
@@ -110,7 +110,7 @@ struct Talk<'a> {
     from: SocketAddr,
     to: SocketAddr,
     deadline: Instant,
-    /// The number that the pod's next byte has.
+    /// The next sequence number that the pod sends.
     expected: u32,
 }
 
@@ -121,7 +121,7 @@ impl Talk<'_> {
         self.socket.send(&tcp::frame((CLIENT_MAC, NEAR_MAC), &segment))
     }
 
-    /// The pod's next segment; what may be lost is sent again.
+    /// Waits for the pod's next segment; `resend` repeats what may have been lost.
     fn receive(&self, resend: impl Fn() -> io::Result<()>) -> io::Result<Segment> {
         loop {
             let Some(left) = self.deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {

@@ -22,14 +22,14 @@ use super::trial::TOKEN;
 /// How long a connected prober may take to send its token.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The listeners; they end when this is dropped.
+/// Listeners on the proxy's ports, which end when this is dropped.
 pub(super) struct Listeners {
     _stop: OwnedFd,
-    /// Where somebody else listens already.
+    /// The proxy's ports on which somebody else listens already.
     pub occupied: Vec<Occupied>,
 }
 
-/// A place of the proxy's that somebody else has, be it the proxy.
+/// A port of the proxy's on which a process listens already, perhaps the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Occupied {
     pub at: SocketAddr,
@@ -106,8 +106,8 @@ fn dns_owner(interception: &Interception) -> Option<(u32, u32)> {
     can_be(owner.0, owner.1).then_some(owner)
 }
 
-/// Whether DNS over UDP can be answered in the proxy's place: its answers are told from
-/// others', for connection tracking, by who sends them.
+/// Whether DNS over UDP can be answered in the proxy's place. The rules put answers into the right
+/// conntrack zone only if the proxy's user or group sends them.
 pub(super) fn can_answer_dns(interception: &Interception) -> bool {
     dns_owner(interception).is_some()
 }
@@ -168,8 +168,8 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     stream.write_all(&[&token[..], meant_for.to_string().as_bytes()].concat())
 }
 
-/// Where the prober thought it was going: what connection tracking remembers
-/// (`SO_ORIGINAL_DST`), or with TPROXY the socket's own address.
+/// The address to which a client connected: what connection tracking remembers (`SO_ORIGINAL_DST`), or
+/// with TPROXY the socket's own address.
 fn original_destination(stream: &TcpStream) -> std::io::Result<SocketAddr> {
     let local = stream.local_addr()?;
     let tracked = match local {

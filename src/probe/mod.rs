@@ -28,21 +28,21 @@ use listener::{Listeners, Occupied};
 use trial::Target;
 pub use trial::{Path, PathKind, Trial};
 
-/// What was tested.
+/// The results of a validation.
 #[derive(Debug, Default)]
 pub struct Validation {
     pub passed: Vec<Path>,
-    /// What could not be, and why.
+    /// The paths that could not be tested, and why.
     pub untested: Vec<(Path, String)>,
     /// The proxy's ports on which somebody else listens already.
     pub occupied: Vec<PortHolder>,
 }
 
-/// Who has a port of the proxy's.
+/// A port of the proxy's on which somebody listens already.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortHolder {
     pub port: u16,
-    /// Whom those that listen there run as.
+    /// The users as which the listening processes run.
     pub users: Vec<u32>,
 }
 
@@ -51,11 +51,11 @@ pub struct PortHolder {
 pub struct FailedPath {
     pub path: Path,
     pub problem: String,
-    /// It was not tried at all: nothing is known about the rules.
+    /// Whether the time was over before the test: nothing is known about the rules then.
     pub late: bool,
 }
 
-/// How to validate.
+/// What a validation needs.
 pub struct Setup<'a> {
     pub interception: &'a Interception,
     pub plan: &'a Plan,
@@ -68,7 +68,7 @@ pub struct Setup<'a> {
     pub suspects: &'a [Suspect],
 }
 
-/// A flow that a rule of somebody else's catches.
+/// A flow that a foreign rule matches.
 #[derive(Debug, Clone)]
 pub struct Suspect {
     pub flow: Flow,
@@ -76,11 +76,11 @@ pub struct Suspect {
     pub rule: String,
 }
 
-/// Tests every path that the plan diverts. `Err`: the listeners could not be set up.
+/// Tests every path that the plan diverts. The inner result is the validation's.
 ///
 /// # Errors
 ///
-/// The listeners or the way in could not be set up.
+/// The listeners could not be set up; names the port.
 pub fn run(setup: &Setup) -> Result<Result<Validation, FailedPath>, String> {
     let deadline = Instant::now() + setup.timeout;
     let listeners = Listeners::start(setup.interception, setup.plan.families)?;
@@ -140,7 +140,7 @@ pub fn run(setup: &Setup) -> Result<Result<Validation, FailedPath>, String> {
 /// What became of a connection in a pod that runs.
 #[derive(Debug)]
 pub enum Beside {
-    /// The proxy got it, on each of these ways.
+    /// The proxy got the connections on each of these paths.
     Passed(Vec<Path>),
     /// None could be made, and why.
     Untested(String),
@@ -187,7 +187,7 @@ pub fn beside_proxy(setup: &Setup) -> Beside {
     if passed.is_empty() { Beside::Untested(why) } else { Beside::Passed(passed) }
 }
 
-/// Each port once.
+/// The ports among these, each once, with the users that listen there.
 fn holders(occupied: &[Occupied]) -> Vec<PortHolder> {
     let mut ports: Vec<u16> = occupied.iter().map(|o| o.at.port()).collect();
     ports.sort_unstable();
@@ -303,7 +303,7 @@ impl<'a> Chooser<'a> {
         Some((Path { route, family: flow.family() }, target))
     }
 
-    /// Where a connection could go to take this way.
+    /// Destinations at which a connection could take a path.
     fn destinations(&self, path: Path) -> Vec<SocketAddr> {
         let i = self.setup.interception;
         let v4 = path.family == Family::V4;

@@ -13,8 +13,8 @@ pub(super) fn me() -> (u32, u32) {
     (geteuid().as_raw(), getegid().as_raw())
 }
 
-/// Acts as somebody while sockets are made: a socket's owner is who made it. Only the
-/// calling thread changes (setfsuid(2)); it says nothing about success, asking again does.
+/// Makes sockets of the calling thread belong to a user and group (setfsuid(2)); other threads stay as
+/// they are. The call does not tell whether it succeeded, so it is repeated to see.
 fn become_owner(uid: u32, gid: u32) -> bool {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     setfsgid(gid);
@@ -35,7 +35,7 @@ pub(super) fn as_owner<T>(uid: u32, gid: u32, work: impl FnOnce() -> T) -> Optio
     result
 }
 
-/// Sends the token and waits for it.
+/// Sends the token to a target and checks the answer.
 pub(super) fn attempt(path: Path, target: &Target, deadline: Instant) -> Trial {
     let Some(left) = deadline.checked_duration_since(Instant::now()) else {
         return Trial::Late;
@@ -79,7 +79,7 @@ fn datagram(to: SocketAddr, timeout: Duration) -> io::Result<Vec<u8>> {
     Ok(answer[..length].to_vec())
 }
 
-/// What is wrong with an answer.
+/// What is wrong with an answer; `None` if it is right.
 pub(super) fn check(answer: &[u8], path: Path, to: SocketAddr) -> Option<String> {
     let Some(meant_for) = answer.strip_prefix(TOKEN) else {
         return Some("was answered by somebody else than the proxy's stand-in".into());

@@ -1,5 +1,5 @@
-//! As much of TCP as one short exchange takes, in bytes: a client outside of the kernel,
-//! so that its packets come to the pod from outside (RFC 9293, RFC 791, RFC 8200).
+//! The part of TCP that one short exchange needs, in bytes: a client outside of the kernel, so that its
+//! packets come to the pod from outside (RFC 9293, RFC 791, RFC 8200).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,7 +11,7 @@ pub(super) const ACK: u8 = 0x10;
 
 pub(super) use crate::sys::link::Mac;
 
-/// A segment received.
+/// A TCP segment with its addresses.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Segment {
     pub from: SocketAddr,

@@ -19,7 +19,7 @@ pub enum PathKind {
     DnsTcp,
 }
 
-/// One way, in one family.
+/// A path through the rules, in one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Path {
     pub route: PathKind,
@@ -50,7 +50,7 @@ impl fmt::Display for Path {
     }
 }
 
-/// A connection to make, and as whom.
+/// A connection to make, and the user and group that make it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Target {
     pub to: SocketAddr,
@@ -58,7 +58,7 @@ pub(super) struct Target {
     pub gid: u32,
 }
 
-/// What came of one path.
+/// The result of testing one path.
 pub enum Trial {
     Passed,
     Untested(String),
@@ -68,7 +68,7 @@ pub enum Trial {
 }
 
 impl Trial {
-    /// What came of a path that one rule of somebody else's may take, with that rule named.
+    /// The result for a path that one foreign rule may take, with that rule named.
     pub(super) fn because_of(self, rule: &str) -> Self {
         match self {
             Self::Failed(problem) => Self::Failed(format!("{problem}; a rule of somebody else's takes it: {rule}")),
@@ -78,5 +78,5 @@ impl Trial {
     }
 }
 
-/// What a connection has to bring back.
+/// The bytes that a probe sends and expects back.
 pub(super) const TOKEN: &[u8; 16] = b"podweir-probe-01";

@@ -1,6 +1,6 @@
-//! Where somebody listens in the proxy's place already, nothing can be demanded back. But
-//! the kernel has a socket for each end of a connection, and by way of sock_diag(7) anybody
-//! may see whose the other end of a probe is: of the one that rules should divert it to, or not.
+//! Probes for ports on which somebody listens already, who sends no token back. The kernel has a socket
+//! for each end of a connection, and sock_diag(7) shows to anybody whose the other end is: the process's
+//! that rules should divert it to, or not.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
@@ -13,7 +13,7 @@ use crate::sys::netlink::Netlink;
 use super::outbound::as_owner;
 use super::trial::{Target, Trial};
 
-/// How long the other end may take to come to be.
+/// How long the socket at the other end may take to appear.
 const PATIENCE: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -58,7 +58,7 @@ fn judge(who: &str, port: u16, arrived: impl FnOnce() -> io::Result<bool>) -> Tr
     }
 }
 
-/// Whether there is such a socket, or comes to be in a moment.
+/// Whether a socket with a property exists, or appears within [`PATIENCE`].
 fn is_there(mut is_it: impl FnMut(&TcpSocket) -> bool) -> io::Result<bool> {
     let mut netlink = Netlink::open(Netlink::SOCK_DIAG)?;
     let started = Instant::now();
@@ -73,7 +73,7 @@ fn is_there(mut is_it: impl FnMut(&TcpSocket) -> bool) -> io::Result<bool> {
     }
 }
 
-/// Whether somebody takes what is redirected to a port in a family.
+/// Whether a socket listens on a port for connections of a family.
 pub(super) fn is_listening(port: u16, family: Family) -> bool {
     let sockets = Netlink::open(Netlink::SOCK_DIAG).and_then(|mut netlink| inet_diag::tcp_sockets(&mut netlink));
     // Who listens on every address of IPv6 mostly does on those of IPv4, too.

@@ -22,7 +22,7 @@ const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_PROTOINFO: u16 = 4;
 const CTA_MARK: u16 = 8;
 const CTA_ID: u16 = 12;
-/// Inside a tuple.
+/// Attributes nested in a tuple, and those nested in them.
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;
@@ -32,7 +32,7 @@ const CTA_IP_V6_DST: u16 = 4;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
-/// Inside what is known of the protocol.
+/// The attribute nested in `CTA_PROTOINFO`, and one nested in that.
 const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 /// `TCP_CONNTRACK_ESTABLISHED`.
@@ -50,11 +50,11 @@ pub struct Ends {
 pub struct Tracked {
     /// The ends of the packet that began the connection.
     pub original: Ends,
-    /// The ends of the answers to it, as they start out: where a destination was rewritten they come
-    /// from the other one.
+    /// The ends of the replies as they are sent: where the destination was rewritten, replies come from
+    /// the rewritten one.
     pub reply: Ends,
     pub mark: u32,
-    /// Whether both ends have agreed on it, and neither has closed it.
+    /// Whether the handshake is complete and neither end has closed the connection.
     pub established: bool,
     id: [u8; 4],
 }
@@ -192,7 +192,7 @@ fn ends(tuple: &[u8]) -> Option<Ends> {
 
 #[cfg(test)]
 impl Tracked {
-    /// One that is established, for tests.
+    /// An established connection, for tests.
     pub fn of(original: Ends, reply: Ends, mark: u32) -> Self {
         Self { original, reply, mark, established: true, id: [0; 4] }
     }

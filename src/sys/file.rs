@@ -41,8 +41,8 @@ pub fn read_below(root: &Path, path: &Path, limit: u64) -> io::Result<String> {
     })
 }
 
-/// Reads a text file of the process's own file system, on the same conditions but for
-/// links, which lead where they do for every program.
+/// Reads a text file of the process's own file system, with the checks of [`read_below`] but for the
+/// time; symbolic links lead where they do for every program.
 ///
 /// # Errors
 ///
@@ -51,8 +51,8 @@ pub fn read(path: &Path, limit: u64) -> io::Result<String> {
     read_regular(&File::options().read(true).custom_flags(libc::O_PATH).open(path)?, limit)
 }
 
-/// Reads a file that was opened with O_PATH: so it is looked at before anything is opened
-/// that opening alone would set off or wait for.
+/// Reads a file that was opened with O_PATH. Its type is checked before it is opened for reading:
+/// opening a pipe would wait, and opening a device may have effects.
 fn read_regular(found: &File, limit: u64) -> io::Result<String> {
     let meta = found.metadata()?;
     if !meta.is_file() {
@@ -68,7 +68,8 @@ fn read_regular(found: &File, limit: u64) -> io::Result<String> {
     String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no text"))
 }
 
-/// Does something on a thread of its own, and goes on without it when it takes too long.
+/// Runs `work` on a thread of its own; after [`PATIENCE`] gives `TimedOut` and leaves that thread
+/// behind.
 fn in_time<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     let (give, take) = sync_channel(1);
     std::thread::Builder::new().name("reader".into()).spawn(move || {

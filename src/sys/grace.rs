@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use nix::libc;
 
-/// What a packet takes at most, where the kernel does not tell: it may be sent by a process
-/// that another one has taken the processor from.
+/// How long packets are waited for where the kernel refuses membarrier(2). A packet may be sent by a
+/// process that another one has taken the processor from.
 const USUALLY_ENOUGH: Duration = Duration::from_millis(10);
 
 /// Waits until every packet that is in a hook when this is called has left it.

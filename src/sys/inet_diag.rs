@@ -9,7 +9,7 @@ use nix::libc;
 
 use super::netlink::{NLM_F_ACK, NLM_F_DUMP, Netlink, attributes, request};
 
-/// linux/sock_diag.h.
+/// Types of requests (linux/sock_diag.h).
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 /// Attributes of an answer; the second has been there since Linux 5.10.
@@ -17,22 +17,22 @@ const INET_DIAG_MARK: u16 = 15;
 const INET_DIAG_SOCKOPT: u16 = 22;
 /// `transparent` in the first byte of `struct inet_diag_sockopt`: the sixth field of one bit.
 const TRANSPARENT: u8 = if cfg!(target_endian = "little") { 1 << 5 } else { 1 << 2 };
-/// `struct inet_diag_sockid`, at this place of an answer.
+/// The length of `struct inet_diag_sockid`, and where it begins in an answer.
 const KEY: usize = 48;
 const KEY_AT: usize = 4;
 
-/// How far a socket is (`enum` in net/tcp_states.h).
+/// The state of a TCP socket (`enum` in net/tcp_states.h), as far as it matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TcpState {
     Listening,
-    /// The other end has not answered yet.
+    /// The handshake is not complete yet.
     Opening,
     Established,
-    /// One direction is closed, and the other may go on for as long as it likes.
+    /// One direction of the connection is closed; the other may go on without limit.
     HalfClosed,
-    /// Nothing is sent any more but the packets that end it.
+    /// Both directions are closed or closing: only packets that end the connection are sent.
     Over,
-    /// Closed at both ends, and only known so that a packet that comes late is (TIME_WAIT).
+    /// The connection is closed at both ends, and known only to recognise late packets (TIME_WAIT).
     Remembered,
 }
 
@@ -49,22 +49,22 @@ impl TcpState {
     }
 }
 
-/// A socket.
+/// A TCP socket as sock_diag(7) reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TcpSocket {
     pub state: TcpState,
-    /// An IPv4 address of an IPv6 socket is IPv4's.
+    /// The local address and port; an IPv4-mapped IPv6 address is given as IPv4.
     pub local: SocketAddr,
     pub remote: SocketAddr,
-    /// Who made it, as the caller's user namespace knows them; 0 for one that no process
-    /// has a descriptor of.
+    /// The user who made the socket, as the caller's user namespace knows it; 0 where no process has a
+    /// descriptor of the socket.
     pub uid: u32,
     /// By which /proc/PID/fd names it; 0 where no process has a descriptor of it.
     pub inode: u32,
-    /// What its packets are marked with, as far as the caller may know.
+    /// The mark on the socket's packets, as far as the caller may know it.
     pub mark: u32,
-    /// Whether it may have addresses that are not the host's (`IP_TRANSPARENT`); `None`
-    /// where the kernel does not tell.
+    /// Whether the socket may use addresses that are not the host's (`IP_TRANSPARENT`); `None` where the
+    /// kernel does not tell.
     pub transparent: Option<bool>,
     family: u8,
     key: [u8; KEY],

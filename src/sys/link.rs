@@ -49,7 +49,7 @@ fn transact(netlink: &mut Netlink, kind: u16, flags: u16, body: &[&[u8]]) -> io:
     netlink.command(&request(kind, flags | NLM_F_ACK, body))
 }
 
-/// A link, as far as it tells what its namespace is.
+/// A network interface, with what tells a node's namespace from a pod's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Link {
     pub index: u32,
@@ -58,8 +58,8 @@ pub struct Link {
     pub kind: String,
     /// The index of the bridge, bond or the like that it is a port of; 0 where it is none.
     pub master: u32,
-    /// The number that this namespace has for the one in which the link's other end is,
-    /// where that is another.
+    /// This namespace's number for the namespace of the interface's other end, where that is another one
+    /// (`IFLA_LINK_NETNSID`).
     pub elsewhere: Option<i32>,
 }
 
@@ -157,7 +157,7 @@ pub fn add_address(netlink: &mut Netlink, index: u32, address: IpAddr, bits: u8)
     transact(netlink, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &[&body])
 }
 
-/// Makes an address known without asking for it on the link.
+/// Adds a permanent neighbour entry, so that the address is not asked for on the link.
 ///
 /// # Errors
 ///

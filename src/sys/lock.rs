@@ -1,5 +1,5 @@
-//! The lock that keeps podweir runs in one network namespace apart, and who holds a lock
-//! of others.
+//! The lock that keeps podweir runs in one network namespace apart; also tells who holds a lock that is
+//! another program's.
 //!
 //! Runs that must exclude each other share a network namespace and nothing else: an init
 //! container, a plugin started by the container runtime and a node agent have file
@@ -42,11 +42,11 @@ const GROUP: u32 = 31;
 /// A held lock; released when dropped, or when the process ends in any way.
 pub struct Lock {
     member: Option<Socket>,
-    /// Where the socket goes afterwards, out of the group.
+    /// Where the socket is kept for the next time, out of the group, when the lock is released.
     spare: Option<Spare>,
 }
 
-/// A socket to take the lock of one network namespace with, when nobody holds it.
+/// A socket kept for taking the lock again; `None` while the lock is held.
 type Spare = Arc<Mutex<Option<Socket>>>;
 
 impl Drop for Lock {
@@ -59,17 +59,18 @@ impl Drop for Lock {
     }
 }
 
-/// The lock of one network namespace for who takes it again and again: by one socket, which
-/// leaves the group and stays open. Closing one of `NETLINK_NETFILTER` waits until the kernel
-/// has freed what a transaction took away (`nft_rcv_nl_event`, net/netfilter/nf_tables_api.c),
-/// which is a grace period of RCU, 10 ms and more.
+/// The lock of one network namespace for a caller that takes it repeatedly, with one socket that leaves
+/// the group and stays open: closing a socket of `NETLINK_NETFILTER` waits until the kernel has freed
+/// what a transaction took away (`nft_rcv_nl_event`, net/netfilter/nf_tables_api.c), which is a grace
+/// period of RCU, 10 ms and more.
 #[derive(Default)]
 pub struct KeptLock {
     spare: Spare,
 }
 
 impl KeptLock {
-    /// As [`acquire`]; the calling thread is to be in the same network namespace each time.
+    /// Takes the lock as [`acquire`] does; the calling thread is to be in the same network namespace
+    /// each time.
     ///
     /// # Errors
     ///
@@ -91,7 +92,8 @@ pub enum LockError {
     Held { holder: String, waited: Duration },
 }
 
-/// The kernel asks for the capability in the namespace's own user namespace.
+/// What to do about a refused lock: the kernel asks for CAP_NET_ADMIN in the user namespace that owns
+/// the network namespace.
 fn hint(error: &io::Error) -> String {
     let denied = error.raw_os_error() == Some(Errno::EPERM as i32);
     netns::net_admin_hint().filter(|_| denied).map(|hint| format!("; {hint}")).unwrap_or_default()

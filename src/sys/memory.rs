@@ -37,7 +37,7 @@ pub(crate) fn give_back() {
 mod tests {
     use super::*;
 
-    /// Pages that this process has in memory (proc(5), statm).
+    /// How much memory this process has resident, in bytes (proc(5), statm).
     fn resident() -> usize {
         let text = std::fs::read_to_string("/proc/self/statm").unwrap();
         text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096

@@ -1,5 +1,5 @@
-//! The operating system: netlink sockets, namespaces, locks, capabilities. Every
-//! `unsafe`, if any, is here.
+//! The operating system: netlink sockets, namespaces, locks, capabilities. All `unsafe` code of the
+//! crate is written here.
 
 pub mod caps;
 pub mod conntrack;

@@ -17,23 +17,23 @@ const NLM_F_CAPPED: u16 = 0x100;
 const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLMSGERR_ATTR_MSG: u16 = 1;
-/// A kind without its flags (`NLA_TYPE_MASK`).
+/// Masks the flags out of an attribute's type (`NLA_TYPE_MASK`).
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
 /// Flags of requests (netlink(7)).
 pub const NLM_F_REQUEST: u16 = 1;
 pub const NLM_F_ACK: u16 = 4;
 pub const NLM_F_DUMP: u16 = 0x300;
-/// As large as any datagram the kernel makes: it fits a listing to the reader's buffer,
-/// up to this (`netlink_recvmsg`, af_netlink.c).
+/// The size of the buffer for reading: no datagram of the kernel is larger, since it fits a listing to
+/// the reader's buffer, up to this size (`netlink_recvmsg`, af_netlink.c).
 const BUFFER: usize = 32 * 1024;
-/// What fits a socket's default send buffer with room to spare.
+/// The longest request that certainly fits a socket's default send buffer.
 const USUAL_SEND: usize = 128 * 1024;
 /// How long the kernel may take for a long request: as long as a program that changes
 /// rules may (`backend::iptables`).
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A message received.
+/// A netlink message that was received.
 #[derive(Debug, Clone, Copy)]
 pub struct Received<'a> {
     pub kind: u16,
@@ -119,7 +119,7 @@ pub fn request(kind: u16, flags: u16, body: &[&[u8]]) -> Vec<u8> {
 pub struct Refusal {
     /// The message's sequence number.
     pub sequence: u32,
-    /// Positive errno.
+    /// The error number, positive.
     pub errno: i32,
     /// The kernel's own words, if it has any.
     pub message: Option<String>,
@@ -142,7 +142,7 @@ impl Netlink {
     /// `NETLINK_NETFILTER`.
     pub const NETFILTER: isize = 12;
 
-    /// Opens a socket of a netlink family (netlink(7)), with answers as long as they may be.
+    /// Opens a socket of a netlink family (netlink(7)), with a buffer for the longest answer.
     ///
     /// # Errors
     ///

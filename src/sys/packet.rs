@@ -16,7 +16,7 @@ pub struct PacketSocket {
 }
 
 impl PacketSocket {
-    /// Opens one; takes CAP_NET_RAW.
+    /// Opens a packet socket on an interface; takes CAP_NET_RAW.
     ///
     /// # Errors
     ///

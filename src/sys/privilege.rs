@@ -22,7 +22,7 @@ pub const CAP_SETUID: u32 = 7;
 pub const CAP_NET_BIND_SERVICE: u32 = 10;
 /// `CAP_SYS_MODULE`: loads kernel modules, which iptables' own programs do by modprobe.
 pub const CAP_SYS_MODULE: u32 = 16;
-/// `CAP_SYS_PTRACE`: sees whose a socket of another process is.
+/// `CAP_SYS_PTRACE` shows which process a socket belongs to.
 pub const CAP_SYS_PTRACE: u32 = 19;
 
 /// Capabilities to keep, of those that the process has.
@@ -30,18 +30,18 @@ pub const CAP_SYS_PTRACE: u32 = 19;
 pub struct Keep(u64);
 
 impl Keep {
-    /// None at all: for whoever only reads and writes files of its own user.
+    /// Keeps no capability: for whoever only reads and writes files of its own user.
     pub const NOTHING: Keep = Keep(0);
     /// What programming rules takes: CAP_NET_ADMIN, and CAP_NET_RAW for iptables-legacy
     /// and for probes.
     pub const RULES: Keep = Keep(1 << CAP_NET_ADMIN | 1 << CAP_NET_RAW);
 
-    /// Also entering network namespaces.
+    /// Keeps in addition what entering network namespaces takes.
     pub const fn and_namespaces(self) -> Keep {
         self.and(CAP_SYS_ADMIN)
     }
 
-    /// Also one more, by its number.
+    /// Keeps one more capability, by its number.
     pub const fn and(self, capability: u32) -> Keep {
         Keep(self.0 | 1 << capability)
     }
@@ -56,7 +56,7 @@ struct Header {
     pid: i32,
 }
 
-/// `struct __user_cap_data_struct`.
+/// `struct __user_cap_data_struct`: 32 of the 64 capabilities, in the three sets of a process.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Half {
@@ -83,7 +83,7 @@ pub fn keep_only(keep: Keep) {
 ///
 /// # Errors
 ///
-/// The kernel's; it refuses nobody.
+/// The kernel's refusal, which no process gets for giving capabilities up.
 fn try_keep_only(keep: Keep) -> io::Result<()> {
     // SAFETY: prctl(2) takes numbers only for this request.
     Errno::result(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;

@@ -24,7 +24,7 @@ pub fn is_without_ipv6(interface: &str) -> bool {
     std::fs::read_to_string(path).is_ok_and(|text| text.trim() != "0")
 }
 
-/// Reads one of them, such as `sockstat`.
+/// Reads a file of /proc/net, such as `sockstat`.
 ///
 /// # Errors
 /// What kept the file from being opened or read; `NotFound` where the kernel has no such file.

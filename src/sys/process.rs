@@ -22,7 +22,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Uid, fork, getpid, getppid, setresgid, setresuid};
 
-/// Lets the process have more files open, up to what its administrator allows and `most`.
+/// Raises the process's soft limit of open files to `most`, or to the hard limit if that is lower.
 ///
 /// # Errors
 /// The kernel's (setrlimit(2)).
@@ -108,7 +108,7 @@ pub fn wait(child: &mut Child, deadline: Duration) -> io::Result<ExitStatus> {
 ///
 /// # Errors
 ///
-/// What `calls` gave; `TimedOut`, with the child gone; that there can be no child.
+/// The error of `calls`; `TimedOut`, with the child gone; or why no child could be started.
 pub fn in_child(deadline: Duration, calls: impl FnOnce() -> Result<(), Errno>) -> io::Result<()> {
     let start = Instant::now();
     let parent = getpid();

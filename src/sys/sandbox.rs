@@ -19,16 +19,16 @@ use nix::errno::Errno;
 use nix::sys::stat::{SFlag, fstat};
 use tracing::debug;
 
-/// What is asked for: files, TCP, signals and abstract sockets (Linux 6.12).
+/// The version of Landlock that is asked for: files, TCP, signals and abstract sockets (Linux 6.12).
 const LATEST: ABI = ABI::V6;
 
-/// What stays allowed. Nothing does, unless it is said.
+/// What a thread may still do. Nothing is allowed unless it is added.
 #[derive(Debug, Clone)]
 pub struct Sandbox {
-    /// What is allowed wherever it is.
+    /// Rights to files that are allowed for every path.
     anywhere: BitFlags<AccessFs>,
     paths: Vec<(PathBuf, BitFlags<AccessFs>)>,
-    /// `None`: TCP is not looked at.
+    /// The ports that may be connected to; `None`: TCP is not restricted.
     ports: Option<Vec<u16>>,
 }
 
@@ -69,15 +69,15 @@ impl Sandbox {
         self
     }
 
-    /// Programs below these folders may be started, with what they read besides; and what
-    /// they have no use for can go to /dev/null.
+    /// Allows programs below these folders to be started, with reading what they need for it and writing
+    /// to /dev/null.
     pub fn run(mut self, folders: impl IntoIterator<Item = PathBuf>) -> Self {
         self.paths.extend(folders.into_iter().map(|folder| (folder, reading() | AccessFs::Execute)));
         self.paths.push(("/dev/null".into(), AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate));
         self
     }
 
-    /// TCP connections may be made to these ports and to no others, and none taken.
+    /// Allows TCP connections to these ports and to no others, and no TCP port to be bound.
     pub fn connecting_to(mut self, ports: impl IntoIterator<Item = u16>) -> Self {
         self.ports = Some(ports.into_iter().collect());
         self
@@ -92,10 +92,12 @@ impl Sandbox {
         }
     }
 
+    /// Asks the kernel to confine the calling thread.
+    ///
     /// # Errors
     ///
-    /// That the kernel has Landlock and refuses to be asked for this, or that there are too few
-    /// descriptors to say what stays allowed: half of it would forbid what is needed.
+    /// The kernel has Landlock and refuses the request, or there are too few descriptors to name all
+    /// that stays allowed: half of it would forbid what is needed.
     fn try_enforce(self) -> Result<RulesetStatus, Refused> {
         let handled = AccessFs::from_all(LATEST) & !self.anywhere;
         let mut rules = Ruleset::default().set_compatibility(CompatLevel::BestEffort).handle_access(handled)?;
@@ -150,7 +152,7 @@ enum Kind {
     Other,
 }
 
-/// What a path leads to, if it leads anywhere.
+/// Opens what a path leads to, and tells its kind; `None` where the path leads nowhere.
 fn opened(path: &Path) -> Result<Option<(PathFd, Kind)>, Refused> {
     let scarce =
         |error: &io::Error| [Errno::EMFILE, Errno::ENFILE].iter().any(|e| error.raw_os_error() == Some(*e as i32));

@@ -13,7 +13,7 @@ use nix::sys::socket::{
 };
 use tokio::io::unix::AsyncFd;
 
-/// How many may wait to be accepted.
+/// How many connections may wait to be accepted.
 const BACKLOG: i32 = 16;
 
 /// A packet that was received.
@@ -68,12 +68,12 @@ impl Listener {
     }
 }
 
-/// A connection.
+/// One end of a connection, which sends and receives packets.
 #[derive(Debug)]
 pub struct Connection(AsyncFd<OwnedFd>);
 
 impl Connection {
-    /// Two ends of one connection.
+    /// Makes a connection, and gives both of its ends.
     ///
     /// # Errors
     /// The kernel's (socketpair(2)).

@@ -16,7 +16,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::stat::Mode;
 
-/// Bit n: descriptor n was closed when the process began.
+/// Which standard descriptors were closed when the process began: bit n is descriptor n.
 static CLOSED: AtomicU8 = AtomicU8::new(0);
 
 /// When the process began.

@@ -51,8 +51,8 @@ impl Subscription {
         unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) }.map_err(|e| e.into_parts().1)
     }
 
-    /// Takes everything that was told, and says whether it was anything. What was lost for
-    /// want of room (`ENOBUFS`) counts as told.
+    /// Reads all reports that have come, and says whether there was any. Reports that were lost for want
+    /// of room (`ENOBUFS`) count as one.
     ///
     /// # Errors
     /// The kernel's; the subscription is then of no use any more.

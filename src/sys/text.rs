@@ -30,7 +30,7 @@ fn escaped(text: &str, is_special: impl Fn(char) -> bool) -> Cow<'_, str> {
     text.chars().map(one).collect::<String>().into()
 }
 
-/// Text cut after so many characters, with the number of those it had.
+/// Text cut after `limit` characters; a text that was cut ends with the number of those it had.
 pub fn shortened(text: &str, limit: usize) -> Cow<'_, str> {
     match text.char_indices().nth(limit) {
         None => text.into(),

@@ -13,13 +13,13 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::geteuid;
 
-/// As many links as the kernel follows (path_resolution(7)).
+/// How many links are followed at most: as many as the kernel does (path_resolution(7)).
 const MOST_LINKS: u32 = 40;
 /// The owner that a user namespace shows for everybody outside it (user_namespaces(7)).
 const OVERFLOW: u32 = 65534;
-/// Write permission of the group and of others.
+/// The bits of a mode that let the group and others write.
 const OTHERS_WRITE: u32 = 0o022;
-/// In a folder with it only the owner of a file may rename or remove it (inode(7)).
+/// The bit of a folder's mode by which only the owner of a file may rename or remove it (inode(7)).
 const STICKY: u32 = 0o1000;
 
 /// Why a file is not used.
@@ -46,7 +46,7 @@ impl TrustError {
         move |source| Self::Io { path: path.into(), source }
     }
 
-    /// Whether there is just nothing by that name.
+    /// Whether the file is missing, rather than refused.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
@@ -67,28 +67,28 @@ impl From<TrustError> for io::Error {
     }
 }
 
-/// What a path leads to, by way of nothing that others may change.
+/// What a path leads to; nobody else may change any part of the path.
 struct Resolved {
-    /// Without links.
+    /// The path without symbolic links.
     path: PathBuf,
     meta: Metadata,
 }
 
-/// What was read, and where it really is.
+/// The bytes of a file that was read, and its path without links.
 #[derive(Debug)]
 pub struct TrustedFile {
-    /// Without links.
+    /// The path without symbolic links.
     pub path: PathBuf,
     pub bytes: Vec<u8>,
 }
 
-/// The process itself is whoever it trusts, be it root or not.
+/// Whether an owner is trusted: root, and the process's own user.
 fn is_trusted(owner: u32) -> bool {
     owner == 0 || owner == geteuid().as_raw()
 }
 
-/// Whether the process is in a user namespace that does not show all users. The folders
-/// above its own then seem to belong to nobody, of whom root of the machine is one.
+/// Whether the process is in a user namespace that does not map all users. There, the folders above the
+/// process's own seem to belong to nobody ([`OVERFLOW`]), who may be root of the machine.
 fn sees_few_users() -> bool {
     // The first namespace's only line is "0 0 4294967295".
     fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !map.contains("4294967295"))
@@ -102,7 +102,7 @@ fn check_owner(path: &Path, meta: &Metadata) -> Result<(), TrustError> {
     }
 }
 
-/// Nobody else may write to it.
+/// Checks the end of a path: its owner is trusted and nobody else may write to it.
 fn check_end(Resolved { path, meta }: &Resolved) -> Result<(), TrustError> {
     if !is_trusted(meta.uid()) {
         return Err(TrustError::Owner { path: path.clone(), owner: meta.uid() });
@@ -113,8 +113,8 @@ fn check_end(Resolved { path, meta }: &Resolved) -> Result<(), TrustError> {
     }
 }
 
-/// Others may write to a folder on the way if it is sticky: what belongs to root there
-/// stays what it is.
+/// Checks a folder on the way to a file: others may write to it only if it is sticky, so that they
+/// cannot replace what belongs to root in it.
 fn check_way(path: &Path, meta: &Metadata) -> Result<(), TrustError> {
     if !meta.is_dir() {
         return Err(TrustError::Io { path: path.into(), source: Errno::ENOTDIR.into() });
@@ -125,8 +125,8 @@ fn check_way(path: &Path, meta: &Metadata) -> Result<(), TrustError> {
     }
 }
 
-/// Follows a path, the links on it included. Since nobody else may change any of it, what
-/// is true of it now is true when it is opened.
+/// Follows a path, the links on it included. Since nobody else may change any part of it, the result
+/// still holds when the file is opened.
 fn resolve(path: &Path) -> Result<Resolved, TrustError> {
     let names = |path: &Path| -> Vec<OsString> {
         let parts = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
@@ -208,8 +208,8 @@ fn open(path: &Path, options: &mut OpenOptions) -> Result<File, TrustError> {
     }
 }
 
-/// Opens a file of ours to add to it; makes it where it is not there. For a file in a
-/// folder that was made or looked at before.
+/// Opens a file to append to it, and makes it where it is missing, in a folder that was made or checked
+/// before.
 ///
 /// # Errors
 /// When it is not a regular file of root's alone, by this one name.

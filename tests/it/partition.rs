@@ -338,7 +338,7 @@ proptest! {
     }
 }
 
-/// 5,000 ranges and 5,000 ports are cut in a moment, into few parts.
+/// 5,000 ranges and 5,000 ports are cut with little work, into few parts.
 #[test]
 fn long_lists_cost_one_set() {
     let networks: Networks =

@@ -52,7 +52,7 @@ pub(super) fn write(drawing: &Drawing) -> String {
     out
 }
 
-/// Within a record's label.
+/// Escapes text for the label of a record.
 fn record(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {

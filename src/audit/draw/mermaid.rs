@@ -51,7 +51,7 @@ fn severity_class(severity: Severity) -> &'static str {
     }
 }
 
-/// Within double quotes everything but these is text; entities are written with `#`.
+/// Quotes text: within double quotes only these characters have a meaning, and are written as entities.
 fn quoted(text: &str) -> String {
     text.replace('#', "#35;")
         .replace('"', "#quot;")

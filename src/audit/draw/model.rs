@@ -31,12 +31,12 @@ pub struct Drawing {
     pub boxes: Vec<ChainBox>,
 }
 
-/// A chain.
+/// A chain, drawn as a box.
 #[derive(Debug, Clone)]
 pub struct ChainBox {
     pub table: TableId,
     pub name: ChainName,
-    /// `None`: only jumped to.
+    /// The chain's hook and priority; `None` if rules only jump to it.
     pub base: Option<Base>,
     /// How many jumps away from a hook it is, at most.
     pub depth: usize,
@@ -76,7 +76,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// Everything a packet must be; "everything" if nothing.
+    /// The conditions of the row in words; "everything" if there are none.
     pub fn text(&self, all: Families) -> String {
         let mut parts: Vec<String> = Vec::new();
         if self.families != all && !self.is_end() {
@@ -93,30 +93,30 @@ impl Row {
     }
 }
 
-/// Where a rule sends what meets it.
+/// Where a rule sends the packets that match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RowEnd {
-    /// To the box with this number.
+    /// The rule leads to the box with this number.
     Chain(usize),
     Proxy {
         taker: Taker,
         port: u16,
     },
-    /// Past the proxy.
+    /// The packets get past the proxy and out of the pod.
     Escapes(Severity, Vec<String>),
-    /// Past the proxy, but not out of the pod.
+    /// The packets get past the proxy, but not out of the pod.
     Inside,
-    /// It may escape or not.
+    /// It is not known whether the packets escape.
     CannotTell,
     Dropped,
-    /// Back to the chain before, or on to the next one; in the rule's word.
+    /// The packets return to the calling chain, or go on to the next one; in the rule's word.
     Back(&'static str),
-    /// It goes on, with something changed.
+    /// The packets go on to the next rule, with something changed.
     Changed(String),
 }
 
 impl RowEnd {
-    /// A word or two for it.
+    /// The end of the row in a word or two.
     pub fn label(&self) -> String {
         match self {
             RowEnd::Chain(_) => String::new(),

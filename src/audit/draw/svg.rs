@@ -268,7 +268,7 @@ fn text(out: &mut String, class: &str, x: usize, y: usize, words: &str) {
     let _ = writeln!(out, "<text class=\"{class}\" x=\"{x}\" y=\"{y}\">{}</text>", escaped(words));
 }
 
-/// For XML and HTML text and attributes.
+/// Escapes text for XML and HTML.
 pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

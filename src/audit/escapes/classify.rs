@@ -119,7 +119,7 @@ impl<'a> Sorter<'a> {
         self.rest(EscapeKind::OtherProtocols);
     }
 
-    /// What of the rest is in a cube is of a kind.
+    /// Gives those flows of the rest that are in `cube` to a kind.
     fn take(&mut self, kind: EscapeKind, cube: Cube) {
         for part in std::mem::take(&mut self.left) {
             let Some(inside) = part.flows.intersection(&cube) else {

@@ -1,4 +1,4 @@
-//! One flow of a class, as ordinary as the class allows: what a reader would try.
+//! An example flow of a class, as ordinary as the class allows, for a reader to try.
 
 use std::net::IpAddr;
 
@@ -40,7 +40,7 @@ fn oddity(flow: &Flow) -> usize {
     10 * (owners + said.iter().filter(|said| **said).count()) + port
 }
 
-/// A user or group that is nobody special.
+/// A user or group without special rights.
 const ORDINARY: u32 = 1000;
 /// Ports that connections usually go to.
 const OUTBOUND_PORTS: &[u16] = &[443, 80, 53, 5432, 8080];
@@ -95,7 +95,7 @@ fn first<T: Discrete>(set: &RangeList<T>, wanted: impl IntoIterator<Item = T>) -
     found.or_else(|| set.iter().next().map(|(first, _)| first)).unwrap_or(T::MIN)
 }
 
-/// Who sends it: a process has a user and a group, what no process sends has neither.
+/// The sender's user and group: a process has both, a packet of no process has neither.
 fn sender(uids: &Owners, gids: &Owners) -> (Option<u32>, Option<u32>) {
     let id = |owners: &Owners| {
         // The last number is no owner's: it means "none" to the kernel's calls.

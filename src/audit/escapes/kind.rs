@@ -23,7 +23,7 @@ pub enum Severity {
 }
 
 impl Severity {
-    /// The worst first.
+    /// All severities, the worst first.
     pub const ALL: [Severity; 4] = [Severity::High, Severity::Medium, Severity::Low, Severity::Info];
 
     pub fn name(self) -> &'static str {
@@ -103,7 +103,7 @@ impl EscapeKind {
         EscapeKind::ProxyToApp,
     ];
 
-    /// A stable name; with the scope before it, what `--accept` files call the class.
+    /// The stable name of the kind; with the scope before it, the class in `--accept` files.
     pub fn id(self) -> &'static str {
         self.row().0
     }
@@ -122,7 +122,7 @@ impl EscapeKind {
         }
     }
 
-    /// Whether it escapes because no proxy takes its protocol, whatever the rules say.
+    /// Whether the flows escape because no proxy takes their protocol, whatever the rules say.
     pub fn is_by_protocol(self) -> bool {
         matches!(
             self,

@@ -30,14 +30,14 @@ pub struct Escape<'a> {
     pub parts: Vec<Part<'a>>,
     /// The flows of all parts, by family only: fewer sets.
     pub flows: Vec<(Family, Cube)>,
-    /// One of them, as ordinary as the class allows.
+    /// One of the flows, as ordinary as the class allows.
     pub example: Flow,
     /// The proxy is a ztunnel: the pod is in ambient mode.
     pub ztunnel: bool,
 }
 
 impl<'a> Escape<'a> {
-    /// `None` if there are no flows.
+    /// Makes a class of parts; `None` if there are no flows.
     fn new(kind: EscapeKind, scope: Scope, parts: Vec<Part<'a>>, space: &Space, ztunnel: bool) -> Option<Self> {
         let mut flows = Vec::new();
         for family in Family::BOTH {
@@ -48,7 +48,7 @@ impl<'a> Escape<'a> {
         Some(Self { kind, scope, severity: kind.severity(), parts, flows, example, ztunnel })
     }
 
-    /// What of it is within some flows, which share nothing; `None` if nothing is.
+    /// The part of the class within some disjoint sets of flows; `None` if nothing is.
     pub fn within(&self, flows: &[(Family, Cube)], space: &Space) -> Option<Self> {
         let mut parts = Vec::new();
         for part in &self.parts {
@@ -59,7 +59,7 @@ impl<'a> Escape<'a> {
         Self::new(self.kind, self.scope, fewer(parts), space, self.ztunnel)
     }
 
-    /// What is left of it without some of its flows; `None` if nothing is.
+    /// The class without some of its flows; `None` if nothing is left.
     pub fn without(&self, flows: &[(Family, Cube)], space: &Space) -> Option<Self> {
         let mut parts = Vec::new();
         for part in &self.parts {
@@ -84,7 +84,7 @@ impl<'a> Escape<'a> {
         self.kind.closes(self.scope, self.ztunnel)
     }
 
-    /// Whether it is not known to escape: a rule decides that is not understood.
+    /// Whether it is not known that the class escapes: the deciding rule is not understood.
     pub fn is_undecided(&self) -> bool {
         matches!(self.kind, EscapeKind::Undecided | EscapeKind::UndecidedOther)
     }
@@ -93,8 +93,8 @@ impl<'a> Escape<'a> {
         self.parts.iter().fold(Families::NONE, |all, part| all.union(Families::only(part.family)))
     }
 
-    /// The rules that let it out, each once and with its reason; none where no rule says
-    /// anything about some of it.
+    /// The rules that let the class out, each once and with its reason; none for flows that no rule
+    /// matches.
     pub fn rules(&self) -> Vec<(Family, Decider<'a>, &'a Why)> {
         let mut known: HashMap<*const CanonRule, Vec<&Why>> = HashMap::new();
         let mut out = Vec::new();

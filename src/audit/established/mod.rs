@@ -63,8 +63,7 @@ pub fn look(kernel: &mut Kernel, ruleset: &Ruleset, pod: &Surroundings) -> io::R
     Ok(found)
 }
 
-/// Whether rules divert what comes in by some interface and may be meant for others, as a
-/// virtual machine's packets are.
+/// Whether rules divert forwarded packets that come in by an interface, such as a virtual machine's.
 fn takes_forwarded(ruleset: &Ruleset) -> bool {
     let mut chains = Family::BOTH.into_iter().flat_map(|family| &ruleset.family(family).chains);
     chains.any(|chain| chain.rules.iter().any(|rule| diverts_by_interface(&rule.matches.in_interface, &rule.verdict)))
@@ -77,7 +76,7 @@ fn diverts_by_interface(in_interface: &Option<Cond<Vec<Interface>>>, verdict: &V
         && matches!(verdict, Verdict::Jump(_) | Verdict::Goto(_) | Verdict::Redirect(_))
 }
 
-/// A connection that the pod forwards: it has no socket here.
+/// Judges a connection that the pod forwards, and that has no socket in it.
 fn judge_forwarded(ruleset: &Ruleset, pod: &Surroundings, tracked: Tracked) -> Option<Older> {
     let Ends { from, to } = tracked.original;
     let is_diverted = tracked.reply.from != to;
@@ -127,7 +126,7 @@ pub fn end(kernel: &mut Kernel, found: &Established) -> Ended {
     connections::end(kernel, words::to_end(found).map(|older| &older.connection))
 }
 
-/// What came of the connections that were there before a plan: for the log.
+/// What is logged about connections that are older than a plan.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Remarks {
     pub infos: Vec<String>,
@@ -163,12 +162,12 @@ pub fn leave_or_end(interception: &Interception, plan: &Plan, what: OlderConnect
     said
 }
 
-/// What is known around sockets.
+/// What is known about sockets besides their listing.
 pub struct KnownSockets<'a> {
-    /// By inode.
+    /// The owners of sockets, by inode.
     pub owners: HashMap<u32, SocketOwner>,
-    /// Whether the network namespace is another user namespace's, so that a socket's user
-    /// goes by another number than rules ask for.
+    /// Whether another user namespace owns the network namespace, so that a socket's user has another
+    /// number here than in rules.
     pub foreign: bool,
     pub tracked: &'a mut dyn FnMut(Ends) -> io::Result<Option<Tracked>>,
 }
@@ -204,12 +203,12 @@ struct ConnectionJudge<'a, 'k> {
     ruleset: &'a Ruleset,
     pod: &'a Surroundings,
     known: KnownSockets<'k>,
-    /// Ports.
+    /// The ports on which sockets listen.
     listening: HashSet<u16>,
     by_ends: HashMap<(SocketAddr, SocketAddr), &'a TcpSocket>,
     /// The other ends of connections that the proxy has.
     at_proxy: HashSet<SocketAddr>,
-    /// Whom those run as that listen where rules divert to.
+    /// The users of sockets that listen on ports which rules divert to.
     proxy_uids: HashSet<u32>,
     out: Established,
 }
@@ -279,8 +278,8 @@ impl ConnectionJudge<'_, '_> {
         listeners.any(|listener| (listener.port, listener.taker) == (address.port(), Taker::InboundProxy))
     }
 
-    /// Whether it is the proxy's end of a connection that was diverted to it, or of one to
-    /// the app in a client's name.
+    /// Whether a socket is the proxy's end of a connection that was diverted to it, or of one to the app
+    /// in a client's name.
     fn is_proxys(&self, socket: &TcpSocket) -> bool {
         let taken_by_tproxy = match socket.transparent {
             Some(transparent) => transparent,
@@ -308,13 +307,13 @@ impl ConnectionJudge<'_, '_> {
         rewritten || self.tproxy_marks(tracked.original.to).any(|mark| mark == tracked.mark)
     }
 
-    /// Whether it may be the proxy's own connection to somebody else, as far as can be seen.
+    /// Whether a socket may be the proxy's own connection to somewhere else, as far as can be seen.
     fn may_be_the_proxys(&self, socket: &TcpSocket) -> bool {
         let seen = self.known.owners.contains_key(&socket.inode);
         !seen && (self.known.foreign || self.proxy_uids.contains(&socket.uid))
     }
 
-    /// Its first packet if it was begun here.
+    /// The first packet of a socket's connection, if it was opened from this end.
     fn outbound(&self, socket: &TcpSocket) -> Flow {
         let owner = self.known.owners.get(&socket.inode);
         Flow {
@@ -332,7 +331,7 @@ impl ConnectionJudge<'_, '_> {
     }
 }
 
-/// A connection's first packet if its other end began it.
+/// The first packet of a socket's connection, if it was opened from the other end.
 fn inbound(socket: &TcpSocket) -> Flow {
     Flow {
         direction: Direction::Inbound,

@@ -10,9 +10,9 @@ use crate::sys::inet_diag::TcpSocket;
 /// What becomes of a connection that is older than the rules that would take it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Fate {
-    /// It goes on past the proxy until it ends.
+    /// The connection goes on past the proxy until it ends.
     Passes,
-    /// Its next packet breaks it.
+    /// The connection's next packet breaks it.
     Breaks,
     /// Rules leave it alone, but would take a connection begun by its other end: it breaks
     /// if the next packet comes from there.
@@ -23,7 +23,7 @@ pub enum Fate {
 #[derive(Debug, Clone)]
 pub struct Older {
     pub fate: Fate,
-    /// Its first packet, as it would be today.
+    /// The connection's first packet, as it would be today.
     pub flow: Flow,
     pub connection: TcpConnection,
 }
@@ -41,6 +41,7 @@ pub struct Established {
     pub inbound_listeners: Vec<TcpSocket>,
     /// From which ports the pod begins connections, where that can be told.
     pub source_ports: Option<RangeInclusive<u16>>,
-    /// Why connection tracking could not be asked; what it may know of passes the proxy by.
+    /// Why connection tracking could not be queried; connections that it may know are taken to pass the
+    /// proxy by.
     pub untold: Option<io::Error>,
 }

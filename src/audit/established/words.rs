@@ -13,7 +13,7 @@ use super::older::{Established, Fate, Older};
 /// How many kinds of connections a message names.
 const NAMED: usize = 5;
 
-/// Connections that differ in nothing but the port that chance has given them.
+/// Connections that differ only in a port that was chosen by chance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionGroup {
     /// "outbound TCP of user 1000 to 10.0.0.5:5432", "inbound TCP to port 8080".
@@ -70,7 +70,7 @@ fn total(groups: &[ConnectionGroup]) -> usize {
     groups.iter().map(|group| group.count).sum()
 }
 
-/// What is to be said of connections that are left as they are. `cure`: what would end them.
+/// The warnings about connections that are left as they are. `cure`: what would end them.
 pub fn warnings(found: &Established, cure: &str) -> Vec<String> {
     let cured = |sentence: String, more: &str| format!("{sentence}; {cure}{more}");
     let mut out: Vec<String> = sentence(found, Fate::Passes).map(|s| cured(s, "")).into_iter().collect();
@@ -80,7 +80,7 @@ pub fn warnings(found: &Established, cure: &str) -> Vec<String> {
     out
 }
 
-/// Which connections have a fate, and what that is.
+/// A sentence about the connections with a fate, which says what becomes of them.
 pub fn sentence(found: &Established, fate: Fate) -> Option<String> {
     let groups = groups(found, fate);
     let (some, list, one) = (some(total(&groups)), list(&groups), total(&groups) == 1);
@@ -97,7 +97,7 @@ pub fn sentence(found: &Established, fate: Fate) -> Option<String> {
     Some(text)
 }
 
-/// That connection tracking could not be asked.
+/// The warning for when conntrack could not be queried.
 pub fn aside(found: &Established) -> Option<String> {
     let problem = found.untold.as_ref()?;
     Some(format!(
@@ -105,7 +105,7 @@ pub fn aside(found: &Established) -> Option<String> {
     ))
 }
 
-/// That some may be the proxy's own.
+/// The warning that connections may be the proxy's, since their group is unknown.
 pub fn unsure(found: &Established) -> Option<String> {
     (found.unsure > 0).then(|| format!(
         "{} may be the proxy's own, which runs as the same user: of which group they are cannot be seen from here; look as root in the node's PID namespace",
@@ -118,7 +118,7 @@ pub fn to_end(found: &Established) -> impl Iterator<Item = &Older> {
     found.older.iter().filter(|older| older.fate != Fate::MayBreak)
 }
 
-/// What was done with them, and what could not be.
+/// A message about the connections that were ended, and warnings about those that could not be.
 pub fn ended(found: &Established, ended: &Ended) -> (Option<String>, Vec<String>) {
     let mut all = groups(found, Fate::Passes);
     all.extend(groups(found, Fate::Breaks));

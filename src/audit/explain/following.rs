@@ -1,7 +1,6 @@
-//! The packets of a connection after its first: those that follow it, and the replies. Who
-//! gets it is decided by then, and conntrack repeats the rewriting. What is left are marks, by
-//! which TPROXY's packets and the replies to them find the proxy's socket, and filters that
-//! may still drop them.
+//! The later packets of a connection: those that follow the first one, and the replies. Who gets the
+//! connection is decided by then, and conntrack repeats the rewriting. What is left are marks, by which
+//! TPROXY's packets and their replies find the proxy's socket, and filters that may still drop packets.
 
 use crate::audit::flow::{Direction, Flow, Surroundings, Taker};
 use crate::audit::ruleset::{Decider, FamilyRules, Order, Ruleset};
@@ -22,7 +21,7 @@ use crate::plan::why::Why;
 /// Packets after a connection's first that are dropped.
 #[derive(Debug, Clone, Copy)]
 pub struct LostPackets<'a> {
-    /// The replies, or else those that follow the first one.
+    /// Whether the replies are dropped; otherwise the packets that follow the first one.
     pub replies: bool,
     pub by: Option<Decider<'a>>,
 }
@@ -106,8 +105,8 @@ pub(super) fn lost<'a>(
     following.or(replies.map(|by| LostPackets { replies: true, by }))
 }
 
-/// Whose socket answers: the proxy's user and group, as far as the rules name them, and for
-/// anybody else a user and group that they do not name.
+/// The user and group whose socket answers: the proxy's as far as the rules name them, otherwise ones
+/// that they do not name.
 fn owner_of(taker: Taker, rules: &FamilyRules) -> (u64, u64) {
     let parts = || rules.chains.iter().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.parts);
     let (mut uid, mut gid) = (None, None);

@@ -22,24 +22,25 @@ pub use following::LostPackets;
 #[derive(Debug, Clone)]
 pub struct Explanation<'a> {
     pub taker: Taker,
-    /// `None`: no rule says anything about it.
+    /// The rule that decided; `None`: no rule matched.
     pub decider: Option<Decider<'a>>,
     /// The reason for that part of the rule that the flow meets.
     pub why: Option<&'a Why>,
-    /// Its mark routes it to the pod itself, so that it does not get to where it is addressed to.
+    /// Whether the packet's mark routes it to the pod itself, so that it does not get to its
+    /// destination.
     pub routed_back: bool,
     /// Packets of the connection that are dropped although the first one gets there.
     pub lost: Option<LostPackets<'a>>,
 }
 
 impl<'a> Explanation<'a> {
-    /// Nobody can tell, because of this rule.
+    /// The answer "unknown", with the rule that is not understood.
     pub fn unknown(because: Option<Decider<'a>>) -> Self {
         let why = because.map(|decider| decider.rule.why());
         Self { taker: Taker::Unknown, decider: because, why, routed_back: false, lost: None }
     }
 
-    /// It is lost, since its mark routes it to the pod itself.
+    /// The answer "dropped" for a packet that its mark routes back to the pod.
     fn astray() -> Self {
         Self { taker: Taker::Dropped, decider: None, why: None, routed_back: true, lost: None }
     }

@@ -35,10 +35,10 @@ impl fmt::Display for ChangedFinding {
     }
 }
 
-/// What changed, the worst first.
+/// The findings that changed since the baseline, the worst first.
 #[derive(Debug)]
 pub struct Comparison {
-    /// What it is compared with.
+    /// The name of the baseline.
     pub baseline: String,
     pub new: Vec<ChangedFinding>,
     pub worse: Vec<ChangedFinding>,
@@ -50,7 +50,7 @@ impl Comparison {
         format!("{} new, {} worse, {} gone", self.new.len(), self.worse.len(), self.gone.len())
     }
 
-    /// What is new or worse and as bad as that.
+    /// The new and worse findings of a severity or a higher one.
     pub fn from(&self, severity: Severity) -> Vec<(&'static str, &ChangedFinding)> {
         let new = self.new.iter().map(|row| ("new", row));
         let all = new.chain(self.worse.iter().map(|row| ("worse", row)));
@@ -91,7 +91,7 @@ struct RawFinding {
 }
 
 impl Baseline {
-    /// Reads what `--format json` wrote. `name`: what it is called.
+    /// Reads an answer that `--format json` wrote. `name`: what messages call it.
     ///
     /// # Errors
     /// When it is something else, or of another version.
@@ -128,7 +128,7 @@ impl Baseline {
         Ok(Self { name: name.into(), findings })
     }
 
-    /// What changed since.
+    /// Compares an answer with the baseline.
     pub fn compare(self, answer: &FleetAnswer) -> Comparison {
         let mut now = BTreeMap::new();
         for summed in &answer.workloads {
@@ -188,7 +188,8 @@ fn is_within(item: &str, before: &BTreeSet<String>) -> bool {
     before.contains(item) || before.iter().any(is_part)
 }
 
-/// Findings of one class that a workload has are one: what counts goes before what is accepted.
+/// Adds a finding. Findings of one class that a workload has are one; an accepted one is replaced by one
+/// that counts.
 fn add(
     into: &mut BTreeMap<(Workload, String), KnownFinding>,
     workload: Workload,

@@ -13,18 +13,18 @@ use super::Missed;
 
 /// What the member `format` of the first line says.
 pub const FORMAT: &str = "podweir-node-facts";
-/// The version written, and the latest one read.
+/// The version that agents write, and the only one that is read.
 pub const VERSION: u64 = 1;
 
-/// What is known of a pod.
+/// What an agent reports of a pod.
 #[derive(Debug, Clone)]
 pub struct Fact {
-    /// The agent's word for it.
+    /// The agent's word for the pod's state.
     pub state: String,
     pub why: Option<String>,
-    /// Its rules differ from what they should be, and traffic escapes by that.
+    /// Whether the pod's rules differ from what they should be, and traffic escapes by that.
     pub escapes: bool,
-    /// Which of the distinct rules its kernel has.
+    /// The index of the pod's rules among the distinct ones.
     pub rules: Option<usize>,
 }
 
@@ -38,7 +38,7 @@ pub struct ClusterFacts {
     pub missed: Vec<Missed>,
 }
 
-/// What one agent tells, from its first line to its last.
+/// One agent's report while it is read, line by line.
 #[derive(Debug, Default)]
 pub struct Telling {
     node: Option<String>,
@@ -68,7 +68,7 @@ struct End {
 }
 
 impl Telling {
-    /// Whether the last line has come, or none at all.
+    /// Whether the report has ended, or has not begun.
     pub fn is_over(&self) -> bool {
         self.node.is_none()
     }
@@ -80,7 +80,7 @@ impl ClusterFacts {
         self.pods.get(uid)
     }
 
-    /// Rules by their number.
+    /// The distinct rules with this index.
     pub fn source(&self, number: usize) -> Option<&Source> {
         self.sources.get(number)
     }
@@ -90,7 +90,7 @@ impl ClusterFacts {
         self.pods.len()
     }
 
-    /// Takes a line.
+    /// Reads a line of an agent's report.
     ///
     /// # Errors
     /// What is wrong with it, without repeating it.

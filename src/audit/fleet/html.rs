@@ -93,7 +93,7 @@ fn missed(out: &mut String, answer: &FleetAnswer) {
     out.push_str("</ul>\n</section>\n");
 }
 
-/// How many are left out of a list.
+/// Writes how many items are left out of a list.
 fn more(out: &mut String, all: usize, shown: usize) {
     if all > shown {
         let _ = writeln!(out, "<li>and {} more (--format json has all)</li>", all - shown);
@@ -141,10 +141,10 @@ fn findings(out: &mut String, answer: &FleetAnswer) {
     out.push_str("</section>\n");
 }
 
-/// A class: whether it is accepted, how bad it is, and its name.
+/// The order of classes: those that count before accepted ones, then by severity, then by name.
 type Class<'a> = (bool, Reverse<Severity>, &'a str);
 
-/// Every class at a glance, where many findings are of one.
+/// An overview of classes, for when many findings are of one.
 fn classes(out: &mut String, answer: &FleetAnswer) {
     let mut classes: BTreeMap<Class, (usize, usize, BTreeSet<usize>)> = BTreeMap::new();
     for (at, group) in answer.groups.iter().enumerate() {

@@ -87,7 +87,7 @@ pub fn write(answer: &FleetAnswer, comparison: Option<&Comparison>) -> String {
     out
 }
 
-/// A label's value, as the format wants it.
+/// Escapes the value of a label, as the format wants it.
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

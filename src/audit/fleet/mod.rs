@@ -29,16 +29,16 @@ use crate::config::pod::owner::Workload;
 use super::escapes::kind::Severity;
 use super::report::Acceptance;
 
-/// Something that was found, of one interception or one pod.
+/// A finding about one interception or one pod.
 #[derive(Debug, Clone)]
 pub struct FleetFinding {
     pub id: String,
     pub severity: Severity,
     pub title: String,
     pub meaning: String,
-    /// What tells it from others of its class: ports, ranges, a container.
+    /// What distinguishes the finding from others of its class: ports, ranges, a container.
     pub items: Vec<String>,
-    /// Which flows, what lets them out, and one of them as arguments of `explain`.
+    /// The flows that escape, in words.
     pub what: Vec<String>,
     pub by: Vec<String>,
     pub example: Option<String>,
@@ -47,7 +47,7 @@ pub struct FleetFinding {
 }
 
 impl FleetFinding {
-    /// Its class with what tells it from others.
+    /// The finding's class and items.
     pub fn name(&self) -> String {
         const ITEMS: usize = 4;
         let mut name = self.id.clone();
@@ -62,25 +62,25 @@ impl FleetFinding {
     }
 }
 
-/// What became of pods.
+/// What is known of the interception of a workload's pods.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PodOutcome {
-    /// Its traffic is diverted, as this of all distinct interceptions says.
+    /// The pods' traffic is diverted; with the index of their distinct interception.
     Intercepted(usize),
-    /// It has a sidecar, and nothing diverts its traffic.
+    /// The pods have a sidecar, and nothing diverts their traffic; with the reason.
     NotIntercepted(String),
-    /// It asks for what makes no sense.
+    /// The pods' options are not valid; with the error.
     Refused(String),
     Ambient,
     HostNetwork,
     LeftAlone(String),
     Outside(String),
-    /// It could not be looked at.
+    /// The pods could not be audited; with the reason.
     Unknown(String),
 }
 
 impl PodOutcome {
-    /// Every name there is, in the order in which people want them.
+    /// All names, in the order in which they are listed.
     pub const NAMES: [&str; 8] = [
         "intercepted",
         "not-intercepted",
@@ -105,7 +105,7 @@ impl PodOutcome {
         }
     }
 
-    /// Why, where that is told.
+    /// The reason, for outcomes that have one.
     pub fn why(&self) -> Option<&str> {
         match self {
             Self::NotIntercepted(why)
@@ -118,7 +118,7 @@ impl PodOutcome {
     }
 }
 
-/// How it is known what pods are like.
+/// From what it is known how pods are intercepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum KnownBy {
     /// The rules that their nodes' kernels have.
@@ -136,20 +136,20 @@ impl KnownBy {
     }
 }
 
-/// Pods of one workload that are alike.
+/// Pods of one workload with the same interception and findings.
 #[derive(Debug, Clone)]
 pub struct WorkloadVariant {
     pub standing: PodOutcome,
     pub origin: KnownBy,
     pub count: u64,
-    /// Their names, where they are there.
+    /// The names of pods that exist.
     pub pods: Vec<String>,
     pub place: Option<DocumentPlace>,
-    /// What was found of these pods, besides what their interception has.
+    /// Findings about these pods themselves, beside those about their interception.
     pub own: Vec<Arc<FleetFinding>>,
 }
 
-/// Some pods that were looked at.
+/// Audited pods of one workload.
 #[derive(Debug, Clone)]
 pub struct Looked {
     pub workload: Workload,
@@ -157,19 +157,19 @@ pub struct Looked {
     pub variant: WorkloadVariant,
 }
 
-/// What could not be looked at.
+/// Something that could not be audited, and why.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Missed {
     pub what: String,
     pub why: String,
 }
 
-/// Everything that was collected, to be summed up.
+/// All audited pods, collected by workload.
 #[derive(Debug, Default)]
 pub struct Collected {
     /// What was looked at, in a few words.
     pub about: String,
-    /// Whether these are pods that are there, or templates of such.
+    /// Whether these are existing pods, rather than templates.
     pub live: bool,
     pub workloads: BTreeMap<Workload, Members>,
     pub missed: Vec<Missed>,

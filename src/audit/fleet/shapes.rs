@@ -44,29 +44,28 @@ pub struct Shape {
 
 #[cfg(test)]
 impl Shape {
-    /// One of which nothing but this is known.
+    /// An interception of which only these are known, for tests.
     pub fn empty(digest: &str, families: Families) -> Self {
         let (drawing, owners) = Default::default();
         Self { digest: digest.into(), families, findings: Vec::new(), drawing, owners }
     }
 }
 
-/// The rules of an interception, and beside those that are there, where they were read, those
-/// that are wanted.
+/// The rules of an interception, and for rules that were read from a kernel also those that are wanted.
 pub type Sources = Result<(Source, Option<Source>), String>;
 
-/// What an interception is asked to be, and what else is known of its pods.
+/// A pod's interception before it is audited.
 pub struct Asked<'a> {
-    /// What is the same for all pods that have the same: its text.
+    /// A text that is the same for pods with the same interception.
     pub key: String,
     pub proxy_user: Option<u32>,
-    /// Where the rules come from.
+    /// Reads the rules, if the interception is a new one.
     pub source: Box<dyn FnOnce() -> Sources + 'a>,
 }
 
 impl<'a> Asked<'a> {
-    /// The interception that options ask for. Addresses differ from pod to pod, and findings do
-    /// not by them: their families count, and where none is known both do.
+    /// The interception that options ask for. Findings do not depend on addresses, which differ from pod
+    /// to pod, but on their families; where none is known both are assumed.
     pub fn of_options(
         given: &'a Given,
         face: Face,
@@ -89,14 +88,14 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// All of them.
+/// All distinct interceptions found so far.
 pub struct Shapes<'a> {
     accepted: &'a Accepted,
     today: Date,
     known: HashMap<String, Result<usize, String>>,
     pub all: Vec<Shape>,
     used: BTreeSet<usize>,
-    /// What sources say about themselves, each once.
+    /// The notes of all sources, each once.
     pub notices: BTreeSet<String>,
 }
 
@@ -115,7 +114,7 @@ impl<'a> Shapes<'a> {
     /// The number of an interception, which is audited if it is the first of its kind.
     ///
     /// # Errors
-    /// Why there is none, or why it cannot be audited.
+    /// Why its rules cannot be read or audited.
     pub fn find(&mut self, subject: &Subject, asked: Asked) -> Result<usize, String> {
         let (accepted, numbers) = self.accepted.of(subject);
         let key = format!("{numbers:?} {:?} {}", asked.proxy_user, asked.key);
@@ -203,7 +202,7 @@ impl<'a> Shapes<'a> {
         }
     }
 
-    /// Whether what has no flows is accepted.
+    /// The entry by which a finding without flows is accepted, if there is one.
     fn acceptance(&mut self, subject: &Subject, class: &str) -> Option<Acceptance> {
         let (accepted, numbers) = self.accepted.of(subject);
         let mut out = None;
@@ -216,7 +215,7 @@ impl<'a> Shapes<'a> {
         out
     }
 
-    /// What is to be said about entries: those whose time is over, and those without use.
+    /// Notices about entries of the accept file that are expired, or that no finding matched.
     pub fn about_entries(&self) -> Vec<String> {
         let mut out = Vec::new();
         for (at, entry) in self.accepted.entries.iter().enumerate() {
@@ -253,7 +252,7 @@ fn of_escape(escape: &Escape, space: &Space, accepted: Option<Acceptance>) -> Fl
     }
 }
 
-/// What an option names, where one names it.
+/// The values of the option that lets the flows out: ports or ranges, if it names any.
 fn items(escape: &Escape, space: &Space) -> Vec<String> {
     let flows = escape.flows.iter();
     let mut out = match escape.kind {

@@ -1,5 +1,5 @@
-//! From pods to an answer: what each workload has, what many workloads have in common, and
-//! where everybody stands.
+//! From pods to an answer: the findings of each workload, findings that many workloads have, and how
+//! many pods are in which state.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,13 +12,13 @@ use crate::config::pod::owner::Workload;
 use super::shapes::{Shape, Shapes};
 use super::{Collected, FleetFinding, KnownBy, Members, Missed, PodOutcome, WorkloadVariant};
 
-/// The answer.
+/// The answer of an audit of many pods.
 pub struct FleetAnswer {
     pub about: String,
     pub live: bool,
-    /// By namespace, kind and name.
+    /// All workloads, by namespace, kind and name.
     pub workloads: Vec<Summed>,
-    /// The worst first, and the same finding of many workloads once.
+    /// Findings, the worst first; one that many workloads have is listed once.
     pub groups: Vec<FindingGroup>,
     pub shapes: Vec<Shape>,
     /// How many pods each interception has.
@@ -28,16 +28,16 @@ pub struct FleetAnswer {
     pub notices: Vec<String>,
 }
 
-/// A workload, and what was found of it.
+/// A workload with its findings.
 pub struct Summed {
     pub workload: Workload,
     pub labels: BTreeMap<String, String>,
     pub variants: Vec<WorkloadVariant>,
-    /// Each with the number of pods that it is about.
+    /// The findings, each with the number of pods that have it.
     pub findings: Vec<(Arc<FleetFinding>, u64)>,
 }
 
-/// A finding, and who has it: numbers of workloads, and of their pods.
+/// A finding with the workloads that have it, by index, and the number of their pods.
 pub struct FindingGroup {
     pub finding: Arc<FleetFinding>,
     pub workloads: Vec<(usize, u64)>,
@@ -57,8 +57,8 @@ impl Summed {
 /// Findings of which the reason is all that there is to tell.
 pub const WITH_REASON: [&str; 2] = ["not-intercepted", "refused"];
 
-/// What makes two findings one: the class, what tells it from others, who accepts it, and for
-/// what has no flows why it is so.
+/// The key by which findings are counted as one: severity, class, items and acceptance, and the reason
+/// for those in [`WITH_REASON`].
 fn key(found: &FleetFinding) -> (Reverse<Severity>, String, Vec<String>, Option<String>, Vec<String>) {
     let reason = found.accepted.as_ref().map(|acceptance| acceptance.reason.clone());
     let why = if WITH_REASON.contains(&found.id.as_str()) { found.what.clone() } else { Vec::new() };
@@ -113,12 +113,12 @@ impl FleetAnswer {
         self.groups.iter().filter(|group| group.finding.accepted.is_none())
     }
 
-    /// How many are accepted.
+    /// How many findings of workloads are accepted.
     pub fn accepted(&self) -> usize {
         self.groups.iter().filter(|g| g.finding.accepted.is_some()).map(|group| group.workloads.len()).sum()
     }
 
-    /// The findings that count and are as bad as that, or worse, with how many have them.
+    /// The findings that count and have a severity or a higher one, with how many workloads have them.
     pub fn from(&self, severity: Severity) -> Vec<(String, usize)> {
         let found = self.counting().filter(|group| group.finding.severity >= severity);
         found.map(|group| (group.finding.name(), group.workloads.len())).collect()
@@ -132,12 +132,12 @@ impl FleetAnswer {
         self.workloads.iter().map(|summed| summed.workload.namespace.as_str()).collect()
     }
 
-    /// How many distinct interceptions there are; what is accepted makes no other.
+    /// How many distinct interceptions there are; a difference in what is accepted does not count.
     pub fn interceptions(&self) -> usize {
         self.shapes.iter().map(|shape| (&shape.digest, shape.families.to_string())).collect::<BTreeSet<_>>().len()
     }
 
-    /// How many workloads and pods stand so, and why, with some of their names.
+    /// The workloads and pods by their outcome and its reason.
     pub fn standings(&self) -> Vec<Stand> {
         let mut out: BTreeMap<(usize, Option<String>), Stand> = BTreeMap::new();
         for (at, summed) in self.workloads.iter().enumerate() {
@@ -162,7 +162,7 @@ impl FleetAnswer {
     }
 }
 
-/// Some that stand alike.
+/// Workloads with one injection status and reason.
 pub struct Stand {
     pub name: &'static str,
     pub why: Option<String>,
@@ -199,10 +199,10 @@ fn summed(workload: Workload, members: Members, shapes: &mut Shapes) -> Summed {
     Summed { workload, labels, variants, findings }
 }
 
-/// In what pods of one workload differ, a line for each kind; `None` where they do not. What
-/// could not be looked at differs from nothing. What a kernel has is compared with what other
-/// kernels have, and what a manifest asks for with what others do: where one node tells and
-/// another does not, that alone is no difference.
+/// The differences between pods of one workload, a line for each kind of them; `None` if there are none.
+/// Pods that could not be audited differ from nothing. Those known by their kernel are compared with
+/// each other, and those known by their manifest with each other: that one node has an agent and another
+/// has none is no difference.
 fn differences(variants: &[WorkloadVariant], shapes: &[Shape]) -> Option<Vec<String>> {
     let mut kinds: BTreeMap<(KnownBy, String), (u64, &str)> = BTreeMap::new();
     let mut sidecars: BTreeSet<bool> = BTreeSet::new();

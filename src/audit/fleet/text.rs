@@ -16,7 +16,7 @@ const OF_CLASS: usize = 3;
 /// How many things that were not looked at are on a screen.
 const MISSED: usize = 8;
 
-/// So many of a thing.
+/// A number with its noun, in the singular or plural.
 pub fn counted(count: u64, one: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
 }
@@ -41,7 +41,7 @@ pub fn summary(answer: &FleetAnswer) -> String {
     format!("{}; {} accepted", counts.collect::<Vec<_>>().join(", "), answer.accepted())
 }
 
-/// Writes it; `all`: not just a screen.
+/// Formats the answer as text; `all` lifts the limit of one screen.
 pub fn write(answer: &FleetAnswer, comparison: Option<&Comparison>, all: bool) -> String {
     let mut out = format!("{}: {}\n{}\n", answer.about, scope(answer), summary(answer));
     for severity in Severity::ALL {
@@ -131,7 +131,7 @@ pub fn owner(answer: &FleetAnswer, at: usize, pods: u64) -> String {
     format!("{}{pods}{place}", summed.workload)
 }
 
-/// How many have it, in how many namespaces.
+/// How many workloads have a finding, in how many namespaces.
 fn spread(answer: &FleetAnswer, group: &FindingGroup) -> String {
     let mut namespaces: BTreeMap<&str, u64> = BTreeMap::new();
     let mut pods = 0;
@@ -166,7 +166,7 @@ fn accepted(out: &mut String, answer: &FleetAnswer, all: bool) {
     }
 }
 
-/// What a standing means.
+/// An outcome's name in words.
 pub fn meaning(name: &str) -> &'static str {
     match name {
         "intercepted" => "traffic is diverted to a sidecar",

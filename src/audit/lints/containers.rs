@@ -47,7 +47,7 @@ fn shared_owners(pod: &Pod, container: &Container, proxy_uids: &[u32], proxy_gid
     of_uid.into_iter().chain(gid.map(|id| lint("group", "runAsGroup", id))).collect()
 }
 
-/// What would let a container change the rules, or become the user that they let through.
+/// A capability or the like that would let a container change the rules, or become the proxy's user.
 fn dangerous_right(pod: &Pod, container: &Container) -> Option<Lint> {
     let lint = |severity, message: String, advice: &str| Lint {
         severity,

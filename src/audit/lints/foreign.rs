@@ -64,7 +64,7 @@ fn is_foreign(why: &Why) -> bool {
     matches!(why, Why::Foreign(_))
 }
 
-/// Whether a packet's way may change by it.
+/// Whether a rule with this verdict may change where a packet goes.
 fn decides(verdict: &Verdict) -> bool {
     !matches!(verdict, Verdict::Continue | Verdict::CtZone(_))
 }

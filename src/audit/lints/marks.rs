@@ -17,7 +17,7 @@ use crate::config::types::{Families, Family};
 use super::Lint;
 use super::shadow::place;
 
-/// Up to so many sets of flows are said of a mark.
+/// How many sets of flows a lint names for a mark.
 const SHOWN: usize = 6;
 
 /// What a mark lets out.

@@ -1,4 +1,4 @@
-//! Lints: what is no escape by itself, but not what somebody meant.
+//! Lints: findings that are no escapes by themselves, but probably mistakes.
 //!
 //! | lint | about |
 //! |---|---|
@@ -34,7 +34,7 @@ use super::escapes::kind::Severity;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lint {
     pub severity: Severity,
-    /// A stable name.
+    /// The lint's stable name.
     pub id: &'static str,
     /// What it is about: a rule's place, an option, a container.
     pub subject: String,
@@ -70,7 +70,7 @@ pub const OF_MANY: &[(&str, Severity, &str)] = &[
     ("pods-differ", Severity::Medium, "pods of one workload whose traffic is not diverted alike"),
 ];
 
-/// The worst first, each once.
+/// Sorts lints, the worst first, and removes doubles.
 pub fn sorted(mut lints: Vec<Lint>) -> Vec<Lint> {
     lints.sort_by(|a, b| (b.severity, a).cmp(&(a.severity, b)));
     lints.dedup();

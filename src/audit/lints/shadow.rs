@@ -1,6 +1,6 @@
-//! Rules that can never match: every packet that one is for has met an earlier rule of
-//! its chain that it does not come back from. The packets are of any state and mark, not
-//! just of new connections as for escapes; where in doubt a rule may match.
+//! Rules that can never match: every packet that could meet one has met an earlier rule of its chain,
+//! and does not return from it. The packets are of any state and mark, not only of new connections as
+//! for escapes; a rule that may match in some case is not reported.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -25,7 +25,7 @@ use crate::plan::words;
 
 use super::Lint;
 
-/// How much is looked at of a family's chains: what takes more is not worth knowing.
+/// The most work for a family's chains; beyond it no lint is given.
 const MOST_WORK: usize = 50_000_000;
 /// How many sets of packets may be on their way through a chain at once.
 const MOST_SETS: usize = 20_000;
@@ -91,8 +91,8 @@ pub fn place(chain: &ChainRules, rule: &CanonRule, family: Family) -> String {
     format!("{}: {}", chain.full_name(), words::rule(rule, family))
 }
 
-/// A rule's number and handle, for a message. They are no part of its [`place`]: what is told
-/// of one rule in two places is to be known for the same.
+/// A rule's number and handle, for a message. They are not part of its [`place`], so that two messages
+/// about one rule have the same place.
 pub fn which(rule: &CanonRule) -> String {
     words::which(rule).map_or_else(String::new, |origin| format!(" ({origin} of its chain)"))
 }

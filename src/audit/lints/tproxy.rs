@@ -1,8 +1,7 @@
-//! Whom the proxy runs as with TPROXY. It connects to the app in the client's name, so that
-//! rules tell these connections from others by their owner alone: what users call the
-//! proxy's own goes back to the proxy when it is sent to the pod itself, and what its group
-//! calls its own does not. And only root keeps CAP_NET_ADMIN in a container, without which no
-//! socket takes what TPROXY hands over (`IP_TRANSPARENT`, ip(7)).
+//! The user that the proxy runs as with TPROXY. It connects to the app in the client's name, so that
+//! rules tell these connections from others by their owner alone: connections of the proxy's user to the
+//! pod itself go back to the proxy, those of its group do not. And only root keeps CAP_NET_ADMIN in a
+//! container, without which no socket takes what TPROXY hands over (`IP_TRANSPARENT`, ip(7)).
 
 use std::ops::RangeInclusive;
 
@@ -21,7 +20,7 @@ const USUAL_PORTS: RangeInclusive<u16> = 32768..=60999;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proxy {
     Unknown,
-    /// What a manifest says that it runs as.
+    /// The manifest names the user.
     RunsAs(u32),
     /// Who listens where inbound connections are handed to, and whether the socket is
     /// transparent, as far as the kernel tells.
@@ -32,21 +31,21 @@ pub enum Proxy {
 }
 
 impl Proxy {
-    /// The one that listens in the pod, if one does.
+    /// The process that listens in the pod, if there is one.
     pub fn seen(found: Option<&Established>) -> Option<Self> {
         let socket = found?.inbound_listeners.first()?;
         Some(Proxy::Listens { uid: socket.uid, transparent: socket.transparent })
     }
 }
 
-/// What is wrong with it under an interception, or has to be seen to.
+/// A warning about the proxy's user under an interception, if it has a problem.
 pub fn warning(interception: &Interception, proxy: Proxy) -> Option<String> {
     let Interception { mode, proxy_uids, proxy_gids, .. } = interception;
     lint(*mode == Mode::Tproxy, proxy_uids, proxy_gids, proxy).map(|lint| format!("{}; {}", lint.message, lint.advice))
 }
 
-/// What is wrong with the proxy's user under TPROXY, as a finding of an audit. `uids` and `gids`:
-/// those that rules call the proxy's.
+/// A lint about the proxy's user under TPROXY. `uids` and `gids`: the owners whose traffic rules take
+/// for the proxy's.
 pub fn lint(is_tproxy: bool, uids: &[u32], gids: &[u32], proxy: Proxy) -> Option<Lint> {
     if !is_tproxy {
         return None;

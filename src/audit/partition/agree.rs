@@ -1,5 +1,5 @@
-//! What becomes of flows that rules may or may not apply to: where all possible outcomes are
-//! alike that is certain, elsewhere it is not known.
+//! Combines the possible outcomes of flows when it is not known whether rules apply: where all outcomes
+//! are the same that one is certain, elsewhere the outcome is unknown.
 
 use crate::audit::flow::Taker;
 use crate::audit::space::index::{Index, Sides};
@@ -7,21 +7,21 @@ use crate::audit::walk::journey::Cause;
 
 use super::part::Part;
 
-/// What may become of flows: one of the outcomes that are possible for them.
+/// One of the outcomes that are possible for some flows.
 pub(super) struct PossibleEnd<'a> {
     pub part: Part<'a>,
-    /// The last rule before it that was taken to apply although that is not known; `None` for
-    /// the one outcome of each flow that comes of taking none to.
+    /// The last uncertain rule that was assumed to apply; `None` for the one outcome of each flow for
+    /// which none was.
     pub assumed: Option<Cause<'a>>,
 }
 
-/// The most pairs of a certain part and another one that are held against each other.
+/// The most pairs of parts that are compared.
 const MOST_PAIRS: usize = 20_000_000;
 
-/// The parts of all flows, of all their outcomes in the order in which these were found. Flows
-/// whose outcomes are all alike are certain. What becomes of others is not known, because of
-/// the rule that was taken to apply for the first outcome that is another. `None` if there are
-/// too many of them, or if more than `most` parts would come out.
+/// Combines all outcomes, in the order in which they were found, to parts. Flows whose outcomes are all
+/// the same are certain. Other flows get the outcome "unknown", with the rule that was assumed to apply
+/// in the first outcome that differs. `None` if that is too much work, or if there would be more than
+/// `most` parts.
 pub(super) fn certain<'a>(outcomes: Vec<PossibleEnd<'a>>, most: usize) -> Option<Vec<Part<'a>>> {
     let (first, others): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(|outcome| outcome.assumed.is_none());
     let others: Vec<Part> =
@@ -29,9 +29,9 @@ pub(super) fn certain<'a>(outcomes: Vec<PossibleEnd<'a>>, most: usize) -> Option
     agreed(first.into_iter().map(|outcome| outcome.part).collect(), &others, most)
 }
 
-/// The parts of all flows, where these may also end as others say: what becomes of those that
-/// the two do not agree about is not known, because of the rule that decides in the others.
-/// `None` if that is too much work, or if more than `most` parts would come out.
+/// Combines parts with others that are possible as well: flows about which both do not agree get the
+/// outcome "unknown", with the rule that decides in the others. `None` if that is too much work, or if
+/// there would be more than `most` parts.
 pub(super) fn agreed<'a>(parts: Vec<Part<'a>>, others: &[Part<'a>], most: usize) -> Option<Vec<Part<'a>>> {
     let index = Index::new(others.iter().map(|other| Sides::of_cube(&other.flows)));
     let (mut out, mut pairs) = (Vec::new(), 0);

@@ -101,8 +101,8 @@ struct Flowing<'a, 's> {
 }
 
 impl<'a> Flowing<'a, '_> {
-    /// Cuts the flows. Where it is not known whether a rule applies, or in which of two orders
-    /// chains come, flows that end alike all the same are certain, and others are not.
+    /// Cuts the flows into parts. Where it is not known whether a rule applies, or in which order chains
+    /// come, flows with the same outcome in all cases are certain, and others are not.
     fn parts(&self) -> Result<Vec<Part<'a>>, TooManyParts> {
         let first = self.parts_in(Order::First)?;
         if self.rules.has_one_order() {
@@ -115,8 +115,8 @@ impl<'a> Flowing<'a, '_> {
         })
     }
 
-    /// Both possibilities of an uncertain rule are followed; where that leads too far, what
-    /// becomes of flows that may meet such a rule is not known.
+    /// Cuts the flows for one order of chains. Both possibilities of an uncertain rule are followed; if
+    /// these become too many, flows that may meet such a rule get the outcome "unknown".
     fn parts_in(&self, order: Order) -> Result<Vec<Part<'a>>, TooManyParts> {
         let outcomes = self.walk(order, Uncertain::Both);
         match outcomes.ok().and_then(|outcomes| certain(outcomes, MOST_UNCERTAIN)) {

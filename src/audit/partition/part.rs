@@ -19,7 +19,7 @@ pub struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// Whether both are decided by the same rule for the same reason.
+    /// Whether the same rule decides about both parts, for the same reason.
     pub fn same_decider(&self, other: &Self) -> bool {
         match (&self.decider, &other.decider) {
             (None, None) => true,

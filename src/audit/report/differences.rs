@@ -1,4 +1,4 @@
-//! What a verification found, written down for people and for machines.
+//! The result of a verification as text and as JSON.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use crate::audit::undo::is_policy;
 use crate::audit::verification::{Finding, TrafficChange, Verification, What};
 use crate::plan::diff::{Difference, Side};
 
-/// What each side of a difference is called.
+/// The words for the two sides of a difference.
 type Sides = [&'static str; 2];
 const FOUND: Sides = ["expected, not found", "found, not expected"];
 const CHANGED: Sides = ["gone", "new"];
@@ -20,7 +20,7 @@ const EFFECTS: usize = 8;
 /// The most that are written out at all: many differences may have the same ones.
 const EFFECTS_IN_ALL: usize = 500;
 
-/// What differs, what it changes, and a last line that says it all.
+/// The differences, their effects, and a summary in the last line.
 pub fn text(report: &Verification, rules: usize) -> String {
     let mut out = String::new();
     for note in &report.notes {
@@ -175,7 +175,7 @@ pub fn json(report: &Verification) -> Value {
     })
 }
 
-/// What a change of options changes.
+/// The effects of a change of options, as text.
 pub fn changes(report: &Verification) -> String {
     if report.findings.is_empty() {
         return "no change\n".into();

@@ -1,4 +1,4 @@
-//! DriftFinding as findings: what is not as it should be, and how bad it is by what it changes.
+//! Drift, as findings of an audit: what is not as it should be, and how bad it is by what it changes.
 
 use crate::audit::escapes::kind::Severity;
 use crate::audit::source::Source;
@@ -7,25 +7,25 @@ use crate::audit::verification::{Finding, TrafficChange, Verification, What};
 use crate::audit::verify::verify;
 use crate::plan::diff::Side;
 
-/// One thing that is not as it should be.
+/// One difference between what was found and what is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DriftFinding {
     /// High if traffic escapes by it, medium if it has another effect, low if it has none.
     pub severity: Severity,
-    /// The chain, or what else it is about.
+    /// The chain, or what else the difference is about.
     pub place: String,
     /// `missing`, `unexpected` or `changed`.
     pub how: &'static str,
     pub what: String,
     pub why: String,
-    /// Which traffic it affects, a line for each set of flows.
+    /// The affected traffic, a line for each set of flows.
     pub effects: Vec<String>,
 }
 
 /// The worst that drift can be.
 pub const WORST: Severity = Severity::High;
 
-/// Compares, the worst first.
+/// Compares what was found with what is wanted; gives the findings, the worst first, and notes.
 pub fn drift(wanted: &Source, found: &Source) -> (Vec<DriftFinding>, Vec<String>) {
     if let Some(problem) = found.opaque_rule() {
         // What is not seen may be anything.
@@ -113,13 +113,13 @@ fn lines(effect: &TrafficChange) -> Vec<String> {
 }
 
 impl DriftFinding {
-    /// All of it in one line.
+    /// The finding in one line.
     pub fn line(&self) -> String {
         let why = if self.why.is_empty() { String::new() } else { format!(" ({})", self.why) };
         format!("{}: {}: {}{why}", self.place, self.how, self.what)
     }
 
-    /// What it does, in a few words, if nothing else can be said.
+    /// The effects; for a finding without any, a line that says so.
     pub fn effects(&self) -> Vec<String> {
         match self.effects.is_empty() {
             true if self.severity == Severity::Low => vec!["no effect: all traffic goes where it should".into()],

@@ -1,5 +1,5 @@
-//! The report of an audit: everything found, judged by what is accepted, in the order in
-//! which it matters. How it is written down is the business of the files below.
+//! The report of an audit: all findings, judged by what is accepted, in order of importance. The files
+//! below write it in several formats.
 
 pub mod differences;
 pub mod drift;
@@ -32,19 +32,19 @@ use super::space::Space;
 use crate::plan::words;
 use drift::DriftFinding;
 
-/// What is known before an audit.
+/// What an audit starts from.
 pub struct Input<'a> {
     /// What is looked at, in a few words.
     pub about: String,
-    /// The file it comes from, if it comes from one.
+    /// The file that the rules come from, if there is one.
     pub file: Option<String>,
     pub source: &'a Source,
-    /// What it should be, where that is known.
+    /// The rules that are wanted, if they are known.
     pub wanted: Option<&'a Source>,
     pub manifest: Option<&'a Manifest>,
     /// The user that the proxy runs as, where a manifest says so.
     pub proxy_user: Option<u32>,
-    /// The connections of a pod that is there.
+    /// The established connections of a running pod.
     pub established: Option<&'a Established>,
     /// The arguments by which `podweir explain` asks these rules; `None`: it cannot.
     pub explain: Option<&'a [String]>,
@@ -52,7 +52,7 @@ pub struct Input<'a> {
     pub today: Date,
 }
 
-/// Everything found.
+/// All findings of an audit.
 pub struct Report<'a> {
     pub about: String,
     pub file: Option<String>,
@@ -62,24 +62,24 @@ pub struct Report<'a> {
     pub explain: Option<&'a [String]>,
     pub escapes: Vec<Judged<Escape<'a>>>,
     pub lints: Vec<Judged<Lint>>,
-    /// `None`: there is nothing to compare with.
+    /// Differences from the wanted rules; `None` if these are not known.
     pub drift: Option<Vec<DriftFinding>>,
     /// Rules that count, and how often they applied.
     pub counted: Vec<Counted>,
     pub notices: Vec<String>,
-    /// Which entries of what is accepted some finding met.
+    /// The entries of the accept file whose class some finding has, by index.
     pub used: Vec<usize>,
     pub drawing: String,
     pub space: &'a Space<'a>,
 }
 
-/// Something found, and whether it is known and wanted.
+/// A finding, and whether it is accepted.
 pub struct Judged<T> {
     pub found: T,
     pub accepted: Option<Acceptance>,
 }
 
-/// Who said that it is wanted.
+/// The entry of the accept file by which a finding is accepted.
 #[derive(Debug, Clone)]
 pub struct Acceptance {
     pub reason: String,
@@ -96,7 +96,7 @@ pub struct Counted {
 }
 
 impl<'a> Report<'a> {
-    /// Everything that is to be said about a source of rules.
+    /// Audits the rules of a source.
     ///
     /// # Errors
     ///
@@ -152,12 +152,12 @@ impl<'a> Report<'a> {
         escapes.chain(lints).chain(drift).filter(|found| *found == severity).count()
     }
 
-    /// How many findings are as bad as that, or worse.
+    /// How many findings have a severity or a higher one.
     pub fn count_from(&self, severity: Severity) -> usize {
         Severity::ALL.into_iter().filter(|s| *s >= severity).map(|s| self.count(s)).sum()
     }
 
-    /// How many are accepted.
+    /// How many findings are accepted.
     pub fn accepted(&self) -> usize {
         let escapes = self.escapes.iter().filter(|e| e.accepted.is_some()).count();
         escapes + self.lints.iter().filter(|l| l.accepted.is_some()).count()
@@ -207,7 +207,7 @@ struct Judge<'a> {
     accepted: &'a Accepted,
     today: Date,
     notices: Vec<String>,
-    /// The entries that some finding is accepted by.
+    /// The entries whose class some finding has, by index.
     used: Vec<usize>,
 }
 
@@ -268,7 +268,7 @@ impl Judge<'_> {
     }
 }
 
-/// A rule's number in its chain; `at`: its place among those that the listing became.
+/// A rule's number in its chain; `at`: its index in the decoded chain.
 pub(in crate::audit) fn number(at: usize, rule: &Rule) -> usize {
     rule.origin.as_ref().map_or(at + 1, |origin| origin.number)
 }
@@ -301,7 +301,7 @@ fn counted(source: &Source) -> Vec<Counted> {
 /// A rule that lets an escape out: where it stands, what it says and why it is there.
 pub struct Exit {
     pub place: String,
-    /// Which of its chain's rules it is, where that takes more than its words.
+    /// The rule's number and handle, if its words do not identify it.
     pub origin: Option<RuleOrigin>,
     pub rule: String,
     pub why: String,
@@ -326,7 +326,7 @@ pub fn exits(escape: &Escape) -> Vec<Exit> {
     out
 }
 
-/// Whether some of an escape meets no rule at all that says anything about it.
+/// Whether some flows of an escape match no rule.
 pub fn falls_through(escape: &Escape) -> bool {
     escape.parts.iter().any(|part| part.decider.is_none())
 }

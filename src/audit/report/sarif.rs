@@ -46,7 +46,7 @@ pub fn write(report: &Report) -> String {
     log(&report.about, &rules(), &[], &report.notices, &results)
 }
 
-/// A log of one run. `problems`: what could not be done; `notices`: what is to be known besides.
+/// A log of one run. `problems`: what failed; `notices`: other messages.
 pub(in crate::audit) fn log(
     about: &str,
     rules: &[Value],
@@ -149,7 +149,7 @@ fn result(
     out
 }
 
-/// What makes a finding the same one in the next run.
+/// The identity of a finding, which is the same in the next run.
 fn fingerprint(id: &str, places: &[(String, &str)]) -> String {
     let names: Vec<&str> = places.iter().map(|(place, _)| place.as_str()).collect();
     format!("{id}|{}", names.join("|"))

@@ -8,15 +8,14 @@ use crate::plan::model::{ChainName, Table, Verdict};
 use super::{ChainRules, FamilyRules, Ruleset, TableId};
 
 impl Ruleset {
-    /// The place of a chain of an interception among its family's, whoever's name for
-    /// its table is used. `holder`: who holds it.
+    /// The index of an interception's chain that a holder has, by the table's name in that holder or the
+    /// interception's.
     pub fn place_of(&self, holder: &str, (family, table, chain): (Family, Table, &ChainName)) -> Option<usize> {
         let is_it = |c: &ChainRules| *c.table.source == *holder && c.name == *chain && c.table.is(table);
         self.family(family).chains.iter().position(is_it)
     }
 
-    /// Takes over from another ruleset the chain at a place, without its rules, for a
-    /// holder that has none there.
+    /// Adds an empty copy of another ruleset's chain for a holder, if the holder has no such chain.
     pub fn add_empty(&mut self, other: &Self, holder: &str, place: (Family, Table, &ChainName)) {
         let (family, table, name) = place;
         if self.place_of(holder, place).is_some() {
@@ -34,7 +33,7 @@ impl Ruleset {
         rules.sum_up();
     }
 
-    /// Lets all rules be asked as whoever holds them natively does, or as iptables does.
+    /// Gives all conditions the semantics of native nftables, or else those of iptables.
     pub(crate) fn ask(&mut self, natively: bool) {
         for family in Family::BOTH {
             self.family_mut(family).chains.iter_mut().for_each(|chain| chain.native = natively);

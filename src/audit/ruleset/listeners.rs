@@ -17,7 +17,7 @@ use crate::audit::flow::Taker;
 pub struct ProxyListener {
     pub port: u16,
     pub taker: Taker,
-    /// The conditions that packets addressed to it meet.
+    /// The conditions on packets that are addressed to the port.
     pub asked: CanonMatches,
 }
 
@@ -34,7 +34,7 @@ impl ProxyListener {
 }
 
 impl ChainRules {
-    /// Who listens on a port that a rule of it redirects to.
+    /// Who listens on a port that one of the chain's rules redirects to.
     pub fn listener_on(&self, port: Port) -> Taker {
         if let Some(expected) = &self.expected {
             let known = expected.iter().find(|(known, _)| *known == port.get());
@@ -101,7 +101,7 @@ impl FamilyRules {
 }
 
 impl Ruleset {
-    /// Finds out who listens where.
+    /// Finds the ports on which the proxy listens.
     pub(super) fn find_listeners(&mut self) {
         // A proxy listens in both families, whichever of them is redirected to it.
         let proxy_ports: Arc<[_]> = self.v4.proxy_ports().chain(self.v6.proxy_ports()).collect();
@@ -118,8 +118,8 @@ impl Ruleset {
         self.v6.listeners = ProxyListener::all_of(ports, Family::V6);
     }
 
-    /// Readies both for a comparison: the proxy listens where these rules say, whether the
-    /// other ones redirect there or elsewhere; and where only the other ones tell, there.
+    /// Prepares two rulesets for a comparison: for both the proxy listens where these rules say, or else
+    /// where the other ones do, even if the other ones redirect elsewhere.
     pub fn set_against(&mut self, other: &mut Self) {
         let joined = |mut ours: Vec<(u16, Taker)>, theirs: Vec<(u16, Taker)>| {
             let known: Vec<Taker> = ours.iter().map(|(_, taker)| *taker).collect();
@@ -150,7 +150,7 @@ pub fn redirect_taker(chain: &ChainName, port: Port) -> Taker {
     }
 }
 
-/// Which of ztunnel's listeners in an ambient pod is on a port.
+/// The ztunnel listener on a port of an ambient pod.
 fn ztunnel(port: Port) -> Option<Taker> {
     match port {
         INBOUND_PORT => Some(Taker::InboundProxy),

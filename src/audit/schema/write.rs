@@ -11,10 +11,10 @@ use crate::plan::model::{Cond, CtStates, Masked, Matches, Routing, Rule, RuleOri
 
 /// What the member `format` says.
 pub const FORMAT: &str = "podweir-rules";
-/// The version written, and the latest one read.
+/// The version that is written, and the latest one that is read.
 pub const VERSION: u64 = 1;
 
-/// Everything of a source.
+/// A source with everything in it, as JSON.
 pub fn source(source: &Source) -> Value {
     let addresses = |list: &[std::net::IpAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
     json!({

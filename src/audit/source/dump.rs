@@ -14,7 +14,7 @@ use super::{Source, SourceError};
 ///
 /// # Errors
 ///
-/// A text is of no dialect, makes no sense, or says itself that something is left out.
+/// A text is in no known notation, is not understood, or says itself that it leaves something out.
 pub fn read(texts: &[Text]) -> Result<Source, SourceError> {
     for text in texts {
         limit::check(&text.bytes, Most::TO_UNDERSTAND)

@@ -1,6 +1,6 @@
-//! The kernel as a source: all rules in the network namespace the process is in. Looking
-//! makes nothing: no table comes to be, and no program is started unless iptables-legacy
-//! has tables, which only its own program can list.
+//! The kernel as a source: all rules in the network namespace that the calling thread is in. Reading
+//! changes nothing: no table is made, and no program is started unless iptables-legacy has tables, which
+//! only its own program can list.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ use crate::sys::text::printable;
 
 use super::{Source, SourceError};
 
-/// How to read.
+/// What reading the kernel needs.
 pub struct Live<'a> {
     /// Where iptables-legacy-save is looked for.
     pub programs: ProgramEnvironment,
@@ -32,7 +32,7 @@ pub struct Live<'a> {
     pub resolv_conf: Option<&'a str>,
 }
 
-/// Reads everything.
+/// Reads all rules, routes and addresses of the namespace.
 ///
 /// # Errors
 ///
@@ -71,7 +71,7 @@ pub fn read(live: &Live) -> Result<Source, SourceError> {
     })
 }
 
-/// What routing tells about the pod; `addresses`: with the index of the interface.
+/// The surroundings of the pod by its routing; `addresses`: each with its interface's index.
 ///
 /// # Errors
 /// The kernel's, when the routes cannot be listed.
@@ -85,7 +85,7 @@ pub fn surroundings(route: &mut Netlink, addresses: Vec<(u32, IpAddr)>) -> Resul
     })
 }
 
-/// Which interface is the way to which addresses. One that is gone by now is the way to none.
+/// The routes with the names of their interfaces. A route whose interface is gone is left out.
 fn routes(netlink: &mut Netlink) -> Result<Routes, SourceError> {
     let mut names: HashMap<u32, Option<Box<str>>> = HashMap::new();
     let name = |index: u32| {

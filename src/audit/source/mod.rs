@@ -32,10 +32,10 @@ use crate::backend::listing::{ListedTable, Listing};
 use crate::backend::opaque;
 use crate::backend::ours::{self, Holding};
 
-/// Rules, and what is known around them.
+/// Rules to be audited, and what is known of their pod.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// Everything that was found, of anybody, with counters and comments.
+    /// All tables that were found, whoever made them, with counters and comments.
     pub tables: Vec<ListedTable>,
     /// The rules of the tables in the form that packets are walked through.
     pub ruleset: Ruleset,
@@ -43,14 +43,14 @@ pub struct Source {
     pub held: Vec<Holding>,
     /// Routing and addresses of an interception; `None` where the source does not tell.
     pub routing: Option<Routing>,
-    /// The families that the source tells about. Of another one nothing is known.
+    /// The families that the source covers. Nothing is known of the other one.
     pub told: Families,
     pub pod: Surroundings,
-    /// Only of options: what they mean.
+    /// The settings that options give; only of options.
     pub settings: Option<Settings>,
-    /// Only of options: their texts, and where they come from.
+    /// The texts of options with their origins; only of options.
     pub given: Option<Given>,
-    /// What the user should hear.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
@@ -75,7 +75,7 @@ impl Source {
         opaque::in_interception(&self.tables).filter(|_| !self.held.is_empty())
     }
 
-    /// What is there of an interception, from all holders together, routing included.
+    /// The interception in the source as a plan, of all holders together, with routing.
     pub fn plan(&self) -> Plan {
         let dataplane = self.held.first().map_or(Dataplane::Sidecar, |held| held.plan.dataplane);
         let mut plan = Plan::nothing_of(dataplane);
@@ -134,7 +134,7 @@ pub enum SourceError {
     File { name: String, source: io::Error },
     #[error(transparent)]
     Dump(#[from] DumpError),
-    /// What lists too much, how much that is, and how much is read.
+    /// The source has too many rules; says which, how many, and the limit.
     #[error(
         "{0}; what so many do to traffic is not told, and a pod's own network namespace has none so many: look at that one (--pid, --netns) and not at its node's, or leave out of the dump the tables that the pod's packets do not meet"
     )]

@@ -21,7 +21,7 @@ use super::{Source, SourceError};
 #[derive(Debug, Clone, Default)]
 pub struct KnownPod {
     pub addresses: Vec<IpAddr>,
-    /// `None`: not known.
+    /// The pod's name servers; `None` if they are not known.
     pub dns_servers: Option<Vec<IpAddr>>,
     /// Texts of passwd(5) and group(5).
     pub passwd: String,

@@ -4,13 +4,13 @@ use crate::plan::model::CtStates;
 
 use super::known::KnownFields;
 
-/// How far conntrack is with a packet.
+/// How far conntrack's view of a packet's connection has got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tracking {
-    /// It comes to it at priority -200 (`NF_IP_PRI_CONNTRACK`).
+    /// Conntrack has not seen the packet yet; it does at priority -200 (`NF_IP_PRI_CONNTRACK`).
     NotYet,
-    /// So does this one; but a rule has said in which zone, by a connection that stands for
-    /// the one to come (`xt_CT.c`, `nft_ct.c`).
+    /// Conntrack has not seen the packet yet, but a rule has assigned a zone by a template connection
+    /// (`xt_CT.c`, `nft_ct.c`).
     InZone,
     Known,
 }
@@ -19,17 +19,16 @@ pub(crate) enum Tracking {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConntrackView {
     pub tracking: Tracking,
-    /// The state that the packet has in it, once it is known.
+    /// The state that the packet has in the connection, once conntrack has seen it.
     pub state: CtStates,
     pub mark: u32,
 }
 
 impl ConntrackView {
-    /// That of the first packet that conntrack has not come to yet.
+    /// The view of the first packet of a connection that conntrack has not seen yet.
     pub(crate) const NEW: ConntrackView = ConntrackView { tracking: Tracking::NotYet, state: CtStates::NEW, mark: 0 };
 
-    /// Lets rules know what conntrack has: the state that the packet has for them, and the
-    /// connection's mark.
+    /// Tells rules what conntrack knows: the state that they see, and the connection's mark.
     pub(crate) fn tell(self, known: &mut KnownFields) {
         let (state, mark) = match self.tracking {
             Tracking::NotYet => (CtStates::INVALID, None),

@@ -23,7 +23,7 @@ macro_rules! define {
             $(pub $name: $set,)*
         }
 
-        /// One packet, as a point of that space.
+        /// A point of the space: one packet.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub struct Point {
             $(pub $name: $value,)*
@@ -40,7 +40,7 @@ macro_rules! define {
                 $(self.$name.overlaps(&other.$name))&&*
             }
 
-            /// What both sets hold; `None` if that is nothing.
+            /// The packets in both sets; `None` if there are none.
             pub fn intersection(&self, other: &Self) -> Option<Self> {
                 self.overlaps(other).then(|| Self { $($name: self.$name.intersection(&other.$name),)* })
             }
@@ -61,7 +61,7 @@ macro_rules! define {
                 })
             }
 
-            /// What is left of this set around a part of it: sets that share nothing.
+            /// This set without a part of it, as disjoint sets.
             pub fn around(mut self, inside: &Self) -> Vec<Self> {
                 let mut out = Vec::new();
                 $(if self.$name != inside.$name {
@@ -87,8 +87,7 @@ macro_rules! define {
             }
         }
 
-        /// Makes one set of those that are alike but for one dimension, for each dimension in
-        /// one go.
+        /// Merges sets that differ in one dimension only, for each dimension in one pass.
         fn merged_many(mut cubes: Vec<Cube>) -> Vec<Cube> {
             $(let mut groups = HashMap::new();
             for mut cube in cubes {
@@ -123,7 +122,7 @@ impl Cube {
         }
     }
 
-    /// Makes of packets without an owner what rules take them for.
+    /// Changes "no owner" in the set to `nobody`, as the next rules see it.
     pub(crate) fn nobody_is(&mut self, nobody: u64) {
         make_known_as(&mut self.uid, nobody);
         make_known_as(&mut self.gid, nobody);
@@ -141,7 +140,7 @@ impl Cube {
         Some(self)
     }
 
-    /// What is in this set and not in the other: sets that share nothing.
+    /// This set without the other one, as disjoint sets.
     pub fn minus(&self, other: &Self) -> Vec<Self> {
         match self.intersection(other) {
             Some(inside) => self.clone().around(&inside),
@@ -150,7 +149,7 @@ impl Cube {
     }
 }
 
-/// Up to so many sets each is held against all others.
+/// Up to this number of sets each is compared with all others.
 const FEW: usize = 32;
 
 /// Sets that hold the packets of those given, but are fewer: those that differ in one dimension only
@@ -201,7 +200,7 @@ fn merged_few(cubes: Vec<Cube>) -> Vec<Cube> {
     out
 }
 
-/// What is left of some sets without others.
+/// Some sets without the packets of others.
 pub fn without(cubes: Vec<Cube>, others: &[Cube]) -> Vec<Cube> {
     others.iter().fold(cubes, |left, other| left.iter().flat_map(|cube| cube.minus(other)).collect())
 }

@@ -20,8 +20,8 @@ pub const NOBODY: u64 = 1 << 32;
 /// anybody (`owner_mt`, xt_owner.c).
 pub(crate) const NO_ANSWER: u64 = NOBODY + 1;
 
-/// The name of an interface; `None` where a packet has none, such as an incoming one on its
-/// way out.
+/// The name of an interface; `None` for a packet without one, such as the output interface of an inbound
+/// packet.
 pub(crate) type Name<'n> = Option<&'n str>;
 
 /// Calls a macro with the list of all dimensions, in the order in which a set is cut: what
@@ -46,13 +46,13 @@ macro_rules! each_dimension {
 }
 pub(super) use each_dimension;
 
-/// What a rule asks about one dimension, of a packet.
+/// A condition on one dimension, for a single packet.
 pub(super) trait Asks<V> {
     /// Whether a packet with this value meets the condition.
     fn admits(&self, value: V) -> bool;
 }
 
-/// What a rule asks about one dimension, of a set of packets.
+/// A condition on one dimension, for a set of packets.
 pub(super) trait Narrows<S> {
     /// The values of a set that meet the condition; `None` if none do.
     fn narrow(&self, set: &S, interfaces: &Interfaces) -> Option<S>;
@@ -127,8 +127,7 @@ pub(crate) fn processes() -> Owners {
     RangeList::new([(0, NOBODY - 1)])
 }
 
-/// Owners as whoever asks for them knows them: "no owner" becomes `nobody`, which is
-/// [`NOBODY`] or [`NO_ANSWER`].
+/// An owner as rules see it: "no owner" becomes `nobody`, which is [`NOBODY`] or [`NO_ANSWER`].
 pub(crate) fn known_as(owner: u64, nobody: u64) -> u64 {
     if owner >= NOBODY { nobody } else { owner }
 }
@@ -160,15 +159,15 @@ impl Narrows<Kinds> for Option<Cond<Vec<Interface>>> {
     }
 }
 
-/// A packet's mark.
+/// A condition on a packet's mark.
 impl Asks<u32> for Option<Cond<Masked>> {
     fn admits(&self, mark: u32) -> bool {
         self.as_ref().is_none_or(|cond| (mark & cond.value.mask == cond.value.value) != cond.negated)
     }
 }
 
-/// The mark of a packet's connection. Where there is no connection nothing can be asked of
-/// it, not even what it is not.
+/// A condition on the mark of a packet's connection. Without a connection nothing meets it, not even if
+/// it is negated.
 impl Asks<Option<u32>> for Option<Cond<Masked>> {
     fn admits(&self, mark: Option<u32>) -> bool {
         mark.map_or(self.is_none(), |mark| self.admits(mark))

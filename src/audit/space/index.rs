@@ -1,6 +1,6 @@
-//! An index of a long list of boxes, such as a chain's rules: which of them a set of packets
-//! may overlap, without looking at all of them. It is an interval tree for each of three
-//! dimensions (destination, port and source), and the one that leaves fewest is taken.
+//! An index of a long list of boxes, such as a chain's rules: finds those that a set of packets may
+//! overlap, without comparing all of them. It is an interval tree for each of three dimensions
+//! (destination, port and source), of which the one that leaves fewest boxes is used.
 
 use crate::config::ranges::{Discrete, RangeList};
 use crate::config::types::PortList;
@@ -9,7 +9,7 @@ use crate::plan::canon::{Addresses, CanonMatches};
 use super::cube::Cube;
 use super::known::KnownFields;
 
-/// The sides of a box in the dimensions in which long lists of rules tell packets apart.
+/// The ranges of a box in the three dimensions of the index.
 #[derive(Debug, Clone)]
 pub(crate) struct Sides<'a> {
     pub destination: &'a Addresses,
@@ -27,7 +27,7 @@ impl<'a> Sides<'a> {
     }
 }
 
-/// A list of boxes, ordered by each of their sides.
+/// A list of boxes with an interval tree for each dimension.
 #[derive(Debug)]
 pub(crate) struct Index {
     boxes: usize,
@@ -36,7 +36,7 @@ pub(crate) struct Index {
     source: IntervalTree<u128>,
 }
 
-/// Below so many boxes it is quicker to look at all of them.
+/// Below this number of boxes comparing all of them is quicker.
 pub(crate) const FEW: usize = 16;
 /// A set of more ranges than that is taken to overlap everything, and a box with so many to
 /// fill all that is between their ends.
@@ -52,8 +52,8 @@ impl Index {
         }
     }
 
-    /// The boxes from number `from` on that packets may overlap, in order; `None` where they
-    /// are not much fewer than `left`. What is known of the packets stands for their set.
+    /// The boxes from number `from` on that packets may overlap, in order; `None` if there are not much
+    /// fewer than `left`. A value in `known` is used instead of the set's dimension.
     pub(crate) fn of_packets(&self, set: &Cube, known: &KnownFields, from: usize, left: usize) -> Option<Vec<u32>> {
         let destination = known.destination.map(|address| RangeList::of([address]));
         let port = known.port.map(|port| RangeList::of([port]));
@@ -101,9 +101,9 @@ impl Index {
 struct IntervalTree<T> {
     /// First and last value of each range, and the number of its box.
     spans: Vec<(T, T, u32)>,
-    /// For each range the furthest end in the stretch that it is the middle of.
+    /// For each range the largest end in the section of which it is the middle.
     furthest: Vec<T>,
-    /// All ends, sorted.
+    /// The ends of all ranges, sorted.
     ends: Vec<T>,
 }
 
@@ -128,7 +128,7 @@ impl<T: Discrete> IntervalTree<T> {
         Self { spans, furthest, ends }
     }
 
-    /// How many ranges share a value with a list: no fewer than there are.
+    /// An upper bound of how many ranges share a value with a list.
     fn count(&self, list: &RangeList<T>) -> usize {
         if list.len() > LONG {
             return usize::MAX;
@@ -165,7 +165,7 @@ impl<T: Discrete> IntervalTree<T> {
     }
 }
 
-/// Fills in the furthest ends of a stretch; gives back that of all of it.
+/// Fills in the largest ends of a section; returns that of the whole section.
 fn find_furthest<T: Discrete>(spans: &[(T, T, u32)], furthest: &mut [T]) -> Option<T> {
     let middle = spans.len() / 2;
     let (_, last, _) = spans.get(middle)?;

@@ -13,8 +13,8 @@ use crate::plan::model::Cond;
 /// A set of kinds of interfaces.
 pub type Kinds = RangeList<u32>;
 
-/// The kind that stands for "no interface": that of an incoming packet on its way out, and of
-/// an outgoing one on its way in.
+/// The kind that stands for "no interface": the output interface of an inbound packet, and the input
+/// interface of an outbound one.
 pub const NO_INTERFACE: u32 = u32::MAX;
 
 /// The longest name an interface can have (`IFNAMSIZ` without its end).
@@ -23,7 +23,7 @@ const LONGEST: usize = 15;
 /// All kinds of interfaces that a few rulesets and a pod tell apart.
 #[derive(Debug, Clone)]
 pub struct Interfaces {
-    /// Sorted by pattern; what no rule names comes last.
+    /// The kinds, sorted by pattern; the one for names that no rule matches is last.
     kinds: Vec<InterfaceKind>,
     lo: Kinds,
 }
@@ -31,9 +31,9 @@ pub struct Interfaces {
 /// Names that every rule treats alike.
 #[derive(Debug, Clone)]
 struct InterfaceKind {
-    /// `None`: all that no rule names.
+    /// The pattern of the kind; `None` for all names that no rule matches.
     pattern: Option<Interface>,
-    /// One of the names.
+    /// One name of this kind.
     example: Box<str>,
 }
 
@@ -126,12 +126,12 @@ impl Interfaces {
         RangeList::of(found.map(|(at, _)| at as u32)).normalised()
     }
 
-    /// One name of each kind in a set.
+    /// A name of each kind in a set.
     pub fn examples(&self, kinds: &Kinds) -> Vec<&str> {
         self.of_set(kinds).map(|kind| &*kind.example).collect()
     }
 
-    /// The names and beginnings in a set, and whether also all others are.
+    /// The patterns in a set, and whether names that no rule matches are in it too.
     pub fn patterns(&self, kinds: &Kinds) -> (Vec<&Interface>, bool) {
         let patterns = self.of_set(kinds).filter_map(|kind| kind.pattern.as_ref()).collect();
         (patterns, self.of_set(kinds).any(|kind| kind.pattern.is_none()))

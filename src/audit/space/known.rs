@@ -1,6 +1,6 @@
-//! What is known of packets on their way: the values that all of those followed together
-//! have in common. Of one packet everything is known; of a set of them what rules have
-//! done to it, and the rest is in the set.
+//! The known values of packets on a walk, which all packets that are followed together have in common.
+//! Of a single packet everything is known; of a set of packets what rules have changed, and the set has
+//! the rest.
 
 use crate::audit::flow::{Direction, Flow, Surroundings};
 use crate::plan::canon::{CanonMatches, number};
@@ -49,9 +49,8 @@ macro_rules! define {
 }
 each_dimension!(define);
 
-/// A port in the middle of those from which clients connect. Which port a connection comes
-/// from is chance, unless it is said: whoever chooses it chooses neither a low one nor a
-/// well-known one.
+/// A typical source port. Which port a connection comes from is chance, unless a question names it: a
+/// port in the middle of the ephemeral ones stands for it, which is neither low nor well-known.
 pub const EPHEMERAL: u16 = 45_678;
 
 impl<'n> KnownFields<'n> {
@@ -61,7 +60,7 @@ impl<'n> KnownFields<'n> {
         (self.state, self.connection_mark) = (Some(state), Some(mark));
     }
 
-    /// Everything about the first packet of a flow.
+    /// The values of the first packet of a flow, all of them.
     pub(crate) fn of(flow: &'n Flow, pod: &'n Surroundings) -> Self {
         let interface = flow.interface.as_deref();
         let interface = Some(interface.unwrap_or_else(|| pod.interface(flow.direction, flow.destination)));

@@ -26,7 +26,7 @@ use cube::{Cube, NOBODY, Owners, Point, everyone, owner};
 use interfaces::{Interfaces, Kinds, NO_INTERFACE};
 pub use known::EPHEMERAL;
 
-/// Where a flow starts and ends.
+/// The kind of a flow by its ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Scope {
     /// From a process of the pod to another host.
@@ -42,7 +42,7 @@ pub enum Scope {
 impl Scope {
     pub const ALL: [Scope; 4] = [Scope::Outbound, Scope::Local, Scope::Inbound, Scope::Transit];
 
-    /// Which way its flows go, as the pod sees it.
+    /// The direction of the scope's flows, as the pod sees it.
     pub fn direction(self) -> Direction {
         match self {
             Scope::Outbound | Scope::Local => Direction::Outbound,
@@ -150,7 +150,7 @@ impl<'p> Space<'p> {
         (scope, point)
     }
 
-    /// The flow at a place in the space.
+    /// The flow at a point of the space.
     pub fn flow(&self, family: Family, scope: Scope, point: &Point) -> Flow {
         let id = |owner: u64| u32::try_from(owner).ok();
         let interface = if scope.is_outbound() { point.out_interface } else { point.in_interface };

@@ -81,8 +81,7 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
         Ok(End::Back)
     }
 
-    /// Does with packets what a rule does that applies to them. Tells how the base chain that
-    /// they are in ends, if it ends there.
+    /// Applies a step to packets. Returns how their base chain ends, if the step ends it.
     fn take(
         &mut self,
         step: WalkStep<'a>,
@@ -144,9 +143,8 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
         None
     }
 
-    /// The first part of a rule that any of the packets meet, from the one on that is next:
-    /// those that meet it, the reason for it, and whether that is certain. The reasons of a
-    /// rule put together from several are told in their order.
+    /// The next part of a rule that some of the packets meet: these packets, the reason of the part, and
+    /// whether it is certain that they meet it. The parts of a merged rule are tried in order.
     fn first_met(
         &self,
         journey: &mut Journey<'a, 'n, T>,
@@ -169,8 +167,8 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
         None
     }
 
-    /// Puts aside what is left of packets around a part of them, to go on where they are; tells
-    /// how many pieces that makes, and of which size.
+    /// Puts aside the packets outside of a part, to go on at the same place; returns how many pieces
+    /// these are, and their size.
     pub(super) fn cut_off(&mut self, journey: &Journey<'a, 'n, T>, part: &T) -> (usize, usize) {
         let pieces = journey.traffic.around(part);
         let made = (pieces.len(), pieces.iter().map(T::size).sum());
@@ -196,7 +194,7 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
         }
     }
 
-    /// Whether packets go on as before behind a rule, whether they meet it or not.
+    /// Whether a rule makes no difference to packets, whether they meet it or not.
     fn changes_nothing(&self, rule: &CanonRule, journey: &Journey<'a, 'n, T>) -> bool {
         match &rule.verdict {
             verdict if self.rules.decides_nothing(verdict) => true,

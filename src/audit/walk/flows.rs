@@ -14,7 +14,7 @@ use super::traffic::Traffic;
 /// A family's chains, with what it takes to hold sets of packets against their rules.
 pub(crate) struct Chains<'s> {
     interfaces: &'s Interfaces,
-    /// The long ones have an index of their rules.
+    /// The index of each long chain's rules.
     indexes: HashMap<*const ChainRules, Index>,
 }
 
@@ -26,14 +26,14 @@ impl<'s> Chains<'s> {
     }
 }
 
-/// A set of packets.
+/// A set of packets that walks through chains.
 #[derive(Clone)]
 pub(crate) struct Flows<'s> {
     pub set: Cube,
     pub chains: &'s Chains<'s>,
 }
 
-/// What a set costs besides the ranges that it is made of.
+/// The cost of a set besides its ranges.
 const SET: usize = 16;
 
 impl Traffic for Flows<'_> {

@@ -20,15 +20,15 @@ pub(crate) type Cause<'a> = (Decider<'a>, &'a Why);
 #[derive(Debug, Clone)]
 pub(crate) struct CallFrame<'a> {
     pub chain: &'a ChainRules,
-    /// The number of the rule that comes next.
+    /// The index of the next rule.
     pub rule: usize,
-    /// The first of the rule's parts that the packets may meet; they meet none before it.
+    /// The first of the next rule's parts that the packets may meet.
     pub part: usize,
-    /// The rules that they may meet, where that are few of many.
+    /// The rules of the chain that the packets may meet, if these are few of many.
     pub ahead: Option<Rc<[u32]>>,
-    /// The rule that jumped here.
+    /// The rule that jumped to the chain.
     pub from: Option<Cause<'a>>,
-    /// Whether it came here by "goto", so that the chain before is over with this one.
+    /// Whether the rule was a "goto", so that the chain before ends with this one.
     pub goes: bool,
 }
 
@@ -52,48 +52,48 @@ impl<'a> CallFrame<'a> {
     }
 }
 
-/// Packets on their way.
+/// Packets on their way through hooks and chains.
 #[derive(Debug, Clone)]
 pub(crate) struct Journey<'a, 'n, T> {
-    /// In what the packets differ: nothing, if it is one.
+    /// The set of the packets; nothing for a single packet.
     pub traffic: T,
     pub known: KnownFields<'n>,
-    /// `None`: they may be of any connection.
+    /// What conntrack knows of their connection; `None`: they may be of any connection.
     pub connection: Option<ConntrackView>,
     /// Whether they go to the pod itself.
     pub local: bool,
     /// By which interface they would leave, where their mark routes them to the pod itself
     /// although they are addressed to another host.
     pub(super) way_out: Option<Option<Name<'n>>>,
-    /// By which interface they leave from the next hook on, where they were routed anew on this one:
-    /// its chains are told the one before (`nf_hook_state`).
+    /// The interface by which the packets leave from the next hook on, if they were routed anew on this
+    /// hook, whose chains still see the old one (`nf_hook_state`).
     pub(super) rerouted: Option<Option<Name<'n>>>,
     /// Whose socket gets them: they have been redirected, or handed over by TPROXY.
     pub redirected: Option<Taker>,
-    /// A connection's destination is rewritten once, on its first hook.
+    /// Whether the destination can no more be rewritten: that happens once, on a connection's first
+    /// hook.
     pub nat_done: bool,
-    /// On which hook it was, and to which port: conntrack does the same with the packets that
-    /// follow.
+    /// The hook on which the destination was rewritten, and the new port: conntrack does the same with
+    /// the packets that follow.
     pub rewritten: Option<(Hook, u16)>,
     /// The conntrack zone that a rule has given them.
     pub zone: Option<u16>,
-    /// Address and port that they leave the pod with, where they answer a rewritten connection:
-    /// those that it was addressed to.
+    /// The source address and port with which answers of a rewritten connection leave the pod: the
+    /// destination that its first packet had.
     pub answers_as: Option<(u128, u16)>,
     /// The rule that has decided so far.
     pub decider: Option<Cause<'a>>,
-    /// The rule that had decided before the base chain that they are in.
+    /// The rule that had decided before the current base chain.
     pub(super) decided_before: Option<Cause<'a>>,
-    /// The last rule that was taken to apply although that is not known; `None`: each of those was
-    /// taken not to.
+    /// The last uncertain rule that was assumed to apply; `None` if all were assumed not to.
     pub assumed: Option<Cause<'a>>,
-    /// The rule that comes next is taken to apply.
+    /// Whether the next rule is assumed to apply.
     pub(super) assume_next: bool,
-    /// The hook that they are on; `None` for those that are just in a chain.
+    /// The hook that the packets are on; `None` for packets that walk through a single chain.
     pub(super) hook: Option<Hook>,
     /// How many of the hook's base chains have been entered.
     pub(super) entered: usize,
-    /// The base chain that they are in.
+    /// The current base chain.
     pub(super) base: Option<(&'a ChainRules, Base)>,
     /// The chains that they are in, from the base chain on.
     pub(super) frames: Vec<CallFrame<'a>>,
@@ -142,7 +142,7 @@ impl<'a, 'n, T: Traffic> Journey<'a, 'n, T> {
         }
     }
 
-    /// Comes to a base chain.
+    /// Enters a base chain.
     pub(super) fn enter(&mut self, chain: &'a ChainRules, base: Base) {
         // A packet that is looped back stays known.
         if let Some(connection) = self.connection.as_mut().filter(|_| !base.is_before_conntrack()) {
@@ -156,7 +156,7 @@ impl<'a, 'n, T: Traffic> Journey<'a, 'n, T> {
         self.call(chain, None, false);
     }
 
-    /// Makes of packets without an owner what rules take them for.
+    /// Changes "no owner" to `nobody`, as the next rules see it.
     pub(super) fn nobody_is(&mut self, nobody: u64) {
         for owner in [&mut self.known.uid, &mut self.known.gid] {
             *owner = owner.map(|id| known_as(id, nobody));
@@ -169,7 +169,7 @@ impl<'a, 'n, T: Traffic> Journey<'a, 'n, T> {
         self.way_out.is_some()
     }
 
-    /// Goes into a chain.
+    /// Enters a chain by a jump.
     pub(super) fn call(&mut self, chain: &'a ChainRules, from: Option<Cause<'a>>, goes: bool) {
         self.frames.push(CallFrame::new(chain, from, goes));
     }
@@ -189,7 +189,7 @@ impl<'a, 'n, T: Traffic> Journey<'a, 'n, T> {
         (self.hook, self.entered) = (Some(hook), 0);
     }
 
-    /// Lets conntrack know them from here on.
+    /// Marks the packets as seen by conntrack.
     pub(super) fn be_tracked(&mut self) {
         if let Some(connection) = &mut self.connection {
             connection.tracking = Tracking::Known;
@@ -197,7 +197,7 @@ impl<'a, 'n, T: Traffic> Journey<'a, 'n, T> {
         self.tell();
     }
 
-    /// Gives them a conntrack zone; where they have one already, that counts.
+    /// Gives the packets a conntrack zone, if they have none yet.
     pub(super) fn give_zone(&mut self, zone: u16) {
         if let Some(connection) = self.connection.as_mut().filter(|known| known.tracking == Tracking::NotYet) {
             connection.tracking = Tracking::InZone;
@@ -206,13 +206,13 @@ impl<'a, 'n, T: Traffic> Journey<'a, 'n, T> {
         self.tell();
     }
 
-    /// Changes their mark; gives back to which, if it is known.
+    /// Changes the packets' mark; returns the new one, if it is known.
     pub(super) fn change_mark(&mut self, Masked { value, mask }: Masked) -> Option<u32> {
         self.known.mark = self.known.mark.map(|mark| (mark & !mask) ^ value);
         self.known.mark
     }
 
-    /// Changes their connection's mark; gives back to which, if there is one.
+    /// Changes the connection's mark; returns the new one, if there is a connection.
     pub(super) fn change_connection_mark(&mut self, Masked { value, mask }: Masked) -> Option<u32> {
         let connection = self.connection.as_mut().filter(|known| known.tracking == Tracking::Known)?;
         connection.mark = (connection.mark & !mask) ^ value;
@@ -221,7 +221,7 @@ impl<'a, 'n, T: Traffic> Journey<'a, 'n, T> {
         Some(mark)
     }
 
-    /// Saves their mark in their connection; gives back which, if there is one.
+    /// Saves the packets' mark in the connection; returns it, if there is a connection.
     pub(super) fn save_mark(&mut self) -> Option<u32> {
         let connection = self.connection.as_mut().filter(|known| known.tracking == Tracking::Known)?;
         connection.mark = self.known.mark?;
@@ -229,14 +229,14 @@ impl<'a, 'n, T: Traffic> Journey<'a, 'n, T> {
         self.known.mark
     }
 
-    /// Restores their mark from their connection; gives back which, if there is one.
+    /// Restores the packets' mark from the connection; returns it, if there is a connection.
     pub(super) fn restore_mark(&mut self) -> Option<u32> {
         let connection = self.connection.filter(|known| known.tracking == Tracking::Known)?;
         self.known.mark = Some(connection.mark);
         self.known.mark
     }
 
-    /// Whether a verdict leaves them as they are, whether they meet its rule or not.
+    /// Whether a verdict makes no difference to the packets, whether they meet its rule or not.
     pub(super) fn is_unchanged_by(&self, verdict: &Verdict) -> bool {
         let (Some(mark), Some(connection)) = (self.known.mark, self.connection) else { return false };
         match verdict {
@@ -252,7 +252,7 @@ impl<'a, 'n, T: Traffic> Journey<'a, 'n, T> {
         }
     }
 
-    /// Lets rules know what conntrack has.
+    /// Updates what rules see of the connection.
     fn tell(&mut self) {
         if let Some(connection) = self.connection {
             connection.tell(&mut self.known);

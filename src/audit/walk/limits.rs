@@ -1,10 +1,10 @@
-//! How much is looked at and cut before it is given up, and which chain is to blame.
+//! The limits of a walk, and which chain is to blame if they are exceeded.
 
 use std::collections::HashMap;
 
 use crate::audit::ruleset::{ChainRules, Decider};
 
-/// What it costs to hold a rule against what travels.
+/// The cost of comparing a rule with traffic.
 const LOOK: usize = 8;
 
 /// How many possibilities of a packet may be put aside at once.
@@ -14,17 +14,17 @@ const MOST_OPEN: usize = 100_000;
 /// lead through more than there is time for.
 pub(crate) const MOST_RULES: usize = 2_000_000;
 
-/// What may still be done on a walk.
+/// The work that a walk may still do, and the sets that may be pending.
 #[derive(Debug)]
 pub(crate) struct Limits<'a> {
     work: usize,
-    /// How many sets may be on their way at once.
+    /// How many sets may be pending at once.
     sets: usize,
-    /// How many sets each chain has made.
+    /// How many sets each chain has cut off.
     cuts: HashMap<*const ChainRules, (&'a ChainRules, usize)>,
 }
 
-/// There is more to do on a walk than it may take.
+/// A walk exceeds its limits.
 #[derive(Debug)]
 pub(crate) struct Exceeded<'a> {
     /// The rule that was looked at last.
@@ -32,39 +32,39 @@ pub(crate) struct Exceeded<'a> {
 }
 
 impl<'a> Limits<'a> {
-    /// A packet may be held against so many rules.
+    /// The limits of a walk that may evaluate so many rules.
     pub(crate) fn of_rules(rules: usize) -> Self {
         Self::new(rules * LOOK, MOST_OPEN)
     }
 
-    /// So much work may be done, and so many sets be on their way at once.
+    /// The limits of a walk that may do so much work, with so many sets pending at once.
     pub(crate) fn new(work: usize, sets: usize) -> Self {
         Self { work, sets, cuts: HashMap::new() }
     }
 
-    /// Says that a rule is held against what travels.
+    /// Charges the evaluation of a rule; fails if the work is used up.
     pub(crate) fn look(&mut self, rule: Decider<'a>) -> Result<(), Exceeded<'a>> {
         self.work = self.work.checked_sub(LOOK).ok_or(Exceeded { rule })?;
         Ok(())
     }
 
-    /// Says that work has been done; what is too much of it, the next look tells.
+    /// Charges work; if that is too much, the next [`Limits::look`] fails.
     pub(crate) fn charge(&mut self, work: usize) {
         self.work = self.work.saturating_sub(work);
     }
 
-    /// Says that a rule has cut off so many sets, of some size.
+    /// Records that a rule has cut off sets, and charges their size.
     pub(crate) fn cut(&mut self, sets: usize, size: usize, rule: Decider<'a>) {
         self.cuts.entry(rule.chain).or_insert((rule.chain, 0)).1 += sets;
         self.charge(size);
     }
 
-    /// Says that so many sets are on their way at once.
+    /// Fails if more sets are pending than the limit.
     pub(crate) fn hold(&self, sets: usize, rule: Decider<'a>) -> Result<(), Exceeded<'a>> {
         if sets > self.sets { Err(Exceeded { rule }) } else { Ok(()) }
     }
 
-    /// Says that one of the sets has come to its end, and is kept.
+    /// Records that a set has come to its end and is kept; `false` if no more may be.
     pub(crate) fn keep(&mut self) -> bool {
         self.sets = self.sets.saturating_sub(1);
         self.sets > 0

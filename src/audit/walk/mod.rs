@@ -34,10 +34,10 @@ use traffic::Traffic;
 pub(super) enum Uncertain {
     /// Both possibilities are followed.
     Both,
-    /// The packets end there: what becomes of them is not known.
+    /// The packets end there, with the outcome "unknown".
     Ends,
-    /// It is passed by: it may not apply. Packets that it may send back to the chain that
-    /// jumped here go on there as well.
+    /// The packets go on as if the rule did not apply. If it may return, they also go on in the chain
+    /// that jumped to this one.
     Passed,
 }
 
@@ -48,14 +48,14 @@ pub(super) struct Arrived<'a, 'n, T> {
 }
 
 impl<T: Traffic> Arrived<'_, '_, T> {
-    /// Whether they were routed to the pod itself by their mark, to where the host that they are
-    /// addressed to is not.
+    /// Whether the packets' mark routed them to the pod itself, which is not the host that they are
+    /// addressed to.
     pub(super) fn is_astray(&self) -> bool {
         self.journey.is_routed_back() && self.taker == Taker::Direct
     }
 
-    /// As the first packets of connections: what goes astray is lost. (Of later ones it is an
-    /// answer that comes back to the proxy so.)
+    /// The outcome for first packets of connections: those that go astray are dropped. (A later packet
+    /// is an answer that gets back to the proxy that way.)
     pub(super) fn of_first_packets(mut self) -> Self {
         if self.is_astray() {
             self.taker = Taker::Dropped;
@@ -70,15 +70,16 @@ pub(super) struct Walk<'a, 'n, T> {
     rules: &'a FamilyRules,
     order: Order,
     uncertain: Uncertain,
-    /// Where a redirection sends packets on their way out.
+    /// The destination of outbound packets that are redirected.
     loopback: u128,
-    /// Where it sends packets on their way in: to the address of the interface that they came by.
+    /// The destination of inbound packets that are redirected: the address of the interface by which
+    /// they came.
     own: u128,
-    /// Marks with which packets on their way out come in again instead. The routing rule is no
-    /// rule of the ruleset: it goes with TPROXY, and with ambient mode.
+    /// Marks with which outbound packets come in again instead. The routing rule for them is not part of
+    /// the ruleset: it belongs to TPROXY, and to ambient mode.
     pub routed_back: Vec<Masked>,
     pub limits: Limits<'a>,
-    /// The first rule met of which it is not known whether it applies.
+    /// The first uncertain rule that was met.
     pub first_uncertain: Option<Cause<'a>>,
     /// Packets that are still to be followed, the next ones last.
     open: Vec<Journey<'a, 'n, T>>,
@@ -117,9 +118,8 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
         self.open.pop().map(|journey| self.follow(journey, trace))
     }
 
-    /// Follows packets to their end. What is cut off from them on the way is put aside, and so
-    /// is the other possibility where it is not known whether a rule applies: it is taken not
-    /// to.
+    /// Follows packets to their end. Packets that are cut off on the way are put aside. Where it is not
+    /// known whether a rule applies, it is assumed not to, and the other possibility is put aside.
     pub(super) fn follow(
         &mut self,
         mut journey: Journey<'a, 'n, T>,
@@ -166,7 +166,7 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
         None
     }
 
-    /// Where packets go that have passed a hook; tells who gets them if that is the last one.
+    /// Goes on from a hook; returns who gets the packets if it was the last one.
     fn behind(&mut self, hook: Hook, journey: &mut Journey<'a, 'n, T>, trace: &mut dyn Trace<'a>) -> Option<Taker> {
         match hook {
             Hook::Output => {
@@ -199,8 +199,8 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
         None
     }
 
-    /// Who listens where packets to the pod itself are addressed to, if that is the proxy: they
-    /// were sent to its own port in the first place.
+    /// The proxy's listener, if packets to the pod itself are addressed to its port: they were sent
+    /// there in the first place.
     fn listener(&mut self, journey: &mut Journey<'a, 'n, T>) -> Option<Taker> {
         if !journey.local {
             return None;
@@ -248,8 +248,8 @@ impl<'a, 'n, T: Traffic> Walk<'a, 'n, T> {
         None
     }
 
-    /// Addresses packets to the pod itself: those on their way out to loopback, those on their
-    /// way in to the address of the interface that they came by.
+    /// Redirects packets to the pod itself: outbound ones to loopback, inbound ones to the address of
+    /// the interface by which they came.
     fn redirect(&self, hook: Hook, port: u16, journey: &mut Journey<'a, 'n, T>, trace: &mut dyn Trace<'a>) {
         trace.note("now addressed to the pod itself");
         let known = &mut journey.known;

@@ -13,7 +13,7 @@ const DEPTH: usize = 16;
 /// How a chain ends for a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// No rule decides, or one says RETURN: the chain that jumped here goes on.
+    /// No rule decides, or a rule returns: the calling chain goes on.
     Back,
     Accept,
     Drop,
@@ -26,7 +26,7 @@ pub(super) enum End {
 }
 
 impl End {
-    /// What the end of a base chain comes to.
+    /// The end of a base chain, with its policy.
     pub(super) fn of_base(self, base: &Base) -> Self {
         match self {
             // Behind routing a destination stays what it is: only the source is rewritten.
@@ -45,9 +45,9 @@ impl End {
         }
     }
 
-    /// Whether what decided before this base chain still does, although a rule of it was met.
-    /// A connection's fate is decided where it is rewritten: elsewhere "return" and "accept"
-    /// only say that nothing happens here.
+    /// Whether an earlier base chain's decision still holds, although a rule of this one was met. Where
+    /// a connection goes is decided by rewriting it: elsewhere "return" and "accept" only say that
+    /// nothing happens here.
     pub(super) fn leaves_decided(self, base: &Base, redirected: bool) -> bool {
         match self {
             End::Back | End::Accept => !base.is_nat(),
@@ -58,27 +58,27 @@ impl End {
     }
 }
 
-/// What happens to packets that meet a rule.
+/// The effect of a rule on packets that meet it.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum WalkStep<'a> {
-    /// Nothing happens that decides anything.
+    /// The packets go on; nothing changes.
     Pass,
-    /// They are tracked in a conntrack zone.
+    /// The packets are tracked in a conntrack zone.
     Zone(u16),
-    /// Their mark is changed.
+    /// The packets' mark is changed.
     Mark(Masked),
-    /// Their connection's mark is changed.
+    /// The connection's mark is changed.
     ConnectionMark(Masked),
-    /// Their connection gets their mark.
+    /// The packets' mark is copied to the connection.
     SaveMark,
-    /// They get their connection's mark.
+    /// The connection's mark is copied to the packets.
     RestoreMark,
-    /// The chain ends, because of this rule.
+    /// The chain ends, and this rule is named as the reason.
     Ends(End),
-    /// The chain ends; the rule that jumped here says more about why than this one. With
-    /// TPROXY the packet is marked.
+    /// The chain ends; the rule that jumped here is named as the reason, which tells more. With TPROXY
+    /// the packet is marked.
     EndsForCaller(End, Option<u32>),
-    /// Another chain is asked; with `goes` that is by "goto", and this one is over.
+    /// Another chain is entered; with `goes` by "goto", so that this one ends.
     Call { chain: &'a ChainRules, goes: bool },
 }
 

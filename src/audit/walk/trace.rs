@@ -1,4 +1,4 @@
-//! What happens to a packet on its way, for those who want to see all of it.
+//! The steps of a walk, for callers that show them.
 
 use crate::audit::ruleset::{ChainRules, Hook};
 use crate::plan::canon::CanonRule;
@@ -14,27 +14,27 @@ pub trait Trace<'a> {
     /// A rule applies.
     fn rule(&mut self, _chain: &'a ChainRules, _rule: &'a CanonRule) {}
 
-    /// Whether a rule applies is not known; it is taken not to.
+    /// A rule was passed over, since it is not known whether it applies.
     fn passed(&mut self, _chain: &'a ChainRules, _rule: &'a CanonRule) {}
 
-    /// Something has happened to the packet, in words.
+    /// The packet was changed or decided about, in words.
     fn note(&mut self, _note: &str) {}
 
-    /// A mark has been set: which, in words, and to what.
+    /// A mark was set: the packet's or the connection's, in words, and its value.
     fn mark(&mut self, _what: &str, _mark: u32) {}
 
-    /// Whether the packets after a connection's first are of interest too.
+    /// Whether the later packets of the connection are to be followed too.
     fn wants_following(&self) -> bool {
         false
     }
 
-    /// From here on it is about other packets of the connection.
+    /// The next steps are about other packets of the connection.
     fn section(&mut self, _which: &str) {}
 
-    /// How the way of these ended, where it is not with the connection's other end.
+    /// Where the way of these packets ended, if not at the connection's other end.
     fn ended(&mut self, _how: &str) {}
 
-    /// All packets have been followed.
+    /// The steps about other packets are over.
     fn end_section(&mut self) {}
 }
 

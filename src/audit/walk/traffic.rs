@@ -1,18 +1,18 @@
-//! What walks through rules: anything that a rule's conditions can cut in two.
+//! The traffic of a walk: packets that a rule's conditions can cut in two.
 
 use crate::audit::ruleset::ChainRules;
 use crate::audit::space::known::KnownFields;
 use crate::plan::canon::CanonMatches;
 
-/// What travels together: one packet, or a set of packets that a rule may cut in two.
+/// Packets that are followed together: a single one, or a set that a rule may cut in two.
 pub(in crate::audit) trait Traffic: Clone {
     /// The part of this traffic that meets a rule's conditions on unknown fields; `None` if no packet does.
     fn inside(&self, known: &KnownFields, asked: &CanonMatches) -> Option<Self>;
 
-    /// Whether a part of it is all of it.
+    /// Whether a part is the whole traffic.
     fn is_all(&self, part: &Self) -> bool;
 
-    /// What is left of it around a part: pieces that share nothing.
+    /// The traffic minus a part, as disjoint pieces.
     fn around(&self, part: &Self) -> Vec<Self>;
 
     /// The rules of a chain, from number `from` on, that any of it may meet, where these are
@@ -21,15 +21,15 @@ pub(in crate::audit) trait Traffic: Clone {
         None
     }
 
-    /// Makes of packets without an owner what the rules that come next take them for, where it
-    /// is not known of all of it.
+    /// Changes "no owner" to `nobody`, as the next rules see it, where the owner is not the same for all
+    /// packets.
     fn nobody_is(&mut self, _nobody: u64) {}
 
-    /// What it costs to make and to keep it.
+    /// The cost of making and keeping the traffic.
     fn size(&self) -> usize;
 }
 
-/// A single packet: nothing of it is not known.
+/// A single packet, of which everything is known.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::audit) struct OnePacket;
 

@@ -1,5 +1,5 @@
-//! The same with iptables and ipset, which change one after the other: a set is there before
-//! a rule refers to it, and stays until none does.
+//! The node's rules for kubelet probes, held by iptables and ipset. Each changes separately: a set is
+//! there before a rule refers to it, and stays until none does.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -24,8 +24,8 @@ use crate::plan::model::{Dataplane, Plan, Table};
 
 use super::{Entries, HostError, HostProbes, Stay};
 
-/// How long the kernel may take to forget rules that refer to a set: iptables-nft's are freed
-/// behind its back (`nf_tables_trans_destroy_work`).
+/// How long the kernel may take to free rules that refer to a set: it frees iptables-nft's
+/// asynchronously (`nf_tables_trans_destroy_work`).
 const FORGETTING: Duration = Duration::from_secs(2);
 
 type Lists = HashMap<Family, Saved>;
@@ -50,7 +50,7 @@ fn whose(lists: &Lists) -> BTreeSet<Dataplane> {
     lists.values().flat_map(Saved::whose).collect()
 }
 
-/// Whether exactly a plan's rules are there, in front of those of others.
+/// Whether exactly a plan's rules are held, with nothing that keeps packets from them.
 fn same(plan: &Plan, lists: &Lists, kind: BackendKind) -> bool {
     let holder = Holder::Kernel(kind);
     let tables = lists.iter().flat_map(|(family, saved)| listing::of_saved(saved.clone(), *family, holder));
@@ -59,7 +59,7 @@ fn same(plan: &Plan, lists: &Lists, kind: BackendKind) -> bool {
     strange.is_empty() && Canon::of(plan).same_rules(&Canon::of(&found))
 }
 
-/// Makes one family's rules those of a plan; tells whether anything was written.
+/// Replaces one family's rules by a plan's; `false` if nothing had to be written.
 fn write(programs: &Programs, plan: &Plan, lists: &Lists, family: Family) -> Result<bool, HostError> {
     let wanted = script::wanted(&lower(plan, family), Table::Nat, family, false);
     let text = script::table(Table::Nat, lists.get(&family), &wanted);
@@ -155,7 +155,7 @@ impl HostProbes {
         Ok(!is_there || !gone.is_empty() || !new.is_empty())
     }
 
-    /// Takes a set away; tells whether there was one.
+    /// Removes a family's set; `false` if there was none.
     fn destroy(&mut self, family: Family) -> Result<bool, HostError> {
         let set = probe_set(family);
         match self.set(family) {
@@ -189,7 +189,7 @@ impl HostProbes {
         Ok(out)
     }
 
-    /// Takes what is in a set out of it, where a rule that cannot be removed refers to it.
+    /// Removes the elements of a set to which a rule refers that cannot be removed.
     fn empty(&mut self, family: Family) -> Result<bool, HostError> {
         let set = probe_set(family);
         let Some(found) = self.set(family)? else { return Ok(false) };

@@ -33,7 +33,7 @@ pub enum InstallError {
     NoNftables,
     #[error("{}", drift_message(.backend, .elsewhere, .differences, .removal))]
     Drift { backend: BackendKind, elsewhere: Vec<BackendKind>, differences: Vec<String>, removal: &'static str },
-    /// One namespace has one dataplane.
+    /// Another dataplane is in the namespace, which can have only one.
     #[error(
         "{} is in {backend} here, and the namespace cannot have {} as well: remove it first, with {}",
         .there.rules(), .wanted.rules(), .there.removal()
@@ -56,7 +56,7 @@ impl InstallError {
     }
 }
 
-/// What is to be said when going back has failed.
+/// What state is left when undoing has failed, and what to run, in words.
 pub(super) fn left_behind(dataplane: Dataplane, guarded: bool) -> &'static str {
     match (dataplane, guarded) {
         (Dataplane::Sidecar, true) => {
@@ -82,7 +82,7 @@ fn drift_message(backend: &BackendKind, elsewhere: &[BackendKind], differences: 
 }
 
 impl InstallError {
-    /// Whether somebody else changed the rules meanwhile, so that trying again may help.
+    /// Whether somebody else changed the rules meanwhile, so that a repetition may succeed.
     pub(super) fn raced(&self) -> bool {
         match self {
             Self::Backend(error) => error.raced(),

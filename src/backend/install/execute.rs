@@ -1,4 +1,4 @@
-//! Carrying out: every step is remembered with what it takes to undo it.
+//! Carrying out an installation: every step is recorded with what undoing it takes.
 
 use tracing::debug;
 
@@ -20,7 +20,7 @@ use super::look::KernelState;
 use super::{InstallRequest, Session, UndoableStep};
 
 impl Session {
-    /// Gives what there is to be said of it.
+    /// Carries out an installation; returns warnings.
     pub(super) fn execute(
         &mut self,
         request: &InstallRequest,
@@ -63,8 +63,8 @@ impl Session {
         Ok(said)
     }
 
-    /// Takes away tables of iptables-nft that held something of ours and hold nothing now.
-    /// They have no effect: it is no failure if they stay.
+    /// Removes tables of iptables-nft that held an interception and are empty now. They have no effect,
+    /// so a failure is ignored.
     pub(super) fn sweep(&mut self, found: &KernelState) {
         if let Some(netlink) = self.netfilter.as_mut().filter(|_| found.holds(BackendKind::IptablesNft)) {
             let _ = cleanup::remove_empty_iptables_tables(netlink);
@@ -108,8 +108,8 @@ impl Session {
         if kind == BackendKind::Nftables { self.look_again(found) } else { Ok(()) }
     }
 
-    /// The native transaction demands that nobody has changed anything since the tables were
-    /// listed, and the guard has changed something.
+    /// Lists nf_tables' tables again. The native transaction demands that nobody has changed the rules
+    /// since they were listed, and the guard has changed them.
     fn look_again(&mut self, found: &KernelState) -> Result<(), InstallError> {
         let netlink = self.netfilter.as_mut().ok_or(InstallError::NoNftables)?;
         self.tables = survey::tables(netlink).map_err(error::survey)?;
@@ -118,7 +118,7 @@ impl Session {
         if now.says_the_same(&before) { Ok(()) } else { Err(TransactionError::Raced.into()) }
     }
 
-    /// Puts up a guard that has been taken away, to go back to what was there before it.
+    /// Puts a guard up again that was removed, to undo a change behind it.
     pub(super) fn raise_again(&mut self, guard: &Guard, held: &Held) -> Result<(), GuardError> {
         let kind = if let Guard::Iptables { kind, .. } = guard { *kind } else { BackendKind::Nftables };
         Guard::raise(self.netfilter.as_mut(), &self.conditions, kind, held, None)?;
@@ -126,7 +126,8 @@ impl Session {
         Ok(())
     }
 
-    /// `lost_by_undo`: what going back takes the mark from that begins now.
+    /// Removes the guard. `lost_by_undo`: the marks that rules know from now on, and that undoing would
+    /// take away.
     pub(super) fn lower_guard(&mut self, lost_by_undo: &Lost) -> Result<(), InstallError> {
         let mut lowered = None;
         for done in &self.done {
@@ -143,18 +144,18 @@ impl Session {
     }
 }
 
-/// Packets that met the hook before the guard was in it are among the old rules still. Where
-/// each packet of a connection is decided about anew, they must be through first.
+/// Waits for packets that met the hook before the guard was in it and are still among the old rules. It
+/// is needed where each packet of a connection is decided about anew.
 fn let_packets_pass(held: &Held) {
     if held.tcp == Tcp::All {
         grace::let_packets_pass();
     }
 }
 
-/// Whether packets could meet two sets of rules that both mark, and leave their connection
-/// with a mark that neither would have given it: rules stand in more than one backend for a
-/// while, or what marks comes, goes, or takes another mark. The nat table decides about a
-/// connection once, whoever is asked first, and there a change needs nothing.
+/// Whether packets could meet two sets of rules that both mark, and leave their connection with a mark
+/// that neither would have given it: rules are in more than one backend for a while, or a rule that
+/// marks is added, removed or gets another mark. The nat table decides about a connection once, in the
+/// chain that comes first, so its changes need no guard.
 fn two_at_once(plan: &Plan, found: &KernelState, moves: bool) -> bool {
     let wanted = forsaken::marks([plan]);
     found.plans().map(|other| forsaken::marks([other])).any(|other| other != wanted || (moves && !other.is_empty()))

@@ -1,7 +1,7 @@
-//! Connections that lose what carries them. With TPROXY the proxy connects to the app from
-//! its client's address, and the app's answers find back only by the mark that connection
-//! tracking has for them. Where the rules that know a mark go, such an answer would leave the
-//! pod, past the proxy, to a client that expects another one.
+//! Connections that lose the mark by which their packets are routed. With TPROXY the proxy connects to
+//! the app from its client's address, and the app's answers come back only by the mark that connection
+//! tracking has for them. If the rules for a mark are removed, such an answer would leave the pod, past
+//! the proxy, to a client that expects another one.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
@@ -15,7 +15,7 @@ use crate::sys::conntrack::Tracked;
 use crate::sys::inet_diag::{TcpSocket, TcpState};
 use crate::sys::netlink::Netlink;
 
-/// What rules mark packets and connections with in each family, the proxy's own mark apart.
+/// The marks that rules set on packets and connections, by family, without the proxy's own.
 pub(super) type Marks = BTreeSet<(Family, u32)>;
 
 pub(super) fn marks<'a>(plans: impl IntoIterator<Item = &'a Plan>) -> Marks {
@@ -26,16 +26,16 @@ pub(super) fn marks<'a>(plans: impl IntoIterator<Item = &'a Plan>) -> Marks {
     plans.into_iter().flat_map(of_one).collect()
 }
 
-/// Which marks rules know no more.
+/// Marks for which there are no rules any more.
 #[derive(Debug, Clone)]
 pub(super) enum Lost {
     These(Marks),
-    /// Every mark but these: a killed run has left no word of what it took away.
+    /// Every mark but these: it is not known which ones a killed run removed.
     AllBut(Marks),
 }
 
 impl Lost {
-    /// By what there was and what there is.
+    /// The marks that were known before a change, and are not after it.
     pub(super) fn by_change(was: &Marks, is: &Marks) -> Self {
         Lost::These(was - is)
     }
@@ -53,8 +53,8 @@ impl Lost {
     }
 }
 
-/// Ends the connections that were carried by these marks, at both ends, and says so. What
-/// cannot be done is said as well: it is no reason to take everything back.
+/// Ends the connections that need these marks, at both ends; returns what was ended and what could not
+/// be, in words. A failure is no reason to undo the change.
 pub(super) fn end(lost: &Lost, route: &mut Netlink) -> Option<String> {
     if lost.is_nothing() || !connections::possible() {
         return None;
@@ -95,8 +95,8 @@ fn try_end(lost: &Lost, route: &mut Netlink) -> io::Result<Ended> {
     Ok(connections::end(&mut kernel, used.iter()))
 }
 
-/// The connections that somebody in the pod has begun from an address that is not the pod's:
-/// with a mark that is lost, or with none yet because their first packet is held back.
+/// The connections that a process in the pod has opened from an address that is not the pod's: with a
+/// lost mark, or without one because their first packet is dropped by the guard.
 fn carried(lost: &Lost, own: &HashSet<IpAddr>, sockets: &[TcpSocket], tracked: Vec<Tracked>) -> Vec<TcpConnection> {
     let by_ends: HashMap<_, &TcpSocket> = sockets
         .iter()

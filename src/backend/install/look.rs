@@ -31,7 +31,7 @@ use super::outcome::{Action, Prospect};
 const MOST_OF_OTHERS: usize = 10_000;
 const MOST: Most = Most { rules: MOST_OF_OTHERS, elements: MOST_OF_OTHERS };
 
-/// What is in the kernel.
+/// What the kernel holds of an interception.
 pub(super) struct KernelState {
     pub(super) survey: Survey,
     pub(super) readings: Vec<(BackendKind, Reading)>,
@@ -53,7 +53,7 @@ impl KernelState {
         self.readings.iter().any(|(k, reading)| *k == kind && reading.present)
     }
 
-    /// What the backends that hold something hold.
+    /// The plans of the backends that hold rules.
     pub(super) fn plans(&self) -> impl Iterator<Item = &Plan> {
         self.readings.iter().filter(|(_, reading)| reading.present).map(|(_, reading)| &reading.plan)
     }
@@ -80,7 +80,8 @@ impl KernelState {
 }
 
 impl Session {
-    /// What is there. `mesh_address`: whether `::6` is on lo, where that is known and decides nothing.
+    /// Reads what the namespace holds. `mesh_address`: whether `::6` is on lo, where that is known
+    /// already.
     pub(super) fn look(&mut self, wants_routes: bool, mesh_address: Option<bool>) -> Result<KernelState, InstallError> {
         let survey = survey::survey(self.netfilter.as_mut()).map_err(error::survey)?;
         self.tables = survey.nftables.clone().unwrap_or_default();
@@ -227,8 +228,8 @@ impl Session {
     }
 }
 
-/// The backend that would be used in a namespace without any rules, on a kernel with
-/// nf_tables: what the options tell where the kernel cannot be looked at.
+/// The backend that would be used in a namespace without any rules, on a kernel with nf_tables: for a
+/// dry run that cannot read the kernel.
 pub fn choose_unseen(conditions: &Conditions, choice: BackendChoice) -> Prospect {
     let nothing = KernelState {
         survey: Survey { nftables: Some(Tables::default()), ..Survey::default() },

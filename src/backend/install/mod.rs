@@ -1,9 +1,9 @@
-//! Installing and removing: reads what is there, decides what has to be done, does it,
-//! and takes everything back when a part of it fails.
+//! Installing and removing: reads what is held, decides what has to be done, does it, and undoes
+//! everything when a part of it fails.
 //!
-//! Order: the guard, if one is needed; routing, which without rules does nothing; the
-//! rules; what another backend holds; connections that lose their mark end; the guard goes.
-//! Everything done is undone in reverse order on failure, behind the same guard.
+//! The order is: the guard, if one is needed; routing, which has no effect without rules; the rules;
+//! removing what another backend holds; ending connections that lose their mark; removing the guard. On
+//! failure all steps are undone in reverse order, behind the same guard.
 
 mod compare;
 mod error;
@@ -41,7 +41,7 @@ pub use look::choose_unseen;
 use look::{KernelState, marks};
 pub use outcome::{Action, InstallRequest, Outcome, Prospect};
 
-/// How often to begin again when others change the rules at the same time.
+/// How often an operation is repeated when the rules change meanwhile.
 const ATTEMPTS: usize = 20;
 
 /// What an install has to do, and from where it starts.
@@ -49,21 +49,21 @@ struct InstallDecision {
     action: Action,
     /// What the chosen backend holds.
     reading: Reading,
-    /// Routing of an interception that is there.
+    /// The routing that belongs to the interception.
     ours: FoundRouting,
-    /// Other backends with rules of an interception, which go.
+    /// Other backends with rules of an interception, which are removed.
     elsewhere: Vec<BackendKind>,
 }
 
-/// Something done, with what it takes to undo it.
+/// A step that was done, with what undoing it takes.
 enum UndoableStep {
-    /// `left`: by a killed run, so that it was there before.
+    /// A guard is up. `left`: a killed run left it, so undoing keeps it.
     Guard {
         guard: Guard,
         held: Held,
         left: bool,
     },
-    /// The guard went. To go back takes one as well.
+    /// The guard was removed; undoing puts it up again first.
     Lowered {
         guard: Guard,
         held: Held,
@@ -77,14 +77,14 @@ enum UndoableStep {
     },
 }
 
-/// A network namespace being worked on: the current one.
+/// A locked network namespace whose rules are changed: the calling thread's.
 pub struct Session {
     conditions: Conditions,
     programs_nft: Programs,
     programs_legacy: Programs,
     netfilter: Option<Netlink>,
     route: Netlink,
-    /// What is installed and removed here; what others have is not touched.
+    /// The dataplane whose rules are installed and removed; others are not touched.
     dataplane: Dataplane,
     /// nf_tables' tables as last looked at: a transaction is refused if they have changed since.
     tables: Tables,
@@ -233,7 +233,7 @@ impl Session {
         }
     }
 
-    /// A backend. `families`: those in which an iptables variant has tables.
+    /// The backend of a kind. `families`: those in which an iptables variant has tables.
     fn backend(&mut self, kind: BackendKind, families: Families) -> Result<Box<dyn Backend + '_>, InstallError> {
         let comments = self.conditions.rule_comments;
         Ok(match kind {
@@ -266,7 +266,7 @@ impl Session {
         Ok(Outcome { action, backend: kind, removed_from: elsewhere, warnings, read })
     }
 
-    /// What [`Session::install`] would do here.
+    /// What [`Session::install`] would do in this namespace.
     ///
     /// # Errors
     ///
@@ -282,7 +282,7 @@ impl Session {
         Ok(Prospect { backend, would, warnings })
     }
 
-    /// What has to be done, by what is there.
+    /// Decides what an installation has to do, by what is held.
     fn decide(
         &mut self,
         request: &InstallRequest,
@@ -390,7 +390,7 @@ impl Session {
     }
 }
 
-/// What is to be said of rules that are not of the kind that is removed.
+/// A note about rules of another dataplane, which are not removed.
 fn stays(kind: BackendKind, there: Dataplane) -> String {
     format!("{} stays in {kind}: {} removes it", there.rules(), there.removal())
 }

@@ -1,4 +1,4 @@
-//! What an install is asked for, and what came of it.
+//! The request for an installation, and its result.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub struct InstallRequest<'a> {
     pub strict: bool,
 }
 
-/// What was done.
+/// What an installation or a removal did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     Installed,
@@ -30,7 +30,7 @@ pub enum Action {
     Nothing,
 }
 
-/// What came of it.
+/// The result of an installation or a removal.
 #[derive(Debug, Clone)]
 pub struct Outcome {
     pub action: Action,
@@ -38,7 +38,7 @@ pub struct Outcome {
     /// Other backends from which rules were removed.
     pub removed_from: Vec<BackendKind>,
     pub warnings: Vec<String>,
-    /// How long it took to read what was there.
+    /// How long reading the earlier state took.
     pub read: Duration,
 }
 

@@ -15,7 +15,7 @@ use super::parse::{self, Saved};
 use super::programs::{ProgramError, Programs, Variant};
 use super::script;
 
-/// iptables, one variant of it.
+/// The backend of one iptables variant.
 pub struct Iptables<'a> {
     programs: &'a Programs,
     comments: bool,
@@ -41,7 +41,7 @@ impl<'a> Iptables<'a> {
         }
     }
 
-    /// The commits of one family that lead from what was found to the plan.
+    /// The scripts for one family, one for each table that changes, from what is held to the plan.
     fn commits(&self, plan: &Plan, found: &Reading, family: Family) -> Vec<String> {
         let lists = Self::lists(found);
         let now = lists.get(&family);

@@ -1,5 +1,5 @@
-//! Where iptables' programs and what they read are on a node, for whoever may start them
-//! and read little else.
+//! Where iptables' programs and what they read are on a node, for a sandbox that allows starting them
+//! and reading little else.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -14,7 +14,7 @@ use crate::sys::netlink::{Netlink, Received};
 
 /// `NFNL_SUBSYS_IPSET`, the high byte of every message type.
 const SUBSYSTEM: u16 = 6 << 8;
-/// `enum ipset_cmd`.
+/// Commands (`enum ipset_cmd`).
 const CREATE: u16 = 2;
 const DESTROY: u16 = 3;
 const FLUSH: u16 = 4;
@@ -22,7 +22,7 @@ const LIST: u16 = 7;
 const ADD: u16 = 9;
 const DELETE: u16 = 10;
 
-/// Every kernel since 2.6.39 knows it, newer ones know a newer one too.
+/// The version of ipset's protocol: every kernel since 2.6.39 has it, newer ones have a newer one too.
 const PROTOCOL: u8 = 6;
 /// The first revision of `hash:ip` with comments (ip_set_hash_ip.c).
 const REVISION: u8 = 2;
@@ -43,7 +43,7 @@ mod attr {
     pub(super) const ADT: u16 = 8;
 }
 
-/// Attributes of data.
+/// Attributes nested in `IPSET_ATTR_DATA`.
 mod data {
     pub(super) const IP: u16 = 1;
     pub(super) const FLAGS: u16 = 8;
@@ -57,12 +57,12 @@ pub const BUSY: i32 = 4100;
 /// `IPSET_ERR_EXIST`: there is no such element to delete.
 const NO_ELEMENT: i32 = 4103;
 
-/// A set as it is listed.
+/// A set as the kernel lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IpSet {
-    /// Whether it is of the kind that is made here.
+    /// Whether the set has the type and the options that podweir gives its sets.
     pub usual: bool,
-    /// Addresses, each with its comment.
+    /// The addresses in the set, each with its comment.
     pub entries: BTreeMap<IpAddr, String>,
 }
 
@@ -86,7 +86,7 @@ fn address(a: &mut Attrs, address: IpAddr) {
     });
 }
 
-/// Sends messages and waits until the last one has been worked on.
+/// Sends messages and waits until the last one is acknowledged; errors in `allowed` are ignored.
 fn send(netlink: &mut Netlink, mut messages: Messages, allowed: &[i32]) -> io::Result<()> {
     messages.acknowledge_last();
     let last = messages.last_sequence();
@@ -97,7 +97,7 @@ fn send(netlink: &mut Netlink, mut messages: Messages, allowed: &[i32]) -> io::R
     }
 }
 
-/// ipset has errors of its own behind the system's.
+/// The error for an errno; ipset has errors of its own, from 4096 on.
 fn error(errno: i32) -> io::Error {
     match errno {
         BUSY => io::Error::new(io::ErrorKind::ResourceBusy, "a rule refers to the set"),
@@ -165,11 +165,11 @@ pub fn create(netlink: &mut Netlink, family: Family, name: &str) -> io::Result<(
     send(netlink, messages, &[])
 }
 
-/// Takes addresses out, then puts others in; one that is there gets the new comment.
+/// Removes addresses, then adds others; an address that is in the set gets the new comment.
 ///
 /// # Errors
 ///
-/// The kernel's refusal; what was asked for before it is done.
+/// The kernel's refusal; the changes before it are done.
 pub fn change(
     netlink: &mut Netlink,
     family: Family,
@@ -211,7 +211,7 @@ pub fn flush(netlink: &mut Netlink, family: Family, name: &str) -> io::Result<()
     send(netlink, messages, &[])
 }
 
-/// Takes a set away; one that is not there is no failure.
+/// Removes a set; one that is missing is no failure.
 ///
 /// # Errors
 ///

@@ -4,16 +4,16 @@
 use crate::config::types::Mark;
 use crate::plan::model::{ChainName, Matches, Rule, Table, Verdict};
 
-/// A table's part of an interception; `R` stands for a rule, however it is kept.
+/// The part of a table that belongs to an interception; `R` is the caller's type for a rule.
 #[derive(Debug)]
 pub struct OwnPart<R> {
     /// Chains that only an interception makes.
     pub chains: Vec<ChainName>,
-    /// Its rules in the hooks, in order.
+    /// The interception's rules in the hooks, in order.
     pub hook_rules: Vec<(ChainName, R)>,
-    /// The rules in its chains, in order.
+    /// The rules in the interception's own chains, in order.
     pub chain_rules: Vec<(ChainName, R)>,
-    /// Rules of others that stand in front of one of ours and keep packets from it.
+    /// Foreign rules that stand before one of the interception's and keep packets from it.
     pub in_front: Vec<(ChainName, R)>,
 }
 
@@ -29,7 +29,7 @@ impl<R> OwnPart<R> {
     }
 }
 
-/// Takes a table apart, chain by chain. `rule_of`: the rule of what it is kept as.
+/// Finds the interception's part of a table, chain by chain. `rule_of` gives the rule of an `R`.
 pub fn own_part<'n, 'r, R>(
     table: Table,
     chains: impl Iterator<Item = (&'n ChainName, impl Iterator<Item = R>)>,
@@ -67,12 +67,12 @@ pub fn own_part<'n, 'r, R>(
     part
 }
 
-/// Whether a rule leads into an interception's chains: what is left alone comes before it.
+/// Whether a rule leads into an interception's chains: rules for excluded traffic stand before it.
 fn is_entry(rule: &Rule) -> bool {
     is_certainly_ours(rule) && rule.verdict != Verdict::Jump(ChainName::Redirect)
 }
 
-/// Whether a rule in a hook is one that nobody else would write.
+/// Whether a rule in a hook is certainly an interception's.
 fn is_certainly_ours(rule: &Rule) -> bool {
     match &rule.verdict {
         Verdict::Jump(chain) | Verdict::Goto(chain) => chain.is_own(),

@@ -8,11 +8,11 @@ use crate::plan::model::{ChainName, Counters, Dataplane, Rule, RuleOrigin, Table
 
 use super::rule::rule;
 
-/// Text that is not what iptables-save prints.
+/// A line that iptables-save does not print, and why.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("line {line}: {problem}")]
 pub struct ParseError {
-    /// Counted from 1.
+    /// The line's number, counted from 1.
     pub line: usize,
     pub problem: String,
 }
@@ -32,7 +32,7 @@ pub struct SavedTable {
     pub rules: Vec<SavedRule>,
 }
 
-/// A rule line.
+/// A line of the listing that holds a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedRule {
     pub chain: String,
@@ -42,7 +42,7 @@ pub struct SavedRule {
 }
 
 impl SavedTable {
-    /// The rules of each chain, in order; of those without rules as well.
+    /// The rules of each chain, in order; includes chains without rules.
     pub fn by_chain(&self) -> Vec<(ChainName, Vec<&SavedRule>)> {
         let mut out: BTreeMap<&str, Vec<&SavedRule>> =
             self.chains.keys().map(|name| (name.as_str(), Vec::new())).collect();
@@ -54,7 +54,7 @@ impl SavedTable {
 }
 
 impl Saved {
-    /// For which dataplanes there are chains in it, as far as their names tell.
+    /// The dataplanes whose chains are in the listing, by the chains' names.
     pub fn whose(&self) -> BTreeSet<Dataplane> {
         let tables = self.tables.iter().filter(|table| Table::by_name(&table.name).is_some());
         tables.flat_map(|table| table.chains.keys()).filter_map(|name| ChainName::by_name(name).dataplane()).collect()
@@ -133,7 +133,7 @@ fn rule_line(line: &str, family: Family) -> Result<SavedRule, String> {
     Ok(SavedRule { chain: chain.to_owned(), words: words.trim().to_owned(), rule })
 }
 
-/// `[packets:bytes] ` in front of a rule.
+/// Splits the counters `[packets:bytes] ` from a rule that they stand before.
 fn counters(line: &str) -> Result<(Option<Counters>, &str), String> {
     let Some(inner) = line.strip_prefix('[') else { return Ok((None, line)) };
     let parsed = inner.split_once("] ").and_then(|(numbers, rest)| {

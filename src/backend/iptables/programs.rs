@@ -17,7 +17,7 @@ use tracing::debug;
 use crate::config::types::Family;
 use crate::sys;
 
-/// Which iptables.
+/// A variant of iptables: over nf_tables, or legacy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Variant {
     Nft,
@@ -33,7 +33,7 @@ impl Variant {
     }
 }
 
-/// Why an iptables program did not do its work.
+/// Why an iptables program failed or could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
     #[error(
@@ -52,24 +52,24 @@ pub enum ProgramError {
     Parse { program: String, source: super::parse::ParseError },
 }
 
-/// What the programs get from the caller's environment.
+/// The environment in which the iptables programs run.
 #[derive(Debug, Clone, Default)]
 pub struct ProgramEnvironment {
     /// Where programs are looked for, as in `PATH`.
     pub path: OsString,
     /// Other variables handed on (`XTABLES_LOCKFILE`, `XTABLES_LIBDIR`).
     pub variables: HashMap<&'static str, OsString>,
-    /// The user namespace they are started in, where it is not the process's own.
+    /// The user namespace in which programs are started, if it is not the process's own.
     pub user_namespace: Option<Arc<File>>,
     /// The network namespace is the node's, where other programs go by the same lock file.
     pub host_network: bool,
 }
 
-/// As `XTABLES_LOCKFILE`: a lock that no other program contends for. It is the program's
-/// own standard output, which is a file in memory.
+/// The value of `XTABLES_LOCKFILE` for a lock that no other program contends for: the program's own
+/// standard output, which is a file in memory.
 pub const NO_LOCK: &str = "/proc/self/fd/1";
 
-/// Where to look when there is no `PATH`.
+/// The folders in which programs are looked for without a `PATH`.
 pub(super) const USUAL: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How long a program may take once it has the lock.
@@ -84,7 +84,7 @@ pub struct Programs {
     pub variant: Variant,
     environment: ProgramEnvironment,
     lock_timeout: Duration,
-    /// Programs found already.
+    /// The paths of programs found so far.
     known: RefCell<HashMap<(Family, &'static str), PathBuf>>,
 }
 
@@ -121,7 +121,7 @@ impl Programs {
         Ok(path)
     }
 
-    /// `iptables-nft-restore` and its like; the bare name where it is known to be the variant.
+    /// Finds `iptables-nft-restore` or the like; or the plain name, if it is a program of the variant.
     fn search(&self, family: Family, tool: &str) -> Result<PathBuf, ProgramError> {
         let stem = if family == Family::V4 { "iptables" } else { "ip6tables" };
         let full = format!("{stem}-{}-{tool}", self.variant.name());
@@ -187,9 +187,9 @@ impl Programs {
         Err(ProgramError::Failed { program: name, status: status.to_string(), message, hint })
     }
 
-    /// Runs a program to its end. What it prints goes to files in memory: so there is
-    /// only one thing to wait for, and neither side can block the other. Warnings, which come
-    /// whenever they do, have a file of their own where what is printed counts (`listing`).
+    /// Runs a program to its end. Its output goes to files in memory, so that neither side can block the
+    /// other. If the output is a listing, warnings, which may come at any time, have a file of their
+    /// own.
     fn start(
         &self,
         program: &Path,
@@ -233,11 +233,11 @@ impl Programs {
         self.environment.variables.get("XTABLES_LOCKFILE").map_or_else(|| LOCK_FILE.into(), PathBuf::from)
     }
 
-    /// Whether that file is left alone: one that others than root can open is a lock that
-    /// they can hold for as long as they like. The programs make it for root alone, but a
-    /// volume of a pod that names it (hostPath, FileOrCreate) makes it for everybody.
-    /// Runs of podweir exclude each other all the same, by a lock of their own; only in a
-    /// node's namespace others who change rules go by the file too, and it has to count.
+    /// Whether iptables' lock file is not used: one that others than root can open is a lock that they
+    /// can hold for as long as they like. The programs make it for root alone, but a volume of a pod
+    /// that names it (hostPath, FileOrCreate) makes it for everybody. Runs of podweir exclude each other
+    /// by a lock of their own in any case; only in a node's namespace other programs that change rules
+    /// use the file too, and it must be used.
     fn ignores_lock(&self) -> bool {
         let open_to_others = |meta: std::fs::Metadata| meta.is_file() && (meta.uid() != 0 || meta.mode() & 0o066 != 0);
         !self.environment.host_network && std::fs::metadata(self.lock_file()).is_ok_and(open_to_others)
@@ -258,7 +258,7 @@ impl Programs {
 /// A program that has ended.
 struct Finished {
     status: ExitStatus,
-    /// What it was fed.
+    /// The script that it was given.
     input: String,
     /// What it wrote to standard output.
     printed: String,
@@ -295,7 +295,7 @@ fn variant_of(program: &Path) -> Option<Variant> {
     Some(if text.contains("nf_tables") { Variant::Nft } else { Variant::Legacy })
 }
 
-/// The cause and the cure behind an iptables program's own words, where they can be told.
+/// The cause of an iptables program's message, and what to do, where they are known.
 fn hint(message: &str, script: &str, variant: Variant) -> String {
     let number = failed_line(message).unwrap_or_default();
     let line = script.lines().nth(number.wrapping_sub(1));

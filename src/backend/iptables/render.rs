@@ -25,7 +25,7 @@ pub fn rule(rule: &Rule, family: Family, comments: bool) -> String {
     words.0
 }
 
-/// WordList of a rule, with a space between them.
+/// The words of a rule, separated by spaces.
 struct WordList(String);
 
 impl WordList {
@@ -122,7 +122,7 @@ fn ports(words: &mut WordList, m: &Matches) {
     }
 }
 
-/// The first number alone, or both ends with a sign between them.
+/// A range in text: only the number if it has one, or both ends with a separator.
 struct Span<T>(T, T, char);
 
 impl<T: Discrete> std::fmt::Display for Span<T> {

@@ -122,7 +122,7 @@ impl<'a> RuleWords<'a> {
         Ok(true)
     }
 
-    /// `-m MODULE` with its options, up to the next part. All of it known, or none.
+    /// Reads `-m MODULE` with its options; `false` if not all of them are known.
     fn module(&mut self, start: usize) -> Result<bool, String> {
         let module = self.value("-m")?;
         let before = self.matches.clone();

@@ -11,11 +11,11 @@ use super::ours::{self, OwnPart};
 use super::parse::{Saved, SavedRule, SavedTable};
 use super::render;
 
-/// What a table is to hold of an interception, in iptables' words.
+/// The chains and rules that an interception needs in a table, in iptables' words.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WantedTable {
     pub chains: Vec<ChainName>,
-    /// Hook, position in it (counted from 1; `None`: behind all others), words.
+    /// Rules in hooks: the hook, the position in it (from 1 on; `None`: at the end), the words.
     pub hook_rules: Vec<(ChainName, Option<usize>, String)>,
     pub chain_rules: Vec<(ChainName, String)>,
 }
@@ -26,9 +26,9 @@ impl WantedTable {
     }
 }
 
-/// What a lowered plan wants in a table. Its rules come first in a hook, so that nobody's
-/// rule can keep packets from them; but for those of an ambient pod, which come last, as
-/// everybody else in ambient mode has them.
+/// The chains and rules that a lowered plan needs in a table. Its rules stand first in a hook, so that
+/// no foreign rule can keep packets from them; those of an ambient pod stand last, as they do in other
+/// implementations of ambient mode.
 pub fn wanted(lowered: &[Chain], table: Table, family: Family, comments: bool) -> WantedTable {
     let mut out = WantedTable::default();
     let first = Dataplane::of(lowered) != Dataplane::Ambient;
@@ -45,8 +45,8 @@ pub fn wanted(lowered: &[Chain], table: Table, family: Family, comments: bool) -
     out
 }
 
-/// What a listing holds of an interception in a table, as something to be wanted again,
-/// at the places where it stood among the rules of others.
+/// The chains and rules that an interception has in a listed table, at their positions among foreign
+/// rules, for restoring them.
 pub fn as_found(saved: &Saved, table: Table) -> WantedTable {
     let Some(saved) = saved.table(table.name()) else { return WantedTable::default() };
     let part = own_part(table, saved);
@@ -67,8 +67,8 @@ fn own_part(table: Table, saved: &SavedTable) -> OwnPart<&SavedRule> {
     ours::own_part(table, chains.iter().map(|(name, rules)| (name, rules.iter().copied())), |rule| &rule.rule)
 }
 
-/// One table's part of the input: from what is there to what is wanted. Empty when
-/// there is nothing to do.
+/// The script that changes one table from what is held to what is wanted. Empty if nothing has to
+/// change.
 pub fn table(table: Table, now: Option<&Saved>, wanted: &WantedTable) -> String {
     let saved = now.and_then(|saved| saved.table(table.name()));
     let part = saved.map(|saved| own_part(table, saved)).unwrap_or_default();

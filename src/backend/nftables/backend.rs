@@ -21,12 +21,12 @@ use super::{encode, errors, list, names};
 pub struct Nftables<'a> {
     netlink: &'a mut Netlink,
     tables: Tables,
-    /// Whose tables are read and removed.
+    /// The dataplane whose tables are read and removed.
     dataplane: Dataplane,
 }
 
 impl<'a> Nftables<'a> {
-    /// `tables`: what a listing has just shown.
+    /// `tables`: nf_tables' tables as listed last.
     pub fn new(netlink: &'a mut Netlink, tables: Tables, dataplane: Dataplane) -> Self {
         Self { netlink, tables, dataplane }
     }
@@ -36,14 +36,14 @@ impl<'a> Nftables<'a> {
         BackendError::List { backend: BackendKind::Nftables.name(), source, hint }
     }
 
-    /// The tables as they stand, listed anew: our own guard, or an iptables-nft run of
-    /// ours, may have changed the generation.
+    /// Lists the tables again: podweir's guard, or its run of iptables-nft, may have changed the
+    /// generation.
     fn list_again(&mut self) -> Result<(), BackendError> {
         self.tables = survey::tables(self.netlink).map_err(Self::list_error)?;
         Ok(())
     }
 
-    /// Lets our tables be as they were listed once.
+    /// Restores podweir's tables to an earlier listing.
     fn put_back<'f>(
         &mut self,
         wanted: &HashMap<Table, RawTable>,
@@ -61,7 +61,7 @@ impl<'a> Nftables<'a> {
         transaction.commit(self.netlink)
     }
 
-    /// Commits only if nobody has changed anything since the tables were listed.
+    /// A transaction that the kernel refuses if anybody has changed rules since the tables were listed.
     fn transaction(&self) -> Transaction {
         Transaction::new(Some(self.tables.generation))
     }

@@ -10,8 +10,8 @@ use super::sets::{Elements, MapVerdict};
 use super::words::statement;
 
 impl Decoder<'_> {
-    /// "The verdict that the map has for this": a step for each verdict. No packet has two of
-    /// the keys, so that it takes one of them, whichever comes first.
+    /// Reads "vmap": adds a step for each verdict of the map. No packet has two of the keys, so the
+    /// order of the steps does not matter.
     pub(super) fn branch(&mut self, set: &str, exprs: &[Expr], at: usize) {
         let from = self.open.map_or(at, |open| open.from);
         let before = (self.families, self.matches.clone(), self.steps.len());
@@ -66,8 +66,7 @@ impl Decoder<'_> {
     }
 }
 
-/// Keys in as many lists as it takes for each to be one condition: a mark is compared with
-/// one value only.
+/// Splits keys into lists that each fit one condition: a mark is compared with one value only.
 fn alternatives(field: PacketField, keys: &Elements) -> Vec<Elements> {
     match field {
         PacketField::Mark | PacketField::ConnectionMark => keys.iter().map(|key| vec![key.clone()]).collect(),

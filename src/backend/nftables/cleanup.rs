@@ -1,4 +1,4 @@
-//! Taking away what iptables-nft leaves behind: its tables, once they hold nothing.
+//! Removing the tables that iptables-nft leaves behind, if they are empty.
 
 use std::collections::HashMap;
 

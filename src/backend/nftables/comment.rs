@@ -1,4 +1,4 @@
-//! Comments of rules, in the user data that nft keeps them in.
+//! Comments of rules, in the format of nft's user data.
 
 /// A rule's user data: one comment (`NFTNL_UDATA_RULE_COMMENT`), as nft writes it.
 pub(super) fn comment(text: &str) -> Vec<u8> {

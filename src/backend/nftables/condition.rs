@@ -67,7 +67,7 @@ impl Decoder<'_> {
         }
     }
 
-    /// `<`, `<=`, `>`, `>=` (2 to 5) as ranges.
+    /// Translates `<`, `<=`, `>`, `>=` (2 to 5) to a range.
     fn ordering(&mut self, field: PacketField, op: Op, data: &[u8], hton: bool) -> Option<()> {
         let (least, most) = (vec![0; data.len()], vec![0xff; data.len()]);
         let add = |by: i128| {
@@ -101,7 +101,7 @@ impl Decoder<'_> {
         self.among(field, negated, around.elements(set)?, hton)
     }
 
-    /// That a field is one of these.
+    /// Adds the condition that a field has one of these values.
     pub(super) fn among(&mut self, field: PacketField, negated: bool, elements: &Elements, hton: bool) -> Option<()> {
         match field {
             PacketField::InInterface | PacketField::OutInterface => {

@@ -1,6 +1,6 @@
-//! nf_tables expressions back to rules of the model. Follows what the one register
-//! holds from load to comparison; whatever it cannot follow becomes an unknown
-//! condition or verdict, so that a rule is never taken for less than it is.
+//! Translates nf_tables expressions to rules of the model. It tracks the value of the one register from
+//! load to comparison; what cannot be tracked becomes an unknown condition or verdict, so that no rule
+//! is taken for less than it is.
 
 use std::sync::Arc;
 
@@ -25,11 +25,11 @@ pub struct Listed {
     pub exprs: Vec<Expr>,
     pub comment: Option<String>,
     pub handle: Option<u64>,
-    /// What the listing says, where the rule was read from text.
+    /// The rule's text in the listing, if it was read from text.
     pub text: Option<Box<str>>,
 }
 
-/// The rules of a chain. `families`: those of the table.
+/// Decodes the rules of a chain. `families`: those of the table.
 pub fn chain(rules: &[Listed], families: Families, around: &dyn TableContents) -> Vec<Rule> {
     let mut out: Vec<Rule> = Vec::new();
     for (at, listed) in rules.iter().enumerate() {
@@ -55,7 +55,7 @@ fn closes(rule: &Rule, before: &Rule) -> bool {
         && rule.matches == before.matches
 }
 
-/// A rule; several where it does several things.
+/// Decodes a rule; one with several verdicts becomes several rules.
 fn rule(number: usize, listed: &Listed, families: Families, around: &dyn TableContents) -> Vec<Rule> {
     let read = |exprs: &[Expr]| Decoder::read(exprs, families, around);
     let by_mark = || {
@@ -94,11 +94,11 @@ pub(super) fn verdict(code: i32, chain: Option<&str>) -> Option<Verdict> {
     }
 }
 
-/// What the register holds.
+/// What the decoder knows of the register's value.
 #[derive(Debug, Clone)]
 pub(super) enum Register {
     Empty,
-    /// A field, `len` bytes of it, masked if a mask is there, in network order if `hton`.
+    /// Holds a packet field, with what was done to it: a mask, a change of byte order (`hton`).
     Field {
         field: PacketField,
         mask: Option<Vec<u8>>,
@@ -106,7 +106,7 @@ pub(super) enum Register {
         hton: bool,
     },
     Value(Vec<u8>),
-    /// Not followed.
+    /// Holds a value that the decoder does not track.
     Lost,
 }
 
@@ -117,24 +117,24 @@ pub(super) struct Decoder<'a> {
     pub(super) register: Register,
     pub(super) steps: Vec<RuleStep>,
     counters: Option<Counters>,
-    /// The expressions that load what the next comparison or statement uses.
+    /// The loads for the next comparison or statement.
     pub(super) open: Option<OpenLoad>,
-    /// Nothing that stands behind is ever looked at.
+    /// Whether a verdict has ended the rule, so that no expression behind it is evaluated.
     pub(super) ended: bool,
-    /// The listing leaves a part of the rule out.
+    /// Whether the listing leaves out a part of the rule.
     incomplete: bool,
 }
 
 #[derive(Clone, Copy)]
 pub(super) struct OpenLoad {
-    /// The first of them.
+    /// The index of the first load.
     pub(super) from: usize,
-    /// How many unknown conditions there were before.
+    /// The number of unknown conditions before the load.
     unknown: usize,
 }
 
 impl<'a> Decoder<'a> {
-    /// What a rule does, step by step, and how often it applied.
+    /// Decodes a rule's expressions to steps, and its counters.
     fn read(exprs: &[Expr], families: Families, around: &'a dyn TableContents) -> (Vec<RuleStep>, Option<Counters>) {
         let mut reader = Self {
             around,
@@ -250,8 +250,8 @@ impl<'a> Decoder<'a> {
         self.open.get_or_insert(OpenLoad { from: at, unknown: self.matches.unknown.len() });
     }
 
-    /// Ends a comparison: one that is not understood is a condition in words, from what it
-    /// loads on.
+    /// Ends a comparison. If it was not understood, its expressions, from the first load on, become an
+    /// unknown condition.
     fn or_unknown(&mut self, understood: Option<()>, exprs: &[Expr], at: usize) {
         let open = self.open.take();
         if understood.is_none() {
@@ -267,7 +267,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Something is decided that is not understood.
+    /// Adds a verdict that is not understood.
     pub(super) fn decision(&mut self, exprs: &[Expr], at: usize) {
         let from = self.open.map_or(at, |open| open.from);
         let is_value = |expr: &Expr| matches!(expr, Expr::Immediate(_) | Expr::Unknown { role: Role::Value, .. });
@@ -281,7 +281,7 @@ impl<'a> Decoder<'a> {
         self.does(Verdict::Unknown(Unmodelled::new(statement(exprs, from, at), effect)), from, at);
     }
 
-    /// Something is done to what has met the conditions so far.
+    /// Adds a step: a verdict for packets that meet all conditions so far.
     pub(super) fn does(&mut self, verdict: Verdict, from: usize, to: usize) {
         self.ended = steps::ends(&verdict);
         let (families, matches, incomplete) = (self.families, self.matches.clone(), self.incomplete);
@@ -296,7 +296,7 @@ impl<'a> Decoder<'a> {
         };
     }
 
-    /// A payload's meaning depends on the family that was compared before it.
+    /// The field at an offset of the packet, which depends on the family that was compared before.
     fn payload_field(&self, base: u32, offset: u32, len: u32) -> Option<PacketField> {
         let only = match (self.families.v4, self.families.v6) {
             (true, false) => Some(Family::V4),

@@ -1,7 +1,6 @@
-//! Chains on ingress and egress, which only packets of the devices meet that they are bound
-//! to. That goes for their policy as well, so each is read as two chains: one that every
-//! packet meets, and that leads those of the devices to the chain itself and drops what comes
-//! back if the policy says so.
+//! Chains on ingress and egress, which only packets of the devices that they are bound to pass. The same
+//! holds for their policy, so each chain is read as two: one that every packet passes, which sends those
+//! of the devices to the chain itself, and drops those that return if the policy says so.
 
 use crate::backend::hook::{Base, Hook};
 use crate::backend::listing::ListedChain;
@@ -11,9 +10,9 @@ use crate::plan::why::Why;
 
 use super::table::Devices;
 
-/// What stands for devices that a listing does not name.
+/// The text of a condition on devices that a listing does not name.
 const UNNAMED: &str = "the device that the chain is bound to, which this listing does not name (nft list ruleset does)";
-/// A base chain of devices, without its rules and with them.
+/// A base chain of devices as two chains: one with the hook, and one with the rules.
 pub(super) fn chains(
     name: ChainName,
     base: Base,

@@ -28,14 +28,14 @@ pub enum SetKey {
 }
 
 impl NewSet {
-    /// Whether its keys are as the host has them; those of intervals are turned around.
+    /// Whether the keys are in the host's byte order; those of intervals are in network order.
     pub fn in_host_order(&self) -> bool {
         matches!(self.key, SetKey::Uid | SetKey::Gid | SetKey::InterfaceName) && !self.interval
     }
 }
 
 impl SetKey {
-    /// `NFTA_SET_KEY_TYPE` (informational, `enum datatypes` of nft).
+    /// The key's type in `NFTA_SET_KEY_TYPE` (informational, `enum datatypes` of nft).
     pub fn number(self) -> u32 {
         match self {
             SetKey::Ipv4 => 7,
@@ -48,7 +48,7 @@ impl SetKey {
         }
     }
 
-    /// Length in bytes.
+    /// The key's length in bytes.
     pub fn length(self) -> u32 {
         match self {
             SetKey::Protocol => 1,
@@ -59,8 +59,8 @@ impl SetKey {
     }
 }
 
-/// A rule's conditions as nftables can hold them: each family's addresses apart, names
-/// with any ending apart from exact ones. A family that is there has to be asked for.
+/// Splits a rule's conditions as nftables needs it: each family's addresses apart, names with any ending
+/// apart from exact ones. If a family is given, the rule has to compare it.
 pub fn split(rule: &Rule, families: Families, in_hook: bool) -> Vec<(Matches, Option<Family>)> {
     let m = &rule.matches;
     let by_address = m.source.is_some() || m.destination.is_some() || m.destination_set.is_some();
@@ -76,7 +76,7 @@ pub fn split(rule: &Rule, families: Families, in_hook: bool) -> Vec<(Matches, Op
 /// An anonymous set, to be made in the transaction that uses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewSet {
-    /// Unique within the transaction.
+    /// The set's number, unique within the transaction.
     pub id: u32,
     pub key: SetKey,
     /// Sorted, disjoint `(first, last)`; in a set without intervals both are the same.
@@ -84,7 +84,7 @@ pub struct NewSet {
     pub interval: bool,
 }
 
-/// An nftables rule.
+/// A rule as the kernel takes it: expressions and a comment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NftRule {
     pub exprs: Vec<Expr>,
@@ -102,7 +102,7 @@ const MANY: usize = 300;
 /// Turns rules into expressions, collecting the sets they look into.
 #[derive(Debug)]
 pub struct Encoder {
-    /// The families that pass the rules at all.
+    /// The families whose packets get to the rules.
     families: Families,
     sets: Vec<NewSet>,
     next_id: u32,
@@ -123,7 +123,7 @@ pub fn asks_ranges(chains: &[&Chain], families: Families) -> bool {
 }
 
 impl Encoder {
-    /// For rules that only `families` get to; sets are numbered from `id` on.
+    /// An encoder for rules that only `families` get to; sets are numbered from `id` on.
     pub fn starting_at(families: Families, id: u32) -> Self {
         Self { families, sets: Vec::new(), next_id: id }
     }
@@ -138,7 +138,7 @@ impl Encoder {
         self.next_id
     }
 
-    /// The nftables rules for a rule; `in_hook`: it stands in a chain the kernel enters by itself.
+    /// Translates a rule to nftables rules; `in_hook`: the rule stands in a base chain.
     pub fn rule(&mut self, rule: &Rule, in_hook: bool) -> Vec<NftRule> {
         let mut out = Vec::new();
         for (matches, family) in split(rule, self.families, in_hook) {
@@ -153,7 +153,7 @@ impl Encoder {
         out
     }
 
-    /// `None` where no packet can meet the conditions.
+    /// Translates conditions; `None` if no packet can meet them.
     fn conditions(&mut self, m: &Matches, family: Option<Family>) -> Option<Vec<Expr>> {
         let mut out = Vec::new();
         if let Some(family) = family {
@@ -201,8 +201,8 @@ impl Encoder {
         Some(out)
     }
 
-    /// An interval is compared by bytes, so a host-order number must be turned around
-    /// first; a single value is compared as it is.
+    /// Translates a condition on users or groups. An interval is compared by bytes, so its host-order
+    /// numbers are turned to network order; a single value is compared as it is.
     fn owners(&mut self, key: u32, set_key: SetKey, cond: &Cond<IdList>, out: &mut Vec<Expr>) {
         let list = cond.value.distinct();
         let singles = list.iter().all(|(a, b)| a == b);
@@ -212,7 +212,7 @@ impl Encoder {
         self.ranges(vec![Expr::Meta(key)], set_key, ranges, cond.negated, hton, out);
     }
 
-    /// `None` where nothing matches: "not any address".
+    /// Translates a condition on addresses; `None` if no address meets it.
     fn networks(&mut self, family: Family, offset: u32, cond: &Cond<Networks>, out: &mut Vec<Expr>) -> Option<()> {
         let len = u32::from(family.bits()) / 8;
         let load = Expr::Payload { base: payload::NETWORK, offset, len };
@@ -285,7 +285,7 @@ impl Encoder {
     }
 }
 
-/// A name as the kernel compares it: padded to IFNAMSIZ, or only its beginning.
+/// An interface name as the kernel compares it: padded to IFNAMSIZ, or only its beginning.
 fn interface_bytes(interface: &Interface) -> Vec<u8> {
     let mut bytes = interface.name.as_bytes().to_vec();
     if !interface.any_ending {
@@ -317,7 +317,7 @@ fn interface_variants(m: &Matches) -> Vec<Matches> {
     out
 }
 
-/// `NFPROTO_*`.
+/// The kernel's number for a family (`NFPROTO_*`).
 fn nfproto(family: Family) -> u8 {
     if family == Family::V4 { 2 } else { 10 }
 }
@@ -363,12 +363,12 @@ fn set_mark(mark: u32) -> [Expr; 2] {
     [Expr::Immediate(mark.to_ne_bytes().to_vec()), Expr::MetaSet(meta::MARK)]
 }
 
-/// Leaves of a mark what the mask does not have, and adds the value.
+/// Clears the bits of a mark that are in the mask, and sets the value.
 fn changed(mark: Masked) -> Expr {
     Expr::Bitwise { mask: (!mark.mask).to_ne_bytes().to_vec(), xor: mark.value.to_ne_bytes().to_vec() }
 }
 
-/// What a verdict takes, in as many rules as it takes.
+/// The expressions of a verdict, for one rule or more.
 fn statements(v: &Verdict, family: Option<Family>) -> Vec<Vec<Expr>> {
     let mut out = vec![statement(v, family)];
     if matches!(v, Verdict::Tproxy { closed: true, .. }) {

@@ -6,8 +6,8 @@ use crate::sys::netns;
 
 use super::expr::Expr;
 
-/// Words behind "the kernel refused …": the cause and the cure, where they can be told.
-/// `module`: the one that the refused object needs; `kernel`: what the kernel said of it.
+/// The text behind "the kernel refused …": the cause and the cure, where they are known. `module`: the
+/// one that the refused object needs; `kernel`: the kernel's own message.
 pub(super) fn hint(errno: i32, module: Option<&str>, kernel: Option<String>) -> String {
     let mut out = kernel.map(|words| format!(" ({words})")).unwrap_or_default();
     match (errno, module) {

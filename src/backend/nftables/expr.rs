@@ -2,7 +2,7 @@
 
 use crate::plan::effect::Effect;
 
-/// `enum nft_meta_keys`.
+/// Keys of meta expressions (`enum nft_meta_keys`).
 pub mod meta {
     pub const PROTOCOL: u32 = 1;
     pub const PRIORITY: u32 = 2;
@@ -18,25 +18,25 @@ pub mod meta {
     pub const L4PROTO: u32 = 16;
 }
 
-/// `enum nft_ct_keys`.
+/// Keys of ct expressions (`enum nft_ct_keys`).
 pub mod ct {
     pub const STATE: u32 = 0;
     pub const MARK: u32 = 3;
     pub const ZONE: u32 = 17;
 }
 
-/// `enum nft_payload_bases`.
+/// Headers that payload offsets count from (`enum nft_payload_bases`).
 pub mod payload {
     pub const NETWORK: u32 = 1;
     pub const TRANSPORT: u32 = 2;
 }
 
-/// `enum nft_cmp_ops`.
+/// Comparison operators (`enum nft_cmp_ops`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
     Eq,
     Neq,
-    /// One of the orderings, by its number.
+    /// Less, greater and the like, by the kernel's number.
     Other(u32),
 }
 
@@ -79,7 +79,7 @@ pub mod code {
     }
 }
 
-/// One expression. Those with a source or destination register use register 1.
+/// An nf_tables expression. Source and destination register are always register 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expr {
     Meta(u32),
@@ -104,17 +104,17 @@ pub enum Expr {
         mask: Vec<u8>,
         xor: Vec<u8>,
     },
-    /// Host to network order of `len` bytes.
+    /// Turns `len` bytes from host to network order.
     Hton {
         len: u32,
     },
-    /// `id` names the set within a transaction, `set` afterwards.
+    /// Looks up the register in a set; `id` names it within a transaction, `set` afterwards.
     Lookup {
         set: String,
         id: Option<u32>,
         negated: bool,
     },
-    /// The verdict that a map has for what the register holds; without one the rule ends.
+    /// Takes the verdict that a map has for the register; if it has none the rule ends.
     Vmap {
         set: String,
     },
@@ -127,13 +127,13 @@ pub enum Expr {
         packets: u64,
         bytes: u64,
     },
-    /// Destination port of the pod itself, from the register.
+    /// Redirects to the pod itself, to the port in the register.
     Redir,
-    /// Source address, from the register; `family` is `NFPROTO_*`.
+    /// Rewrites the source to the address in the register; `family` is `NFPROTO_*`.
     Snat {
         family: u32,
     },
-    /// To the socket on the port in the register; `family` is `NFPROTO_*`, 0 for both.
+    /// Hands the packet to the socket on the port in the register; `family` is `NFPROTO_*`, 0 for both.
     Tproxy {
         family: u32,
     },
@@ -144,20 +144,20 @@ pub enum Expr {
         revision: u32,
         info: Vec<u8>,
     },
-    /// Puts something into a set or map, or takes it out; where that fails the rule ends. What
-    /// the set holds when it is listed says nothing about the next packet.
+    /// Adds an element to a set or map, or removes one; if that fails the rule ends. The listed elements
+    /// say nothing about the next packet.
     Update {
         verb: UpdateVerb,
         set: String,
     },
-    /// Anything else, in words.
+    /// Any other expression, in words.
     Unknown {
         role: Role,
         words: String,
     },
 }
 
-/// `enum nft_dynset_ops`.
+/// How a rule changes a set (`enum nft_dynset_ops`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UpdateVerb {
     Add,
@@ -168,7 +168,7 @@ pub enum UpdateVerb {
 impl UpdateVerb {
     const ALL: [UpdateVerb; 3] = [UpdateVerb::Add, UpdateVerb::Update, UpdateVerb::Delete];
 
-    /// nft's word for it.
+    /// The word that nft has for it.
     pub fn name(self) -> &'static str {
         match self {
             UpdateVerb::Add => "add",
@@ -194,16 +194,16 @@ pub fn updated<'a>(exprs: impl IntoIterator<Item = &'a Expr>) -> impl Iterator<I
 /// What an expression that is not understood may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Asks something, so that the rule may apply or not.
+    /// Is a condition: the rule may end here.
     Condition,
-    /// Loads something, for an expression behind it to compare.
+    /// Loads a value, which a later expression compares.
     Load,
-    /// Loads a value that the rule itself says.
+    /// Loads a constant.
     Value,
     /// Decides about the packet, or changes it.
     Decision(Effect),
-    /// Does something that the listing does not tell.
+    /// Has an effect that the listing does not show.
     Hidden,
-    /// Writes somewhere, and the packet goes on.
+    /// Logs or counts, and has no effect on the packet.
     Nothing,
 }

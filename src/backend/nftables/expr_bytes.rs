@@ -8,7 +8,7 @@ use super::words;
 
 /// The first of the 16 byte registers (`NFT_REG_1`); all that a rule of ours needs.
 const REGISTER: u32 = 1;
-/// `NFT_REG_VERDICT`.
+/// The register for verdicts (`NFT_REG_VERDICT`).
 const VERDICT: u32 = 0;
 
 /// Writes expressions as the elements of `NFTA_RULE_EXPRESSIONS`.

@@ -1,4 +1,4 @@
-//! What a register may hold: the fields of a packet that the model has conditions for.
+//! Fields of a packet that a register may hold, as far as the model has conditions for them.
 
 use crate::config::types::Family;
 

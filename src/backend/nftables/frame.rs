@@ -13,14 +13,14 @@ use crate::plan::model::{Chain, Table};
 /// A table's chains, and whether it is a table like those we make.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Frame {
-    /// Names, and where those sit that the kernel enters by itself.
+    /// The chains' names, and hook and priority of base chains.
     pub chains: Vec<(String, Option<Base>)>,
-    /// It is switched off, or has sets that stay when rules go.
+    /// Whether the table is switched off, or has sets that stay when rules are removed.
     pub odd: bool,
 }
 
 impl Frame {
-    /// The frame of a table as a plan wants it.
+    /// The chains that a table has by a plan.
     pub fn of(table: Table, chains: &[&Chain]) -> Self {
         let hook = |chain: &Chain| names::base(table, &chain.name);
         Self { chains: chains.iter().map(|c| (names::chain(&c.name), hook(c))).collect(), odd: false }

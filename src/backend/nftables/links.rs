@@ -13,8 +13,8 @@ use super::expr::{Expr, meta};
 pub struct Links(Arc<HashMap<u32, String>>);
 
 impl Links {
-    /// The interfaces of the namespace that the calling thread is in, if one of the rules
-    /// takes knowing them: without such a rule nothing is asked.
+    /// The interfaces of the namespace that the calling thread is in; they are listed only if one of the
+    /// rules refers to an index.
     ///
     /// # Errors
     ///
@@ -32,7 +32,7 @@ impl Links {
         Ok(Self(Arc::new(named.collect())))
     }
 
-    /// `None`: no interface has this index.
+    /// The name of the interface with this index, if there is one.
     pub fn name(&self, index: u32) -> Option<&str> {
         self.0.get(&index).map(String::as_str)
     }

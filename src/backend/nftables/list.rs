@@ -1,5 +1,5 @@
-//! The one lister of nf_tables: everything that is there, of anybody, or our own tables only,
-//! for which an installation pays no more.
+//! Lists nf_tables: all tables of anybody, or podweir's own tables only, which is all that an
+//! installation pays for.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,13 +23,13 @@ use super::table::{self, AnonymousSets, Devices, NftChain, NftTable};
 use super::wire::{Attrs, Msg, NfFamily, NfMessage, attributes, find};
 use super::{expr_bytes, names, survey, xt};
 
-/// Lists all of it, if there is no more than so much. What is more is counted, and neither
-/// decoded nor kept.
+/// Lists all tables, up to a limit. Beyond it rules and elements are counted, and neither decoded nor
+/// kept.
 ///
 /// # Errors
 ///
-/// `Interrupted` when it changed meanwhile; `QuotaExceeded` when there is more, with
-/// [`TooMany`] inside.
+/// `Interrupted` when the rules changed meanwhile; `QuotaExceeded` beyond the limit, with [`TooMany`]
+/// inside.
 pub fn everything(netlink: &mut Netlink, most: Most) -> io::Result<Vec<NftTable>> {
     let before = survey::tables(netlink)?.generation;
     let mut lister = Lister { most, ..Lister::default() };
@@ -65,7 +65,7 @@ pub fn ours(
     Ok((lister.finish()?, raw))
 }
 
-/// What was seen a moment ago and is not there now: somebody changes the rules meanwhile.
+/// Turns "no such object" into `Interrupted`: an object that was listed a moment ago was removed since.
 fn gone(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(libc::ENOENT) => io::ErrorKind::Interrupted.into(),
@@ -84,7 +84,7 @@ struct Lister {
     rules: usize,
     elements: usize,
     most: Most,
-    /// What it takes to make the table again that is being listed, if that is wanted.
+    /// The messages that would make the current table again, if they are wanted.
     raw: Option<RawTable>,
 }
 
@@ -182,7 +182,7 @@ impl Lister {
         Ok(())
     }
 
-    /// `elements`: `None` for keys that are no plain values.
+    /// Keeps a set or map. `elements`: `None` if its keys are no plain values.
     fn keep_set(&mut self, family: NfFamily, table: &str, name: String, flags: u32, elements: Option<Vec<Element>>) {
         let place = self.places.get(&(family.0, table.to_owned()));
         let Some(table) = place.and_then(|at| self.tables.get_mut(*at)) else { return };
@@ -241,7 +241,7 @@ struct ListedSet {
     flags: u32,
 }
 
-/// A rule as it is listed.
+/// Reads a rule from its message.
 pub(super) fn listed(attributes: &[u8]) -> Listed {
     Listed {
         exprs: find(attributes, NFTA_RULE_EXPRESSIONS).map(|a| expr_bytes::read(a.value)).unwrap_or_default(),
@@ -251,8 +251,8 @@ pub(super) fn listed(attributes: &[u8]) -> Listed {
     }
 }
 
-/// Where the kernel enters a chain, and the devices that it is bound to; `None`: it is only
-/// jumped to.
+/// Reads a chain's hook and priority, and the devices that it is bound to; `None` if it is no base
+/// chain.
 pub(super) fn base(message: &Received) -> Option<(Base, Option<Devices>)> {
     let attrs = message.attributes();
     let hook = find(attrs, NFTA_CHAIN_HOOK)?;

@@ -7,7 +7,7 @@ use super::steps::RuleStep;
 use super::value::{in_host_order, native};
 use crate::plan::model::Verdict;
 
-/// The most marks of a set.
+/// The most values that a set of marks may have.
 const MOST: usize = 64;
 
 /// A rule's expressions, once for each mark of the set that it looks one up in. `None`: it
@@ -35,7 +35,7 @@ pub(super) fn each(exprs: &[Expr], around: &dyn TableContents) -> Option<Vec<Vec
     Some(marks.iter().map(with).collect())
 }
 
-/// Whether a packet that a step for one mark is done to cannot come to meet that for another.
+/// Whether a packet that meets the step for one mark cannot meet the one for another mark after it.
 pub(super) fn is_apart(step: &RuleStep) -> bool {
     use Verdict as V;
     !matches!(

@@ -1,4 +1,4 @@
-//! What tables and chains of ours are called in nftables.
+//! The names of podweir's tables and chains in nftables.
 
 use crate::backend::hook::{Base, ChainKind, Hook};
 use crate::plan::model::{ChainName, Dataplane, Table};
@@ -16,23 +16,23 @@ pub fn table(dataplane: Dataplane, table: Table) -> &'static str {
     }
 }
 
-/// Which of the tables for a dataplane a name means.
+/// The table of a dataplane with this name.
 pub fn table_of(dataplane: Dataplane, name: &str) -> Option<Table> {
     Table::ALL.into_iter().find(|&t| table(dataplane, t) == name)
 }
 
-/// Which of our tables a name means, and whose it is; a node's are called as an ambient pod's.
+/// The dataplane and the table with this name; a node's tables have the same names as an ambient pod's.
 pub fn table_by_name(name: &str) -> Option<(Dataplane, Table)> {
     let mut whose = [Dataplane::Sidecar, Dataplane::Ambient].into_iter();
     whose.find_map(|dataplane| Some((dataplane, table_of(dataplane, name)?)))
 }
 
-/// Whether iptables-nft calls a table so, and nobody else should.
+/// Whether a name is one that iptables-nft gives its tables.
 pub fn is_of_iptables(name: &str) -> bool {
     Table::by_name(name).is_some() || matches!(name, "filter" | "security")
 }
 
-/// The guard: a table that holds back what is taken while rules are being changed.
+/// The name of the guard's table, which drops traffic while rules change.
 pub const GUARD: &str = "podweir-guard";
 
 /// A chain's name: the iptables one in lower case with dashes, where that is not cut short.

@@ -256,5 +256,5 @@ pub(super) const NFT_QUOTA_F_INV: u32 = 1;
 
 // enum nft_nat_types
 pub(super) const NFT_NAT_SNAT: u32 = 0;
-/// `NF_NAT_RANGE_MAP_IPS`: the kernel's own word for there being an address.
+/// The flag of a NAT structure that has an address.
 pub(super) const NF_NAT_RANGE_MAP_IPS: u32 = 1;

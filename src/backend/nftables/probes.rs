@@ -23,23 +23,23 @@ use super::value;
 use super::wire::{Attrs, Msg, NfFamily, NfMessage, attributes, find};
 use super::{list, names, survey};
 
-/// What the kernel holds.
+/// What the kernel holds of a node's table for probes.
 #[derive(Debug, Default)]
 pub struct HeldProbes {
-    /// Changes with every transaction of anybody.
+    /// The generation of nf_tables' rules, which every transaction of anybody changes.
     generation: u32,
     /// Whether the table is there.
     pub exists: bool,
     dormant: bool,
     chains: Vec<(String, Option<Base>)>,
     rules: HashMap<String, Vec<Listed>>,
-    /// The sets of ours by family; `None` for one of another kind.
+    /// Podweir's sets by name; `None` for one of another type.
     sets: HashMap<&'static str, Option<BTreeMap<IpAddr, String>>>,
-    /// Sets of any other name.
+    /// Whether there are sets of other names.
     others: bool,
 }
 
-/// What it is to hold.
+/// What a node's table for probes is to hold.
 pub struct WantedProbes<'a> {
     pub plan: &'a Plan,
     /// Whether the rules are to be there, too; otherwise they stay as they are.
@@ -66,11 +66,11 @@ fn bytes(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// Lists the table, if it is there.
+/// Lists a node's table for probes, if it exists.
 ///
 /// # Errors
 ///
-/// The kernel's; `Interrupted` when it changed meanwhile.
+/// The kernel's; `Interrupted` when the table changed meanwhile.
 pub fn read(netlink: &mut Netlink) -> io::Result<HeldProbes> {
     let tables = survey::tables(netlink)?;
     let mut out = HeldProbes { generation: tables.generation, ..HeldProbes::default() };
@@ -124,7 +124,7 @@ pub fn read(netlink: &mut Netlink) -> io::Result<HeldProbes> {
     Ok(out)
 }
 
-/// Without what the kernel counts and what a transaction numbers.
+/// Expressions without the values of counters, for comparing.
 fn bare(exprs: &[Expr]) -> Vec<Expr> {
     let one = |expr: &Expr| match expr {
         Expr::Counter { .. } => Expr::Counter { packets: 0, bytes: 0 },
@@ -139,7 +139,7 @@ impl HeldProbes {
         self.sets.values().flatten().flat_map(|set| set.clone()).collect()
     }
 
-    /// Whether there are rules.
+    /// Whether the table has chains, and so rules.
     pub fn has_rules(&self) -> bool {
         !self.chains.is_empty()
     }
@@ -160,7 +160,7 @@ impl HeldProbes {
         want.len() == have.len() && want.iter().zip(have).all(same)
     }
 
-    /// Whether the sets of these families, and no others, are there and of the right kind.
+    /// Whether the sets of these families exist with the right type, and with `only` no others.
     fn has_sets(&self, families: Families, only: bool) -> bool {
         Family::BOTH.into_iter().all(|family| match self.sets.get(probe_set(family)) {
             Some(set) => set.is_some() && (families.has(family) || !only),
@@ -226,7 +226,7 @@ fn of_family(entries: &BTreeMap<IpAddr, String>, family: Family) -> Vec<(Vec<u8>
     of_one.map(|(ip, uid)| (bytes(*ip), uid.clone())).collect()
 }
 
-/// Takes the table away; tells whether there was one.
+/// Removes the table; `false` if there was none.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Tables of ours down to what the model does not know, so that they can be made again.
+//! Podweir's tables as listed, including what the model does not know, so that they can be restored.
 
 use crate::sys::netlink::Received;
 

@@ -13,7 +13,7 @@ use crate::plan::model::{Chain, Cond, CtStates, Matches, Plan, Rule, Table, Verd
 use super::encode::split;
 use super::names;
 
-/// The script. Deterministic; loading it twice leaves the same as loading it once.
+/// The script of a plan, always the same text. Loading it twice has the same result as loading it once.
 pub fn script(plan: &Plan) -> String {
     let mut out = String::new();
     for table in Table::ALL {
@@ -73,7 +73,7 @@ pub fn rule_lines(rule: &Rule, families: Families, in_hook: bool) -> Vec<String>
     out
 }
 
-/// `None` where no packet can meet the conditions.
+/// Conditions in nft's words; `None` if no packet can meet them.
 fn conditions(m: &Matches, family: Option<Family>) -> Option<Vec<String>> {
     let mut out = Vec::new();
     let addresses = m.source.is_some() || m.destination.is_some() || m.destination_set.is_some();

@@ -12,7 +12,7 @@ pub type Elements = Vec<(Vec<u8>, Vec<u8>)>;
 /// A verdict's code, and the chain of a jump.
 pub type MapVerdict = (i32, Option<String>);
 
-/// A map from keys to verdicts. A key is in one place only.
+/// A map from keys to verdicts, in which each key occurs once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerdictMap {
     /// Each verdict with all keys that have it, in the order in which they were listed.
@@ -36,14 +36,14 @@ impl VerdictMap {
     }
 }
 
-/// One element: a key, and whether it ends a range instead of starting one.
+/// An element of a set or map: a key, and whether it starts a range or ends one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Element {
-    /// Empty: all keys that no other element has.
+    /// The key; empty in the element for all other keys.
     pub key: Vec<u8>,
-    /// Sorts before a start at the same key.
+    /// Whether the element starts a range. An end sorts before a start at the same key.
     pub starts: bool,
-    /// Only of a map of verdicts.
+    /// The verdict, in a map of verdicts.
     pub verdict: Option<MapVerdict>,
 }
 
@@ -66,7 +66,7 @@ fn element(element: Attr) -> Option<Element> {
     Some(Element { key, starts: flags & NFT_SET_ELEM_INTERVAL_END == 0, verdict })
 }
 
-/// The keys of a set. `None` for one of all keys but some.
+/// The keys of a set. `None` if it has an element for all other keys.
 pub fn keys(elements: Vec<Element>, interval: bool) -> Option<Elements> {
     let plain = elements.iter().all(|element| !element.key.is_empty());
     plain.then(|| ranges(elements, interval).into_iter().map(|(first, last, _)| (first, last)).collect())

@@ -1,7 +1,6 @@
-//! What a rule does, one step after the other, as rules of the model. A rule of nf_tables
-//! may do several things, with conditions in between; a rule of the model does one, and
-//! asks all its conditions at once. Both say the same as long as no step changes what a
-//! later one asks again.
+//! Splits a rule of nf_tables into steps that are rules of the model. A rule of nf_tables may have
+//! several verdicts, with conditions in between; a rule of the model has one, and asks all its
+//! conditions at once. Both mean the same as long as no step changes what a later one compares again.
 
 use crate::config::types::{Families, Mark};
 use crate::plan::effect::{Effect, Unmodelled};
@@ -10,21 +9,21 @@ use crate::plan::model::{Cond, Masked, Matches, Verdict};
 use super::expr::{Expr, Role};
 use super::words;
 
-/// Something that a rule does.
+/// A verdict of a rule, with all conditions before it.
 #[derive(Debug, Clone)]
 pub(super) struct RuleStep {
-    /// What must hold for it to be done: all conditions that stand in front of it.
+    /// The families of all conditions before the verdict.
     pub(super) families: Families,
     pub(super) matches: Matches,
     pub(super) verdict: Verdict,
-    /// Whether the listing left out a part of it, or of its conditions.
+    /// Whether the listing left out a part of the step.
     pub(super) incomplete: bool,
-    /// Its first and last expression.
+    /// The step's first and last expression, by index.
     pub(super) from: usize,
     pub(super) to: usize,
 }
 
-/// Whether nothing that stands behind a verdict is ever looked at.
+/// Whether a verdict ends its rule: no expression behind it is evaluated.
 pub(super) fn ends(verdict: &Verdict) -> bool {
     use Verdict as V;
     matches!(verdict, V::Return | V::Accept | V::Drop | V::Jump(_) | V::Goto(_) | V::Redirect(_) | V::Snat(_))
@@ -62,14 +61,14 @@ fn join_tproxy(mut steps: Vec<RuleStep>, exprs: &[Expr]) -> Vec<RuleStep> {
     steps
 }
 
-/// Whether nothing is asked between two steps.
+/// Whether there is no condition between two steps.
 fn is_next(step: &RuleStep, next: &RuleStep, exprs: &[Expr]) -> bool {
     let same = step.families == next.families && step.matches == next.matches;
     let asks_nothing = |expr: &Expr| matches!(expr, Expr::Counter { .. } | Expr::Unknown { role: Role::Nothing, .. });
     same && exprs.get(step.to + 1..next.from).is_some_and(|between| between.iter().all(asks_nothing))
 }
 
-/// What is done to a packet right before it is dropped makes no difference to anybody.
+/// Removes changes of marks right before a drop, which have no effect.
 fn without_effect_on_the_dropped(mut steps: Vec<RuleStep>, exprs: &[Expr]) -> Vec<RuleStep> {
     let is_mark = |step: &RuleStep| {
         use Verdict as V;
@@ -87,8 +86,8 @@ fn without_effect_on_the_dropped(mut steps: Vec<RuleStep>, exprs: &[Expr]) -> Ve
     steps
 }
 
-/// Whether doing it changes what its own conditions ask: a later step, which has them too,
-/// would ask them of another packet than the kernel does.
+/// Whether a verdict changes what its own conditions compare: a later step, which has the same ones,
+/// would compare the changed value, and the kernel does not.
 fn changes_asked(verdict: &Verdict, m: &Matches) -> bool {
     match verdict {
         Verdict::SetMark(set) => touches(*set, &m.mark),

@@ -1,4 +1,4 @@
-//! Which tables there are: enough to know that nothing of ours is, and what else to list.
+//! Names of nf_tables' tables: enough to know that none is podweir's, and what else to list.
 
 use std::io;
 
@@ -11,16 +11,16 @@ use super::names;
 use super::nfta::*;
 use super::wire::{Msg, NfFamily, NfMessage, find};
 
-/// The tables in the kernel, of anybody.
+/// The names of all tables in the kernel, whoever made them.
 #[derive(Debug, Clone, Default)]
 pub struct Tables {
-    /// Changes with every transaction of anybody.
+    /// The generation of nf_tables' rules, which every transaction of anybody changes.
     pub generation: u32,
-    /// Family and name.
+    /// The tables, by family and name.
     pub tables: Vec<(NfFamilyName, String)>,
 }
 
-/// The families whose tables are of interest.
+/// The family of a table, as far as it matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NfFamilyName {
     Inet,
@@ -36,7 +36,7 @@ impl Tables {
         inet.filter_map(move |(_, name)| names::table_of(dataplane, name))
     }
 
-    /// Whether there are tables of others, but for those that only iptables-nft makes.
+    /// Whether there are foreign tables, without those named as iptables-nft's.
     pub fn has_others(&self) -> bool {
         self.tables.iter().any(|(family, name)| match family {
             NfFamilyName::Inet => names::table_by_name(name).is_none() && name != names::GUARD,
@@ -61,8 +61,7 @@ impl Tables {
     }
 }
 
-/// Lists the tables of all families. Two round trips; enough to know that nothing of
-/// ours is there.
+/// Lists the names of the tables of all families, in two round trips.
 ///
 /// # Errors
 ///
@@ -88,7 +87,7 @@ pub fn tables(netlink: &mut Netlink) -> io::Result<Tables> {
     Ok(out)
 }
 
-/// Whether a chain of ours is in the tables that iptables-nft makes.
+/// Whether tables with names of iptables-nft's have chains of an interception.
 ///
 /// # Errors
 ///

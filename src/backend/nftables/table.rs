@@ -13,19 +13,19 @@ use super::links::Links;
 use super::sets::{Elements, VerdictMap};
 use super::wire::NfFamily;
 
-/// A table with everything in it.
+/// A table with its chains, rules, sets and maps.
 #[derive(Debug, Default)]
 pub struct NftTable {
-    /// `NFPROTO_*`.
+    /// The kernel's number for the table's family (`NFPROTO_*`).
     pub family: u8,
     pub name: String,
     pub dormant: bool,
-    /// `None`: keys that are not plain values.
+    /// The elements of sets by name; `None` if the keys are no plain values.
     pub sets: HashMap<String, Option<Elements>>,
     /// Maps of verdicts with plain keys.
     pub maps: HashMap<String, VerdictMap>,
     pub chains: Vec<NftChain>,
-    /// What the kernel calls the interfaces that rules mean by number; text names them itself.
+    /// Names for the interfaces that rules refer to by index; a text names them itself.
     pub links: Links,
 }
 
@@ -33,9 +33,9 @@ pub struct NftTable {
 #[derive(Debug, Default)]
 pub struct NftChain {
     pub name: String,
-    /// `None`: only jumped to.
+    /// The chain's hook and priority; `None` if rules only jump to it.
     pub base: Option<Base>,
-    /// `None`: packets of all devices meet it.
+    /// The devices that the chain is bound to; `None`: packets of all devices pass it.
     pub devices: Option<Devices>,
     pub rules: Vec<Listed>,
 }
@@ -70,21 +70,21 @@ pub struct AnonymousSets {
 }
 
 impl AnonymousSets {
-    /// Keeps a set and gives it a name that nobody else has.
+    /// Keeps a set under a new name, which is returned.
     pub fn add(&mut self, elements: Elements) -> String {
         let name = format!("\0{}", self.sets.len());
         self.sets.insert(name.clone(), Some(elements));
         name
     }
 
-    /// Keeps a map of verdicts and gives it a name that nobody else has.
+    /// Keeps a map of verdicts under a new name, which is returned.
     pub fn add_map(&mut self, map: VerdictMap) -> String {
         let name = format!("\0{}", self.maps.len());
         self.maps.insert(name.clone(), map);
         name
     }
 
-    /// Moves them to where the rules of a table look.
+    /// Moves the sets to a table, whose rules look into them.
     pub fn into_table(self, table: &mut NftTable) {
         table.sets.extend(self.sets);
         table.maps.extend(self.maps);
@@ -92,7 +92,7 @@ impl AnonymousSets {
 }
 
 impl NftTable {
-    /// The families whose packets meet it; none for tables of bridges and the like.
+    /// The families whose packets pass the table; none for tables of bridges and the like.
     pub fn families(&self) -> Families {
         match NfFamily(self.family) {
             NfFamily::IPV4 => Families::V4,
@@ -102,13 +102,13 @@ impl NftTable {
         }
     }
 
-    /// Whether its chains are hooked to single devices.
+    /// Whether the table's chains are bound to single devices.
     pub fn is_of_devices(&self) -> bool {
         NfFamily(self.family) == NfFamily::NETDEV
     }
 
-    /// Takes what sets and maps hold that rules of the table change for not known: a packet
-    /// may have changed it before the next one is asked about.
+    /// Marks sets and maps as unknown that rules of the table change: a packet may have changed them
+    /// before the next one is looked up.
     pub fn forget_updated(&mut self) {
         let exprs = self.chains.iter().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.exprs);
         for name in expr::updated(exprs) {
@@ -123,9 +123,8 @@ impl NftTable {
     }
 }
 
-/// Where the kernel enters a chain by the number of its hook: `NF_INET_*`, and in a table of
-/// devices `NF_NETDEV_*`. `None`: there is no such hook. And whether only packets of devices
-/// come to it.
+/// The base chain for a hook's number: `NF_INET_*`, or `NF_NETDEV_*` in a table of devices; and whether
+/// only packets of devices pass it. `None`: there is no such hook.
 pub fn base(family: NfFamily, hook: u32, kind: ChainKind, priority: i32) -> Option<(Base, bool)> {
     const NETDEV_INGRESS: u32 = 0;
     const NETDEV_EGRESS: u32 = 1;

@@ -41,15 +41,15 @@ fn listed_table(table: &NftTable) -> ListedTable {
     }
 }
 
-/// iptables' TPROXY drops where nobody listens.
+/// Marks a TPROXY verdict of iptables', which drops packets if nobody listens.
 fn close(rule: &mut Rule) {
     if let Verdict::Tproxy { closed, .. } = &mut rule.verdict {
         *closed = true;
     }
 }
 
-/// Whether iptables-nft made a table: its name, and nothing hooked under other names than
-/// iptables' own.
+/// Whether iptables-nft made a table, by its name and by base chains that are all named as iptables'
+/// are.
 fn is_of_iptables(table: &NftTable) -> bool {
     let named = names::is_of_iptables(&table.name);
     let own = |chain: &NftChain| chain.base.is_none() || Hook::by_chain(&chain.name).is_some();

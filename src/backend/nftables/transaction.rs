@@ -1,4 +1,4 @@
-//! One nf_tables transaction: everything in it happens at once, or nothing does.
+//! An nf_tables transaction: the kernel carries out all messages at once, or none.
 
 use std::io;
 
@@ -40,7 +40,7 @@ pub enum TransactionError {
     Socket(#[from] io::Error),
 }
 
-/// What a message is about, for when the kernel refuses it.
+/// The object of a message, for the error if the kernel refuses it.
 enum About {
     Transaction,
     RemovedTable(String),
@@ -85,7 +85,7 @@ impl About {
 /// A transaction being written.
 pub struct Transaction {
     messages: Messages,
-    /// By sequence number.
+    /// The objects of the messages, by sequence number.
     about: Vec<About>,
     next_set: u32,
 }
@@ -123,7 +123,7 @@ impl Transaction {
         self.about.push(about);
     }
 
-    /// Removes a table with everything in it; it must exist.
+    /// Removes a table, which must exist, with all that is in it.
     pub fn delete_table(&mut self, table: &str) {
         self.delete_table_in(NfFamily::INET, table);
     }
@@ -192,12 +192,12 @@ impl Transaction {
         self.add_chains(plan, table, stays);
     }
 
-    /// Lets a table that has just been made hold what a plan wants of it.
+    /// Fills a new table with what a plan has in it.
     pub fn fill(&mut self, plan: &Plan, table: Table) {
         self.add_chains(plan, table, None);
     }
 
-    /// Chains first, then what they hold, since rules jump around.
+    /// Adds chains, then their rules, which may jump to any chain. `stays`: chains that exist.
     fn add_chains(&mut self, plan: &Plan, table: Table, stays: Option<&Frame>) {
         let name = names::table(plan.dataplane, table);
         let chains = plan.chains_of(table);
@@ -245,7 +245,7 @@ impl Transaction {
         }
     }
 
-    /// Takes elements out of a set with a name; they must be there.
+    /// Removes elements, which must exist, from a named set.
     pub fn delete_elements(&mut self, table: &'static str, set: &str, keys: &[Vec<u8>]) {
         for part in keys.chunks(ELEMENTS_PER_MESSAGE) {
             let about = About::Set { table, elements: keys.len() };
@@ -368,7 +368,7 @@ impl Transaction {
         }
     }
 
-    /// Hands it to the kernel.
+    /// Sends the transaction to the kernel.
     ///
     /// # Errors
     ///

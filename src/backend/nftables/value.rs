@@ -10,13 +10,13 @@ use crate::config::types::{Family, Interface};
 use crate::plan::canon::address;
 use crate::plan::model::Cond;
 
-/// An address by its length.
+/// The address in some bytes, IPv4 or IPv6 by their number.
 pub(super) fn ip(bytes: &[u8]) -> Option<IpAddr> {
     let v6 = || <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from);
     <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from).or_else(v6)
 }
 
-/// Puts a condition where none is yet.
+/// Sets a condition; `None` if there is another one already.
 pub(super) fn place<T: PartialEq>(slot: &mut Option<Cond<T>>, cond: Cond<T>) -> Option<()> {
     match slot {
         Some(before) => (*before == cond).then_some(()),
@@ -27,7 +27,7 @@ pub(super) fn place<T: PartialEq>(slot: &mut Option<Cond<T>>, cond: Cond<T>) -> 
     }
 }
 
-/// Adds a condition on a number to what is asked of it already.
+/// Adds a condition on a number to the one that there is.
 pub(super) fn place_list<T: Discrete>(
     slot: &mut Option<Cond<RangeList<T>>>,
     negated: bool,
@@ -67,7 +67,7 @@ pub(super) fn interface(data: &[u8]) -> Option<Interface> {
     Some(Interface::new(name, end.is_none() && data.len() < 16))
 }
 
-/// The interfaces from one name to another: one, or all that begin alike.
+/// The interfaces in a range of names: a single one, or all with the same beginning.
 pub(super) fn interfaces_between(first: &[u8], last: &[u8]) -> Option<Interface> {
     if first == last {
         return interface(first);
@@ -77,7 +77,7 @@ pub(super) fn interfaces_between(first: &[u8], last: &[u8]) -> Option<Interface>
     (all && first.len() == last.len()).then(|| interface(&first[..beginning]))?
 }
 
-/// A number that may be in network order, as the machine has it.
+/// Turns a number into the host's byte order; `network`: it is in network order.
 pub(super) fn in_host_order(bytes: &[u8], network: bool) -> Vec<u8> {
     let mut out = bytes.to_vec();
     if network && cfg!(target_endian = "little") {
@@ -111,7 +111,7 @@ pub(super) fn list<T: Discrete>(
     ranges.iter().map(|(first, last)| Some((read(first)?, read(last)?))).collect::<Option<Vec<_>>>().map(RangeList::new)
 }
 
-/// A compared address, or its first bytes, as a range.
+/// The range of addresses for a compared address, or for its first bytes.
 pub(super) fn prefix(family: Family, data: &[u8], mask: Option<&[u8]>) -> Option<IpNet> {
     let whole = usize::from(family.bits()) / 8;
     let bits = match mask {

@@ -4,7 +4,7 @@
 
 use crate::sys::netlink::Received;
 
-/// `NLA_F_NESTED`, and what is left of a kind without its flags.
+/// The flag of nested attributes (`NLA_F_NESTED`), and the mask of a type without flags.
 const NLA_F_NESTED: u16 = 1 << 15;
 pub const TYPE_MASK: u16 = 0x3fff;
 
@@ -48,7 +48,7 @@ impl Msg {
     }
 }
 
-/// `NFPROTO_*`: the family of a table.
+/// The family of a table, by the kernel's number (`NFPROTO_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NfFamily(pub u8);
 
@@ -179,7 +179,7 @@ impl<'a> Attr<'a> {
         String::from_utf8_lossy(&self.value[..end]).into_owned()
     }
 
-    /// The attributes inside.
+    /// The attributes nested in the value.
     pub fn nested(&self) -> impl Iterator<Item = Attr<'a>> + use<'a> {
         attributes(self.value)
     }
@@ -206,7 +206,7 @@ pub fn find(bytes: &[u8], kind: u16) -> Option<Attr<'_>> {
     attributes(bytes).find(|a| a.kind == kind)
 }
 
-/// What a message of the subsystem says beyond its header.
+/// The parts of an nf_tables message behind the netlink header.
 pub trait NfMessage<'a> {
     /// The family byte of the nfgenmsg header.
     fn family(&self) -> NfFamily;

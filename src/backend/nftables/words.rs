@@ -11,7 +11,7 @@ use super::nfta::*;
 use super::value::big_endian;
 use super::wire::{Attr, find};
 
-/// `enum nft_meta_keys`, from 0.
+/// nft's names for meta keys (`enum nft_meta_keys`), from 0 on.
 const META: &[&str] = &[
     "length",
     "protocol",
@@ -50,7 +50,7 @@ const META: &[&str] = &[
     "sdifname",
     "broute",
 ];
-/// `enum nft_ct_keys`, from 0.
+/// nft's names for ct keys (`enum nft_ct_keys`), from 0 on.
 const CT: &[&str] = &[
     "state",
     "direction",
@@ -83,7 +83,7 @@ fn named(names: &[&str], key: u32) -> String {
     name.map_or_else(|| format!("key {key}"), |name| (*name).to_owned())
 }
 
-/// Expressions that can do nothing but load something for a comparison behind them.
+/// Expressions that only load a value, for a later comparison.
 const LOADS: &[&str] =
     &["inner", "fib", "rt", "socket", "hash", "numgen", "osf", "tunnel", "xfrm", "bitwise", "byteorder", "lookup"];
 /// Expressions that load, and the attribute that names their destination register. Without one
@@ -95,8 +95,8 @@ const CONDITIONS: &[&str] = &["cmp", "range", "limit", "quota", "connlimit", "dy
 /// Expressions that note something and change nothing.
 const NOTES: &[&str] = &["log", "counter", "last"];
 
-/// An expression of the kernel's that has no other form here. One that is not known by name
-/// decides: whatever it does to a packet, what stands behind it tells too little.
+/// An expression that has no variant of its own in [`Expr`]. One with an unknown name counts as a
+/// decision: its effect on the packet is not known.
 pub(super) fn unknown(name: &str, data: &[u8]) -> Expr {
     let number = |kind| find(data, kind).and_then(|a| a.u32());
     let role = match name {
@@ -116,9 +116,8 @@ pub(super) fn unknown(name: &str, data: &[u8]) -> Expr {
     Expr::Unknown { role, words: essentials(name, data).unwrap_or_else(|| name.to_owned()) }
 }
 
-/// What it does to a packet that a rule names an object, by the object's type
-/// (`NFTA_OBJREF_IMM_TYPE`, `NFT_OBJECT_*`). `None`: it takes the object from a map, and the
-/// rule ends where the map has none.
+/// The role of a reference to an object, by the object's type (`NFTA_OBJREF_IMM_TYPE`, `NFT_OBJECT_*`).
+/// `None`: the object comes from a map, and the rule ends if the map has none.
 fn object_role(kind: Option<u32>) -> Role {
     const COUNTER: u32 = 1;
     const QUOTA: u32 = 2;
@@ -132,7 +131,7 @@ fn object_role(kind: Option<u32>) -> Role {
     }
 }
 
-/// What is said about an expression besides its name; `None` where nothing is known to say.
+/// An expression's name and main attributes in words; `None` if nothing is known about it.
 fn essentials(name: &str, data: &[u8]) -> Option<String> {
     let attribute = |kind| find(data, kind);
     let number = |kind| attribute(kind).and_then(|a: Attr| a.u32());
@@ -233,7 +232,7 @@ fn plain(bytes: &[u8]) -> String {
     big_endian(bytes).map_or_else(|| format!("{} bytes", bytes.len()), |number| number.to_string())
 }
 
-/// What a value is compared as: the kernel keeps most of them as a number of the machine's.
+/// How a value is written, by what it is compared with: most are numbers in host order.
 #[derive(Clone, Copy, PartialEq)]
 enum Written {
     Host,
@@ -278,8 +277,8 @@ fn verdict(code: i32, chain: Option<&str>) -> String {
     }
 }
 
-/// What is done by the last of the expressions from `from` to `at`: what it is about goes in
-/// front, a value that the rule says behind.
+/// The statement at `at` in words, with the loads from `from` on: fields stand before it, constants
+/// behind it.
 pub(super) fn statement(exprs: &[Expr], from: usize, at: usize) -> String {
     let is_value = |expr: &Expr| matches!(expr, Expr::Immediate(_) | Expr::Unknown { role: Role::Value, .. });
     let name = phrase(&exprs[at..=at]);

@@ -7,7 +7,7 @@ use super::expr::{Expr, Op, code, ct, meta, payload};
 use super::table::AnonymousSets;
 use super::wire::NfFamily;
 
-/// Replaces what is known in a rule.
+/// Translates the known matches and targets of a rule.
 pub fn translate(listed: &mut Listed, family: NfFamily, sets: &mut AnonymousSets) {
     if !listed.exprs.iter().any(|expr| matches!(expr, Expr::Xt { .. })) {
         return;

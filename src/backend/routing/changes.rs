@@ -23,7 +23,7 @@ const RTM_DELROUTE: u16 = 25;
 const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
 
-/// Changes to routing, taken back in reverse order if they must be.
+/// Changes to routing that were made, and can be undone in reverse order.
 #[derive(Debug, Default)]
 pub struct Changes {
     done: Vec<(bool, Item)>,
@@ -43,7 +43,7 @@ impl Changes {
         result.map(|_| ())
     }
 
-    /// Makes routing what is wanted. On an error everything is as it was.
+    /// Changes the routing from what was found to what is wanted. On an error all changes are undone.
     ///
     /// # Errors
     ///
@@ -100,7 +100,7 @@ impl Changes {
     }
 }
 
-/// Adds or removes; `false` where somebody was faster and nothing had to be done.
+/// Adds or removes an object; `false` if it was there, or missing, already.
 fn change(netlink: &mut Netlink, add: bool, item: Item) -> Result<bool, RoutingError> {
     let flags = NLM_F_ACK | if add { NLM_F_CREATE | NLM_F_EXCL } else { 0 };
     let bytes = match item {

@@ -24,7 +24,7 @@ use crate::sys::mutex::lock;
 
 /// How many agents are asked at once.
 const AT_ONCE: usize = 50;
-/// How an agent's pod is known, by the labels that the chart gives it.
+/// The labels that the chart gives to an agent's pod.
 const AGENTS: &str = "app.kubernetes.io/name=podweir,app.kubernetes.io/component=node";
 const ASK: [&str; 3] = ["/usr/local/bin/podweir", "node", "audit"];
 /// How many nodes are named in a note.
@@ -38,7 +38,7 @@ struct AgentPod {
     name: String,
 }
 
-/// Everything of the cluster that the arguments choose.
+/// Collects the pods that the arguments choose, with what agents know of them.
 ///
 /// # Errors
 /// When not even the pods can be listed.
@@ -196,7 +196,7 @@ fn ask_all(kubectl: &Kubectl, agents: &[AgentPod], timeout: Duration) -> Cluster
     facts
 }
 
-/// Asks an agent. One that is gone, as in an upgrade, has a successor on its node.
+/// Asks an agent, or its successor on the node, if it is gone, as in an upgrade.
 fn ask_latest(
     kubectl: &Kubectl,
     agent: &mut AgentPod,

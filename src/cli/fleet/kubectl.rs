@@ -1,6 +1,6 @@
-//! The API server, asked through the user's own kubectl: with the user's kubeconfig, whatever
-//! way of showing who asks it has (tokens, certificates, programs, providers), and with the
-//! user's rights, no more.
+//! Requests to the API server through the user's own kubectl: with the user's kubeconfig, whatever way
+//! to authenticate it has (tokens, certificates, programs, providers), and with the user's rights, no
+//! more.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
@@ -20,22 +20,22 @@ const LARGEST_PAGE: u64 = 256 << 20;
 const LONGEST_LINE: u64 = 8 << 20;
 /// How many objects come in one answer.
 const PAGE: usize = 500;
-/// How much of what kubectl complains is kept.
+/// The most bytes of kubectl's error output that are kept.
 const COMPLAINT: u64 = 4096;
 
-/// How kubectl is called.
+/// The arguments with which kubectl is called.
 #[derive(Debug, Clone)]
 pub(super) struct Kubectl {
     arguments: Vec<String>,
 }
 
-/// Why there is no answer.
+/// Why kubectl gave no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct KubectlRefusal {
     pub why: String,
-    /// Trying again is of no use.
+    /// Whether a repetition cannot succeed.
     pub is_final: bool,
-    /// What was asked is not there any more.
+    /// Whether the object does not exist any more.
     pub(super) is_gone: bool,
 }
 
@@ -48,7 +48,7 @@ impl KubectlRefusal {
         Self { is_final: true, ..Self::new(why) }
     }
 
-    /// What kubectl says when it ends with an error.
+    /// The reason in kubectl's error output.
     fn of(complaint: &str) -> Self {
         // Its last line is what it is about; those before are warnings.
         let line = complaint.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("kubectl says nothing");
@@ -110,8 +110,8 @@ impl Kubectl {
         })
     }
 
-    /// Runs it and hands its standard output to `take`, which may stop reading; what is said
-    /// after the deadline is not heard.
+    /// Runs kubectl and passes its standard output to `take`, which may stop reading; output after the
+    /// deadline is ignored.
     fn run<T: Send>(
         &self,
         words: &[&str],
@@ -149,8 +149,8 @@ impl Kubectl {
         })
     }
 
-    /// All objects of a collection, page by page, of which `selectors` hold (parameters of the
-    /// query and their values); `each` is called with every one.
+    /// Lists all objects of a collection that match `selectors` (parameters of the query and their
+    /// values), page by page; `each` is called with every object.
     ///
     /// # Errors
     /// A page cannot be had, or makes no sense.
@@ -185,7 +185,7 @@ impl Kubectl {
     /// Runs a program in a container; `each` is called with every line that it writes.
     ///
     /// # Errors
-    /// It cannot be run, fails, or `each` does not understand a line.
+    /// The program cannot be run, fails, or `each` does not understand a line.
     pub(super) fn exec(
         &self,
         place: (&str, &str),
@@ -213,7 +213,7 @@ impl Kubectl {
     }
 }
 
-/// Tries three times, with a pause, what may go well the next time.
+/// Tries a request up to three times, with pauses, unless its failure is final.
 pub(super) fn again<T>(mut what: impl FnMut() -> Result<T, KubectlRefusal>) -> Result<T, KubectlRefusal> {
     const TRIES: u32 = 3;
     let mut tried = 1;
@@ -228,7 +228,7 @@ pub(super) fn again<T>(mut what: impl FnMut() -> Result<T, KubectlRefusal>) -> R
     }
 }
 
-/// A text as part of a query (RFC 3986).
+/// Escapes a text for a query (RFC 3986).
 fn escaped(text: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {

@@ -1,5 +1,5 @@
-//! `podweir audit --manifests` and `--cluster`: what everything that a repository would put into
-//! a cluster, or that is there, lets past the proxies.
+//! `podweir audit --manifests` and `--cluster`: what gets past the proxies of all pods that a repository
+//! would create, or that a cluster has.
 
 mod cluster;
 mod kubectl;
@@ -30,15 +30,15 @@ use pods::Eye;
 
 /// The most bytes of one file of manifests.
 const LARGEST: u64 = 256 << 20;
-/// How deep folders are gone into.
+/// How deep folders of manifests are searched.
 const DEEPEST: usize = 32;
-/// How the files are called that hold manifests.
+/// The endings of files that hold manifests.
 const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
 
-/// What says which many.
+/// The clap group of the options that choose several pods.
 const MANY: &str = "many";
 
-/// Options that are about one pod, and mean nothing for many.
+/// Options for one pod, which have no meaning for many.
 const OF_ONE: [&str; 10] =
     ["pod-manifest", "live", "netns", "pid", "dump", "pod-ip", "uplink", "dns-server", "as", "options"];
 
@@ -63,7 +63,7 @@ agents wrote, besides --manifests.
 --fail-on is about that alone.
 ";
 
-/// Adds the arguments.
+/// Adds the arguments for many pods.
 pub(super) fn with_fleet(command: Command) -> Command {
     let heading = "Many pods";
     let arg =
@@ -100,17 +100,17 @@ pub(super) fn with_fleet(command: Command) -> Command {
     command.args(args).group(ArgGroup::new(MANY).args(["manifests", "cluster"]))
 }
 
-/// Whether many pods are asked for.
+/// Whether the arguments choose many pods.
 pub(super) fn is_asked(matches: &ArgMatches) -> bool {
     matches.contains_id("manifests") || is_of_cluster(matches)
 }
 
-/// Whether a cluster is asked about, which takes kubectl.
+/// Whether the arguments choose a cluster, for which kubectl is needed.
 pub(super) fn is_of_cluster(matches: &ArgMatches) -> bool {
     matches.get_flag("cluster")
 }
 
-/// How the answer is written down.
+/// The format of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FleetFormat {
     Text,
@@ -120,10 +120,10 @@ pub(super) enum FleetFormat {
     Prometheus,
 }
 
-/// Answers for everything in the manifests.
+/// Audits many pods and prints the answer.
 ///
 /// # Errors
-/// When a file cannot be read, nothing is there to be looked at, or `--fail-on` says so.
+/// A file cannot be read, there is nothing to audit, or `--fail-on` applies.
 pub(super) fn run(matches: &ArgMatches, format: FleetFormat, accepted: &Accepted) -> Result<(), CliError> {
     let path = |name: &str| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
     let stdin = ["manifests", "injector-values", "baseline", "accept", "netconf", "facts"];
@@ -176,7 +176,7 @@ pub(super) fn run(matches: &ArgMatches, format: FleetFormat, accepted: &Accepted
     limit.map_or(Ok(()), |severity| judge(&answer, comparison.as_ref(), severity))
 }
 
-/// Everything that manifests describe.
+/// Collects the pods that manifests describe.
 fn from_manifests(
     matches: &ArgMatches,
     manifests: &Path,
@@ -228,7 +228,7 @@ fn from_manifests(
     Ok(collected)
 }
 
-/// Whether it is good enough, and in one line what is not.
+/// Fails if findings count for `--fail-on`, and names them in one line.
 fn judge(answer: &FleetAnswer, comparison: Option<&Comparison>, severity: Severity) -> Result<(), CliError> {
     const NAMED: usize = 3;
     let (total, which, how): (usize, Vec<String>, _) = match comparison {
@@ -267,7 +267,7 @@ fn judge(answer: &FleetAnswer, comparison: Option<&Comparison>, severity: Severi
     }
 }
 
-/// Everything below a folder, one file, or standard input.
+/// Reads the documents below a folder, in one file, or on standard input.
 fn documents(path: &Path, namespace: &str) -> Result<Documents, CliError> {
     let mut out = Documents::default();
     let mut files = Vec::new();

@@ -1,5 +1,5 @@
-//! From a pod to what is known of its interception: by its manifest, with what an injector
-//! adds, and by the rules of its node's kernel where an agent told of them.
+//! Audits a pod: by its manifest, with what an injector adds, and by the rules of its node's kernel if
+//! an agent reported them.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::config::settings::Face;
 
 use crate::cli::source;
 
-/// What pods are looked at by.
+/// What is needed to audit a pod: the injector, the node's options, the facts that agents told.
 pub(super) struct Eye<'a> {
     pub injector: &'a Injector,
     pub node: &'a NodeOptions,
@@ -26,7 +26,7 @@ pub(super) struct Eye<'a> {
 }
 
 impl Eye<'_> {
-    /// What becomes of the traffic of a template's pods. `standing`: what an injector says.
+    /// Audits the pods of a template. `standing`: the injector's decision about them.
     pub(super) fn look(&self, template: PodTemplate, standing: InjectorVerdict, shapes: &mut Shapes) -> Looked {
         let labels = template.pod.labels();
         let subject = Subject {
@@ -76,7 +76,7 @@ impl Eye<'_> {
         }
     }
 
-    /// What the kernel has, where that was told.
+    /// The outcome by the rules in the kernel, if an agent reported the pod.
     fn by_kernel(
         &self,
         fact: &Fact,
@@ -113,7 +113,7 @@ impl Eye<'_> {
         }
     }
 
-    /// The interception that a pod asks for, and what its containers could do to it.
+    /// The outcome for a pod's options, with findings about its containers.
     fn intercepted(
         &self,
         pod: Pod,
@@ -147,7 +147,7 @@ impl Eye<'_> {
     }
 }
 
-/// What an agent says of rules that are not what they should be.
+/// A finding for rules that differ from the wanted ones, as an agent reported.
 fn drift(fact: &Fact) -> FleetFinding {
     FleetFinding {
         id: "drift".into(),

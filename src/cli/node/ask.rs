@@ -1,4 +1,4 @@
-//! What one asks the agent of a node, and how its answer is shown.
+//! Commands that ask the agent of a node, and print its answers.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,8 +40,8 @@ fn pods(matches: &ArgMatches) -> Result<Value, CliError> {
     whole(|from| answer(matches, message::Request::List { from: Some(from) }))
 }
 
-/// Asks for pages until there is none any more. An agent of an older release knows of none, and
-/// its one answer, in which no next one is named, is all.
+/// Joins the pages of a list. An agent of an older release has no pages: its one answer names no next
+/// page.
 fn whole(mut page: impl FnMut(String) -> Result<Value, CliError>) -> Result<Value, CliError> {
     let (mut pods, mut from) = (Vec::new(), String::new());
     loop {
@@ -108,7 +108,7 @@ pub(super) fn status(matches: &ArgMatches) -> Result<(), CliError> {
     if ready { Ok(()) } else { Err(CliError::Failed(problems.join("; "))) }
 }
 
-/// Looks into the pods that the agent knows, and tells a line at a time.
+/// Reads the rules of the pods that the agent knows, and prints a report line by line.
 pub(super) fn audit(matches: &ArgMatches) -> Result<(), CliError> {
     confine::to_the_nodes_agent();
     let status = answer(matches, message::Request::Status {})?;

@@ -16,7 +16,7 @@ use crate::sys::{file, netns};
 use super::super::error::CliError;
 use super::super::{confine, session};
 
-/// The rules that are there, and the files that name the pod's users and groups.
+/// Existing rules, and the files that name the pod's users and groups.
 pub struct LiveRules {
     pub source: Source,
     pub(super) passwd: String,
@@ -26,7 +26,7 @@ pub struct LiveRules {
 /// The most bytes of a dump that are read.
 const LARGEST_DUMP: u64 = 256 << 20;
 
-/// The files named, or standard input.
+/// Reads the dumps that are named, or standard input.
 pub(super) fn texts<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<Text>, CliError> {
     let mut stdin_taken = false;
     names
@@ -54,7 +54,7 @@ pub(super) fn texts<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<Text
         .collect()
 }
 
-/// The rules of the kernel, and the files of the pod that tell what they mean.
+/// Reads the rules of the kernel, and files of the pod that they refer to.
 pub(super) fn from_kernel(matches: &ArgMatches) -> Result<LiveRules, CliError> {
     let files = root_of(matches);
     // Files belong to the mount namespace, which stays as it is.
@@ -79,7 +79,7 @@ pub(super) fn from_kernel(matches: &ArgMatches) -> Result<LiveRules, CliError> {
 
 /// Where the pod's files are, if that can be known.
 enum Root {
-    /// The files of a process: what is there is the pod's doing, and it is read by root.
+    /// Below the root of a process. Root reads there what the pod has written.
     Process(u32),
     Own,
     Unknown,
@@ -89,7 +89,7 @@ enum Root {
 const LARGEST_FILE: u64 = 1 << 20;
 
 impl Root {
-    /// One of the pod's files; without it, what it would tell is not known.
+    /// Reads one of the pod's files; `None` if it is missing or cannot be read.
     fn read(&self, path: &str) -> Option<String> {
         let (whose, read) = match self {
             Self::Process(pid) => {

@@ -1,6 +1,6 @@
-//! What the plugin and the node's agent say to each other over the agent's socket: one line
-//! of JSON each way, `version` first. Members that are not known are passed over, so that
-//! the plugin of one release talks to the agent of another.
+//! Messages between the plugin and the node's agent over the agent's socket: one line of JSON each way,
+//! `version` first. Unknown members are ignored, so that the plugin of one release can talk to the agent
+//! of another.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ pub const VERSION: u32 = 1;
 /// The longest line, in bytes, the line feed included.
 pub const LONGEST_LINE: usize = 64 << 10;
 
-/// A line: the version, and what is said.
+/// A line: the version, and the message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Line<T> {
     pub version: u32,
@@ -67,7 +67,7 @@ pub struct AttachmentName {
     pub interface: String,
 }
 
-/// What is asked of the agent.
+/// A request to the agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]
 pub enum Request {
@@ -75,14 +75,14 @@ pub enum Request {
     Decide(Decide),
     /// What the plugin has done. Nobody waits for the answer.
     Done(Done),
-    /// The attachment is gone.
+    /// Tells that an attachment is gone.
     Forget(AttachmentName),
     /// Whether the agent does its work.
     Status {},
-    /// Every pod of the node, as the agent knows it. Without `from`, as older releases ask, all
-    /// of them or an error; with it as many as fit into a line, from that one on, which is the
-    /// empty text at first and then the `next` of the answer before. An answer without `next`
-    /// is the last one.
+    /// Asks for every pod of the node, as the agent knows it. Without `from`, as older releases ask, the
+    /// answer has all pods or is an error. With `from` it has as many as fit into a line, beginning with
+    /// that one: the empty text at first, and then the `next` of the answer before. An answer without
+    /// `next` is the last one.
     List {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         from: Option<String>,
@@ -95,7 +95,7 @@ pub enum Request {
 pub struct Decide {
     pub namespace: String,
     pub name: String,
-    /// The pod's UID, where the runtime tells it: a pod of the same name may be another one.
+    /// The pod's UID, if the runtime tells it: another pod may have had the same name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
     #[serde(flatten)]
@@ -104,7 +104,7 @@ pub struct Decide {
     pub netns: String,
 }
 
-/// The action of an ADD that failed although it was decided that the pod be intercepted.
+/// The action of an ADD that failed after the decision to intercept the pod.
 pub const FAILED: &str = "failed";
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -142,7 +142,7 @@ pub struct Setting {
     pub source: String,
 }
 
-/// What the agent answers.
+/// The agent's answer to a request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "kebab-case")]
 pub enum Answer {
@@ -162,7 +162,7 @@ pub enum Answer {
         #[serde(default)]
         details: String,
     },
-    /// Heard.
+    /// Acknowledges a notification.
     Heard {},
     /// The answer to `status`, `list` and `why`, for people and programs; its members are
     /// described where they are made.

@@ -1,5 +1,5 @@
-//! Asking the node's agent about a pod, over its socket. Where there is no agent, or none
-//! that answers yet, it is asked again for as long as the netconf says.
+//! Asks the node's agent about a pod, over the agent's socket. If there is no agent, or it does not
+//! answer yet, the plugin repeats the request for as long as the netconf says.
 
 pub mod message;
 
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(6);
 /// The pauses between two tries: an agent that is being replaced is back in a moment.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// How long telling something may take that nobody waits for.
+/// How long sending a notification may take, whose answer nobody waits for.
 const TELLING: Duration = Duration::from_millis(200);
 
 /// Why the agent gave no answer.
@@ -48,7 +48,7 @@ pub fn socket(run_dir: &Path) -> PathBuf {
     run_dir.join(SOCKET)
 }
 
-/// Asks once.
+/// Sends one request and waits for its answer.
 ///
 /// # Errors
 /// There is no agent, or no answer in time, or none that makes sense.
@@ -75,7 +75,7 @@ pub fn ask(socket: &Path, request: Request, patience: Duration) -> Result<Answer
     }
 }
 
-/// Tells the agent something, without waiting for its answer.
+/// Sends a notification to the agent, without waiting for its answer.
 pub fn tell(run_dir: &Path, request: Request) {
     let told = || -> Result<(), AskError> {
         let path = socket(run_dir);
@@ -91,7 +91,7 @@ pub fn tell(run_dir: &Path, request: Request) {
     }
 }
 
-/// Whether there is, or was a moment ago, an agent on this node.
+/// Whether an agent's socket is on this node: there is an agent, or was one a moment ago.
 pub fn is_there(run_dir: &Path) -> bool {
     socket(run_dir).symlink_metadata().is_ok()
 }

@@ -1,5 +1,5 @@
-//! From a pod's annotations, and its proxy's variables and user, to option texts. What
-//! they mean, and whether they are right, is decided where all options are.
+//! From a pod's annotations, and its proxy's variables and user, to option texts, which are parsed and
+//! checked where all options are.
 
 use crate::config::given::{Given, Origin};
 use crate::config::options::{Opt, Takes};
@@ -33,7 +33,7 @@ const ANNOTATIONS: &[(&str, Opt)] = &[
     ("traffic.sidecar.istio.io/kubevirtInterfaces", Opt::VirtualInterfaces),
 ];
 
-/// What a pod gets that says nothing.
+/// The options of a pod that neither an annotation nor the netconf sets.
 const DEFAULTS: &[(Opt, &str)] = &[
     (Opt::OutboundRanges, "*"),
     (Opt::InboundPorts, "*"),
@@ -43,7 +43,7 @@ const DEFAULTS: &[(Opt, &str)] = &[
     (Opt::ProxyGid, PROXY_ID),
 ];
 
-/// The options of a pod over those of the netconf. `warn` is told of what does not count.
+/// The options of a pod, which go over those of the netconf. `warn` is told which values are ignored.
 ///
 /// # Errors
 /// When a list of an annotation has an empty item, or the lists are too long together.
@@ -97,7 +97,7 @@ pub fn options(pod: &Pod, proxy: &Container, netconf: &Given, warn: &mut dyn FnM
     Ok(given)
 }
 
-/// Takes from the netconf what the pod does not say.
+/// Sets from the netconf the options that the pod does not set.
 fn below(given: &mut Given, netconf: &Given) {
     for (opt, origin, text) in netconf.iter() {
         // A pod that asks for both families is not held to the node's choice.

@@ -13,16 +13,16 @@ use super::owner::{self, Workload};
 
 /// The most documents that are read, items of lists included.
 pub const MOST: usize = 100_000;
-/// The most characters of what is wrong with a document.
+/// The most characters of a message about a document that cannot be read.
 const LONGEST_PROBLEM: usize = 200;
-/// Where objects have a pod template, and `CronJob` its Job's.
+/// Where workloads have their pod template: directly, or in the Job template of a `CronJob`.
 const TEMPLATES: [&str; 2] = ["/spec/template", "/spec/jobTemplate/spec/template"];
 
 /// Where a document stands.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DocumentPlace {
     pub file: String,
-    /// From 1 on, in its file.
+    /// The document's number in its file, from 1 on.
     pub document: usize,
     /// The line with which it begins, from 1 on.
     pub line: usize,
@@ -34,12 +34,12 @@ impl std::fmt::Display for DocumentPlace {
     }
 }
 
-/// An object that makes pods, and what they are like.
+/// A pod template, or a pod, with the workload that it belongs to.
 #[derive(Debug, Clone)]
 pub struct PodTemplate {
     pub workload: Workload,
     pub pod: Pod,
-    /// How many pods there are to be, where that is told: one of itself is 1.
+    /// How many pods the workload has, if that is told; 1 for a single pod.
     pub pods: u64,
     pub place: DocumentPlace,
     /// The UID, and the node, of a pod that is there; a template has neither.
@@ -60,7 +60,7 @@ pub struct Documents {
     pub templates: Vec<PodTemplate>,
     /// The labels of each namespace that is described.
     pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
-    /// How many documents there are that are neither.
+    /// How many documents hold neither pods nor namespaces.
     pub passed_over: usize,
     pub broken: Vec<Broken>,
     count: usize,
@@ -72,10 +72,10 @@ pub struct Documents {
 pub struct TooManyDocuments;
 
 impl Documents {
-    /// Adds those of a file. `namespace`: where objects are that do not say so.
+    /// Adds the documents of a file. `namespace`: that of objects which name none.
     ///
     /// # Errors
-    /// When there are too many.
+    /// When there are more documents than are read.
     pub fn add(&mut self, file: &str, text: &str, namespace: &str) -> Result<(), TooManyDocuments> {
         for (at, (line, chunk)) in split(text).into_iter().enumerate() {
             let place = DocumentPlace { file: file.into(), document: at + 1, line };
@@ -94,7 +94,7 @@ impl Documents {
     /// Adds one object that somebody parsed.
     ///
     /// # Errors
-    /// When there are too many.
+    /// When there are more documents than are read.
     pub fn add_object(&mut self, from: &str, value: &Value, namespace: &str) -> Result<(), TooManyDocuments> {
         self.object(value, &DocumentPlace { file: from.into(), document: 1, line: 1 }, namespace, 1)
     }

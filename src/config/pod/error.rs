@@ -1,4 +1,4 @@
-//! What is wrong with what a pod asks for.
+//! Errors in what a pod asks for.
 
 use crate::config::settings::LONGEST_QUOTE;
 use crate::sys::text::shortened;
@@ -22,7 +22,7 @@ pub enum PodError {
 }
 
 impl PodError {
-    /// What to do about it.
+    /// What the user can do about the error.
     pub fn advice(&self) -> &'static str {
         match self {
             Self::EmptyItem { .. } => "correct the pod's annotation",

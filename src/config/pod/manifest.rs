@@ -1,5 +1,5 @@
-//! A pod in a file, and what it asks for. YAML or JSON; a workload's pod template is as good as a
-//! pod, and so is a list with one of either.
+//! A pod's manifest in a file, and which interception it asks for: YAML or JSON, of a pod, of a workload
+//! with a pod template, or of a list with one of either.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,24 +18,24 @@ use super::{NodeOptions, annotations};
 pub struct Manifest {
     /// `namespace/name`, as far as it has them.
     pub name: String,
-    /// Its own addresses, if it has run.
+    /// The pod's addresses, once it runs.
     pub addresses: Vec<IpAddr>,
-    /// Its name servers, where the manifest sets them.
+    /// The pod's name servers, where the manifest sets them.
     pub dns_servers: Option<Vec<IpAddr>>,
     pub pod: Pod,
 }
 
-/// What a manifest asks for.
+/// The options of an interception, as a manifest gives them.
 #[derive(Debug, Clone)]
 pub enum PodOptions {
     /// The arguments and variables of its init container.
     Init { arguments: Vec<String>, variables: BTreeMap<String, String> },
-    /// Options from its annotations and its proxy, as the CNI plugin takes them; what the
-    /// user should hear about them.
+    /// Options from the pod's annotations and its proxy, as the CNI plugin takes them, and warnings
+    /// about them.
     Annotations(Given, Vec<String>),
 }
 
-/// Why a manifest tells nothing.
+/// Why no options can be taken from a manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     #[error("is no YAML: {0}")]
@@ -70,10 +70,10 @@ impl Manifest {
         Self::of(serde_json::from_value(pod.clone()).map_err(|e| ManifestError::Fields(e.to_string()))?)
     }
 
-    /// What a pod tells about itself.
+    /// Makes a manifest of a parsed pod.
     ///
     /// # Errors
-    /// When its status has an address that is none.
+    /// A text among the pod's addresses is no address.
     pub fn of(pod: Pod) -> Result<Self, ManifestError> {
         let name = pod.full_name();
         let no_address = |text| ManifestError::Fields(format!("status: '{text}' is no address of a pod"));
@@ -85,8 +85,8 @@ impl Manifest {
         })
     }
 
-    /// What is to be intercepted. `node`: what the netconf of the pod's node says, which
-    /// counts where the CNI plugin does the work.
+    /// The options of the pod's interception. `node`: the netconf of the pod's node, used where the CNI
+    /// plugin makes the rules.
     ///
     /// # Errors
     /// When nothing would intercept the pod, or what it asks for makes no sense.

@@ -25,7 +25,7 @@ use std::fmt;
 
 use super::given::Given;
 
-/// Which pod, where the runtime says so.
+/// A pod's namespace, name and UID, as the runtime tells them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodId {
     pub namespace: String,
@@ -43,8 +43,8 @@ impl fmt::Display for PodId {
 /// What a node's network configuration decides about a pod whatever the pod says.
 #[derive(Debug, Clone, Default)]
 pub struct NodeOptions {
-    /// Its `interception`, `backend` and `ip_families`: the options that a pod's annotations go
-    /// over.
+    /// The options under its keys `interception`, `backend` and `ip_families`, which a pod's annotations
+    /// go over.
     pub options: Given,
     /// Namespaces of Kubernetes whose pods are left alone.
     pub exclude_namespaces: Vec<String>,

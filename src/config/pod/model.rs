@@ -1,5 +1,5 @@
-//! A pod as Kubernetes writes it (core/v1): of its fields those that decide about its
-//! interception, or tell who in it could undo one. Everything else is skipped.
+//! A pod as Kubernetes writes it (core/v1), reduced to the fields that decide about its interception, or
+//! show which container could remove the rules. All others are skipped.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,12 +16,12 @@ pub const MIRROR_OF: &str = "kubernetes.io/config.mirror";
 pub const PROXY: &str = "istio-proxy";
 /// How the init container is called that makes the rules.
 pub const INIT: &str = "istio-init";
-/// The programs that make them when their first argument is a face.
+/// The programs that make the rules when their first argument is `init` or `istio-iptables`.
 const PROGRAMS: [&str; 2] = ["podweir", "pilot-agent"];
 
 pub(super) type Texts = Option<BTreeMap<String, String>>;
 
-/// The parts of a pod that decide.
+/// A pod with the fields that decide about its interception.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Pod {
     #[serde(default)]
@@ -140,7 +140,8 @@ fn capability_names(names: &Option<Vec<String>>) -> Vec<&str> {
 }
 
 impl Container {
-    /// Forgets what does not decide about a proxy: an injector writes kilobytes of variables.
+    /// Drops a proxy's fields that do not decide about its interception: an injector writes kilobytes of
+    /// variables.
     fn trim_proxy(&mut self) {
         self.command = None;
         if let Some(args) = &mut self.args {
@@ -170,7 +171,7 @@ impl Container {
         self.security_context.as_ref()?.run_as_group.filter(|&id| id != 0)
     }
 
-    /// Whether it has every capability and every device.
+    /// Whether the container is privileged: it has every capability and every device.
     pub fn is_privileged(&self) -> bool {
         self.security_context.as_ref().and_then(|security| security.privileged) == Some(true)
     }
@@ -184,27 +185,27 @@ impl Container {
         self.capabilities().map(|capabilities| capability_names(&capabilities.add)).unwrap_or_default()
     }
 
-    /// The capabilities that are taken from it, without `CAP_`.
+    /// The capabilities taken from those that the runtime gives, without `CAP_`.
     pub fn dropped_capabilities(&self) -> Vec<&str> {
         self.capabilities().map(|capabilities| capability_names(&capabilities.drop)).unwrap_or_default()
     }
 }
 
-/// The beginnings of the names of annotations and labels that decide.
+/// How the names of annotations and labels begin that decide about an interception.
 const DECIDES: [&str; 5] =
     ["sidecar.istio.io/", "traffic.sidecar.istio.io/", "istio.io/", "ambient.istio.io/", "k8s.v1.cni.cncf.io/"];
 
-/// The variables of a proxy that decide.
+/// The variables of a proxy that decide about its interception.
 const PROXY_VARIABLES: [&str; 4] = ["DISABLE_ENVOY", "ISTIO_META_DNS_CAPTURE", "ISTIO_DUAL_STACK", "INVALID_DROP"];
 
-/// Whether an annotation or label of this name decides.
+/// Whether an annotation or label of this name decides about an interception.
 pub fn decides(name: &str) -> bool {
     DECIDES.iter().any(|begin| name.starts_with(begin))
 }
 
 impl Pod {
-    /// A pod with only what decides: the annotations and labels of a mesh, and the
-    /// containers that a mesh adds. Of the injector's note only that it is there is kept.
+    /// A pod with only what decides about its interception: the annotations and labels of a mesh, and
+    /// the containers that a mesh adds. The injector's status is kept without its value.
     pub fn trimmed(annotations: Texts, labels: Texts, spec: PodSpec) -> Self {
         let deciding = |texts: Texts| {
             let kept = texts.unwrap_or_default().into_iter();
@@ -248,15 +249,15 @@ impl Pod {
         }
     }
 
-    /// Its namespace, where it has one.
+    /// The pod's namespace, where it has one.
     pub fn namespace(&self) -> Option<&str> {
         self.metadata.namespace.as_deref()
     }
 
-    /// Its own addresses, in the order of its status and each once; none before it has run.
+    /// The pod's addresses, in the order of its status and each once; none before it runs.
     ///
     /// # Errors
-    /// The text of one that is no address.
+    /// The first text that is no address.
     pub fn addresses(&self) -> Result<Vec<IpAddr>, String> {
         let Some(status) = &self.status else { return Ok(Vec::new()) };
         let all = status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.as_ref()).chain(&status.pod_ip);
@@ -270,14 +271,14 @@ impl Pod {
         Ok(out)
     }
 
-    /// Its name servers, where it sets all of them itself.
+    /// The pod's name servers, where it sets all of them itself.
     pub fn dns_servers(&self) -> Option<Vec<IpAddr>> {
         let servers = self.spec.dns_config.as_ref()?.nameservers.as_ref()?;
         let is_all = self.spec.dns_policy.as_deref() == Some("None");
         is_all.then(|| servers.iter().filter_map(|server| server.parse().ok()).collect())
     }
 
-    /// All its labels.
+    /// All labels of the pod.
     pub fn labels(&self) -> BTreeMap<String, String> {
         self.metadata.labels.clone().unwrap_or_default()
     }
@@ -310,7 +311,7 @@ impl Pod {
         self.init_containers().chain(self.spec.containers.iter().flatten())
     }
 
-    /// The containers that were added while it runs.
+    /// The containers that were added to the running pod.
     pub fn added_containers(&self) -> impl Iterator<Item = &Container> {
         self.spec.ephemeral_containers.iter().flatten()
     }
@@ -321,17 +322,17 @@ impl Pod {
         all.find(|container| container.name == PROXY)
     }
 
-    /// Whether it is in its node's own network namespace.
+    /// Whether the pod is in its node's own network namespace.
     pub fn uses_host_network(&self) -> bool {
         self.spec.host_network == Some(true)
     }
 
-    /// The user that one of its containers runs as: what the container says, else the pod.
+    /// The user that a container runs as, by its own security context or else the pod's.
     pub fn user_of(&self, container: &Container) -> Option<u32> {
         self.id_of(container, |security| security.run_as_user)
     }
 
-    /// The group that one of its containers runs as: what the container says, else the pod.
+    /// The group that a container runs as, by its own security context or else the pod's.
     pub fn group_of(&self, container: &Container) -> Option<u32> {
         self.id_of(container, |security| security.run_as_group)
     }

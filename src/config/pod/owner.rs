@@ -30,8 +30,8 @@ fn text<'a>(value: &'a Value, path: &str) -> Option<&'a str> {
     value.pointer(path).and_then(Value::as_str).filter(|text| !text.is_empty())
 }
 
-/// The workload of an object: that of its controller, or itself. `namespace`: where it is
-/// if it does not say so.
+/// The workload of an object: its controller, or the object itself. `namespace`: that of an object which
+/// names none.
 pub fn workload(object: &Value, namespace: &str) -> Workload {
     let own = |kind: &str, name: &str| Workload {
         namespace: text(object, "/metadata/namespace").unwrap_or(namespace).into(),

@@ -14,9 +14,9 @@ const INJECT: &str = "sidecar.istio.io/inject";
 /// Why what was found is not the pod that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mismatch {
-    /// It is no pod, or another one: in what it differs.
+    /// The object is no pod, or has another name or namespace; in words.
     NoPod(String),
-    /// Another pod of that name, made after the one that was asked for was deleted.
+    /// The pod has the same name but another UID: the one that was asked for was deleted.
     Uid,
 }
 
@@ -29,18 +29,18 @@ pub enum LeftAlone {
     HasInit,
     /// No container is called as a sidecar proxy is.
     NoProxy,
-    /// Its proxy does not run Envoy.
+    /// The pod's proxy does not run Envoy.
     ProxyDisabled,
-    /// Its proxy has another role, which this is: a gateway's, for instance.
+    /// The pod's proxy has another role, which is given: a gateway's, for instance.
     NoSidecar(String),
-    /// Its label or annotation asks for no sidecar.
+    /// The pod's label or annotation asks for no sidecar.
     InjectFalse,
-    /// The injector left no note that it was there.
+    /// The pod has no status of an injector.
     NotInjected,
 }
 
 impl LeftAlone {
-    /// A word for metrics.
+    /// The reason as one word, for metrics.
     pub fn word(&self) -> &'static str {
         match self {
             Self::ExcludedNamespace(_) => "excluded-namespace",
@@ -71,11 +71,11 @@ impl fmt::Display for LeftAlone {
 }
 
 impl Pod {
-    /// Whether this is a certain pod. To be left alone it is enough that containers are
-    /// missing, so anything could pass for a pod without a sidecar.
+    /// Checks that an object is the pod that was asked for. Anything could pass for a pod without a
+    /// sidecar, since a pod is left alone if containers are missing.
     ///
     /// # Errors
-    /// When it is another one, or none.
+    /// When the object is another pod, or none.
     pub fn is(&self, wanted: &PodId) -> Result<(), Mismatch> {
         let Metadata { name, namespace, uid, .. } = &self.metadata;
         for (what, found, wanted) in [
@@ -104,7 +104,7 @@ impl Pod {
     /// The proxy that the pod's traffic goes to.
     ///
     /// # Errors
-    /// Why it goes to none.
+    /// Why the pod's traffic is not diverted.
     pub fn select(&self) -> Result<&Container, LeftAlone> {
         if self.init_containers().any(|container| container.name == INIT) {
             return Err(LeftAlone::HasInit);

@@ -1,4 +1,4 @@
-//! What values are taken for, and what is refused.
+//! Which texts give which values, and which are refused.
 
 use super::*;
 

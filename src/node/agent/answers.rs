@@ -1,5 +1,5 @@
-//! What the agent answers on its socket: what is to be done with a pod that starts, and what
-//! people and programs ask.
+//! What the agent answers on its socket: how a pod that starts is to be treated, and what people and
+//! programs ask about pods.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,7 +26,7 @@ use crate::sys::text::shortened;
 use super::Agent;
 use super::pages::{self, Position};
 
-/// How long the plugin waits for the watch to bring a pod, and then for the API server.
+/// How long a request of the plugin waits for the watch to bring the pod, and then for the API server.
 const WATCH_PATIENCE: Duration = Duration::from_secs(2);
 const API_PATIENCE: Duration = Duration::from_millis(2500);
 /// How long a pod's start waits for a ztunnel: less than the plugin waits for the agent.
@@ -35,7 +35,7 @@ const ZTUNNEL_PATIENCE: Duration = Duration::from_millis(4500);
 const LONGEST_REASON: usize = 80;
 
 impl Agent {
-    /// Answers ADD, and counts what fails by it; of what comes of the rest the plugin tells.
+    /// Answers ADD, and counts the refusals; all other results are counted when the plugin reports them.
     async fn decide(self: &Arc<Self>, asked: Decide) -> Answer {
         let answer = self.decided(asked).await;
         if let Answer::Error { code, .. } = &answer {
@@ -68,7 +68,8 @@ impl Agent {
         }
     }
 
-    /// Has a pod of ambient mode taken by ztunnel before it starts. `None`: it is none.
+    /// Waits until ztunnel takes the traffic of a pod of ambient mode that starts. `None` if the pod is
+    /// not in ambient mode.
     async fn join(
         self: &Arc<Self>,
         ambient: &Arc<Ambient<Real>>,
@@ -156,7 +157,7 @@ impl Agent {
         })
     }
 
-    /// Every pod with its state, or a page of them.
+    /// Every pod with its state, or, if `from` is given, one page of them that begins there.
     fn list(&self, from: Option<&str>) -> Value {
         let pods = self.shared.inventory.all();
         // A line holds some hundred pods; who wants more of one asks why.
@@ -214,7 +215,7 @@ fn settings(options: &Given) -> BTreeMap<String, Setting> {
     options.iter().map(one).collect()
 }
 
-/// What a pod of ambient mode asks for, in the words of `podweir ambient`.
+/// The options of a pod in ambient mode, by the names that `podweir ambient` gives them.
 fn ambient_options(options: &standing::Options) -> Value {
     let interfaces: Vec<String> = options
         .virtual_interfaces
@@ -230,7 +231,7 @@ fn refusal(error: &CniError) -> Answer {
     Answer::Error { code: error.code.number(), message: error.msg.clone(), details: error.details.clone() }
 }
 
-/// The agent on its socket.
+/// The agent, as what answers the requests on its socket.
 pub(crate) struct OnSocket(pub Arc<Agent>);
 
 impl Answers for OnSocket {

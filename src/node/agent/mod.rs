@@ -1,5 +1,5 @@
-//! The agent: what it does with what the API server, the installer and the plugin tell it, and
-//! its answers.
+//! The agent: what it does with news from the API server, the installer and the plugin, and how it
+//! answers requests.
 
 mod answers;
 mod pages;
@@ -27,12 +27,12 @@ use super::pulse;
 use super::shared::Shared;
 pub(super) use answers::OnSocket;
 
-/// The agent.
+/// The agent: what its parts share, and how it reacts to news.
 pub(super) struct Agent {
     pub shared: Arc<Shared>,
-    /// Ambient mode, where that is on.
+    /// Ambient mode; `None` if that is off.
     pub ambient: Option<Arc<Ambient<Real>>>,
-    /// The API server knows no node of the name that the agent was given.
+    /// Whether the API server knows no node of the name that the agent was given.
     node_is_unknown: AtomicBool,
     /// What the agent lacks, without which pods cannot be started as they should be.
     lacks: OnceLock<String>,
@@ -43,12 +43,13 @@ impl Agent {
         Self { shared, ambient, node_is_unknown: AtomicBool::new(false), lacks: OnceLock::new() }
     }
 
-    /// How long ago the API server last said anything on the watch, a bookmark included.
+    /// How long ago the API server last sent anything on the watch of pods, a bookmark included; `None`
+    /// if not every pod of the node is known yet.
     fn watch_age(&self) -> Option<Duration> {
         self.shared.cache.is_synced().then(|| self.shared.pods_watch.heard.age())
     }
 
-    /// Hears of a look of the installer.
+    /// Takes note of what a look of the installer found.
     pub(super) fn installed(&self, look: &Inspection) {
         let effective = matches!(&look.chain, Ok(state) if state.is_effective());
         self.shared.metrics.chain(effective, look.rewritten);
@@ -66,7 +67,7 @@ impl Agent {
         self.shared.installed.looked(look);
     }
 
-    /// Hears whether the API server knows the node.
+    /// Takes note of whether the API server knows the node.
     pub(super) fn node_is_unknown(&self, unknown: bool) {
         self.node_is_unknown.store(unknown, Ordering::Relaxed);
     }
@@ -82,7 +83,7 @@ impl Agent {
         self.shared.installed.is_looked_at() && self.shared.cache.is_synced()
     }
 
-    /// Hears of changes of the watch.
+    /// Reacts to a change that the watch of pods delivered.
     pub(super) fn changed(self: &Arc<Self>, change: Change) {
         match change {
             Change::Set(known) if known.phase == Phase::Ended => {
@@ -108,7 +109,7 @@ impl Agent {
         }
     }
 
-    /// Hears of changes of the watch of namespaces: these are in ambient mode now, or are not.
+    /// Reacts to namespaces whose label for ambient mode was added or removed.
     pub(super) fn namespaces_changed(self: &Arc<Self>, changed: &[String]) {
         let Some(ambient) = &self.ambient else { return };
         // Before all was known, nothing was decided about any.
@@ -121,7 +122,8 @@ impl Agent {
         self.maybe_complete();
     }
 
-    /// Says that ztunnels may be told that they know everything, as soon as they may.
+    /// Lets ztunnels have their complete snapshot once the node's pods and the labels of namespaces are
+    /// known.
     fn maybe_complete(self: &Arc<Self>) {
         if let Some(ambient) = &self.ambient
             && self.shared.cache.is_synced()
@@ -132,7 +134,7 @@ impl Agent {
         }
     }
 
-    /// Looks after a pod from now on, or looks again.
+    /// Begins to look after a pod, or wakes the task that looks after it already.
     fn track(self: &Arc<Self>, known: &Arc<Known>) -> Arc<TrackedPod> {
         let (tracked, _) = self.shared.inventory.track(known);
         match decide(known, &self.shared.settings.policy) {
@@ -185,7 +187,7 @@ impl Agent {
         Condition::works()
     }
 
-    /// Hears what the plugin has done.
+    /// Takes note of what the plugin reports to have done for a pod.
     fn done(self: &Arc<Self>, done: Done) {
         if done.action == FAILED {
             return self.shared.metrics.added("intercepted", "failed");

@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 use crate::cni::agent::message::LONGEST_LINE;
 use crate::node::cache::Known;
 
-/// How much of a line the pods take at most; the rest is for what stands around them.
+/// How much of a line the pods take at most, in bytes; the rest is for the text around them.
 const ROOM: usize = LONGEST_LINE - 2048;
 
-/// Where a pod stands in the list: pods that come and go between two pages move no other.
+/// Where a pod stands in the list, by its names: pods that come and go between two pages change the
+/// place of no other.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Position {
     namespace: String,
@@ -23,7 +24,7 @@ impl Position {
         Self { namespace: known.namespace.clone(), name: known.name.clone(), uid: known.uid.clone() }
     }
 
-    /// As it was written into a page; the empty text is before every pod.
+    /// Reads a position as it stands in a page; the empty text is before every pod.
     pub(super) fn parse(text: &str) -> Self {
         let mut parts = text.splitn(3, '/').map(str::to_owned);
         let mut next = || parts.next().unwrap_or_default();
@@ -37,8 +38,8 @@ impl Display for Position {
     }
 }
 
-/// The pods from one on, as many as a line holds, and in `next` the first of those that follow.
-/// The rows are in the order of their positions.
+/// The pods from the position `from` on, as many as a line holds, and under `next` the position of the
+/// first pod that follows, if there is one. The rows are in the order of their positions.
 pub(super) fn page(rows: impl Iterator<Item = (Position, Value)>, from: &Position) -> Value {
     let (mut pods, mut room) = (Vec::new(), ROOM);
     for (position, row) in rows.filter(|(position, _)| position >= from) {

@@ -1,5 +1,5 @@
-//! A pod's annotation: what it is to say, and what it says, which the watch tells a little
-//! later than it was written. Pure: nothing is written here.
+//! The annotation of a pod in ambient mode: which value it should have, and which one it has, which the
+//! watch reports a little later than it was written. Pure: nothing is written here.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,41 +9,41 @@ use crate::sys::mutex::lock;
 use super::super::cache::Known;
 use super::standing::REDIRECTION;
 
-/// For how long what was written is believed against the watch.
+/// For how long a value that was written counts, although the watch still reports another one.
 const TRUST: Duration = Duration::from_secs(2);
-/// The pauses between two tries to write it: the first, and the longest.
+/// The pauses between two attempts to write the annotation: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// What the annotation says; `None`: there is none.
+/// A value of the annotation; `None` if the pod has no annotation.
 pub(super) type Value = Option<&'static str>;
 
 #[derive(Debug)]
 struct Written {
     value: Value,
-    /// The pod as it was known then.
+    /// The pod as it was known when the value was written.
     known: Arc<Known>,
     at: Instant,
 }
 
 #[derive(Debug, Default)]
 struct Slot {
-    /// What it is to say: the newest counts.
+    /// The value that is to be written; a newer order replaces an older one.
     ordered: Option<Value>,
-    /// What is being written.
+    /// The value that is being written.
     under_way: Option<Value>,
     written: Option<Written>,
-    /// Somebody has it on the list of those to be written.
+    /// Whether the pod is on the list of those whose annotations are to be written.
     listed: bool,
-    /// How many times in a row it could not be written.
+    /// How many times in a row writing the annotation failed.
     failures: u32,
 }
 
-/// The annotation, as far as it is known.
+/// A pod's annotation: what is ordered, what is being written, and what was written last.
 #[derive(Debug, Default)]
 pub(super) struct Annotation(Mutex<Slot>);
 
 impl Annotation {
-    /// It is to say this from now on. Whether it has to be put on the list for that.
+    /// Orders a value to be written. Whether the pod has to be put on the list for that.
     #[must_use]
     pub(super) fn order(&self, value: Value) -> bool {
         let mut slot = lock(&self.0);
@@ -51,7 +51,8 @@ impl Annotation {
         !std::mem::replace(&mut slot.listed, true)
     }
 
-    /// The pod leaves: what was ordered and not begun is not true any more.
+    /// Drops an order that has not been begun, unless it is to remove the annotation: the pod leaves, so
+    /// that the value would not be true.
     pub(super) fn take_back(&self) {
         let mut slot = lock(&self.0);
         if slot.ordered != Some(None) {
@@ -59,12 +60,12 @@ impl Annotation {
         }
     }
 
-    /// The pod is gone: nobody reads what was ordered.
+    /// Drops the order of a pod that is gone, whose annotation nobody reads.
     pub(super) fn forget(&self) {
         lock(&self.0).ordered = None;
     }
 
-    /// Its turn has come: what is to be written, if anything.
+    /// Begins writing: the value to be written; `None` if nothing is ordered.
     pub(super) fn begin(&self) -> Option<Value> {
         let mut slot = lock(&self.0);
         slot.listed = false;
@@ -72,8 +73,8 @@ impl Annotation {
         slot.under_way
     }
 
-    /// It was written, `known` being what was known of the pod. Gives the pause after which it has to
-    /// be on the list again.
+    /// Ends writing: `done` if that succeeded, and `known` is the pod as it was known. Gives the pause
+    /// after which the pod has to be put on the list again; `None` if that is not needed.
     pub(super) fn end(&self, done: bool, known: &Arc<Known>, now: Instant) -> Option<Duration> {
         let mut slot = lock(&self.0);
         let value = slot.under_way.take()?;
@@ -89,13 +90,13 @@ impl Annotation {
         (!std::mem::replace(&mut slot.listed, true)).then(|| first.saturating_mul(doubled).min(longest))
     }
 
-    /// Whether something is still to be written.
+    /// Whether a value is ordered or being written.
     pub(super) fn is_ordered(&self) -> bool {
         let slot = lock(&self.0);
         slot.ordered.or(slot.under_way).is_some()
     }
 
-    /// What it says, or will.
+    /// The value that the annotation has, or will have when the order is written.
     pub(super) fn value(&self, known: &Arc<Known>) -> Option<String> {
         self.value_at(known, Instant::now())
     }
@@ -116,7 +117,8 @@ impl Annotation {
         said.map(str::to_owned)
     }
 
-    /// When to look again whether the watch agrees; `None`: it is believed already.
+    /// How long it is until the watch counts again instead of the value that was written; `None` if the
+    /// watch counts already.
     pub(super) fn recheck(&self) -> Option<Duration> {
         let left = TRUST.saturating_sub(lock(&self.0).written.as_ref()?.at.elapsed());
         (!left.is_zero()).then_some(left)
@@ -138,7 +140,7 @@ mod tests {
         Arc::new(Known::of(serde_json::from_value(pod).unwrap()).unwrap())
     }
 
-    /// Orders and writes it, at once.
+    /// Orders a value and writes it at once.
     fn write(annotation: &Annotation, value: Value, known: &Arc<Known>) {
         assert!(annotation.order(value));
         assert_eq!(annotation.begin(), Some(value));

@@ -1,6 +1,6 @@
-//! Which pod has which address in the node's sets of probed addresses: pure. An address
-//! that comes back with another pod belongs to the newer one, whichever of them is told of
-//! last; and when that goes, to the one that is left.
+//! Which pod has which address in the node's sets of probed addresses: pure. An address that two pods
+//! claim belongs to the newer one, in whichever order they are reported; when that one goes, the address
+//! belongs to the other.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,11 +12,11 @@ pub type Entries = BTreeMap<IpAddr, String>;
 #[derive(Debug)]
 struct Claim {
     addresses: BTreeSet<IpAddr>,
-    /// When the pod was made, and the order of claims within one second.
+    /// When the pod was made, in seconds since 1970, and the order of claims within one second.
     age: (Option<i64>, u64),
 }
 
-/// How entries change.
+/// Entries to be added to the sets and deleted from them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EntryChanges {
     pub add: Vec<(IpAddr, String)>,
@@ -29,7 +29,7 @@ impl EntryChanges {
     }
 }
 
-/// Every pod's claims.
+/// The addresses that every pod claims, and the entries that follow.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     pods: HashMap<String, Claim>,
@@ -43,13 +43,13 @@ impl Claims {
         self.pods.get(uid).map(|claim| claim.addresses.clone()).unwrap_or_default()
     }
 
-    /// What the sets should hold.
+    /// The entries that the sets should have.
     pub(super) fn entries(&self) -> &Entries {
         &self.entries
     }
 
-    /// A pod has these addresses and no others; gives what changes by it. `created`: when
-    /// the pod was made, in seconds since 1970.
+    /// Makes exactly these the addresses that a pod claims; gives how the entries change. `created`:
+    /// when the pod was made, in seconds since 1970.
     pub(super) fn set(&mut self, uid: &str, created: Option<i64>, addresses: BTreeSet<IpAddr>) -> EntryChanges {
         let before = self.of(uid);
         if addresses.is_empty() {

@@ -1,4 +1,4 @@
-//! What is counted of ambient mode, for Prometheus.
+//! The metrics of ambient mode, for Prometheus.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ impl Default for Figures {
 }
 
 impl Figures {
-    /// Has a registry show them.
+    /// Adds the metrics to a registry.
     pub fn register(&self, r: &mut Registry) {
         r.register("ambient_ztunnels", "Ztunnels that are connected", self.ztunnels.clone());
         r.register("ambient_disconnects", "Ends of ztunnels' connections, by cause", self.disconnects.clone());
@@ -64,13 +64,13 @@ impl Figures {
         self.ztunnels.inc();
     }
 
-    /// A ztunnel that was connected has gone.
+    /// Counts a ztunnel that had greeted and whose connection has ended.
     pub fn left(&self, cause: &str) {
         self.ztunnels.dec();
         self.disconnected(cause);
     }
 
-    /// A connection has come to its end, perhaps before it was one of a ztunnel.
+    /// Counts a connection that has ended, be it before a ztunnel greeted on it.
     pub fn disconnected(&self, cause: &str) {
         self.disconnects.get_or_create(&labels([("cause", cause)])).inc();
     }

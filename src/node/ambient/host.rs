@@ -1,5 +1,5 @@
-//! The node's own rules and sets, by which the kubelet's probes are told from other
-//! traffic: asserted at the start, again when anybody changes them, and now and then.
+//! The node's own rules and sets, which tell the kubelet's probes from other traffic: made at the start,
+//! and verified again after every change by anybody, and now and then.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,8 +23,8 @@ use super::{Ambient, Entries};
 /// Changes come in bursts, and others change a node's rules all the time.
 const BURST: Duration = Duration::from_millis(20);
 const BETWEEN: Duration = Duration::from_millis(500);
-/// Where every change is heard, how many times longer than the usual interval passes
-/// between two looks that nothing called for.
+/// Where the kernel reports every change, how many times longer than the usual interval passes between
+/// two looks that nothing called for.
 const TOLD_FACTOR: u32 = 5;
 
 /// The node's rules and sets, made when they are needed first.
@@ -33,9 +33,9 @@ pub(super) struct Host {
     options: HostOptions,
     conditions: Conditions,
     probes: Arc<std::sync::Mutex<Option<HostProbes>>>,
-    /// One change at a time, in the order in which they were decided.
+    /// Held during a change: one is made at a time, in the order in which they were decided.
     turn: tokio::sync::Mutex<()>,
-    /// They were removed for good.
+    /// Whether rules and sets were removed for good.
     removed: AtomicBool,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Host {
 #[derive(Debug, Default)]
 struct Asserted {
     written: bool,
-    /// What holds them; `None`: they were removed for good.
+    /// The backend that has the rules and sets; `None` if they were removed for good.
     backend: Option<BackendKind>,
 }
 
@@ -68,7 +68,7 @@ impl Host {
         }
     }
 
-    /// Works on them, off the agent's own thread.
+    /// Runs `work` on rules and sets, in another thread than the agent's own.
     async fn work<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut HostProbes) -> Result<T, HostError> + Send + 'static,
@@ -91,7 +91,7 @@ impl Host {
         worked.await.unwrap_or_else(|e| Err(format!("the work on the node's rules was lost: {e}")))
     }
 
-    /// Changes entries; rules and the other entries stay.
+    /// Adds and deletes entries of the sets; rules and all other entries stay.
     pub(super) async fn change(&self, difference: EntryChanges) -> Result<(), String> {
         let _turn = self.turn.lock().await;
         self.work(move |probes| {
@@ -112,14 +112,14 @@ impl Host {
         self.work(|probes| Asserted::by(probes, HostProbes::set_up)).await
     }
 
-    /// Takes rules and sets away, for good.
+    /// Removes rules and sets for good.
     pub(super) async fn remove(&self) -> Result<bool, String> {
         let _turn = self.turn.lock().await;
         self.removed.store(true, Ordering::Relaxed);
         self.work(HostProbes::remove).await
     }
 
-    /// Makes rules and sets, with exactly what `entries` says by then.
+    /// Makes rules and sets with exactly the entries that `entries` gives when it is their turn.
     async fn hold(&self, entries: impl FnOnce() -> Entries) -> Result<Asserted, String> {
         let _turn = self.turn.lock().await;
         if self.removed.load(Ordering::Relaxed) {

@@ -1,15 +1,16 @@
-//! As whom the kubelet runs: its probes are told from other traffic by its user.
+//! The user that the kubelet runs as, by which its probes are told from other traffic.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// What the kubelet's process is called: itself, in microk8s, in k3s (which renames itself).
+/// The names of the kubelet's process: its own, that of microk8s, and those of k3s, which renames
+/// itself.
 const NAMES: [&str; 5] = ["kubelet", "kubelite", "k3s", "k3s-server", "k3s-agent"];
 
-/// The user by whom the kubelet's sockets are owned; `None`: there is no kubelet to be
-/// seen. Of several, as where clusters run in containers, the one that is in the node's own
-/// network namespace counts, and of these the oldest process.
+/// The user that owns the kubelet's sockets; `None` if no kubelet is seen. Only processes in the node's
+/// own network namespace count, since whole clusters may run in containers of the node; of several, the
+/// one with the lowest process id.
 ///
 /// `proc`: where the node's proc(5) is mounted.
 pub fn uid(proc: &Path) -> Option<u32> {

@@ -1,4 +1,4 @@
-//! A pod of ambient mode, as far as others see it: what they tell it, and how far it is.
+//! A pod of ambient mode as other tasks see it: the news that they report of it, and its state.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -14,42 +14,42 @@ use super::annotation::Annotation;
 use super::zds::Identity;
 use super::zds::Uid;
 
-/// How far a pod is, for who waits for it.
+/// The state of a pod, for the start that waits for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Where {
     Joining,
-    /// Not in a moment, and why; it is tried again.
+    /// No ztunnel has taken the pod in this namespace yet, and why; it is tried again.
     Pending(Identity, String),
-    /// Nothing was done in this namespace, and why; it is tried again later.
+    /// A step failed in this namespace, and why; it is tried again later.
     Failed(Identity, String),
-    /// Its traffic is taken in this namespace.
+    /// A ztunnel takes the pod's traffic in this namespace.
     Enrolled(Identity),
     Out(String),
 }
 
-/// What is told of a pod's sandbox.
+/// What the plugin reports of a pod's sandbox.
 #[derive(Debug, Clone)]
 pub(super) enum SandboxEvent {
     /// The plugin was called to set this namespace up.
     Made(Place),
-    /// The plugin was called to take it down.
+    /// The plugin was called to take the sandbox down.
     Gone,
 }
 
 #[derive(Debug)]
 struct MemberState {
     known: Arc<Known>,
-    /// The pod is gone from the API server.
+    /// Whether the pod is gone from the API server.
     gone: bool,
     sandbox: Option<SandboxEvent>,
-    /// Its namespace, while that is open.
+    /// The pod's namespace, while that is open.
     place: Option<Place>,
     task: Option<AbortHandle>,
-    /// How many starts wait for it.
+    /// How many starts wait for the pod.
     starts: usize,
 }
 
-/// A start that waits for a pod, for as long as it is kept.
+/// A start that waits for a pod until this is dropped.
 pub(super) struct Start {
     member: Arc<Member>,
     pub whereabouts: watch::Receiver<Where>,
@@ -61,7 +61,7 @@ impl Drop for Start {
     }
 }
 
-/// A pod that is looked after.
+/// A pod that a task looks after.
 #[derive(Debug)]
 pub(super) struct Member {
     pub uid: Uid,
@@ -90,7 +90,7 @@ impl Member {
         self.lock().known.clone()
     }
 
-    /// The pod is not as it was.
+    /// Takes note of a change of the pod.
     pub(super) fn changed(&self, known: &Arc<Known>) {
         let mut shared = self.lock();
         shared.known = known.clone();
@@ -99,18 +99,19 @@ impl Member {
         self.wake();
     }
 
-    /// There is something to look at.
+    /// Wakes the task that looks after the pod.
     pub(super) fn wake(&self) {
         self.wake.notify_one();
     }
 
-    /// The pod is gone.
+    /// Takes note that the pod is gone from the API server.
     pub(super) fn gone(&self) {
         self.lock().gone = true;
         self.wake.notify_one();
     }
 
-    /// The plugin sets this namespace up, and waits. Gives how far that is.
+    /// Takes note that the plugin sets this namespace up and waits. Gives the start, with the pod's
+    /// state.
     pub(super) fn sandbox_made(self: &Arc<Self>, place: Place) -> Start {
         let start = Start { member: self.clone(), whereabouts: self.whereabouts.subscribe() };
         let mut shared = self.lock();
@@ -121,12 +122,12 @@ impl Member {
         start
     }
 
-    /// Whether somebody waits for what is done for it.
+    /// Whether a start waits for work on the pod.
     pub(super) fn urgency(&self) -> Urgency {
         if self.lock().starts > 0 { Urgency::Start } else { Urgency::Background }
     }
 
-    /// The plugin takes the namespace down.
+    /// Takes note that the plugin takes the sandbox down.
     pub(super) fn sandbox_gone(&self) {
         self.lock().sandbox = Some(SandboxEvent::Gone);
         self.wake.notify_one();
@@ -136,7 +137,7 @@ impl Member {
         self.lock().task = Some(task);
     }
 
-    /// Ends looking after it, as the end of the agent does; everything stays as it is.
+    /// Ends the task that looks after the pod, as the end of the agent does; its rules and entries stay.
     #[cfg(test)]
     pub(super) fn abort(&self) {
         if let Some(task) = self.lock().task.take() {
@@ -144,12 +145,12 @@ impl Member {
         }
     }
 
-    /// Whether nothing has been told that has not been taken up.
+    /// Whether all news of the pod's sandbox has been taken up.
     pub(super) fn is_idle(&self) -> bool {
         self.lock().sandbox.is_none()
     }
 
-    /// Whether the pod is gone.
+    /// Whether the pod is gone from the API server.
     pub(super) fn is_gone(&self) -> bool {
         self.lock().gone
     }
@@ -163,17 +164,17 @@ impl Member {
         self.whereabouts.borrow().clone()
     }
 
-    /// The pod's namespace is open from now on, or is not.
+    /// Sets the pod's namespace; `None` if it is not open.
     pub(super) fn set_place(&self, place: Option<Place>) {
         self.lock().place = place;
     }
 
-    /// What the plugin has told since this was last asked.
+    /// Takes the last news of the pod's sandbox, if there is any that was not taken before.
     pub(super) fn take_sandbox(&self) -> Option<SandboxEvent> {
         self.lock().sandbox.take()
     }
 
-    /// Waits until something has been told.
+    /// Waits until there is news of the pod.
     pub(super) async fn woken(&self) {
         self.wake.notified().await;
     }

@@ -1,6 +1,6 @@
-//! Ambient mode: pods without a proxy of their own, whose traffic the node's ztunnel takes.
-//! The agent programs their namespaces, hands these to ztunnel, lets the kubelet's probes
-//! by, and keeps all of it true.
+//! Ambient mode: pods without a proxy of their own, whose traffic the node's ztunnel takes. The agent
+//! makes the rules in their namespaces, hands the namespaces to ztunnel, lets the kubelet's probes pass,
+//! and keeps all of this so.
 //!
 //! ```text
 //! watch of pods ─┐
@@ -11,18 +11,18 @@
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | `standing` | what is wanted of a pod: pure |
-//! | `step` | from what is to what is wanted, in order: pure |
-//! | `claims`, `annotation` | who has which address; what the annotation says: pure |
-//! | `member`, `care` | a pod as others see it; looking after it |
-//! | `writer` | writes annotations, beside everything else |
+//! | `standing` | whether a pod is to be in ambient mode, and with which options: pure |
+//! | `step` | the next step from what is there to what is wanted: pure |
+//! | `claims`, `annotation` | which pod has which address; which value the annotation has: pure |
+//! | `member`, `care` | a pod as other tasks see it; looking after the pod |
+//! | `writer` | writes annotations, in a task of its own |
 //! | `world` | what is done to the kernel and the API server, behind a trait |
-//! | `start` | makes all of it, and leaves the node |
+//! | `start` | makes all of these parts, and leaves the node |
 //! | `real`, `host`, `namespaces` | the real world; the node's own rules; the watch of namespaces |
-//! | `probe` | whether probes get through |
-//! | `zds` | telling ztunnels |
-//! | `kubelet` | as whom the kubelet runs |
-//! | `figures` | what is counted |
+//! | `probe` | whether probes reach pods |
+//! | `zds` | telling ztunnels which pods to take |
+//! | `kubelet` | which user the kubelet runs as |
+//! | `figures` | metrics |
 
 mod annotation;
 mod care;
@@ -66,48 +66,48 @@ use zds::Identity;
 use zds::book::Book;
 use zds::message::WorkloadInfo;
 
-/// How long looking for the namespaces of pods may hold a ztunnel's first snapshot up.
+/// How long searching for pods' namespaces may delay a ztunnel's first snapshot.
 const LOOKING: Duration = Duration::from_secs(10);
 
-/// What ambient mode is told.
+/// The settings of ambient mode.
 #[derive(Debug, Clone)]
 pub struct AmbientSettings {
     pub policy: EnrolmentPolicy,
-    /// The families that are programmed.
+    /// The families for which rules are made.
     pub families: Families,
-    /// Repair what is not as it should be.
+    /// Whether rules that differ from what they should be are repaired.
     pub heal: bool,
-    /// How often pods are looked at of which the kernel does not tell.
+    /// How often the rules of pods are verified where the kernel does not report every change.
     pub verify_interval: Duration,
 }
 
-/// Which namespaces of Kubernetes have the label.
+/// The namespaces of Kubernetes that have the label of ambient mode.
 #[derive(Debug, Default)]
 struct Namespaces {
     labelled: HashSet<String>,
     known: bool,
-    /// Every pod of the node is known, too.
+    /// Whether every pod of the node is known, too.
     pods_known: bool,
 }
 
-/// What the synthetic probe found, in sentences, and whether that is as it should be; `None` where
-/// nothing was tried.
+/// What the synthetic probe found, in sentences, and whether that is as it should be; `None` if no probe
+/// was tried.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Probed {
     pub found: Vec<String>,
     pub good: Option<bool>,
 }
 
-/// What came of a pod's start.
+/// The result of waiting for a pod that starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Joined {
-    /// A ztunnel has its traffic.
+    /// A ztunnel takes the pod's traffic.
     Enrolled,
-    /// It is none of ambient mode's.
+    /// The pod is not in ambient mode.
     Out,
 }
 
-/// Ambient mode.
+/// Ambient mode: the pods of the node, what ztunnels are told of them, and the node's sets.
 pub struct Ambient<W: World> {
     pub world: W,
     pub settings: AmbientSettings,
@@ -144,7 +144,8 @@ impl<W: World> Ambient<W> {
         }
     }
 
-    /// How a pod stands; `None` while it is not known which namespaces have the label.
+    /// Whether a pod is to be in ambient mode; `None` if it is not known yet which namespaces have the
+    /// label.
     pub fn standing(&self, known: &Known) -> Option<Standing> {
         let namespaces = lock(&self.namespaces);
         namespaces
@@ -152,7 +153,7 @@ impl<W: World> Ambient<W> {
             .then(|| standing::standing(known, namespaces.labelled.contains(&known.namespace), &self.settings.policy))
     }
 
-    /// Takes up which namespaces have the label, all of them; gives those of which that is new.
+    /// Takes over which namespaces have the label, all of them; gives those for which that is new.
     pub fn namespaces_are(&self, labelled: HashSet<String>) -> Vec<String> {
         let mut namespaces = lock(&self.namespaces);
         namespaces.known = true;
@@ -160,7 +161,7 @@ impl<W: World> Ambient<W> {
         before.symmetric_difference(&namespaces.labelled).cloned().collect()
     }
 
-    /// A namespace has the label, or has it not; whether that is new.
+    /// Takes over whether one namespace has the label; gives whether that is new.
     pub fn namespace_is(&self, name: &str, labelled: bool) -> bool {
         let mut namespaces = lock(&self.namespaces);
         match labelled {
@@ -179,7 +180,7 @@ impl<W: World> Ambient<W> {
         lock(&self.namespaces).pods_known
     }
 
-    /// A pod is there, or is not as it was, or its namespace is not.
+    /// Reacts to a pod that is new or has changed, or whose namespace got or lost the label.
     pub fn consider(self: &Arc<Self>, known: &Arc<Known>) {
         let standing = self.standing(known);
         if standing.as_ref().is_some_and(Standing::is_in) {
@@ -211,22 +212,22 @@ impl<W: World> Ambient<W> {
         member
     }
 
-    /// A pod is gone.
+    /// Reacts to a pod that is gone from the API server.
     pub fn gone(&self, uid: &str) {
         if let Some(member) = lock(&self.members).get(uid) {
             member.gone();
         }
     }
 
-    /// A pod's sandbox is being taken down.
+    /// Reacts to the plugin being called to take a pod's sandbox down.
     pub fn sandbox_gone(&self, uid: &str) {
         if let Some(member) = lock(&self.members).get(uid) {
             member.sandbox_gone();
         }
     }
 
-    /// Every pod of the node is known, and which namespaces have the label: what ztunnels
-    /// are told from now on is complete.
+    /// Records that every pod of the node is known, and which namespaces have the label: from now on a
+    /// snapshot for ztunnels may be complete.
     pub fn complete(self: &Arc<Self>) {
         lock(&self.namespaces).pods_known = true;
         self.book.complete();
@@ -237,10 +238,10 @@ impl<W: World> Ambient<W> {
         });
     }
 
-    /// A pod starts, in this namespace: waits until a ztunnel has taken it.
+    /// Waits until a ztunnel takes the traffic of a pod that starts in this namespace.
     ///
     /// # Errors
-    /// Why it is not taken, with what helps.
+    /// Why the traffic is not taken, with what helps.
     pub async fn join(
         self: &Arc<Self>,
         known: &Arc<Known>,
@@ -284,12 +285,12 @@ impl<W: World> Ambient<W> {
         }
     }
 
-    /// The addresses that the node's sets have for a pod.
+    /// The addresses that a pod claims in the node's sets.
     fn claimed(&self, uid: &str) -> BTreeSet<IpAddr> {
         lock(&self.claims).of(uid)
     }
 
-    /// Gives a pod these addresses in the node's sets, and no others.
+    /// Gives a pod exactly these addresses in the node's sets.
     async fn claim(&self, known: &Known, addresses: BTreeSet<IpAddr>) -> Result<(), String> {
         let before = self.claimed(&known.uid);
         let difference = lock(&self.claims).set(&known.uid, known.created, addresses);
@@ -305,7 +306,7 @@ impl<W: World> Ambient<W> {
         changed
     }
 
-    /// What the node's sets should hold.
+    /// The entries that the node's sets should have.
     pub fn entries(&self) -> Entries {
         lock(&self.claims).entries().clone()
     }
@@ -315,14 +316,14 @@ impl<W: World> Ambient<W> {
         !self.claimed(uid).is_empty()
     }
 
-    /// How many namespaces of pods are kept open.
+    /// How many network namespaces of pods are kept open.
     pub fn open_namespaces(&self) -> usize {
         let mut open: HashSet<Identity> = self.book.namespaces().into_iter().collect();
         open.extend(lock(&self.members).values().filter_map(|member| member.place()).map(|place| place.identity));
         open.len()
     }
 
-    /// An enrolled pod that is probed, for each family.
+    /// For each family an enrolled pod that has an address of it in the node's sets.
     fn one_of_each_family(&self) -> Vec<(Place, IpAddr)> {
         let mut found: Vec<(Place, IpAddr)> = Vec::new();
         for (address, uid) in self.entries() {
@@ -345,7 +346,7 @@ impl<W: World> Ambient<W> {
         lock(&self.probed).clone()
     }
 
-    /// How things stand, for `status`.
+    /// The state of ambient mode, for `podweir node status`.
     pub fn report(&self) -> serde_json::Value {
         let (connected, complete) = self.book.ztunnels();
         let probed = self.probed();
@@ -370,7 +371,7 @@ impl<W: World> Ambient<W> {
         self.len() == 0
     }
 
-    /// Lets go of a pod that is out, unless something new was told of it meanwhile.
+    /// Forgets a pod that is out of ambient mode, unless there is news of its sandbox; whether it did.
     fn let_go(&self, member: &Arc<Member>) -> bool {
         let mut members = lock(&self.members);
         let is_out = !self.standing(&member.known()).is_some_and(|s| s.is_in()) || member.is_gone();

@@ -1,5 +1,5 @@
-//! Which namespaces of Kubernetes are in ambient mode: one watch of those that have the
-//! label, and of nothing else about them. It is there only where ambient mode is on.
+//! Which namespaces of Kubernetes are in ambient mode, by a watch of those that have the label; nothing
+//! else of them is kept. There is this watch only where ambient mode is on.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -17,7 +17,7 @@ use super::super::shared::Shared;
 use super::Ambient;
 use super::real::Real;
 
-/// What is selected by: a namespace that loses the label is told as gone.
+/// The selector of the watch, by which a namespace that loses the label is reported as deleted.
 pub(super) const SELECTOR: &str = "istio.io/dataplane-mode=ambient";
 
 /// A namespace as the watch delivers it.
@@ -56,21 +56,21 @@ impl kube::Resource for WatchedNamespace {
     }
 }
 
-/// What an event of the watch says.
+/// What an event of the watch says about labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum LabelNews {
-    /// One namespace has the label, or has it no more.
+    /// One namespace has the label now, or does not have it any more.
     One(String, bool),
-    /// These are all.
+    /// Exactly these namespaces have the label.
     All(HashSet<String>),
 }
 
-/// Takes a list that comes in pieces together.
+/// Collects a list of namespaces that the watch delivers one by one.
 #[derive(Debug, Default)]
 pub(super) struct LabelList(Mutex<HashSet<String>>);
 
 impl LabelList {
-    /// What an event says.
+    /// What an event says about labels; `None` while a list is incomplete.
     pub(super) fn told(&self, event: Event<WatchedNamespace>) -> Option<LabelNews> {
         match event {
             Event::Init => {
@@ -88,8 +88,8 @@ impl LabelList {
     }
 }
 
-/// Watches the namespaces that have the label, for ever. `changed` hears which ones are in
-/// ambient mode now, or are not any more.
+/// Watches the namespaces that have the label, for ever. `changed` is called with those that got or lost
+/// it.
 pub(super) async fn watch(
     shared: Arc<Shared>,
     ambient: Arc<Ambient<Real>>,

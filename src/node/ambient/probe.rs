@@ -1,6 +1,6 @@
-//! A synthetic probe at the start: whether what is between the node and its pods lets
-//! through what comes from the probes' own address. Network plugins that drop it, or write
-//! another source into it, make the kubelet's probes fail where plain text is refused.
+//! A synthetic probe at the start: whether packets from the address of probes reach the node's pods.
+//! Network plugins that drop them, or rewrite their source, make the kubelet's probes fail where plain
+//! text is refused.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -15,20 +15,21 @@ use crate::config::types::{Families, Family};
 use super::real::Real;
 use super::{Ambient, Probed};
 
-/// How long a probe may take, and how often one is made until one arrives as it should.
+/// How long a probe may take, and the pauses between two of them, the first and the longest, until one
+/// arrives as it should.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// What a probe found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Seen {
-    /// It arrived from the probes' address.
+    /// The probe arrived from the address of probes.
     Arrived,
-    /// It arrived, from another address.
+    /// The probe arrived from another address.
     From(IpAddr),
-    /// It did not arrive.
+    /// The probe did not arrive, and why.
     Lost(String),
-    /// It could not be made.
+    /// No probe could be made, and why.
     NotMade(String),
 }
 
@@ -56,9 +57,9 @@ fn source(to: IpAddr) -> IpAddr {
     }
 }
 
-/// What was found, by family.
+/// What the last probe of each family found.
 struct Findings {
-    /// The families that are programmed.
+    /// The families for which rules are made.
     families: Families,
     found: Vec<(Family, Seen, String)>,
 }
@@ -71,7 +72,7 @@ impl Findings {
         self.found.sort_unstable_by_key(|(family, ..)| *family);
     }
 
-    /// Whether a probe of a family is still to arrive as it should.
+    /// Whether no probe of a family for which rules are made has arrived as it should yet.
     fn wants(&self, family: Family) -> bool {
         let arrived = |(known, seen, _): &(Family, Seen, String)| *known == family && *seen == Seen::Arrived;
         self.families.has(family) && !self.found.iter().any(arrived)
@@ -91,8 +92,8 @@ impl Findings {
     }
 }
 
-/// Probes the first pod there is, in each family that is programmed, until a probe of each arrives as
-/// it should. A family that no pod has yet is waited for.
+/// Probes one pod in each family for which rules are made, until a probe of each family arrives as it
+/// should. A family of which no pod has an address yet is waited for.
 pub(super) async fn until_seen(ambient: Arc<Ambient<Real>>, kubelet_uid: u32) {
     // The rules tell probes by the user who owns the socket.
     let own = nix::unistd::geteuid().as_raw();

@@ -36,11 +36,12 @@ use super::host::Host;
 use super::standing::{Options, REDIRECTION};
 use super::world::{Programmed, World};
 
-/// How long to wait for somebody else who is changing the node's rules.
+/// How long to wait for the lock of another program that changes the node's rules.
 pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long to wait for somebody else who is changing a pod's rules. A container of the pod with
-/// CAP_NET_ADMIN can hold that lock for ever: while it is waited for, nothing else is done here.
+/// How long to wait for the lock of another program that changes a pod's rules. A container of the pod
+/// with CAP_NET_ADMIN can hold that lock for ever, and while it is waited for, one of the few threads
+/// for work in namespaces is taken.
 fn lock_timeout(urgency: Urgency) -> Duration {
     Duration::from_millis(match urgency {
         Urgency::Start => 1000,
@@ -49,10 +50,10 @@ fn lock_timeout(urgency: Urgency) -> Duration {
     })
 }
 
-/// How long writing an annotation may take: those of other pods wait for it.
+/// How long writing one annotation may take: other pods' annotations wait for it.
 const PATCH_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The real world.
+/// The real kernel and API server.
 pub struct Real {
     shared: Arc<Shared>,
     host: Arc<Host>,
@@ -60,7 +61,7 @@ pub struct Real {
     families: Families,
 }
 
-/// What is known about iptables' programs on the node.
+/// The environment of iptables' programs in pods' namespaces.
 fn programs() -> ProgramEnvironment {
     ProgramEnvironment {
         path: process_environment("PATH").unwrap_or_default().into(),
@@ -78,7 +79,7 @@ fn options(families: Families, options: &Options) -> AmbientOptions {
     }
 }
 
-/// How to work in a pod's namespace.
+/// How rules are made and read in a pod's namespace.
 fn namespace(netns: &Netns, choice: BackendChoice, urgency: Urgency) -> Result<Namespace, String> {
     let owner = netns.foreign_owner().map_err(|e| format!("cannot tell who owns the network namespace: {e}"))?;
     let programs = ProgramEnvironment { user_namespace: owner.map(Arc::new), ..programs() };
@@ -86,7 +87,7 @@ fn namespace(netns: &Netns, choice: BackendChoice, urgency: Urgency) -> Result<N
     Ok(Namespace { choice, conditions, reconcile: true })
 }
 
-/// What is wrong with rules that cannot be changed, and what helps.
+/// The message about rules that cannot be changed; `MADE_ANEW` says what helps.
 const BY_IPTABLES: &str = "another agent made its rules with iptables, whose programs are not here";
 const MADE_ANEW: &str = "delete the pod, so that it is made anew, or run the agent in an image that has iptables";
 
@@ -107,7 +108,7 @@ impl Real {
         &self.host
     }
 
-    /// Works in a pod's namespace.
+    /// Runs `work` on the rules of a pod's namespace.
     async fn inside<T: Send + 'static>(
         &self,
         urgency: Urgency,
@@ -121,7 +122,7 @@ impl Real {
 }
 
 impl Real {
-    /// Works in a pod's namespace, on whatever it is.
+    /// Runs `work`, whatever it is, in a pod's namespace.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! What is wanted of a pod in ambient mode: pure, from the pod, its namespace and the
-//! agent's settings.
+//! Whether a pod is to be in ambient mode, and with which options: pure, from the pod, its namespace and
+//! the agent's settings.
 
 use crate::config::types::Interface;
 use crate::config::value;
@@ -10,7 +10,7 @@ use super::super::cache::{Known, Phase};
 pub const MODE: &str = "istio.io/dataplane-mode";
 pub const AMBIENT: &str = "ambient";
 const NONE: &str = "none";
-/// The annotation that says what was done.
+/// The annotation that says whether ztunnel takes the pod's traffic.
 pub const REDIRECTION: &str = "ambient.istio.io/redirection";
 pub const ENABLED: &str = "enabled";
 pub const PENDING: &str = "pending";
@@ -19,32 +19,32 @@ const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
 const VIRTUAL_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
 const SIDECAR: &str = "sidecar.istio.io/status";
 
-/// What the agent is told about ambient mode.
+/// The agent's settings about which pods are in ambient mode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EnrolmentPolicy {
     /// Namespaces of Kubernetes whose pods are left alone.
     pub exclude_namespaces: Vec<String>,
-    /// Whether DNS is taken of a pod that does not say.
+    /// Whether DNS is captured for a pod that does not say.
     pub dns: bool,
 }
 
-/// What a pod asks for.
+/// The options of a pod in ambient mode.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Options {
-    /// DNS goes to ztunnel.
+    /// Whether DNS goes to ztunnel.
     pub dns: bool,
-    /// What comes in is left alone: the pod is the mesh's ingress.
+    /// Whether inbound traffic is left alone, since the pod is the mesh's ingress.
     pub ingress: bool,
     /// Interfaces of virtual machines.
     pub virtual_interfaces: Vec<Interface>,
 }
 
-/// How a pod stands.
+/// Whether a pod is to be in ambient mode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Standing {
-    /// It is none of ambient mode's.
+    /// The pod is not in ambient mode.
     Out { why: String },
-    /// Its traffic is to be taken.
+    /// Ztunnel is to take the pod's traffic.
     In { why: &'static str, options: Options, warnings: Vec<String> },
 }
 
@@ -54,7 +54,7 @@ impl Standing {
     }
 }
 
-/// Decides about a pod. `namespace`: its namespace has the label.
+/// Decides whether a pod is to be in ambient mode. `namespace`: whether its namespace has the label.
 pub fn standing(known: &Known, namespace: bool, policy: &EnrolmentPolicy) -> Standing {
     let out = |why: &str| Standing::Out { why: why.into() };
     if known.host_network {

@@ -1,4 +1,4 @@
-//! Makes the parts of ambient mode, lets them run beside the agent's others, and leaves the node.
+//! Makes the parts of ambient mode, starts them beside the agent's other tasks, and leaves the node.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ pub(in crate::node) struct ReadyAmbient {
 ///
 /// # Errors
 ///
-/// Ztunnels cannot be listened for.
+/// The socket for ztunnels cannot be made.
 pub(in crate::node) fn prepare(shared: &Arc<Shared>, given: &AmbientFlags) -> Result<ReadyAmbient, ListenError> {
     let settings = &shared.settings;
     let kubelet_uid = given.kubelet_uid.or_else(|| kubelet::uid(&settings.host_proc));
@@ -63,8 +63,8 @@ pub(in crate::node) fn prepare(shared: &Arc<Shared>, given: &AmbientFlags) -> Re
 }
 
 impl ReadyAmbient {
-    /// Runs beside the agent's other parts from now on. `client` is for the watch of namespaces;
-    /// `changed` hears which namespaces are in ambient mode now, or are not any more.
+    /// Starts the tasks of ambient mode. `client` is for the watch of namespaces; `changed` is called
+    /// with the namespaces that got or lost the label.
     pub(crate) fn run(
         self,
         shared: &Arc<Shared>,
@@ -93,15 +93,15 @@ impl ReadyAmbient {
     }
 }
 
-/// Takes the node's rules away with the agent, unless pods are in ambient mode still: these keep
-/// their own rules and their ztunnel, and the kubelet could not probe them any more.
+/// Removes the node's rules, unless pods are still in ambient mode: these keep their own rules and their
+/// ztunnel, and without the node's rules the kubelet could not probe them.
 pub async fn leave_node(ambient: &Ambient<Real>) {
     let is_used = !ambient.entries().is_empty();
     told(if is_used { Ok(Left::Used) } else { ambient.world.host().remove().await.map(Left::removed) });
 }
 
-/// As [`leave_node`] without an agent: the pods that are in ambient mode are those in the node's
-/// sets. It works in the network namespace that the process is in.
+/// Does the same as [`leave_node`] where no agent runs: the pods in ambient mode are those in the node's
+/// sets. The rules are those of the network namespace that the process is in.
 pub fn leave_node_by_hand() {
     let remove = || {
         let mut probes = HostProbes::open(BackendChoice::Auto, HostOptions::default(), of_node())?;
@@ -115,7 +115,7 @@ pub fn leave_node_by_hand() {
 enum Left {
     Nothing,
     Removed,
-    /// Pods in ambient mode need them.
+    /// The rules stay, since pods in ambient mode need them.
     Used,
 }
 
@@ -135,7 +135,8 @@ fn told(left: Result<Left, String>) {
     }
 }
 
-/// In the node's namespace others change rules, too: whoever does so goes by the same lock.
+/// The conditions for changing the node's rules, which other programs change as well: they all take the
+/// same lock.
 fn of_node() -> Conditions {
     let programs = ProgramEnvironment {
         path: process_environment("PATH").unwrap_or_default().into(),

@@ -1,8 +1,7 @@
-//! From what is to what is wanted, one step at a time: pure. The order of joining is chosen
-//! so that a pod never has an open way past ztunnel that it did not have before, and what
-//! it is said to be is true: rules before ztunnel, ztunnel before probes, all of it before
-//! `enabled`. Leaving undoes it in the order in which nothing is cut off: probes, rules,
-//! ztunnel.
+//! The next step from what is there to what is wanted of a pod: pure. The order of joining is chosen so
+//! that a pod never has an open way past ztunnel that it did not have before, and that its annotation is
+//! true: rules before ztunnel, ztunnel before probes, all of it before `enabled`. Leaving undoes it in
+//! an order in which nothing is cut off: probes, rules, ztunnel.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,13 +11,13 @@ use super::standing::{ENABLED, Options, PENDING};
 /// What is wanted of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Want {
-    /// That ztunnel has its traffic, and the node's probes reach it at these addresses.
+    /// Ztunnel should take the pod's traffic, and the node's probes should reach it at these addresses.
     In { options: Options, addresses: BTreeSet<IpAddr> },
-    /// That nothing of ambient mode is left of it.
+    /// Nothing of ambient mode should be left of the pod.
     Out {
-        /// Its namespace is there to be cleaned.
+        /// Whether the pod's namespace may be there, from which rules have to be removed.
         runs: bool,
-        /// The pod is there to be written to.
+        /// Whether the pod is there, so that its annotation has to be removed.
         exists: bool,
     },
 }
@@ -26,30 +25,30 @@ pub(super) enum Want {
 /// What is known of the pod's namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NamespaceState {
-    /// It has not been looked for.
+    /// The namespace has not been looked for.
     Unknown,
-    /// It was looked for and not found.
+    /// The namespace was looked for and not found.
     Missing,
     Open,
 }
 
-/// What the pod's namespace holds of ambient mode.
+/// Which rules of ambient mode the pod's namespace has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Rules {
-    /// An agent before this one may have left some.
+    /// Nobody has looked; an agent before this one may have left rules.
     Unknown,
     None,
     Held(Options),
-    /// They were to be removed, and could not be.
+    /// The rules were to be removed, and could not be.
     Stuck,
 }
 
-/// What ztunnels say of the pod.
+/// What ztunnels answered to the announcement of the pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Acknowledged {
-    /// They are not told of it.
+    /// The pod is not announced to ztunnels.
     Nothing,
-    /// They are told, and none has answered; `long`: for longer than usual.
+    /// The pod is announced, and no ztunnel has answered; `long`: for longer than usual.
     Waiting {
         long: bool,
     },
@@ -57,15 +56,15 @@ pub(super) enum Acknowledged {
     Taken,
 }
 
-/// What is.
+/// What is there of ambient mode for a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Is {
     pub place: NamespaceState,
     pub rules: Rules,
     pub told: Acknowledged,
-    /// The addresses that the node's sets have for it.
+    /// The addresses that the node's sets have for the pod.
     pub probed: BTreeSet<IpAddr>,
-    /// The annotation that says what was done.
+    /// The value of the annotation that says whether ztunnel takes the pod's traffic.
     pub annotation: Option<String>,
 }
 
@@ -74,24 +73,24 @@ pub(super) struct Is {
 pub(super) enum Step {
     /// Look for the namespace.
     Find,
-    /// Make the namespace hold the rules.
+    /// Make the rules in the namespace.
     Program(Options),
-    /// Tell ztunnels.
+    /// Announce the pod to ztunnels.
     Announce,
-    /// Let the node's probes by, at these addresses and at no others.
+    /// Make the node's sets have exactly these addresses for the pod, at which probes reach it.
     LetProbesBy(BTreeSet<IpAddr>),
     Annotate(Option<&'static str>),
-    /// Take the rules away.
+    /// Remove the rules from the namespace.
     Unprogram,
-    /// Have ztunnels let go of it.
+    /// Have ztunnels drop the pod.
     Withdraw,
     /// Wait for ztunnels, or for the namespace.
     Wait,
-    /// What is, is what is wanted.
+    /// Nothing: what is there is what is wanted.
     Done,
 }
 
-/// What to do next.
+/// The next step from what is there to what is wanted.
 pub(super) fn step(want: &Want, is: &Is) -> Step {
     match want {
         Want::In { options, addresses } => join(options, addresses, is),
@@ -199,7 +198,7 @@ mod tests {
         })
     }
 
-    /// Does a step, as a world does it in which everything works.
+    /// Changes what is there as a step that succeeds does.
     fn done(step: &Step, is: &mut Is) {
         match step {
             Step::Find => is.place = NamespaceState::Open,

@@ -1,5 +1,5 @@
-//! What ambient mode does to the world, behind a trait: the kernel, the API server, and
-//! what people are told. Unit tests play all three.
+//! The operations of ambient mode on the kernel and the API server, and its reports to people, behind a
+//! trait. Unit tests simulate all three.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,50 +11,50 @@ use super::super::worker::Urgency;
 use super::claims::EntryChanges;
 use super::standing::Options;
 
-/// What programming a namespace did.
+/// The result of making the rules of a namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Programmed {
     pub backend: String,
-    /// Something was written.
+    /// Whether rules were written.
     pub changed: bool,
     pub warnings: Vec<String>,
 }
 
-/// The world.
+/// The kernel, the API server and the people, as ambient mode uses them.
 pub trait World: Send + Sync + 'static {
-    /// What tells of changes in a namespace.
+    /// A subscription to changes in a namespace.
     type Ears: Send + Sync;
 
     /// Looks for a pod's namespace.
     fn find(&self, uid: &str) -> impl Future<Output = Option<Place>> + Send;
-    /// Whether a namespace is still where it was found.
+    /// Whether the path at which a namespace was found still leads to it.
     fn is_there(&self, place: &Place) -> bool;
-    /// Makes a namespace hold the rules, all of them or, where that fails, what it held before.
+    /// Makes the rules of a namespace; if that fails, the namespace has the rules that it had before.
     fn program(
         &self,
         urgency: Urgency,
         place: &Place,
         options: &Options,
     ) -> impl Future<Output = Result<Programmed, String>> + Send;
-    /// How what a namespace holds differs from the rules; empty where it does not.
+    /// How the rules of a namespace differ from what they should be; empty if they do not.
     fn verify(&self, place: &Place, options: &Options) -> impl Future<Output = Result<Vec<String>, String>> + Send;
     /// Takes every trace of the rules away; whether there was any.
     fn unprogram(&self, place: &Place) -> impl Future<Output = Result<bool, String>> + Send;
     /// The addresses that a namespace is reached at.
     fn addresses(&self, urgency: Urgency, place: &Place) -> impl Future<Output = Vec<IpAddr>> + Send;
-    /// Begins to listen to a namespace.
+    /// Subscribes to changes in a namespace.
     fn listen(&self, urgency: Urgency, place: &Place) -> impl Future<Output = Option<Self::Ears>> + Send;
-    /// Whether every change of what this backend holds is heard.
+    /// Whether the kernel reports every change of rules that this backend made.
     fn hear_all_of(ears: &Self::Ears, backend: &str) -> bool;
-    /// Waits for a change.
+    /// Waits until the kernel reports a change.
     fn heard(ears: &Self::Ears) -> impl Future<Output = ()> + Send;
     /// Changes the node's sets of probed addresses.
     fn change_sets(&self, difference: EntryChanges) -> impl Future<Output = Result<(), String>> + Send;
     /// Writes the pod's annotation, or removes it. A pod that is gone is no error.
     fn annotate(&self, known: &Known, value: Option<&'static str>) -> impl Future<Output = Result<(), String>> + Send;
-    /// Shows how a pod is; whether that is news.
+    /// Shows the state of a pod; whether that state is new.
     fn show(&self, uid: &str, state: State) -> bool;
-    /// Keeps what happened to a pod, for who asks why.
+    /// Adds what happened to a pod to its history, which `podweir node why` shows.
     fn note(&self, uid: &str, what: String);
     /// Tells of a pod in an event; `cause` is the text without what differs each time.
     fn tell(&self, known: &Arc<Known>, kind: Kind, cause: String, text: String);

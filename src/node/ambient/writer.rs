@@ -1,5 +1,5 @@
-//! Writes pods' annotations, one at a time, beside everything else that is done for the pods:
-//! an API server that takes its time holds nothing up but what people read.
+//! Writes pods' annotations, one at a time, in a task of its own: an API server that answers slowly
+//! delays nothing else.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -17,9 +17,9 @@ use super::world::World;
 
 #[derive(Debug, Default)]
 struct List {
-    /// Those that are to be written, in order.
+    /// The pods whose annotations are to be written, in order.
     due: VecDeque<Arc<Member>>,
-    /// Those that could not be written, and when to try again.
+    /// The pods whose annotations could not be written, and when to try again.
     later: Vec<(Instant, Arc<Member>)>,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// A pod's annotation is to say this. The newest order counts; nobody waits for it.
+    /// Orders a value for a pod's annotation. A newer order replaces an older one; nobody waits for it.
     pub(super) fn order(&self, member: &Arc<Member>, value: Value) {
         if member.annotation.order(value) {
             lock(&self.list).due.push_back(member.clone());
@@ -39,7 +39,7 @@ impl Writer {
         }
     }
 
-    /// Waits for the next one to be written.
+    /// Waits for the next pod whose annotation is to be written.
     async fn next(&self) -> Arc<Member> {
         loop {
             let alarm = {
@@ -67,8 +67,9 @@ impl Writer {
     }
 }
 
-/// Writes for ever. One at a time: what a request takes for a moment lies between what stays, and
-/// the more at once, the more of the heap is left in holes, 2.5 MB of 500 pods with four.
+/// Writes annotations for ever, one at a time: the memory that a request needs for a moment lies between
+/// memory that stays, and the more requests there are at once, the more of the heap is left in holes,
+/// 2.5 MB after 500 pods with four at once.
 pub(super) async fn write<W: World>(ambient: Arc<Ambient<W>>) {
     loop {
         let member = ambient.writer.next().await;

@@ -18,7 +18,7 @@ pub(super) const UNFINISHED: &str = "podweir-unfinished";
 /// The extended attribute in which SELinux keeps a file's label.
 const SELINUX: &str = "security.selinux";
 
-/// What a new file gets besides its content.
+/// The attributes of a new file.
 #[derive(Debug, Clone)]
 pub(super) struct Attributes {
     pub mode: u32,
@@ -29,7 +29,7 @@ pub(super) struct Attributes {
 }
 
 impl Attributes {
-    /// Attributes with which a file is made that was not there before.
+    /// The attributes of a file that was not there before.
     pub(super) fn of_mode(mode: u32) -> Self {
         Self { mode, owner: None, label: None }
     }
@@ -48,7 +48,8 @@ impl Attributes {
 /// Puts a file with this content in the place of `path`.
 ///
 /// # Errors
-/// The operating system's, naming the file; `path` is then what it was, and nothing is left beside it.
+/// The operating system's, naming the file; nothing is left beside `path`, which has the old content,
+/// unless only syncing its folder failed.
 pub(super) fn replace(path: &Path, content: &[u8], attributes: &Attributes) -> io::Result<()> {
     replace_by(path, content, attributes)
 }
@@ -116,7 +117,7 @@ pub(super) fn sync_folder_of(path: &Path) -> io::Result<()> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| named(folder, e))
 }
 
-/// An error that names the file it is about.
+/// Adds the name of the file to an error.
 pub(super) fn named(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }

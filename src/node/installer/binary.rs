@@ -13,15 +13,15 @@ const PIECE: usize = 64 << 10;
 /// What was done about the binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placed {
-    /// It was there already, with the same content: nothing was written.
+    /// The binary was there already, with the same content: nothing was written.
     Same,
-    /// There was none.
+    /// There was no binary.
     New,
-    /// There was one with other content, older or newer: a roll-back rolls back.
+    /// There was a binary with other content, older or newer: a roll-back rolls back the binary, too.
     Replaced,
 }
 
-/// Where the binary is.
+/// The path of the binary.
 pub(super) fn path(bin_dir: &Path) -> PathBuf {
     bin_dir.join(TYPE)
 }
@@ -75,7 +75,7 @@ fn is_executable(path: &Path) -> io::Result<bool> {
     Ok(fs::metadata(path).map_err(|e| named(path, e))?.permissions().mode() & 0o111 == 0o111)
 }
 
-/// Takes the binary away; it may be gone already.
+/// Removes the binary, which may be gone already; whether it was there.
 ///
 /// # Errors
 /// The operating system's, naming the file.

@@ -1,6 +1,6 @@
-//! Editing a network configuration list (CNI specification, section 1, "Network
-//! configuration format"): pure functions from the text of a file to the text of a file.
-//! Every plugin of others keeps its text letter by letter and its place in the order.
+//! Editing a network configuration list (CNI specification, section 1, "Network configuration format"):
+//! pure functions from the text of a file to the text of a file. Other plugins keep their text letter by
+//! letter, and their order.
 
 use std::fmt;
 
@@ -53,7 +53,7 @@ fn chained() -> String {
     }
 }
 
-/// In which of the two formats a file is written.
+/// The format of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     /// `.conflist`: a list of plugins.
@@ -62,16 +62,16 @@ pub(super) enum Form {
     Single,
 }
 
-/// How our entry stands in a list.
+/// The state of our entry in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum EntryState {
-    /// There is none.
+    /// The list has no entry of ours.
     Absent,
-    /// There is one, with the right content, behind everything that it has to be behind.
+    /// The list has our entry, with the right content, after all plugins that have to be before it.
     Effective,
-    /// There is one, but with other content, or there are several.
+    /// The list has an entry of ours with other content, or several entries of ours.
     Different,
-    /// There is one, and plugins stand behind it that have to stand before it.
+    /// The list has our entry, and these plugins are after it that have to be before it.
     Displaced { behind: Vec<String> },
 }
 
@@ -98,7 +98,7 @@ struct Plugin {
 pub(super) struct Conflist {
     /// The keys of the list but `plugins`, as they stand in the file.
     keys: IndexMap<String, Box<RawValue>>,
-    /// Where `plugins` stands among the keys.
+    /// The position of `plugins` among the keys.
     plugins_at: usize,
     plugins: Vec<Plugin>,
 }
@@ -109,7 +109,7 @@ fn object(text: &[u8]) -> Result<Keys, ChainError> {
     serde_json::from_slice(text).map_err(|e| ChainError::NotJson { line: e.line(), column: e.column() })
 }
 
-/// The text of a key that has to be a text; an absent key has none.
+/// The text of a key that has to be a text; `None` if the key is absent.
 fn text(keys: &Keys, key: &'static str) -> Result<Option<String>, ChainError> {
     let Some(raw) = keys.get(key) else { return Ok(None) };
     serde_json::from_str(raw.get()).map(Some).map_err(|_| ChainError::Key { key, problem: "no text" })
@@ -129,8 +129,8 @@ fn raw(value: &Value) -> Box<RawValue> {
 }
 
 impl Conflist {
-    /// Reads a file's text. A single plugin becomes a list of one, with its name and
-    /// version, as libcni's `ConfListFromConf` makes it.
+    /// Reads a file's text. A single plugin becomes a list of one, with its name and version, as
+    /// libcni's `ConfListFromConf` makes it.
     ///
     /// # Errors
     /// What the runtime could not use either, and a version in which nothing is chained, or
@@ -168,7 +168,7 @@ impl Conflist {
         Ok(Self { keys, plugins_at, plugins })
     }
 
-    /// The network's name; the folder of its drop-ins is called so.
+    /// The network's name, which is also the name of the folder of its drop-ins.
     pub(super) fn name(&self) -> String {
         text(&self.keys, "name").ok().flatten().unwrap_or_default()
     }
@@ -196,7 +196,7 @@ impl Conflist {
         kinds.filter(|kind| MAY_FOLLOW.contains(kind)).collect()
     }
 
-    /// How our entry stands in the list. `entry`: what it should be.
+    /// The state of our entry in the list. `entry`: the content that it should have.
     pub(super) fn standing(&self, entry: &Value) -> EntryState {
         let mut ours = self.plugins.iter().enumerate().filter(|(_, plugin)| plugin.kind == TYPE);
         let Some((at, found)) = ours.next() else { return EntryState::Absent };

@@ -16,7 +16,7 @@ use super::chain::{Conflist, Form};
 use super::state::ChainState;
 use super::{folder, merge, own_file};
 
-/// Behind the drop-ins of others in byte order.
+/// The file's name, which comes after the drop-ins of other programs in byte order.
 const FILE: &str = "zz-podweir.conf";
 
 /// What to do about a single plugin's file.

@@ -1,7 +1,7 @@
-//! The folder of network configurations as a container runtime reads it (libcni's
-//! `ConfFiles`; go-cni's `loadFromConfDir`): the files that end with `.conf`, `.conflist` or
-//! `.json`, in byte order of their names, of which the first one is used. A first file
-//! that is damaged makes the runtime fail; it takes no other in its place, and neither do we.
+//! The folder of network configurations as a container runtime reads it (libcni's `ConfFiles`; go-cni's
+//! `loadFromConfDir`): the files that end with `.conf`, `.conflist` or `.json`, in byte order of their
+//! names, of which the first one is used. If the first file is damaged, the runtime fails and does not
+//! use another one, and neither does podweir.
 
 use std::fs;
 use std::io;
@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use super::atomic::named;
 use super::chain::Form;
 
-/// A network configuration is a few kilobytes; more is none.
+/// The most bytes of a network configuration, which has a few kilobytes.
 const LONGEST: u64 = 1 << 20;
 
-/// The format that a file's name promises; `None` for a name that no runtime reads.
+/// The format of a file, by the ending of its name; `None` for a name that no runtime reads.
 pub(super) fn form(path: &Path) -> Option<Form> {
     match path.extension()?.as_bytes() {
         b"conflist" => Some(Form::List),

@@ -1,6 +1,6 @@
-//! Keeping binary and chain: a look when the folders or those above them change, and one
-//! every half minute besides, since a change may go unseen (a folder that is replaced, a
-//! file system that tells nothing).
+//! Keeping binary and chain: a look when their folders or the folders above change, and one every half
+//! minute besides, since a change may be missed (a folder that is replaced, a file system that reports
+//! nothing).
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -15,14 +15,15 @@ use super::{ChainState, Installation, Placed};
 
 /// The longest time between two looks.
 const EVERY: Duration = Duration::from_secs(30);
-/// A program that writes files writes several at once: one look for all of them.
+/// How long changes are collected for one look: a program that writes files writes several at once.
 const BURST: Duration = Duration::from_millis(50);
-/// The shortest time between two looks in a pause.
+/// The shortest time between two looks while writing our entry is paused.
 const IN_PAUSE: Duration = Duration::from_secs(1);
-/// The pauses before our entry is written again when others keep rewriting the file.
+/// The pauses before our entry is written again when other programs keep rewriting the file: the first,
+/// and the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// From how many rewrites in a row on it is said what is going on.
+/// The number of rewrites in a row from which the warning names the cause.
 const NOTABLE: u32 = 3;
 
 /// What a look found and did.
@@ -32,9 +33,9 @@ pub struct Inspection {
     pub chain: Result<ChainState, String>,
     /// What was done about the binary, or why it could not be placed.
     pub binary: Result<Placed, String>,
-    /// Others took our entry away, and it was written again.
+    /// Whether another program had removed our entry, and this look wrote it again.
     pub rewritten: bool,
-    /// How many times in a row that happened.
+    /// How many such rewrites came before this one without a quiet time between.
     pub rewritten_in_a_row: u32,
 }
 
@@ -64,7 +65,7 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Starts keeping. `report` hears of every look.
+    /// Starts keeping. `report` is called with the result of every look.
     ///
     /// # Errors
     /// No thread can be started.
@@ -95,7 +96,7 @@ impl Keeper {
     }
 }
 
-/// Waits for a change or the next look, of which there is one at the end of a pause. Whether to go on.
+/// Waits for a change, for the end of the pause, or for the next look. Whether to go on.
 fn wait(woken: &Receiver<Wake>, pause: Option<Duration>) -> bool {
     let now = Instant::now();
     // Who fights for the file wakes often, and each look costs.
@@ -110,15 +111,16 @@ fn wait(woken: &Receiver<Wake>, pause: Option<Duration>) -> bool {
     }
 }
 
-/// One look after the other, with what is remembered between them.
+/// Looks at binary and chain, one look after the other, and remembers what was found.
 struct Looks {
     installation: Installation,
     pauses: Pauses,
-    /// Until when others have their way, and how long that is altogether.
+    /// Until when our entry is not written, since others keep removing it, and how long that is
+    /// altogether.
     pause: Option<(Instant, Duration)>,
     was_effective: bool,
     last: Option<Inspection>,
-    /// Other meshes' plugins that have been named.
+    /// The plugins of other meshes of which the log has warned.
     other_meshes: Vec<String>,
 }
 
@@ -134,13 +136,13 @@ impl Looks {
         }
     }
 
-    /// How long others still have their way; `None`: what they take out is written again at once.
+    /// How long our entry is still not written; `None` if an entry that is missing is written at once.
     fn left(&self, now: Instant) -> Option<Duration> {
         let (until, _) = self.pause?;
         Some(until.saturating_duration_since(now)).filter(|left| !left.is_zero())
     }
 
-    /// Looks, and mends. In a pause in which others have their way the chain is only looked at.
+    /// Looks at binary and chain, and repairs them. During a pause the chain is only looked at.
     fn look(&mut self, now: Instant) -> Inspection {
         // The binary first: a chain must never name a plugin that is not there.
         let binary = self.installation.keep_binary().map_err(|e| e.to_string());
@@ -168,7 +170,7 @@ impl Looks {
         look
     }
 
-    /// Says what is new, once.
+    /// Writes to the log what is new since the last look.
     fn tell(&mut self, look: &Inspection) {
         let before = self.last.replace(look.clone());
         match &look.binary {
@@ -258,8 +260,8 @@ impl Folders {
     }
 }
 
-/// Whether a change of these paths may be one of binary or chain: within a target, or a
-/// folder above one.
+/// Whether a change of these paths may be one of binary or chain: inside of one of the folders, or at a
+/// folder above.
 fn concerns(targets: &[PathBuf], paths: &[PathBuf]) -> bool {
     paths.is_empty()
         || paths.iter().any(|path| targets.iter().any(|target| target.starts_with(path) || path.starts_with(target)))

@@ -11,11 +11,11 @@ use super::chain::{Conflist, EntryState, Form, TYPE};
 use super::folder;
 use super::state::ChainState;
 
-/// What the name of a `.conf` gets behind it when a `.conflist` takes its place. No runtime
-/// reads such a name.
+/// The ending that the name of a `.conf` gets when a `.conflist` takes its place. No runtime reads such
+/// a name.
 const PUT_ASIDE: &str = "before-podweir";
 
-/// How often to begin again when somebody else writes the file at the same time.
+/// How many times to try again when another program writes the file at the same time.
 const ATTEMPTS: usize = 5;
 
 /// The configuration that the runtime uses, or why there is none.
@@ -148,7 +148,7 @@ fn put_aside(single: &Path) -> PathBuf {
     name.into()
 }
 
-/// Puts a list in the place of a single plugin's file. First the list, then the file goes:
+/// Puts a list in the place of a single plugin's file. The list is written before the file is renamed:
 /// in between the runtime still uses the file.
 fn from_single(single: &Path, list: &str) -> io::Result<Result<PathBuf, ChainState>> {
     let path = single.with_extension("conflist");
@@ -171,15 +171,15 @@ fn from_single(single: &Path, list: &str) -> io::Result<Result<PathBuf, ChainSta
     Ok(Ok(path))
 }
 
-/// Whether a list is one plugin and our entry, as a single plugin's file becomes.
+/// Whether a list is one plugin and our entry, as one made from a single plugin's file.
 fn is_from_single(text: &[u8]) -> bool {
     let list: Option<Value> = serde_json::from_slice(text).ok();
     let plugins = list.as_ref().and_then(|list| list["plugins"].as_array());
     plugins.is_some_and(|plugins| plugins.len() == 2 && plugins[1]["type"] == TYPE)
 }
 
-/// Takes our entry out of every list of the folder. A single plugin's file that had become
-/// a list comes back, unless the list has been changed by others since.
+/// Removes our entry from every list of the folder. A single plugin's file that became a list is
+/// restored, unless others have changed the list since.
 ///
 /// # Errors
 /// The operating system's, naming the first file that could not be changed; later ones are tried all the same.

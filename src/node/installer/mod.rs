@@ -1,6 +1,6 @@
-//! The installer: puts the plugin's binary and its entry in the runtime's chain on the node,
-//! and keeps them there against everybody who takes them away. Nothing is removed when the
-//! agent ends: only [`super::removal::uninstall`] removes.
+//! The installer: puts the plugin's binary and its entry in the runtime's chain on the node, and
+//! restores them whenever another program removes them. Nothing is removed when the agent ends: only
+//! [`super::removal::uninstall`] and the end of an agent whose DaemonSet is gone do that.
 //!
 //! | file | what it owns |
 //! |---|---|
@@ -72,7 +72,7 @@ pub struct Installation {
     pub mode: ChainMode,
     /// The entry of the plugin in the chain.
     pub entry: Value,
-    /// The version of the specification that a list of our own is written in.
+    /// The version of the specification for a list of our own.
     pub own_version: String,
 }
 
@@ -95,8 +95,8 @@ impl Installation {
         Ok(state)
     }
 
-    /// Looks how the chain stands, and writes nothing: where [`Installation::keep_chain`] would
-    /// write, the entry is absent.
+    /// Looks at the chain, and writes nothing: where [`Installation::keep_chain`] would write, the entry
+    /// is reported as absent.
     ///
     /// # Errors
     /// The operating system's, naming the file.
@@ -128,7 +128,7 @@ impl Installation {
     /// plugin without a binary fails for every pod.
     ///
     /// # Errors
-    /// Everything that could not be removed; the rest is.
+    /// All entries that could not be removed; the others are.
     pub fn remove_entry(&self) -> Result<Vec<PathBuf>, Vec<io::Error>> {
         if self.mode == ChainMode::None {
             return Ok(Vec::new());

@@ -1,5 +1,5 @@
-//! `--chain standalone`: a list of our own with our entry alone, for Multus, which runs it
-//! for pods that name it in their annotation, after their own network.
+//! `--chain standalone`: a list of our own with our entry alone, for Multus, which runs it after the
+//! pod's own network for pods that name it in their annotation.
 
 use std::fs;
 use std::io;
@@ -12,7 +12,7 @@ use super::chain::{Conflist, Form};
 use super::folder;
 use super::state::ChainState;
 
-/// The file; its network is called `podweir`.
+/// The file of our list, whose network is called `podweir`.
 const FILE: &str = "podweir.conflist";
 
 /// Makes the folder hold our list.

@@ -1,4 +1,4 @@
-//! How long to wait before something is done again that somebody else keeps undoing.
+//! The pauses before an action is repeated that another program keeps undoing.
 
 use std::time::{Duration, Instant};
 
@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 pub(super) struct Pauses {
     first: Duration,
     longest: Duration,
-    /// How many times it happened without a quiet time between.
+    /// How many times the event happened again without a quiet time between.
     in_a_row: u32,
     last: Option<Instant>,
 }
 
 impl Pauses {
-    /// Pauses of `first`, twice that and so on, up to `longest`; a time of twice `longest`
-    /// in which nothing happens is a quiet one.
+    /// Pauses of `first`, twice that and so on, up to `longest`; a quiet time is twice `longest` without
+    /// the event.
     pub(super) fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest, in_a_row: 0, last: None }
     }
 
-    /// Notes that it happened at `now`, and says how long to wait: nothing the first time.
+    /// Records that the event happened at `now`, and gives how long to wait: nothing the first time.
     pub(super) fn after(&mut self, now: Instant) -> Duration {
         let quiet = self.last.is_none_or(|last| now.saturating_duration_since(last) > 2 * self.longest);
         self.in_a_row = if quiet { 0 } else { self.in_a_row.saturating_add(1) };
@@ -30,7 +30,7 @@ impl Pauses {
         }
     }
 
-    /// How many times it happened in a row.
+    /// How many times the event happened again without a quiet time between.
     pub(super) fn in_a_row(&self) -> u32 {
         self.in_a_row
     }

@@ -1,4 +1,4 @@
-//! How things stand with the runtime's chain.
+//! The state of the runtime's chain.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,19 +7,19 @@ use std::time::Duration;
 /// What to do about a program that rewrites the chain again and again.
 pub(super) const REWRITTEN_CURE: &str = "a network plugin that keeps the folder for itself has to be told not to (Cilium: cni.exclusive=false), or use --chain drop-in";
 
-/// How things stand with the chain after a look.
+/// The state of the chain after a look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChainState {
     /// The runtime's chain has our entry, in this file. `written`: this look put it there.
     Effective { file: PathBuf, written: bool },
-    /// The runtime's chain, in this file, does not have our entry: who only looks does not write it.
+    /// The runtime's chain, in this file, does not have our entry, and the look was not to write it.
     Absent { file: PathBuf },
     /// The runtime's chain, in this file, does not have our entry, since another program took it
     /// out again and again; it is written again within this time.
     TakenOut { file: PathBuf, within: Duration },
     /// There is nothing yet that the entry could be added to.
     Waiting { reason: String },
-    /// Something is there that a person has to mend; it was left as it is.
+    /// This file or folder has a problem that a person has to solve; nothing was written.
     Broken { file: PathBuf, reason: String },
 }
 

@@ -1,5 +1,5 @@
-//! What the objects cost a cluster of 5,000 nodes and 150,000 pods. See the module's
-//! documentation for the result.
+//! What the objects cost a cluster of 5,000 nodes and 150,000 pods. The result is in the documentation
+//! of `reports`.
 
 use serde_json::json;
 
@@ -10,10 +10,10 @@ use super::view::tests::{intercepted, pod, policy};
 const NODES: usize = 5_000;
 const PODS: usize = 30;
 const NAMESPACES: usize = 10;
-/// A pod lives for a day: it comes, and it goes.
+/// The changes of a pod that lives for a day: it comes, and it goes.
 const CHANGES_A_DAY: usize = 2;
 
-/// How large an object is as JSON, with what the API server adds to it: who it is, and which fields
+/// The size of an object as JSON, with what the API server adds to it: its identity, and which fields
 /// the agent has set.
 fn size(namespaces: usize, pods: usize) -> usize {
     let owner = NodeReference { node: "ip-10-1-2-3.eu-central-1.compute.internal".into(), uid: "u".repeat(36) };

@@ -58,19 +58,19 @@ use super::shared::Shared;
 use object::{DIGEST, NodeReference, ReportObject, object_name, reports};
 use view::View;
 
-/// How often it is looked whether there is something else to tell.
+/// The pause between two looks whether the objects have to change.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// The shortest time between two writes of one object.
 const BETWEEN_WRITES: Duration = Duration::from_secs(60);
 /// The pause after a refusal.
 const AFTER_REFUSAL: Duration = Duration::from_secs(300);
-/// How long pods that were not looked at yet are waited for at the start.
+/// How long the start waits for pods that were not looked at yet.
 const FIRST_LOOKS: Duration = Duration::from_secs(60);
-/// How long the API server may take.
+/// How long a request to the API server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 const MANAGER: &str = "podweir-node";
 
-/// The kind of object, as its group has it.
+/// The kind of the objects, for requests to the API server.
 fn resource() -> ApiResource {
     ApiResource {
         group: "wgpolicyk8s.io".into(),
@@ -81,7 +81,7 @@ fn resource() -> ApiResource {
     }
 }
 
-/// A pod of this node, and how it is.
+/// A pod of this node, and its state.
 type Looked = (Arc<Known>, State);
 
 /// Keeps this node's objects, for ever.
@@ -110,21 +110,22 @@ pub(super) async fn keep(shared: Arc<Shared>) {
 
 struct ReportKeeper {
     shared: Arc<Shared>,
-    /// The Node, and what it has in the cluster, once that was asked for.
+    /// The Node that owns the objects, once the API server was asked for it.
     owner: Option<NodeReference>,
     /// By namespace: the digest of the object that is there, and when it was written.
     there: HashMap<String, (String, Option<Instant>)>,
-    /// Namespaces whose object could not be written or removed: the others' are not kept from it.
+    /// Namespaces whose object could not be written or removed, and when; those of others are written
+    /// all the same.
     refused: HashMap<String, Instant>,
     view: View,
-    /// What was told completely.
+    /// The pods of the last round after which every object was as it should be.
     told: Vec<Looked>,
-    /// The problem that was said last.
+    /// The problem that was last written to the log.
     said: Option<String>,
 }
 
 impl ReportKeeper {
-    /// Writes what changed.
+    /// Writes the objects that have changed, and removes those that are not needed any more.
     async fn round(&mut self, is_starting: bool) -> Result<(), String> {
         if !self.shared.cache.is_synced() {
             return Ok(());
@@ -180,7 +181,7 @@ impl ReportKeeper {
         self.say(problem);
     }
 
-    /// Says a problem, unless it is the one that was said last.
+    /// Writes a problem to the log, unless it is the same as the last one.
     fn say(&mut self, problem: String) {
         self.shared.metrics.error("reports", &problem);
         if self.said.as_ref() != Some(&problem) {
@@ -189,7 +190,7 @@ impl ReportKeeper {
         self.said = Some(problem);
     }
 
-    /// Finds out who owns the objects, and which are there from before.
+    /// Finds out which Node owns the objects, and which objects there are already.
     async fn begin(&mut self) -> Result<NodeReference, String> {
         let nodes: Api<Node> = Api::all(self.shared.client.clone());
         let name = self.shared.settings.node.clone();
@@ -252,14 +253,14 @@ impl ReportKeeper {
     }
 }
 
-/// Whether nothing changed.
+/// Whether pods and states are the same as in the last complete round.
 fn is_same(pods: &[Looked], told: &[Looked]) -> bool {
     let same = |((pod, state), (other, before)): (&Looked, &Looked)| Arc::ptr_eq(pod, other) && state == before;
     !told.is_empty() && pods.len() == told.len() && pods.iter().zip(told).all(same)
 }
 
-/// Whether an answer says that the namespace is going, or gone: `NamespaceTerminating` among its causes (apimachinery's
-/// `NamespaceTerminatingCause`), or "not found" of a namespace.
+/// Whether an answer says that the namespace is being deleted, or gone: `NamespaceTerminating` among its
+/// causes (apimachinery's `NamespaceTerminatingCause`), or "not found" of a namespace.
 fn is_of_going_namespace(status: &kube::core::Status) -> bool {
     let Some(details) = &status.details else { return false };
     let terminating = details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating");

@@ -13,9 +13,9 @@ use crate::node::cache::Known;
 
 use super::view::{PASSES, PodFinding, PodFindings};
 
-/// The annotation with the digest of what an object tells.
+/// The annotation with the digest of an object's results.
 pub(super) const DIGEST: &str = "podweir.dev/digest";
-/// What marks the objects as podweir's, so that all can be found at once.
+/// The label that marks the objects as podweir's, so that all can be found at once.
 const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "podweir");
 /// The most pods of one result.
 const MOST_PODS: usize = 1000;
@@ -29,14 +29,14 @@ pub(super) struct NodeReference {
     pub(super) uid: String,
 }
 
-/// An object, and the digest of what it tells.
+/// An object, and the digest of its results.
 #[derive(Debug, Clone)]
 pub(super) struct ReportObject {
     pub(super) digest: String,
     pub(super) object: Value,
 }
 
-/// What the objects of a node are called.
+/// The name of a node's objects.
 pub(super) fn object_name(node: &str) -> String {
     let name = format!("podweir-{node}");
     if name.len() <= LONGEST_NAME { name } else { format!("podweir-{}", hex(node)) }
@@ -74,10 +74,10 @@ pub(super) fn reports(owner: &NodeReference, told: &[PodFindings]) -> BTreeMap<S
     namespaces.into_iter().map(object).collect()
 }
 
-/// Rules of which a pod that has one does not pass.
+/// Rules of an object that mean that the pod does not pass.
 const NOT_AS_ASKED: [&str; 2] = ["not-intercepted", "drift"];
 
-/// The word of the format for what was found. `warn` is what its options let out by name.
+/// The format's word for a finding. `warn` is traffic that the pod's options let out by name.
 fn outcome(found: &PodFinding) -> &'static str {
     match found.severity {
         _ if found.is_error => "error",
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
     use crate::node::inventory::State;
 
-    /// The format, as its CRD has it.
+    /// Checks an object against the schema of the format's CRD.
     pub(super) fn hold(object: &Value) {
         let crd: Value =
             serde_saphyr::from_str(include_str!("../../../tests/data/policyreports.wgpolicyk8s.io.yaml")).unwrap();
@@ -161,7 +161,7 @@ mod tests {
         assert!(errors.is_empty(), "{errors:?}: {object:#}");
     }
 
-    /// An API server drops members that a structural schema does not know: here they are a mistake.
+    /// Closes a schema: members that it does not know, which an API server drops, are errors here.
     fn closed(schema: &mut Value) {
         if schema.get("properties").is_some() {
             schema["additionalProperties"] = false.into();

@@ -1,4 +1,4 @@
-//! What was found of each pod, by what it asks for and how it is.
+//! The findings of each pod, from its options and its state.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,37 +15,37 @@ use crate::node::inventory::State;
 
 use super::Looked;
 
-/// The name under which it stands that a pod is as it should be.
+/// The rule of a result that says that a pod is as it should be.
 pub(super) const PASSES: &str = "intercepted";
 
-/// Something that was found.
+/// A finding of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PodFinding {
     pub(super) severity: Severity,
     pub(super) rule: String,
-    /// What tells it from others of its class.
+    /// What distinguishes the finding from others of its class.
     pub(super) items: Vec<String>,
     pub(super) message: String,
-    /// It could not be found out.
+    /// Whether the finding is that the pod could not be examined.
     pub(super) is_error: bool,
 }
 
-/// A pod with what was found; nothing: it is as it should be.
+/// A pod with its findings; it is as it should be if there are none.
 #[derive(Debug, Clone)]
 pub(super) struct PodFindings {
     pub(super) pod: Arc<Known>,
     pub(super) found: Arc<[PodFinding]>,
 }
 
-/// What is known of the interceptions that pods ask for: each is audited once.
+/// The findings of each interception that pods ask for, each audited once.
 #[derive(Default)]
 pub(super) struct View {
     known: HashMap<String, Arc<[PodFinding]>>,
 }
 
 impl View {
-    /// What there is to tell of pods. Of those that are left alone on purpose, that are not
-    /// looked at yet or that have ended it is nothing.
+    /// The findings of pods. Pods that are left alone on purpose, that have no namespace or ztunnel yet,
+    /// that are not looked at yet, or that are ending or have ended are left out.
     pub(super) fn of(&mut self, pods: &[Looked], policy: &Policy) -> Vec<PodFindings> {
         let mut used = HashMap::new();
         let mut out = Vec::new();
@@ -81,7 +81,8 @@ impl View {
         }
     }
 
-    /// What passes the proxy by of a pod that holds exactly what it asks for.
+    /// The traffic that passes by the proxy of a pod with exactly the rules that it asks for, as
+    /// findings.
     fn asked_for(
         &mut self,
         pod: &Known,

@@ -21,7 +21,7 @@ use super::{Written, hosts};
 const FROM_ZTUNNEL: Masked = Masked { value: ZTUNNEL_MARK, mask: MARK_MASK };
 const ANSWER: Masked = Masked { value: ANSWER_MARK, mask: MARK_MASK };
 
-/// ztunnel's own queries and the servers' answers to them.
+/// The conntrack zone of ztunnel's own queries and the servers' answers to them.
 const UPSTREAM: Verdict = Verdict::CtZone(1);
 
 /// The plan for an ambient pod.
@@ -46,8 +46,8 @@ fn probe_source() -> Networks {
     hosts(PROBE_SOURCE_V4, PROBE_SOURCE_V6)
 }
 
-/// What counts as the pod talking to itself: one address, where the app may be reached at all
-/// others of 127.0.0.0/8.
+/// The addresses at which the pod talks to itself: one for each family, since the app may be reached at
+/// all others of 127.0.0.0/8.
 fn loopback() -> Networks {
     hosts(Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST)
 }
@@ -72,15 +72,15 @@ impl Draft<'_> {
         self.rule(table, ChainName::OutputMain, matches, verdict, why);
     }
 
-    /// The way from a hook to a chain of ours, once.
+    /// Adds the jump from a hook to one of the ambient chains, once.
     fn enter(&mut self, table: Table, hook: ChainName, chain: ChainName) {
         if !self.written.chains.iter().any(|c| c.table == table && c.name == hook) {
             self.rule(table, hook, Matches::any(), Verdict::Jump(chain), Why::AmbientEntry);
         }
     }
 
-    /// raw: the app's query and ztunnel's own to the same server may share one 5-tuple, and
-    /// would overwrite each other's entry.
+    /// Puts ztunnel's queries in a conntrack zone of their own (table raw): the app's query to the same
+    /// server may have the same 5-tuple, and both would overwrite each other's entry.
     fn dns_zones(&mut self) {
         let query = Matches::udp().marked(FROM_ZTUNNEL).port(Port::DNS);
         self.sent(Table::Raw, query, UPSTREAM, Why::DnsZoneZtunnel);

@@ -13,9 +13,9 @@ use crate::plan::why::Why;
 
 use super::{Draft, Owner};
 
-/// The agent's own queries and the servers' answers to them.
+/// The conntrack zone of the agent's own queries and the servers' answers to them.
 const UPSTREAM: Verdict = Verdict::CtZone(1);
-/// The app's queries and the agent's answers to them.
+/// The conntrack zone of the app's queries and the agent's answers to them.
 const CLIENT: Verdict = Verdict::CtZone(2);
 
 /// The captured servers, or `None` for all; with the families in which any is captured.
@@ -31,7 +31,7 @@ fn servers(dns: &DnsCapture) -> (Option<Networks>, Families) {
     }
 }
 
-/// nat: port 53 to the agent. TCP for all servers first, then UDP.
+/// The nat rules that redirect port 53 to the agent, first for TCP, then for UDP.
 pub(super) fn redirect(draft: &mut Draft) {
     let Some(dns) = &draft.interception.dns else { return };
     let (servers, families) = servers(dns);

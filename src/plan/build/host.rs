@@ -1,5 +1,5 @@
-//! A node: what it sends to its ambient pods as a probe comes from an address that nobody
-//! else has, so that the pods' rules can tell the kubelet from a peer.
+//! A node's plan: probes that it sends to its ambient pods get a source address of their own, so that
+//! the pods' rules can tell the kubelet from a peer.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use crate::plan::why::Why;
 
 use super::Written;
 
-/// The set of the addresses of ambient pods of a family.
+/// The name of the set with the addresses of ambient pods, for a family.
 pub fn probe_set(family: Family) -> &'static str {
     if family == Family::V4 { "istio-inpod-probes-v4" } else { "istio-inpod-probes-v6" }
 }

@@ -47,7 +47,7 @@ pub fn build(interception: &Interception) -> Plan {
     draft.into_plan()
 }
 
-/// Chains being written.
+/// A plan's chains while they are built.
 struct Written {
     /// The families that the plan is for.
     families: Families,
@@ -77,7 +77,7 @@ impl Written {
         self.chain(table, chain).rules.push(rule);
     }
 
-    /// A chain, be it without rules.
+    /// The chain of this name, which is added without rules where it is missing.
     fn chain(&mut self, table: Table, name: ChainName) -> &mut Chain {
         let known = self.chains.iter().position(|c| c.table == table && c.name == name);
         let at = known.unwrap_or_else(|| {
@@ -147,12 +147,12 @@ fn mesh_source() -> Networks {
     hosts(Ipv4Addr::new(127, 0, 0, 6), Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6))
 }
 
-/// What counts as the pod talking to itself.
+/// The addresses at which the pod talks to itself.
 fn loopback(interception: &Interception) -> Networks {
     Networks { v4: vec![interception.loopback], v6: vec![Ipv6Net::from(Ipv6Addr::LOCALHOST)] }
 }
 
-/// Which owner of a socket a condition is about.
+/// An owner of a socket, by user or by group.
 #[derive(Clone, Copy)]
 enum Owner {
     User(u32),

@@ -8,7 +8,7 @@ use crate::plan::why::Why;
 
 use super::{Draft, Owner, dns, loopback, mesh_source, reversed};
 
-/// Jumps and redirections to the same place read shorter.
+/// Short names for the jumps to the chains that redirect.
 const TO_REDIRECT: Verdict = Verdict::Jump(ChainName::Redirect);
 const TO_IN_REDIRECT: Verdict = Verdict::Jump(ChainName::InRedirect);
 
@@ -26,8 +26,8 @@ fn nat(draft: &mut Draft, chain: ChainName, matches: Matches, verdict: Verdict, 
     draft.rule(Table::Nat, chain, matches, verdict, why);
 }
 
-/// A virtual machine's packets come in, but are on their way out. First in the hook,
-/// so that they never count as inbound.
+/// The rules for virtual machines in the pod: their packets come in by an interface, but are on their
+/// way out. They stand first in the hook, so that these packets never count as inbound.
 fn virtual_interfaces(draft: &mut Draft) {
     let i = draft.interception;
     if i.virtual_interfaces.is_empty() {
@@ -155,7 +155,8 @@ fn proxy(draft: &mut Draft, owner: Owner) {
     nat(draft, main, Matches::any().owned_by(owner), Verdict::Return, Why::ProxyOwn);
 }
 
-/// Exclusions by who sends. After the proxy's rules, which they must not override.
+/// The rules that exclude traffic by its sender. They stand behind the proxy's rules, which they must
+/// not override.
 fn owners(draft: &mut Draft) {
     let i = draft.interception;
     let by_gid = |negated, gids: &[u32]| Matches {

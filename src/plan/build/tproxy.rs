@@ -13,7 +13,7 @@ fn mangle_rule(draft: &mut Draft, chain: ChainName, matches: Matches, verdict: V
     draft.rule(Table::Mangle, chain, matches, verdict, why);
 }
 
-/// Interfaces that are left alone come before even INVALID packets are dropped.
+/// The rules for excluded interfaces, which stand before those that drop INVALID packets.
 pub(super) fn before_invalid(draft: &mut Draft) {
     nat::excluded_interfaces(draft, Table::Mangle);
 }
@@ -26,7 +26,7 @@ pub(super) fn mangle(draft: &mut Draft) {
     connection_marks(draft);
 }
 
-/// First in ISTIO_INBOUND: what has been through the proxy, or never needs to be.
+/// The first rules of ISTIO_INBOUND: packets that have been through the proxy, or never need it.
 fn loop_guards(draft: &mut Draft) {
     let i = draft.interception;
     let lo = || vec![Interface::lo()];

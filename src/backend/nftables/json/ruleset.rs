@@ -78,7 +78,7 @@ impl JsonRuleset {
         }
     }
 
-    /// The table that an object is in, and which one of `tables` that is.
+    /// The table of an object, and its index in `tables`.
     fn place(&self, body: &Map<String, Value>) -> Result<(TableKey, usize), String> {
         let place = (names::family(text(body, "family")?)?, text(body, "table")?.to_owned());
         match self.places.get(&place) {

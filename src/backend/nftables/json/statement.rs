@@ -105,8 +105,8 @@ pub(super) fn read(statement: &Value, sets: &mut WrittenSets, out: &mut Vec<Expr
     }
 }
 
-/// Adds what must hold for the fields to be there that an expression asks for or takes a value
-/// from. A header within another one is none of the packet's; what a map holds are values.
+/// Adds the conditions under which a packet has the fields that an expression compares or loads. A
+/// header within another one is not the packet's own; a map's values are no fields.
 fn headers(expression: &Value, out: &mut Vec<Expr>) {
     match expression {
         Value::Object(parts) => {
@@ -129,13 +129,13 @@ fn decision(statement: &str, words: String) -> Expr {
     Expr::Unknown { role: Role::Decision(of_statement(statement)), words }
 }
 
-/// The one address of a source that is rewritten, and nothing else.
+/// The address to which a source is rewritten, if the statement says nothing else.
 fn only_address(body: &Value) -> Option<IpAddr> {
     let plain = body.as_object()?.keys().all(|key| matches!(key.as_str(), "family" | "addr"));
     body.get("addr").filter(|_| plain)?.as_str()?.parse().ok()
 }
 
-/// The one port of a redirection.
+/// The port of a redirection, if there is one.
 fn port(body: &Value) -> Option<u16> {
     u16::try_from(body.get("port")?.as_u64()?).ok().filter(|_| body.get("flags").is_none())
 }
@@ -230,7 +230,7 @@ fn is_mark(of: MarkOf, value: &Value) -> bool {
     value.get(of.word()).and_then(|mark| mark.get("key")).and_then(Value::as_str) == Some("mark")
 }
 
-/// `mark & A`, `mark | B`, `mark ^ B` and two of these, as what is kept and what is flipped.
+/// Reads `mark & A`, `mark | B`, `mark ^ B` and pairs of these as the bits that are kept and flipped.
 fn bits(of: MarkOf, value: &Value) -> Option<(u32, u32)> {
     let (operator, both) = value.as_object()?.iter().next()?;
     let [left, right] = &both.as_array()?[..] else { return None };

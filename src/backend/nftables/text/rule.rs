@@ -44,7 +44,7 @@ struct RuleText<'a, 's> {
     sets: &'s mut WrittenSets,
     out: Vec<Expr>,
     comment: Option<String>,
-    /// A verdict or another statement with an effect has been seen.
+    /// Whether a verdict, or another statement with an effect, was read.
     decided: bool,
 }
 
@@ -63,7 +63,7 @@ impl<'a> RuleText<'a, '_> {
         self.next()?.text()
     }
 
-    /// Takes the next words if they are these.
+    /// Reads these words, if they come next.
     fn take(&mut self, words: &[&str]) -> bool {
         let ahead = self.words.get(self.at..self.at + words.len());
         let same = ahead.is_some_and(|ahead| ahead.iter().zip(words).all(|(token, word)| *token == Token::Word(word)));
@@ -169,13 +169,14 @@ impl<'a> RuleText<'a, '_> {
         Some(())
     }
 
-    /// `@set { ip saddr timeout 1m }`.
+    /// Reads what follows `add`, `update` or `delete`: `@set { ip saddr timeout 1m }`.
     fn update(&mut self, verb: UpdateVerb) -> Option<()> {
         let set = self.word()?.strip_prefix('@')?.to_owned();
         self.element(verb, set)
     }
 
-    /// `name size 100 { ip saddr limit rate 5/second }`: a set that the rule itself makes.
+    /// Reads what follows `meter`: `name size 100 { ip saddr limit rate 5/second }`, a set made by the
+    /// rule.
     fn meter(&mut self) -> Option<()> {
         let set = self.word()?.to_owned();
         if self.take(&["size"]) {
@@ -205,13 +206,13 @@ impl<'a> RuleText<'a, '_> {
         Some(())
     }
 
-    /// `to :15001`.
+    /// Reads the port of `to :15001`.
     fn port(&mut self) -> Option<u16> {
         let port = self.take(&["to"]).then(|| self.word())??.strip_prefix(':')?.parse().ok()?;
         self.is_at_statement().then_some(port)
     }
 
-    /// Whether what comes next is a part of its own and does not change what was before.
+    /// Whether the next word begins a new part, and does not change the one before.
     fn is_at_statement(&self) -> bool {
         !matches!(
             self.peek(),
@@ -221,8 +222,7 @@ impl<'a> RuleText<'a, '_> {
         )
     }
 
-    /// `meta mark set`: a value, the connection's mark, or the mark with some bits changed.
-    /// `mark` alone is the packet's.
+    /// Reads `meta mark` or `ct mark`, on the right side of `set`. `mark` alone is the packet's.
     fn take_mark(&mut self, of: MarkOf) -> bool {
         self.take(&[of.word(), "mark"]) || (of == MarkOf::Packet && self.take(&["mark"]))
     }
@@ -278,7 +278,7 @@ impl<'a> RuleText<'a, '_> {
         Some(())
     }
 
-    /// The words up to a closing brace, and past it.
+    /// Reads the words up to a closing brace, and the brace.
     fn braces(&mut self) -> Option<&'a [Token<'a>]> {
         let ahead = self.words.get(self.at..)?;
         let close = ahead.iter().position(|token| *token == Token::Sign('}'))?;

@@ -130,7 +130,7 @@ impl<'a> TextRuleset<'a> {
         Ok(())
     }
 
-    /// The words up to the end of a line or a semicolon, braces with what is in them.
+    /// Reads the words up to the end of a line or a semicolon, including whole braces.
     fn line(&mut self) -> Result<Vec<Token<'a>>, String> {
         let (mut out, mut depth) = (Vec::new(), 0usize);
         loop {

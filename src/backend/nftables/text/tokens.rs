@@ -1,10 +1,10 @@
-//! nft's text as words: quotes, braces and line ends told apart.
+//! Splits nft's text into tokens: words, quoted texts, braces and line ends.
 
-/// A piece of text.
+/// A token of nft's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Token<'a> {
     Word(&'a str),
-    /// In quotes.
+    /// A text in quotes, without them.
     Quoted(&'a str),
     /// One of `{ } ; , ( )`.
     Sign(char),
@@ -37,7 +37,7 @@ pub fn written(tokens: &[Token]) -> String {
     out
 }
 
-/// All words of a short text; `None` for one that is none of nft's.
+/// All tokens of a short text; `None` if one cannot be read.
 pub fn all(text: &str) -> Option<Vec<Token<'_>>> {
     let mut words = Words::new(text);
     let mut out = Vec::new();
@@ -47,11 +47,11 @@ pub fn all(text: &str) -> Option<Vec<Token<'_>>> {
     Some(out)
 }
 
-/// Words with the line each is on, counted from 1.
+/// A reader of tokens that knows the line, counted from 1.
 pub struct Words<'a> {
     rest: &'a str,
     line: usize,
-    /// Looked at and not yet taken.
+    /// The token that was peeked at and not yet taken.
     next: Option<Token<'a>>,
     /// The number in the last `# handle 7` behind a line.
     handle: Option<u64>,
@@ -83,7 +83,7 @@ impl<'a> Words<'a> {
         Ok(self.next)
     }
 
-    /// `None`: the text ends.
+    /// Takes the next token; `None` at the end of the text.
     ///
     /// # Errors
     ///

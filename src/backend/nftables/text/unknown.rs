@@ -1,13 +1,13 @@
-//! Words of a rule that are not understood: where they end, whether they decide about a packet,
-//! and what must hold for the fields to be there that they name.
+//! Words of a rule that are not understood: where they end, whether they decide about a packet, and the
+//! conditions under which a packet has the fields that they name.
 
 use crate::backend::nftables::expr::Expr;
 use crate::backend::nftables::written::fields;
 
 use super::tokens::Token;
 
-/// What must hold for the fields to be there that words ask for or take a value from. A header
-/// within another one (`vxlan ip saddr`), or of another direction, is none of the packet's.
+/// The conditions under which a packet has the fields that words compare or load. A header within
+/// another one (`vxlan ip saddr`), or of another direction, is not the packet's own.
 pub(super) fn headers(words: &[Token]) -> Vec<Expr> {
     let mut out = Vec::new();
     let mut depth = 0usize;
@@ -39,8 +39,8 @@ pub fn updated<'a>(words: &[Token<'a>]) -> impl Iterator<Item = &'a str> {
     })
 }
 
-/// Words with which conditions begin whose values are no conditions themselves, unlike those
-/// of `ipsec in ip saddr` or `vxlan tcp dport`.
+/// Words that begin conditions with plain values, unlike `ipsec in ip saddr` or `vxlan tcp dport`, whose
+/// values look like conditions.
 pub(super) const OPENING: &[&str] = &[
     "ip",
     "ip6",
@@ -90,13 +90,13 @@ pub(super) const OPENING: &[&str] = &[
     "protocol",
 ];
 
-/// Words behind which a field stands that belongs to them.
+/// Words that are followed by a field that belongs to them.
 pub(super) const BINDING: &[&str] = &[
     ".", "meta", "ct", "to", "map", "vmap", "mod", "&", "|", "^", "and", "or", "xor", "==", "!=", "<", "<=", ">", ">=",
     "/",
 ];
 
-/// Words with which something begins that is understood by itself.
+/// Words that begin statements which are understood by themselves.
 pub(super) const STATEMENTS: &[&str] =
     &["counter", "comment", "log", "accept", "drop", "return", "continue", "jump", "goto", "redirect", "reject"];
 

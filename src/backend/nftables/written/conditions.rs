@@ -1,4 +1,4 @@
-//! Conditions as nft writes them, as the expressions that the kernel would have for them.
+//! Translates conditions in nft's words to the kernel's expressions.
 
 use crate::backend::nftables::expr::{Expr, Op};
 use crate::plan::model::CtStates;
@@ -7,8 +7,7 @@ use super::fields::{Class, Field, Right, exact};
 use super::sets::WrittenSets;
 use super::values::{number, range_bytes, value_bytes};
 
-/// "This field is that", or in one of the other relations; `None` where a value is not
-/// understood.
+/// Translates the comparison of a field with values; `None` if a value is not understood.
 pub fn condition(field: Field, mask: Option<&str>, op: Op, right: &Right, sets: &mut WrittenSets) -> Option<Vec<Expr>> {
     let mut out = field.load();
     let class = field.class();

@@ -1,4 +1,4 @@
-//! What nft calls the parts of a packet, and the expressions by which the kernel loads them.
+//! nft's names for the fields of a packet, and the expressions that load them.
 
 use crate::backend::nftables::expr::{Expr, Op, ct, meta, payload};
 use crate::config::types::Family;
@@ -9,13 +9,13 @@ use crate::plan::model::protocol;
 pub enum Field {
     InInterface,
     OutInterface,
-    /// By number, which nft shows as a name while there is one.
+    /// The input interface by its index, which nft shows as a name while the interface exists.
     InIndex,
     OutIndex,
     Family,
     EtherType,
     Protocol,
-    /// As the IPv4 header has it.
+    /// The protocol in the IPv4 header.
     HeaderProtocol,
     Mark,
     ConnectionMark,
@@ -46,7 +46,7 @@ pub fn meta_field(key: &str) -> Option<Field> {
     })
 }
 
-/// `ct KEY`.
+/// The field of `ct KEY`.
 pub fn ct_field(key: &str) -> Option<Field> {
     match key {
         "mark" => Some(Field::ConnectionMark),
@@ -74,8 +74,7 @@ pub fn payload_field(header: &str, field: &str) -> Option<Field> {
     }
 }
 
-/// What must hold for a field of a header to be there, whichever it is and whatever is asked
-/// of it.
+/// The condition under which a packet has a header.
 pub fn of_header(header: &str) -> Vec<Expr> {
     let family = |family| vec![Expr::Meta(meta::NFPROTO), equals(vec![family])];
     let protocol = |number| vec![Expr::Meta(meta::L4PROTO), equals(vec![number])];
@@ -92,7 +91,7 @@ pub fn of_header(header: &str) -> Vec<Expr> {
 /// A value or a range of values, as written.
 pub type Item = (String, Option<String>);
 
-/// What a field is compared with.
+/// The right side of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Right {
     One(Item),
@@ -102,7 +101,7 @@ pub enum Right {
     Named(String),
 }
 
-/// Fields whose values are encoded alike.
+/// A class of fields whose values have the same encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
     Name,
@@ -139,7 +138,7 @@ impl Field {
         }
     }
 
-    /// The expressions that load it, with what must hold for it to be there at all.
+    /// The expressions that load the field, after the condition under which a packet has it.
     pub fn load(self) -> Vec<Expr> {
         let of_family =
             |family: Family| [Expr::Meta(meta::NFPROTO), equals(vec![if family == Family::V4 { 2 } else { 10 }])];

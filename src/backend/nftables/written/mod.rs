@@ -1,5 +1,5 @@
-//! What nft writes, in either of its notations, as what the kernel would hold for it: text and
-//! JSON differ in how they are put together, not in their words.
+//! Translates what nft writes to what the kernel would hold. Text and JSON have the same words, and
+//! differ only in structure.
 
 pub mod conditions;
 pub mod fields;

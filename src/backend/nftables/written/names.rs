@@ -52,8 +52,8 @@ pub fn base(
     Ok((base, is_of_devices.then(|| named.map_or(Devices::Unnamed, Devices::Named))))
 }
 
-/// The devices that a chain is said to be bound to; `None` where that is not clear. Of a name
-/// with an asterisk only newer versions of nft mean the beginning.
+/// The devices of a chain, by name; `None` if they are not certain: only newer versions of nft read an
+/// asterisk as any ending.
 pub fn devices<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<Vec<Interface>> {
     let mut names = names.into_iter();
     names.try_fold(Vec::new(), |mut all, name| {

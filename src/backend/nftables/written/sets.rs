@@ -12,7 +12,7 @@ use super::values::{range_bytes, value_bytes};
 /// A key of a map, `None` for all that no other entry has, and its verdict.
 pub type SetEntry = (Option<Item>, MapVerdict);
 
-/// What a rule looks a verdict up in.
+/// The map in which a rule looks a verdict up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdicts {
     /// A list within the rule.
@@ -21,14 +21,14 @@ pub enum Verdicts {
     Named(String),
 }
 
-/// A name as written, and how its values are encoded.
+/// The name of a set in the text, and the encoding of its values.
 type MadeKey = (String, Class);
 
 #[derive(Debug, Default)]
 pub struct WrittenSets {
-    /// `None`: keys of several parts.
+    /// The named sets; `None` for keys of several parts.
     pub named: HashMap<String, Option<Vec<Item>>>,
-    /// `None`: keys of several parts, or no map of verdicts.
+    /// The named maps; `None` for keys of several parts, or if they are no maps of verdicts.
     pub named_maps: HashMap<String, Option<Vec<SetEntry>>>,
     made: HashMap<MadeKey, Option<(String, usize)>>,
     made_maps: HashMap<MadeKey, Option<(String, usize)>>,
@@ -39,7 +39,7 @@ pub struct WrittenSets {
 }
 
 impl WrittenSets {
-    /// Takes what a set or map holds for not known: rules change it.
+    /// Marks a set or map as unknown, since rules change it.
     pub fn forget(&mut self, name: &str) {
         self.named.insert(name.to_owned(), None);
         self.named_maps.insert(name.to_owned(), None);
@@ -57,7 +57,7 @@ impl WrittenSets {
         Some(self.anonymous.add(elements))
     }
 
-    /// A named set with its elements in the form of one class; made once.
+    /// Encodes a named set for a class of fields, once; returns its name.
     pub fn encoded(&mut self, name: &str, class: Class) -> Option<String> {
         let key = (name.to_owned(), class);
         if !self.made.contains_key(&key) {
@@ -73,7 +73,7 @@ impl WrittenSets {
         Some(set)
     }
 
-    /// A named map with its keys in the form of one class; made once.
+    /// Encodes a named map for a class of fields, once; returns its name.
     fn encoded_map(&mut self, name: &str, class: Class) -> Option<String> {
         let key = (name.to_owned(), class);
         if !self.made_maps.contains_key(&key) {
@@ -88,7 +88,7 @@ impl WrittenSets {
     }
 }
 
-/// "The verdict that the map has for this field"; `None` where a key is not understood.
+/// Translates the lookup of a field's verdict in a map; `None` if a key is not understood.
 pub fn vmap(field: Field, map: &Verdicts, sets: &mut WrittenSets) -> Option<Vec<Expr>> {
     let class = field.class();
     let set = match map {

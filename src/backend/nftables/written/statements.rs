@@ -1,10 +1,10 @@
-//! Statements as nft writes them, as the expressions that the kernel would have for them.
+//! Translates statements in nft's words to the kernel's expressions.
 
 use std::net::IpAddr;
 
 use crate::backend::nftables::expr::{Expr, ct, meta};
 
-/// Whose mark it is.
+/// The mark of a packet, or of its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MarkOf {
     Packet,
@@ -12,7 +12,7 @@ pub enum MarkOf {
 }
 
 impl MarkOf {
-    /// The other of the two, from which a mark can be taken over.
+    /// The other of the two marks, which can be copied.
     pub fn other(self) -> Self {
         if self == MarkOf::Packet { MarkOf::Connection } else { MarkOf::Packet }
     }

@@ -21,7 +21,7 @@ const STATUS_PORT: &str = "status.sidecar.istio.io/port";
 const PROXY_ID: i64 = 1337;
 
 impl Injector {
-    /// The pod as it is when the injector has been there.
+    /// The pod as the injector would change it.
     ///
     /// # Errors
     ///
@@ -87,7 +87,7 @@ fn variables(metadata: &BTreeMap<String, String>) -> Vec<Variable> {
     metadata.iter().map(|(name, value)| Variable { name: name.clone(), value: Some(value.clone()) }).collect()
 }
 
-/// The proxy, over which goes what the pod itself says of a container of that name.
+/// Adds the proxy's container; the pod's own container of that name overrides what it sets.
 fn add_proxy(pod: &mut Pod, is_tproxy: bool, metadata: &BTreeMap<String, String>) {
     let all = [&mut pod.spec.containers, &mut pod.spec.init_containers];
     let own = all.into_iter().find_map(|list| {
@@ -116,7 +116,7 @@ fn add_proxy(pod: &mut Pod, is_tproxy: bool, metadata: &BTreeMap<String, String>
     pod.spec.containers.get_or_insert_default().push(proxy);
 }
 
-/// A list with the port of the proxy's status in it, unless there is none.
+/// Adds the port of the proxy's status to a list of ports, unless it is empty or 0.
 fn with_port(port: &str, list: &str) -> String {
     let port = port.trim();
     let mut items: Vec<&str> = list.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();

@@ -12,14 +12,14 @@ use serde_json::Value;
 
 use selector::Selector;
 
-/// What an injector was told.
+/// An injector's configuration.
 #[derive(Debug, Clone)]
 pub struct Injector {
     /// Whether the CNI plugin makes the rules, by annotations; otherwise an init container.
     by_plugin: bool,
-    /// Whether it takes a pod that asks for nothing, where its namespace is chosen.
+    /// Whether the injector takes pods without a label of their own in chosen namespaces (its `policy`).
     by_default: bool,
-    /// Whether namespaces are chosen that no label is on.
+    /// Whether namespaces without a label are chosen.
     every_namespace: bool,
     include_ranges: String,
     exclude_ranges: String,
@@ -39,7 +39,7 @@ pub struct Injector {
 }
 
 impl Default for Injector {
-    /// As a mesh is installed in which nothing was said, with the CNI plugin.
+    /// The configuration of a mesh that was installed with defaults and the CNI plugin.
     fn default() -> Self {
         Self {
             by_plugin: true,
@@ -63,7 +63,7 @@ impl Default for Injector {
     }
 }
 
-/// The members of which a file with a chart's values has at least one.
+/// A file counts as a chart's values if it has one of these members.
 const VALUES: [&str; 8] =
     ["global", "sidecarInjectorWebhook", "pilot", "meshConfig", "istio_cni", "cni", "revision", "proxy"];
 
@@ -90,7 +90,7 @@ impl Injector {
         }
     }
 
-    /// Takes what one object says; whether it says anything.
+    /// Reads one object, and tells whether it configures anything.
     fn take(&mut self, object: &Value) -> Result<bool, String> {
         let part = |name: &str| -> Result<Option<Value>, String> {
             let Some(text) = object.pointer(&format!("/data/{name}")).and_then(Value::as_str) else { return Ok(None) };
@@ -170,7 +170,7 @@ impl Injector {
     }
 }
 
-/// A text, or a number as one, where there is one.
+/// Sets a text from a member that is a text or a number; leaves it where there is none.
 fn take_text(place: &Value, path: &str, into: &mut String) {
     match place.pointer(path) {
         Some(Value::String(text)) => into.clone_from(text),

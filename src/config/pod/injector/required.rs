@@ -24,20 +24,20 @@ pub(super) const MODE: &str = "sidecar.istio.io/interceptionMode";
 /// Namespaces that no injector looks at (`IgnoredNamespaces`, pkg/kube/inject).
 const IGNORED: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
 
-/// What becomes of a pod.
+/// What an injector decides about a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InjectorVerdict {
-    /// The injector was there already, or the pod was made as it would: it is what it is.
+    /// The injector has changed the pod already, or the pod has its init container: nothing is added.
     AsItIs,
-    /// It gets a sidecar. `assumed`: its namespace's labels, which decide, are not known.
+    /// The pod gets a sidecar. `assumed`: the labels of its namespace, which decide, are not known.
     Injected { assumed: bool },
-    /// It is in its node's network namespace, where no pod is intercepted.
+    /// The pod is in its node's network namespace, where no pod is intercepted.
     HostNetwork,
-    /// Its node's ztunnel takes its traffic.
+    /// The pod is ambient: its node's ztunnel takes its traffic.
     Ambient,
-    /// Somebody said that it is to have none: who, and how.
+    /// The pod gets no sidecar since something says so, in words.
     LeftAlone(String),
-    /// Nobody asked for one.
+    /// The pod gets no sidecar since nothing asks for one, in words.
     Outside(String),
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// Which pods, by their labels.
+/// A label selector: conditions on labels, all of which must hold.
 #[derive(Debug, Clone)]
 pub(super) struct Selector(Vec<(String, Test)>);
 
@@ -17,8 +17,10 @@ enum Test {
 }
 
 impl Selector {
+    /// Reads a selector.
+    ///
     /// # Errors
-    /// What is wrong with it.
+    /// What is wrong with the selector.
     pub(super) fn read(value: &Value) -> Result<Self, String> {
         let mut out = Vec::new();
         for (name, value) in value.get("matchLabels").and_then(Value::as_object).into_iter().flatten() {
@@ -41,7 +43,7 @@ impl Selector {
         Ok(Self(out))
     }
 
-    /// Whether it chooses a pod. One without conditions chooses none here.
+    /// Whether the selector chooses a pod. One without conditions chooses none here.
     pub(super) fn chooses(&self, labels: &BTreeMap<String, String>) -> bool {
         let holds = |(name, test): &(String, Test)| match (labels.get(name), test) {
             (Some(value), Test::In(values)) => values.contains(value),

@@ -1,4 +1,4 @@
-//! Holding a pod's namespace against what it should have, and mending it.
+//! Comparing the rules of a pod's namespace with what they should be, and repairing them.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +15,8 @@ use super::super::zds::pause;
 use super::{Care, SILENCE, Turn};
 
 impl<W: World> Care<W> {
-    /// Holds the namespace against what it should have.
+    /// Compares the rules of the pod's namespace with what they should be, and repairs them if they
+    /// differ.
     pub(super) async fn look(&mut self, known: &Arc<Known>, place: &inventory::Place, options: &Options) -> Turn {
         self.look = false;
         if self.rules != Rules::Held(options.clone()) {
@@ -75,14 +76,15 @@ impl<W: World> Care<W> {
         }
     }
 
-    /// Says it to everybody; `cause` is the text without what differs each time.
+    /// Reports a problem in the log, in the pod's history and in an event; `cause` is the text without
+    /// what differs each time.
     fn say(&self, known: &Arc<Known>, kind: Kind, cause: String, text: String) {
         tracing::warn!(pod = %known, "{text}");
         self.ambient.world.note(self.uid(), text.clone());
         self.ambient.world.tell(known, kind, cause, text);
     }
 
-    /// Nothing fails any more.
+    /// Records that a step succeeded: failures are counted from the start again.
     pub(super) fn worked(&mut self) {
         self.failures = 0;
         self.drifted = None;

@@ -1,6 +1,6 @@
-//! Looking after one pod in ambient mode: a task that takes one step after the other from
-//! what is to what is wanted, and looks again when the kernel, the watch or a ztunnel tells
-//! of something, and now and then.
+//! Looking after one pod in ambient mode: a task that takes one step after the other from what is there
+//! to what is wanted, and looks again when the kernel, the watch or a ztunnel reports a change, and now
+//! and then.
 
 mod look;
 mod rules;
@@ -27,12 +27,13 @@ use super::zds::{PATIENCE, Uid};
 
 /// Changes come in bursts: one look for all of them.
 const BURST: Duration = Duration::from_millis(5);
-/// How many looks and repairs a pod may cause at once, and how often after that.
+/// How many looks, and how many repairs, a pod may cause at once, and the time after which it may cause
+/// one more.
 const LOOKS: (u32, Duration) = (20, Duration::from_millis(200));
 const REPAIRS: (u32, Duration) = (5, Duration::from_secs(10));
-/// For how long a ztunnel's silence, or a failure, is nothing to speak of.
+/// For how long a ztunnel's silence or a failure is not reported.
 const SILENCE: Duration = Duration::from_secs(1);
-/// The pauses between two searches for a namespace.
+/// The pauses between two searches for a pod's namespace: the first, and the longest.
 const SEARCHES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// Where the kernel tells of every change, how many times longer than the usual interval passes
 /// between two looks that nothing called for.
@@ -40,15 +41,15 @@ const TOLD_FACTOR: u32 = 10;
 
 /// What comes after a step.
 enum Turn {
-    /// The next step.
+    /// The next step is taken at once.
     Again,
-    /// Nothing before then, unless something happens.
+    /// The next step is taken after this time, or when something happens before.
     Wait(Duration),
-    /// There is nothing to look after any more.
+    /// The pod needs no care any more.
     End,
 }
 
-/// What was told to ztunnels.
+/// The announcement of the pod to ztunnels: how far it has got, and since when it is made.
 struct Announced {
     progress: watch::Receiver<Progress>,
     since: Instant,
@@ -59,36 +60,37 @@ struct Care<W: World> {
     member: Arc<Member>,
     place: Option<inventory::Place>,
     place_is: NamespaceState,
-    /// The plugin has taken the sandbox down, and none has been made since.
+    /// Whether the plugin has taken the sandbox down and has made none since.
     taken_down: bool,
     rules: Rules,
     announced: Option<Announced>,
     ears: Option<W::Ears>,
-    /// What its rules were made with.
+    /// The backend by which the rules in the pod's namespace were made.
     backend: String,
-    /// The namespace is to be looked at, since something may have changed there.
+    /// Whether the rules of the namespace are to be verified, since something may have changed there.
     look: bool,
     looked: Instant,
-    /// The addresses that the namespace has, for as long as the pod's status has not told them.
+    /// The addresses that the namespace itself has, used as long as the pod's status has none of this
+    /// sandbox.
     listed: Vec<IpAddr>,
-    /// The addresses that the pod's status had when its sandbox was made: those of one before.
+    /// The addresses that the pod's status had when its sandbox was made: those of a sandbox before.
     outdated: Option<Vec<IpAddr>>,
     looks: Budget,
     repairs: Budget,
-    /// When the drift that is not mended yet was seen first.
+    /// When the difference that is not repaired yet was first seen.
     drifted: Option<Noticed>,
-    /// It has been said that repairs wait, since there were too many.
+    /// Whether it was reported that repairs wait, since there were too many.
     waits: bool,
-    /// How many times in a row something failed, or nothing was found.
+    /// How many times in a row a step failed.
     failures: u32,
-    /// Since when something fails, and that it does has not been told.
+    /// Since when steps fail; in `untold`, whether that is still to be reported.
     failing: Option<tokio::time::Instant>,
     untold: bool,
     searches: u32,
     warned: Vec<String>,
 }
 
-/// Looks after a pod until it is out and nothing is left.
+/// Looks after a pod until it is out of ambient mode and nothing of ambient mode is left of it.
 pub(super) async fn look_after<W: World>(ambient: Arc<Ambient<W>>, member: Arc<Member>) {
     let now = Instant::now();
     let mut care = Care {
@@ -149,7 +151,7 @@ impl<W: World> Care<W> {
         self.worked();
     }
 
-    /// Takes up what the plugin told.
+    /// Takes up what the plugin last reported of the pod's sandbox.
     fn sandbox(&mut self) {
         match self.member.take_sandbox() {
             Some(SandboxEvent::Made(place)) => {
@@ -218,7 +220,7 @@ impl<W: World> Care<W> {
         }
     }
 
-    /// Takes one step.
+    /// Finds out which step is next, and takes it.
     async fn round(&mut self) -> Turn {
         self.sandbox();
         let (known, gone) = (self.member.known(), self.member.is_gone());
@@ -311,7 +313,8 @@ impl<W: World> Care<W> {
         Turn::Again
     }
 
-    /// There is nothing to do but wait for others.
+    /// Shows that the pod waits for a ztunnel or for its namespace, and gives the time until the next
+    /// try.
     fn waiting(&mut self) -> Turn {
         if self.place_is == NamespaceState::Missing {
             self.searches = self.searches.saturating_add(1);
@@ -341,7 +344,7 @@ impl<W: World> Care<W> {
         }
     }
 
-    /// Waits until there is a reason to go on.
+    /// Waits until something changes, at most for `longest`.
     async fn wait(&mut self, longest: Duration) {
         let member = self.member.clone();
         let recheck = member.annotation.recheck();

@@ -16,7 +16,7 @@ use super::super::world::World;
 use super::{Care, Turn};
 
 impl<W: World> Care<W> {
-    /// Looks for its namespace.
+    /// Looks for the pod's namespace.
     pub(super) async fn find(&mut self, want: &Want) -> Turn {
         match self.ambient.world.find(self.uid()).await {
             Some(place) => self.open(place),
@@ -31,7 +31,7 @@ impl<W: World> Care<W> {
         Turn::Again
     }
 
-    /// Gives its namespace the rules.
+    /// Makes the rules in the pod's namespace.
     pub(super) async fn program(&mut self, known: &Arc<Known>, options: &Options) -> Turn {
         let Some(place) = self.place.clone() else {
             self.place_is = NamespaceState::Unknown;
@@ -64,7 +64,7 @@ impl<W: World> Care<W> {
         }
     }
 
-    /// The namespace is gone: its sandbox may have been made anew.
+    /// Closes a namespace that is gone, and searches again: the pod's sandbox may have been made anew.
     pub(super) fn lost(&mut self) -> Turn {
         self.close(NamespaceState::Unknown);
         self.searches += 1;
@@ -74,7 +74,7 @@ impl<W: World> Care<W> {
         }
     }
 
-    /// Takes the rules away again.
+    /// Removes the rules from the pod's namespace.
     pub(super) async fn unprogram(&mut self, known: &Arc<Known>) -> Turn {
         let Some(place) = self.place.clone() else {
             self.place_is = NamespaceState::Missing;
@@ -111,8 +111,8 @@ impl<W: World> Care<W> {
         }
     }
 
-    /// Where probes reach it: at the addresses of its status, unless there are none, or only those
-    /// of a sandbox before; then at those of its namespace. Of a family that is left out there are none.
+    /// The addresses at which probes reach the pod: those of its status, unless there are none, or only
+    /// those of a sandbox before; then those of its namespace. A family that is left out has none.
     pub(super) async fn addresses(&mut self, known: &Known) -> BTreeSet<IpAddr> {
         let families = self.ambient.settings.families;
         self.all_addresses(known).await.into_iter().filter(|ip| families.has(Family::of(*ip))).collect()

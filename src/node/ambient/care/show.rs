@@ -1,4 +1,4 @@
-//! Showing how far a pod is, to whoever waits for it and to people.
+//! Showing the state of a pod in ambient mode, to the start that waits for it and to people.
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
-//! Ambient mode in a world that is played: pods that come, go and change their minds,
-//! ztunnels that end, an agent that starts anew. The end of each is the same: exactly the
-//! enrolled pods have rules, a ztunnel, addresses in the node's sets, and the annotation.
+//! Ambient mode in a simulated world: pods that come, go and change their labels, ztunnels that end, an
+//! agent that restarts. Each test ends with the same check: exactly the enrolled pods have rules, a
+//! ztunnel, addresses in the node's sets, and the annotation.
 
 mod hurdles;
 mod world;
@@ -45,12 +45,12 @@ fn known(world: &Fake, n: usize, label: Option<&str>) -> Arc<Known> {
     Arc::new(Known::of(serde_json::from_value(pod).unwrap()).unwrap())
 }
 
-/// A pod's sandbox is there.
+/// Starts a pod: its sandbox is there.
 fn run(world: &Fake, n: usize) {
     world.with(|played| played.places.insert(format!("uid-{n}"), 1000 + n as u64));
 }
 
-/// A pod's last process has ended.
+/// Ends a pod's last process.
 fn stop(world: &Fake, n: usize) {
     world.with(|played| {
         if let Some(inode) = played.places.remove(&format!("uid-{n}")) {
@@ -73,7 +73,7 @@ async fn until(what: &str, agent: &Agent, wanted: impl Fn() -> bool) {
     }
 }
 
-/// Whether exactly these pods are enrolled, in everything.
+/// Whether exactly these pods have rules, a ztunnel, addresses in the sets and the annotation.
 fn exactly(agent: &Agent, ztunnel: &Ztunnel, pods: &[usize]) -> bool {
     let uids: Vec<String> = pods.iter().map(|n| format!("uid-{n}")).collect::<BTreeSet<_>>().into_iter().collect();
     agent.world.with(|played| {

@@ -1,4 +1,4 @@
-//! The world that tests play.
+//! The simulated world of the tests.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,23 +18,23 @@ use crate::sys::mutex::lock;
 use crate::sys::netns::Netns;
 
 pub(super) struct Played {
-    /// What rules are made with.
+    /// The name of the backend by which rules are made.
     pub backend: String,
-    /// The namespace of each pod that runs; its inode is its number.
+    /// The namespace of each pod that runs, by the pod's UID: its inode.
     pub places: BTreeMap<String, u64>,
     pub rules: BTreeMap<u64, Options>,
-    /// Those of namespaces that have another one than the usual.
+    /// The addresses of those namespaces that have another one than the usual.
     pub addresses: BTreeMap<u64, IpAddr>,
     pub sets: Entries,
     pub annotations: BTreeMap<String, String>,
     pub states: BTreeMap<String, String>,
-    /// What was done, in order.
+    /// The operations that were done, in order.
     pub done: Vec<String>,
-    /// What is to fail, and how often.
+    /// The operations that are to fail, and how many times.
     pub fail: BTreeMap<&'static str, usize>,
     /// How many annotations are being written, and the most that there were at once.
     pub writing: (usize, usize),
-    /// For whom rules were made, in order.
+    /// The urgency of each making of rules, in order.
     pub urgencies: Vec<Urgency>,
     /// The states of pods when their namespaces were looked at, in order.
     pub looks: Vec<String>,
@@ -64,7 +64,7 @@ impl Default for Played {
 pub(super) struct Fake {
     state: Arc<Mutex<Played>>,
     pub changes: Arc<Notify>,
-    /// Who holds this keeps the API server from answering.
+    /// A lock that keeps the API server from answering while it is held.
     pub api: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -87,7 +87,7 @@ impl Fake {
     }
 }
 
-/// A place with an identity of its own: the descriptor is this process's own namespace.
+/// A place with this inode as its identity: the descriptor is of this process's own namespace.
 pub(super) fn place(inode: u64) -> Place {
     let netns = Netns::open(&PathBuf::from("/proc/self/ns/net")).unwrap();
     Place { netns: Arc::new(netns), identity: (0, inode) }

@@ -1,4 +1,4 @@
-//! A ztunnel that does what it is told, or refuses, as fast as a test has it.
+//! A ztunnel that does what the agent says, or refuses it, as fast as a test wants.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -14,7 +14,7 @@ use super::{Agent, LONG};
 use crate::sys::mutex::lock;
 use crate::sys::seqpacket::{Connection, Reception};
 
-/// A ztunnel that takes what it is given, and what it has.
+/// A ztunnel that takes the pods that are announced to it, and the pods that it has.
 pub(super) struct Ztunnel {
     pub has: Arc<Mutex<BTreeMap<String, Option<Identity>>>>,
     task: JoinHandle<()>,
@@ -26,12 +26,12 @@ fn shared(agent: &Agent) -> zds::ServerContext {
 }
 
 impl Ztunnel {
-    /// Starts one; `refuses` says of how many Adds it takes none.
+    /// Starts a ztunnel that refuses the first `refuses` Adds.
     pub(super) fn start(agent: &Agent, refuses: usize) -> Self {
         Self::slow(agent, refuses, Duration::ZERO)
     }
 
-    /// One that takes this long for each acknowledgement.
+    /// Starts a ztunnel that needs the time `takes` for each acknowledgement.
     pub(super) fn slow(agent: &Agent, refuses: usize, takes: Duration) -> Self {
         let (ours, theirs) = Connection::pair().unwrap();
         let served = tokio::spawn(zds::serve_one(ours, shared(agent)));

@@ -1,4 +1,4 @@
-//! The pods that every ztunnel is to take the traffic of, and how far each ztunnel is told.
+//! The pods whose traffic every ztunnel is to take, and what each ztunnel has been told of them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,14 +14,14 @@ use super::ledger::{Ledger, Next, pause};
 use super::message::{self, AddWorkload, DelWorkload, KeepWorkload, RequestKind, SnapshotSent, WorkloadInfo};
 use super::tell::{Identity, Pods, Tell, ToldPod, Uid};
 
-/// How far a pod is.
+/// How far a pod's announcement to ztunnels has got.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
-    /// No ztunnel has said anything.
+    /// No ztunnel has answered.
     Waiting,
-    /// A ztunnel has taken it.
+    /// A ztunnel takes the pod's traffic.
     Taken,
-    /// None has, and this is what the last one said.
+    /// No ztunnel takes the pod's traffic, and this is why the last one did not.
     Refused(String),
 }
 
@@ -30,7 +30,7 @@ struct Announced {
     info: WorkloadInfo,
     place: Option<Place>,
     searched: bool,
-    /// How many connections in a row were lost while it was told of.
+    /// How many connections in a row were lost while the pod was announced on them.
     lost: u32,
     not_before: Option<Instant>,
     progress: watch::Sender<Progress>,
@@ -80,7 +80,7 @@ struct Subscriber {
 struct Inner {
     workloads: Workloads,
     lines: BTreeMap<u64, Subscriber>,
-    /// How many connections there have been.
+    /// How many ztunnels have greeted so far.
     count: u64,
 }
 
@@ -92,7 +92,7 @@ impl Inner {
         }
     }
 
-    /// Whether a ztunnel that is connected has a pod, in this namespace.
+    /// Whether a ztunnel that is connected takes a pod's traffic in this namespace.
     fn has(&self, uid: &Uid, identity: Identity) -> bool {
         self.lines.values().any(|line| line.ledger.has(uid, identity))
     }
@@ -114,7 +114,8 @@ impl Inner {
     }
 }
 
-/// What is to be sent: with the descriptor, which stays open until the acknowledgement.
+/// A request to be sent, an Add with the namespace's descriptor, which stays open until the
+/// acknowledgement.
 #[derive(Debug)]
 pub struct Letter {
     pub tell: Tell,
@@ -129,11 +130,11 @@ pub enum Do {
     Wait(Option<Instant>),
 }
 
-/// The book, shared by all connections and by whatever decides about pods.
+/// The pods for ztunnels, shared by all connections and by the tasks that look after pods.
 #[derive(Debug)]
 pub struct Book {
     inner: Mutex<Inner>,
-    /// Counts acknowledgements, connections and pods that are new here.
+    /// Counts acknowledgements, connections and new pods; whoever waits for one of these watches it.
     news: watch::Sender<u64>,
 }
 
@@ -152,8 +153,8 @@ impl Book {
         self.news.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// A pod that belongs here and whose namespace is being looked for. Until it is
-    /// found, or not found, no snapshot is complete.
+    /// Adds a pod that is in ambient mode and whose namespace is being looked for. No snapshot is
+    /// complete until that is found, or not found.
     pub fn expect(&self, uid: &Uid, info: WorkloadInfo) {
         let mut inner = self.lock();
         if inner.workloads.pods.contains_key(uid) {
@@ -166,14 +167,14 @@ impl Book {
         self.tell_news();
     }
 
-    /// The namespace of a pod was not found (yet). One that it was in before is let go of here;
-    /// ztunnels that have it keep it.
+    /// Records that a pod's namespace was not found (yet). A namespace that was known before is closed
+    /// here; ztunnels that have it keep it.
     pub fn not_found(&self, uid: &Uid) {
         self.not_announced(uid, None);
     }
 
-    /// The rules of a pod's namespace cannot be made (yet): ztunnels are told of this namespace if they
-    /// were before, and of no other one.
+    /// Records that the rules of a pod's namespace cannot be made (yet): if this namespace was announced
+    /// before, it stays so; no other one does.
     pub fn has_no_rules(&self, uid: &Uid, identity: Identity) {
         self.not_announced(uid, Some(identity));
     }
@@ -189,8 +190,9 @@ impl Book {
         inner.changed(uid);
     }
 
-    /// Has every ztunnel take a pod's traffic, in this namespace, which has its rules. Gives
-    /// how far it is: a ztunnel that was not told to let go of it since has it still.
+    /// Announces a pod, with a namespace that has its rules, to every ztunnel. Gives how far that has
+    /// got: a ztunnel that has the pod in this namespace already, and was not told to drop it since,
+    /// still takes it.
     pub fn announce(&self, uid: &Uid, info: WorkloadInfo, place: Place) -> watch::Receiver<Progress> {
         let mut inner = self.lock();
         let is_taken = inner.has(uid, place.identity);
@@ -210,7 +212,7 @@ impl Book {
         progress
     }
 
-    /// Has every ztunnel let go of a pod.
+    /// Has every ztunnel drop a pod.
     pub fn remove(&self, uid: &Uid) {
         let mut inner = self.lock();
         inner.mark_searched(uid);
@@ -218,8 +220,8 @@ impl Book {
         inner.changed(uid);
     }
 
-    /// Waits until every ztunnel has let go of a pod that was removed, or is gone itself; or until the
-    /// pod is here again.
+    /// Waits until every ztunnel that is connected has dropped a pod that was removed, or until the pod
+    /// is added again.
     pub async fn let_go(&self, uid: &Uid) {
         let mut news = self.news.subscribe();
         let is_held = |inner: &Inner| {
@@ -232,14 +234,15 @@ impl Book {
         }
     }
 
-    /// Every pod of the node is known by now: a snapshot may end as soon as each was looked for.
+    /// Records that every pod of the node is known: a snapshot may end as soon as each was looked for.
     pub fn complete(&self) {
         let mut inner = self.lock();
         inner.workloads.complete = true;
         inner.wake_all();
     }
 
-    /// Looking for namespaces has taken long enough: snapshots may end without.
+    /// Ends the search for namespaces, which has taken long enough: snapshots may end without those that
+    /// are not found.
     pub fn search_is_over(&self) {
         let mut inner = self.lock();
         let late: Vec<Uid> =
@@ -250,7 +253,7 @@ impl Book {
         }
     }
 
-    /// How many ztunnels are connected, and how many of them know of every pod.
+    /// How many ztunnels are connected, and how many of them have had a complete snapshot.
     pub fn ztunnels(&self) -> (usize, usize) {
         let inner = self.lock();
         (inner.lines.len(), inner.lines.values().filter(|line| line.ledger.snapshot_sent()).count())
@@ -261,7 +264,7 @@ impl Book {
         self.lock().workloads.is_complete()
     }
 
-    /// Whether a pod belongs here.
+    /// Whether a pod is to be taken by ztunnels.
     pub fn contains(&self, uid: &Uid) -> bool {
         self.lock().workloads.pods.contains_key(uid)
     }
@@ -280,7 +283,7 @@ impl Book {
         self.len() == 0
     }
 
-    /// A ztunnel has greeted: its number, and what wakes its connection.
+    /// Adds a ztunnel that has greeted: gives its number, and what wakes its connection.
     pub(super) fn join(&self) -> (u64, Arc<Notify>) {
         let mut inner = self.lock();
         inner.count += 1;
@@ -292,7 +295,7 @@ impl Book {
         (number, wake)
     }
 
-    /// A connection has ended; what was told last was not acknowledged.
+    /// Removes a connection that has ended; `in_flight` is the request that was not acknowledged.
     pub(super) fn leave(&self, number: u64, in_flight: Option<&Tell>, why: &str, now: Instant) {
         let mut inner = self.lock();
         inner.lines.remove(&number);
@@ -312,7 +315,7 @@ impl Book {
         self.tell_news();
     }
 
-    /// What a connection is to send.
+    /// What a connection is to do next.
     pub(super) fn next(&self, number: u64, now: Instant) -> Do {
         let mut inner = self.lock();
         let Inner { workloads, lines, .. } = &mut *inner;
@@ -336,7 +339,7 @@ impl Book {
         Do::Send(Letter { tell, packet: message::encode(request), netns })
     }
 
-    /// What a ztunnel said to what it was told.
+    /// Records a ztunnel's answer to a request.
     pub(super) fn acknowledged(&self, number: u64, tell: &Tell, result: Result<(), String>, now: Instant) {
         let mut inner = self.lock();
         if let Some(line) = inner.lines.get_mut(&number) {

@@ -1,6 +1,6 @@
-//! One ztunnel: greeting, then one request after the other, each acknowledged before the
-//! next. An acknowledgement says nothing of what it belongs to but by its place in the
-//! order, so a connection over which one is missed, or comes unasked, is closed.
+//! The connection of one ztunnel: a greeting, then one request after the other, each acknowledged before
+//! the next. Only its place in the order says which request an acknowledgement belongs to, so a
+//! connection is closed if an acknowledgement is missing or comes unasked.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -16,10 +16,10 @@ use super::book::{Book, Do, Letter};
 use super::message::{self, LONGEST_REQUEST, LONGEST_RESPONSE, Version};
 use super::tell::Tell;
 
-/// The most of a ztunnel's error that is repeated: it may come with a backtrace.
+/// The most characters of a ztunnel's error that are repeated: it may come with a backtrace.
 const LONGEST_QUOTE: usize = 300;
 
-/// Why a connection came to its end.
+/// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectionEnd {
     #[error("it closed the connection")]
@@ -99,7 +99,7 @@ async fn greeting(connection: &Connection, shared: &ServerContext, buffer: &mut 
     }
 }
 
-/// Waits, but not for ever.
+/// Waits for `work`, at most for `patience`.
 async fn within<T>(
     patience: Duration,
     what: &'static str,
@@ -128,14 +128,14 @@ struct Client {
     shared: ServerContext,
     number: u64,
     buffer: Vec<u8>,
-    /// What was told and is not acknowledged yet.
+    /// The request that is not acknowledged yet.
     in_flight: Option<Tell>,
-    /// When it connected.
+    /// When the ztunnel had greeted.
     since: Instant,
 }
 
 impl Client {
-    /// Tells the next thing and hears the answer, or waits for something to tell.
+    /// Sends the next request and reads the answer, or waits until there is a request.
     async fn step(&mut self, wake: &tokio::sync::Notify) -> Result<(), ConnectionEnd> {
         match self.shared.book.next(self.number, Instant::now()) {
             Do::Send(letter) => self.tell(letter).await,
@@ -203,7 +203,7 @@ impl Client {
     }
 }
 
-/// The beginning of an error, in one line.
+/// The beginning of an error's first line.
 fn shortened(error: &str) -> String {
     let line = error.lines().next().unwrap_or_default().trim();
     match line.char_indices().nth(LONGEST_QUOTE) {

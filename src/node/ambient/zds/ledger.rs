@@ -1,12 +1,12 @@
-//! What one ztunnel has been told, and what it is told next. Pure: nothing is sent here.
+//! What one ztunnel has been told, and the next request for it. Pure: nothing is sent here.
 //!
 //! ```text
 //! hello ──► Add or Keep for every pod ──► SnapshotSent ──► Add and Del as they happen
 //! ```
 //!
-//! A ztunnel drops what it knows and was neither added nor kept when it is told that the
-//! snapshot is complete, so that is said only when every pod is known here. Afterwards Keep
-//! and a second SnapshotSent would end it.
+//! At SnapshotSent, a ztunnel drops every pod that it knows and that was neither added nor kept, so this
+//! is sent only when every pod is known here. A Keep or a second SnapshotSent afterwards would make the
+//! ztunnel end.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -22,21 +22,21 @@ pub fn pause(failures: u32) -> Duration {
     first.saturating_mul(1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX)).min(longest)
 }
 
-/// What comes next.
+/// What a connection is to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Next {
     Tell(Tell),
-    /// Nothing until something changes, or until then.
+    /// Wait until something changes, or until this time.
     Wait(Option<Instant>),
 }
 
-/// What a ztunnel knows of a pod.
+/// What a ztunnel has been told last of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LastSent {
     Added(Identity),
     Kept,
-    /// It was told to add it, or to let go of it, and has not said that it did; what it could not
-    /// add it keeps trying by itself.
+    /// An Add or Del was sent and is not confirmed; a pod that the ztunnel could not add, it keeps
+    /// trying by itself.
     Unsure,
 }
 
@@ -46,12 +46,12 @@ struct Failed {
     again: Instant,
 }
 
-/// The book-keeping of one connection. One request is in flight at most: what was told is
-/// [`Ledger::acknowledged`] before the next is asked for.
+/// The state of one connection. At most one request is in flight: it is [`Ledger::acknowledged`] before
+/// the next is asked for.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     told: HashMap<Uid, LastSent>,
-    /// Pods to look at, each once.
+    /// The pods of which something may have to be sent, each once.
     queue: VecDeque<Uid>,
     queued: HashSet<Uid>,
     failed: HashMap<Uid, Failed>,
@@ -59,36 +59,36 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// A ztunnel that has been told nothing yet.
+    /// The state for a ztunnel that has been told nothing yet.
     pub(super) fn new<'a>(pods: impl IntoIterator<Item = &'a Uid>) -> Self {
         let mut ledger = Self::default();
         pods.into_iter().for_each(|uid| ledger.changed(uid));
         ledger
     }
 
-    /// Whether it has been told everything once.
+    /// Whether the ztunnel has had a complete snapshot.
     pub(super) fn snapshot_sent(&self) -> bool {
         self.snapshot_sent
     }
 
-    /// Whether it knows of a pod, as far as it was told.
+    /// Whether the ztunnel may know a pod, by what it was told.
     pub(super) fn knows(&self, uid: &Uid) -> bool {
         self.told.contains_key(uid)
     }
 
-    /// Whether it has said that it took a pod in this namespace, and was told nothing else since.
+    /// Whether the ztunnel has confirmed a pod in this namespace, and was told nothing else of it since.
     pub(super) fn has(&self, uid: &Uid, identity: Identity) -> bool {
         self.told.get(uid) == Some(&LastSent::Added(identity))
     }
 
-    /// Something about a pod is new.
+    /// Queues a pod of which something has changed.
     pub(super) fn changed(&mut self, uid: &Uid) {
         if self.queued.insert(uid.clone()) {
             self.queue.push_back(uid.clone());
         }
     }
 
-    /// What to tell next.
+    /// The next request, or how long to wait.
     pub(super) fn next(&mut self, pods: &impl Pods, now: Instant) -> Next {
         self.take_up_again(now);
         while let Some(uid) = self.queue.pop_front() {
@@ -141,7 +141,7 @@ impl Ledger {
         }
     }
 
-    /// What was told has been acknowledged: carried out, or not.
+    /// Records the answer to a request: whether it was carried out.
     pub(super) fn acknowledged(&mut self, tell: &Tell, done: bool, now: Instant) {
         match tell {
             Tell::Add(uid, identity) if done => {
@@ -200,7 +200,7 @@ mod tests {
         ToldPod { identity: None, searched, not_before: None }
     }
 
-    /// Everything that is told one after the other, acknowledged as `done` says.
+    /// All requests until there is none, as words, each acknowledged as `done` says.
     fn all(ledger: &mut Ledger, pods: &Fixed, now: Instant, done: impl Fn(&Tell) -> bool) -> Vec<String> {
         let mut told = Vec::new();
         while let Next::Tell(tell) = ledger.next(pods, now) {

@@ -15,7 +15,7 @@ pub enum Version {
     V1 = 1,
 }
 
-/// What a ztunnel says first. It is not acknowledged.
+/// A ztunnel's greeting, its first message. It is not acknowledged.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct ZdsHello {
     #[prost(enumeration = "Version", tag = "1")]
@@ -33,7 +33,7 @@ pub struct WorkloadInfo {
     pub service_account: String,
 }
 
-/// A pod to take the traffic of; its network namespace comes as a descriptor.
+/// Tells a ztunnel to take a pod's traffic; the pod's network namespace comes as a descriptor.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct AddWorkload {
     #[prost(string, tag = "1")]
@@ -42,7 +42,7 @@ pub struct AddWorkload {
     pub workload_info: Option<WorkloadInfo>,
 }
 
-/// A pod to let go of.
+/// Tells a ztunnel to drop a pod.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct DelWorkload {
     // Not 1, as everywhere else.
@@ -50,18 +50,18 @@ pub struct DelWorkload {
     pub uid: String,
 }
 
-/// A pod to keep if it is known: where its namespace is is not known (yet).
+/// Tells a ztunnel to keep a pod if it knows it: the pod's namespace is not known here (yet).
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct KeepWorkload {
     #[prost(string, tag = "1")]
     pub uid: String,
 }
 
-/// Everything there is has been told: what was not is to be dropped.
+/// Ends the snapshot: a ztunnel drops the pods that were not in it.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct SnapshotSent {}
 
-/// What the agent says.
+/// A request of the agent.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct WorkloadRequest {
     #[prost(oneof = "RequestKind", tags = "1, 2, 3, 5")]
@@ -80,14 +80,14 @@ pub enum RequestKind {
     Keep(KeepWorkload),
 }
 
-/// Whether a request was carried out: no error, no text.
+/// Whether a request was carried out: if so, the text of the error is empty.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Ack {
     #[prost(string, tag = "1")]
     pub error: String,
 }
 
-/// What a ztunnel says to a request.
+/// A ztunnel's answer to a request.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct WorkloadResponse {
     #[prost(oneof = "Response", tags = "1")]
@@ -100,12 +100,12 @@ pub enum Response {
     Ack(Ack),
 }
 
-/// The packet of a request.
+/// Encodes a request as a packet.
 pub fn encode(request: RequestKind) -> Vec<u8> {
     WorkloadRequest { payload: Some(request) }.encode_to_vec()
 }
 
-/// The version that a ztunnel says it speaks.
+/// Reads a greeting: the version of ZDS that a ztunnel speaks.
 ///
 /// # Errors
 /// The packet is no greeting.
@@ -113,7 +113,7 @@ pub fn hello(packet: &[u8]) -> Result<i32, prost::DecodeError> {
     ZdsHello::decode(packet).map(|hello| hello.version)
 }
 
-/// What a ztunnel answered: carried out, or why not.
+/// Reads an acknowledgement: that the request was carried out, or why not.
 ///
 /// # Errors
 /// The packet is no acknowledgement; what is wrong with it.

@@ -4,10 +4,10 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `message` | the bytes |
-//! | `tell` | what is told of pods, and what of them decides it |
+//! | `tell` | the requests about pods, and the facts about pods that decide them |
 //! | `ledger` | what one ztunnel was told and is told next: pure |
 //! | `book` | the pods, for all ztunnels |
-//! | `connection` | one ztunnel: deadlines, and what ends it |
+//! | `connection` | the connection of one ztunnel: deadlines, and what ends it |
 
 pub mod book;
 mod connection;
@@ -35,10 +35,10 @@ pub use tell::{Identity, Uid};
 
 /// How long a greeting, a write and an acknowledgement may take.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// How many may be connected at once: during an upgrade there are two.
+/// How many ztunnels may be connected at once: during an upgrade there are two.
 const AT_ONCE: usize = 8;
 
-/// Why ztunnels cannot be listened for.
+/// Why the socket for ztunnels cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     #[error("{path} is there and is no socket; remove it, or choose another --ztunnel-socket")]
@@ -49,11 +49,11 @@ pub enum ListenError {
     Io { path: String, source: io::Error },
 }
 
-/// Makes the socket. One that is there already was left by an agent that has ended: the
-/// caller holds the lock that only one agent has.
+/// Makes the socket for ztunnels. A socket that is there already was left by an agent that has ended:
+/// the caller holds the lock that only one agent has.
 ///
 /// # Errors
-/// The path is taken by something that is no socket, or cannot be made.
+/// The path is taken by something that is no socket, or the socket cannot be made.
 pub fn listen(path: &Path) -> Result<Listener, ListenError> {
     let shown = || path.display().to_string();
     let failed = |source| ListenError::Io { path: shown(), source };
@@ -72,7 +72,7 @@ pub fn listen(path: &Path) -> Result<Listener, ListenError> {
     Ok(listener)
 }
 
-/// Serves one ztunnel, as a test has it.
+/// Serves one ztunnel, on a connection that a test made.
 #[cfg(test)]
 pub async fn serve_one(connection: crate::sys::seqpacket::Connection, shared: ServerContext) {
     connection::serve(connection, shared).await;

@@ -1,4 +1,4 @@
-//! What is told of pods, and as much of pods as decides it: the words that the book and its
+//! The requests about pods, and the facts about pods that decide them: the types that the book and its
 //! ledgers share.
 
 use std::sync::Arc;
@@ -7,41 +7,41 @@ use std::time::Instant;
 /// A network namespace: device and inode.
 pub type Identity = (u64, u64);
 
-/// As much of a pod as decides what is told of it.
+/// The facts about a pod that decide what ztunnels are told of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ToldPod {
-    /// Its namespace, once that is found and has its rules.
+    /// The pod's namespace, once that is found and has its rules.
     pub identity: Option<Identity>,
-    /// Its namespace has been looked for at least once.
+    /// Whether the pod's namespace has been looked for at least once.
     pub searched: bool,
-    /// It is not told of before: connections were lost over it.
+    /// The time before which the pod is not announced, since connections were lost over it.
     pub not_before: Option<Instant>,
 }
 
-/// The pods that there are.
+/// The pods that ztunnels are told of.
 pub(super) trait Pods {
     fn get(&self, uid: &Uid) -> Option<ToldPod>;
-    /// Whether these are all of them.
+    /// Whether no pod is missing, and each was looked for.
     fn is_complete(&self) -> bool;
 }
 
 /// A pod's UID.
 pub type Uid = Arc<str>;
 
-/// What to tell a ztunnel.
+/// A request to a ztunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tell {
-    /// To take a pod that is in this namespace.
+    /// Take the traffic of a pod, in this namespace.
     Add(Uid, Identity),
-    /// To keep a pod, whose namespace was not found.
+    /// Keep a pod whose namespace was not found.
     Keep(Uid),
-    /// To let go of a pod.
+    /// Drop a pod.
     Del(Uid),
     SnapshotSent,
 }
 
 impl Tell {
-    /// A word for metrics and the log.
+    /// The name of the request in metrics and the log.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Add(..) => "add",

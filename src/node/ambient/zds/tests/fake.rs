@@ -1,4 +1,4 @@
-//! A ztunnel played by the tests, and namespaces of pods.
+//! A ztunnel that the tests simulate, and namespaces of pods.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,7 +20,7 @@ use super::{DONE, LONG};
 use crate::sys::netns::Netns;
 use crate::sys::seqpacket::{Connection, Reception};
 
-/// The agent's side.
+/// The agent's side of the connections.
 pub(super) struct Side {
     pub(super) shared: ServerContext,
     registry: prometheus_client::registry::Registry,
@@ -38,7 +38,7 @@ impl Side {
         &self.shared.book
     }
 
-    /// Lets a ztunnel connect, which greets or not.
+    /// Connects a ztunnel, which greets with `hello` or not at all.
     pub(super) async fn connect(&self, hello: Option<&[u8]>) -> Ztunnel {
         let (ours, theirs) = Connection::pair().unwrap();
         let task = tokio::spawn(connection::serve(ours, self.shared.clone()));
@@ -76,7 +76,7 @@ impl Ztunnel {
         }
     }
 
-    /// What it is told next, in words.
+    /// The next request of the agent, in words.
     pub(super) async fn told(&self) -> String {
         let Some((request, descriptors)) = self.packet().await else { return "the end".into() };
         if !matches!(request, RequestKind::Add(_)) {
@@ -103,7 +103,7 @@ impl Ztunnel {
         self.say(&refusal(error)).await;
     }
 
-    /// Acknowledges whatever comes, until that was it.
+    /// Expects these requests, in this order, and acknowledges each.
     pub(super) async fn take(&self, what: &[&str]) {
         for expected in what {
             assert_eq!(self.told().await, *expected);
@@ -126,7 +126,7 @@ pub(super) fn identity(descriptor: &impl AsFd) -> Identity {
     (meta.dev(), meta.ino())
 }
 
-/// A network namespace, for as long as a process of its own lives.
+/// A network namespace that is held by a process of its own, or this process's own.
 pub(super) struct Space {
     pub(super) process: Option<Child>,
     path: PathBuf,
@@ -158,7 +158,7 @@ impl Space {
         self.place().identity.1
     }
 
-    /// How many of this process's descriptors lead here.
+    /// How many of this process's descriptors lead to the namespace.
     pub(super) fn held(&self) -> usize {
         let identity = std::fs::metadata(&self.path).map(|meta| (meta.dev(), meta.ino())).unwrap();
         let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();

@@ -1,4 +1,4 @@
-//! A ztunnel of our own, for everything that a real one does not do.
+//! Tests with a simulated ztunnel, for everything that a real one does not do.
 
 mod fake;
 
@@ -318,7 +318,7 @@ async fn a_ztunnel_dials_the_socket_whatever_was_left_there() {
     fs::remove_dir_all(folder).unwrap();
 }
 
-/// Not a measurement: that it is not one look at every pod for each pod.
+/// Shows that a snapshot does not look at every pod once for each pod; it is no measurement.
 #[tokio::test(flavor = "current_thread")]
 async fn a_snapshot_of_many_pods_is_a_request_a_pod() {
     let (side, own) = (Side::new(LONG), Space::own());
