@@ -240,7 +240,8 @@ fn settings(matches: &ArgMatches) -> Result<AgentSettings, CliError> {
     if let Some(name) = &daemon_set {
         entry["pod_namespace"] = name.namespace.clone().into();
     }
-    let ambient = matches.get_flag("ambient").then(|| ambient_given(matches)).transpose()?;
+    // What makes no sense is refused also where ambient mode is off.
+    let ambient = Some(ambient_given(matches)?).filter(|_| matches.get_flag("ambient"));
     if ambient.is_some() {
         entry["ambient"] = true.into();
     }

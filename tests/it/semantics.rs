@@ -296,6 +296,6 @@ fn what_gets_out_by_a_mark_is_told() {
     let (_, command) = message.split_once("try podweir ").unwrap();
     let mut arguments: Vec<&str> = command.split(' ').collect();
     assert!(arguments.contains(&"--mark"), "{message}");
-    arguments.extend(["--live", "--expect", "direct"]);
+    arguments.extend(["--expect", "direct"]);
     pod.namespace.print(PODWEIR, &arguments);
 }

@@ -35,7 +35,7 @@ pub struct Inspection {
     pub binary: Result<Placed, String>,
     /// Whether another program had removed our entry, and this look wrote it again.
     pub rewritten: bool,
-    /// How many such rewrites came before this one without a quiet time between.
+    /// How many such rewrites there were without a quiet time between, this one included.
     pub rewritten_in_a_row: u32,
 }
 
@@ -164,7 +164,7 @@ impl Looks {
             self.pause = Some((now + pause, pause));
         }
         self.was_effective |= matches!(&chain, Ok(state) if state.is_effective());
-        let rewritten_in_a_row = if rewritten { self.pauses.in_a_row() } else { 0 };
+        let rewritten_in_a_row = if rewritten { self.pauses.in_a_row().saturating_add(1) } else { 0 };
         let look = Inspection { chain, binary, rewritten, rewritten_in_a_row };
         self.tell(&look);
         look
