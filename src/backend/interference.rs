@@ -2,6 +2,9 @@
 //! interception's, if they decide where a packet goes, and in those behind it, if they change what it
 //! has decided. Rules that drop or accept are harmless: what is dropped does not escape, and accepting
 //! in one chain keeps no packet from the next one.
+//!
+//! This is no walk of traffic, as `audit` has: an installation looks for rules that could interfere with
+//! any packet, in microseconds and without the pod's addresses.
 
 use std::fmt;
 

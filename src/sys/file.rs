@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -30,7 +30,7 @@ pub fn read_below(root: &Path, path: &Path, limit: u64) -> io::Result<String> {
         let directory = File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(&root)?;
         let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
         let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve);
-        let found = openat2(&directory, &path, how).map_err(|errno| match errno {
+        let found = open_in_root(&directory, &path, how).map_err(|errno| match errno {
             Errno::ENOSYS => io::Error::new(
                 io::ErrorKind::Unsupported,
                 "this kernel has no openat2 (Linux 5.6), without which links in it would be followed out of the pod",
@@ -39,6 +39,14 @@ pub fn read_below(root: &Path, path: &Path, limit: u64) -> io::Result<String> {
         })?;
         read_regular(&File::from(found), limit)
     })
+}
+
+/// openat2(2), repeated on `EAGAIN`: the kernel gives that for a path with `..` in it when anything on
+/// the system was renamed or mounted meanwhile, since it cannot tell whether the path left the root.
+fn open_in_root(directory: &File, path: &Path, how: OpenHow) -> nix::Result<OwnedFd> {
+    const ATTEMPTS: usize = 1000;
+    let mut attempts = (0..ATTEMPTS).map(|_| openat2(directory, path, how));
+    attempts.find(|opened| !matches!(opened, Err(Errno::EAGAIN))).unwrap_or(Err(Errno::EAGAIN))
 }
 
 /// Reads a text file of the process's own file system, with the checks of [`read_below`] but for the
@@ -114,6 +122,30 @@ mod tests {
         assert_eq!(read("absolute").unwrap(), "inside");
         assert_eq!(read("upwards").unwrap(), "inside");
         assert_eq!(read("named").unwrap_err().kind(), io::ErrorKind::NotFound);
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_link_upwards_is_followed_while_others_rename_files() {
+        let directory = directory("renames");
+        let root = directory.join("root");
+        fs::write(root.join("secret"), "inside").unwrap();
+        symlink("../../secret", root.join("etc/upwards")).unwrap();
+        let (a, b) = (directory.join("a"), directory.join("b"));
+        fs::write(&a, "").unwrap();
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    fs::rename(&a, &b).unwrap();
+                    fs::rename(&b, &a).unwrap();
+                }
+            });
+            let read: Vec<_> = (0..2000).map(|_| read_below(&root, "etc/upwards".as_ref(), 100)).collect();
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            let failed = read.iter().filter_map(|read| read.as_ref().err()).next();
+            assert!(failed.is_none(), "{failed:?}");
+        });
         fs::remove_dir_all(directory).unwrap();
     }
 

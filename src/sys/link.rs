@@ -27,6 +27,10 @@ const VETH_INFO_PEER: u16 = 1;
 const IFF_UP: u32 = 1;
 /// No duplicate address detection.
 const IFA_F_NODAD: u8 = 2;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
 const NUD_PERMANENT: u16 = 0x80;
 
 /// An Ethernet address.
@@ -152,8 +156,7 @@ pub fn add_address(netlink: &mut Netlink, index: u32, address: IpAddr, bits: u8)
     let mut header = vec![family(address), bits, IFA_F_NODAD, 0];
     header.extend(index.to_ne_bytes());
     let octets = octets(address);
-    // IFA_LOCAL and IFA_ADDRESS.
-    let body = [header, attribute(2, &octets), attribute(1, &octets)].concat();
+    let body = [header, attribute(IFA_LOCAL, &octets), attribute(IFA_ADDRESS, &octets)].concat();
     transact(netlink, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &[&body])
 }
 
@@ -167,8 +170,7 @@ pub fn add_neighbour(netlink: &mut Netlink, index: u32, address: IpAddr, mac: Ma
     header.extend(index.to_ne_bytes());
     header.extend(NUD_PERMANENT.to_ne_bytes());
     header.extend([0, 0]);
-    // NDA_DST and NDA_LLADDR.
-    let body = [header, attribute(1, &octets(address)), attribute(2, &mac)].concat();
+    let body = [header, attribute(NDA_DST, &octets(address)), attribute(NDA_LLADDR, &mac)].concat();
     transact(netlink, RTM_NEWNEIGH, NLM_F_CREATE, &[&body])
 }
 

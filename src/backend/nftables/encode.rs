@@ -34,17 +34,26 @@ impl NewSet {
     }
 }
 
+/// Types of set keys as nft numbers them (`enum datatypes`).
+const TYPE_IPADDR: u32 = 7;
+const TYPE_IP6ADDR: u32 = 8;
+const TYPE_INET_PROTOCOL: u32 = 12;
+const TYPE_INET_SERVICE: u32 = 13;
+const TYPE_UID: u32 = 24;
+const TYPE_GID: u32 = 25;
+const TYPE_IFNAME: u32 = 41;
+
 impl SetKey {
     /// The key's type in `NFTA_SET_KEY_TYPE` (informational, `enum datatypes` of nft).
     pub fn number(self) -> u32 {
         match self {
-            SetKey::Ipv4 => 7,
-            SetKey::Ipv6 => 8,
-            SetKey::Protocol => 12,
-            SetKey::Port => 13,
-            SetKey::Uid => 24,
-            SetKey::Gid => 25,
-            SetKey::InterfaceName => 41,
+            SetKey::Ipv4 => TYPE_IPADDR,
+            SetKey::Ipv6 => TYPE_IP6ADDR,
+            SetKey::Protocol => TYPE_INET_PROTOCOL,
+            SetKey::Port => TYPE_INET_SERVICE,
+            SetKey::Uid => TYPE_UID,
+            SetKey::Gid => TYPE_GID,
+            SetKey::InterfaceName => TYPE_IFNAME,
         }
     }
 

@@ -11,7 +11,7 @@ use super::decode::{self, Listed};
 use super::expr;
 use super::links::Links;
 use super::sets::{Elements, VerdictMap};
-use super::wire::NfFamily;
+use super::wire::{NF_INET_INGRESS, NF_NETDEV_EGRESS, NF_NETDEV_INGRESS, NfFamily};
 
 /// A table with its chains, rules, sets and maps.
 #[derive(Debug, Default)]
@@ -126,12 +126,9 @@ impl NftTable {
 /// The base chain for a hook's number: `NF_INET_*`, or `NF_NETDEV_*` in a table of devices; and whether
 /// only packets of devices pass it. `None`: there is no such hook.
 pub fn base(family: NfFamily, hook: u32, kind: ChainKind, priority: i32) -> Option<(Base, bool)> {
-    const NETDEV_INGRESS: u32 = 0;
-    const NETDEV_EGRESS: u32 = 1;
-    const INET_INGRESS: u32 = 5;
     match (family == NfFamily::NETDEV, hook) {
-        (true, NETDEV_INGRESS) | (false, INET_INGRESS) => Some((Base::ingress(kind, priority), true)),
-        (true, NETDEV_EGRESS) => Some((Base::egress(kind, priority), true)),
+        (true, NF_NETDEV_INGRESS) | (false, NF_INET_INGRESS) => Some((Base::ingress(kind, priority), true)),
+        (true, NF_NETDEV_EGRESS) => Some((Base::egress(kind, priority), true)),
         (true, _) => None,
         (false, number) => Some((Base::accepting(kind, Hook::by_number(number)?, priority), false)),
     }

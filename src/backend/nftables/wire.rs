@@ -52,11 +52,18 @@ impl Msg {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NfFamily(pub u8);
 
+/// Hooks of devices (`enum nf_dev_hooks`), and that of a device in a table of family inet (`enum nf_inet_hooks`).
+pub const NF_NETDEV_INGRESS: u32 = 0;
+pub const NF_NETDEV_EGRESS: u32 = 1;
+pub const NF_INET_INGRESS: u32 = 5;
+
 impl NfFamily {
     pub const UNSPEC: NfFamily = NfFamily(0);
     pub const INET: NfFamily = NfFamily(1);
     pub const IPV4: NfFamily = NfFamily(2);
+    pub const ARP: NfFamily = NfFamily(3);
     pub const NETDEV: NfFamily = NfFamily(5);
+    pub const BRIDGE: NfFamily = NfFamily(7);
     pub const IPV6: NfFamily = NfFamily(10);
 }
 

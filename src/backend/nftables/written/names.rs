@@ -1,8 +1,8 @@
 //! nft's names for families, hooks and priorities.
 
-use crate::backend::hook::{Base, ChainKind};
+use crate::backend::hook::{Base, ChainKind, Hook};
 use crate::backend::nftables::table::{self, Devices};
-use crate::backend::nftables::wire::NfFamily;
+use crate::backend::nftables::wire::{NF_INET_INGRESS, NF_NETDEV_EGRESS, NF_NETDEV_INGRESS, NfFamily};
 use crate::config::types::Interface;
 
 /// `ip`, `inet` …: the number of a family.
@@ -16,8 +16,8 @@ pub fn family(name: &str) -> Result<u8, String> {
         "ip6" => NfFamily::IPV6.0,
         "inet" => NfFamily::INET.0,
         "netdev" => NfFamily::NETDEV.0,
-        "arp" => 3,
-        "bridge" => 7,
+        "arp" => NfFamily::ARP.0,
+        "bridge" => NfFamily::BRIDGE.0,
         _ => return Err(format!("'{name}' is no family of tables")),
     })
 }
@@ -37,14 +37,14 @@ pub fn base(
 ) -> Result<(Base, Option<Devices>), String> {
     let netdev = family == NfFamily::NETDEV.0;
     let number = match hook {
-        "ingress" if netdev => 0,
-        "egress" if netdev => 1,
-        "prerouting" => 0,
-        "input" => 1,
-        "forward" => 2,
-        "output" => 3,
-        "postrouting" => 4,
-        "ingress" => 5,
+        "ingress" if netdev => NF_NETDEV_INGRESS,
+        "egress" if netdev => NF_NETDEV_EGRESS,
+        "prerouting" => Hook::Prerouting as u32,
+        "input" => Hook::Input as u32,
+        "forward" => Hook::Forward as u32,
+        "output" => Hook::Output as u32,
+        "postrouting" => Hook::Postrouting as u32,
+        "ingress" => NF_INET_INGRESS,
         _ => return Err(format!("'{hook}' is no hook")),
     };
     let place = table::base(NfFamily(family), number, ChainKind::by_name(kind), priority);
